@@ -1,0 +1,1 @@
+"""The napari plugin of streamview: a thin shell over the core."""

@@ -1,0 +1,54 @@
+"""Exact streamed prediction and full-resolution saliency of whole-slide regions, in bounded memory.
+
+Names are imported on first use, so that ``import streamview`` costs nothing: no torch, zarr or Qt.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from streamview.errors import StreamviewError
+    from streamview.geometry import Region
+    from streamview.loading import load_model
+    from streamview.inference import predict, saliency
+    from streamview.pyramid import build_pyramid, open_pyramid
+    from streamview.slides import open_slide
+    from streamview.streaming import stream
+
+__all__ = [
+    "Region",
+    "StreamviewError",
+    "__version__",
+    "build_pyramid",
+    "load_model",
+    "open_pyramid",
+    "open_slide",
+    "predict",
+    "saliency",
+    "stream",
+]
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Region": "geometry",
+    "StreamviewError": "errors",
+    "build_pyramid": "pyramid",
+    "load_model": "loading",
+    "open_pyramid": "pyramid",
+    "open_slide": "slides",
+    "predict": "inference",
+    "saliency": "inference",
+    "stream": "streaming",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'streamview' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"streamview.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

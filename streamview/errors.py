@@ -1,0 +1,35 @@
+"""What can go wrong, said so that the reader knows what to do.
+
+Every message names what was found, what was expected and the remedy, in one line. Shells catch `StreamviewError` alone and
+print the message; anything else is a defect of the program and keeps its traceback.
+"""
+
+__all__ = ["Cancelled", "MemoryBudgetError", "ModelError", "NotStreamableError", "RegionError", "SlideError", "StreamviewError"]
+
+
+class StreamviewError(Exception):
+    """Base of every error that the user can mend."""
+
+
+class SlideError(StreamviewError):
+    """A slide or pyramid is missing, damaged, of an unknown format, or lacks what the work needs."""
+
+
+class RegionError(StreamviewError):
+    """A region lies outside the slide or is too small for the network."""
+
+
+class ModelError(StreamviewError):
+    """A model, its card or its weights are unknown, unsafe or do not fit together."""
+
+
+class NotStreamableError(StreamviewError):
+    """A network cannot be streamed; the message names the layer and the reason."""
+
+
+class MemoryBudgetError(StreamviewError):
+    """No step shape fits the memory budget."""
+
+
+class Cancelled(StreamviewError):  # noqa: N818 - a request of the user, not a fault
+    """The user asked the work to stop; nothing half-written is left looking finished."""
