@@ -1,0 +1,23 @@
+"""Predictions and saliency maps: what they are, whose they are, and how they are kept.
+
+Raw float32 values are the record; how a map is shown (blur, cap, colour) is `streamview.display`'s concern. On disk a saliency is
+an OME-Zarr 0.5 image (https://ngff.openmicroscopy.org/0.5/) with the channels ``absolute`` and ``signed``, a subgroup ``evidence``
+with its own coarser image where the network offers it, and everything else under the root attribute ``streamview``.
+"""
+
+from streamview.results.store import MapWriter, open_saliency, save_saliency
+from streamview.results.types import REDUCTIONS, RESEARCH_USE, Identity, Method, Plane, Prediction, Saliency, SaliencyMap
+
+__all__ = [
+    "REDUCTIONS",
+    "RESEARCH_USE",
+    "Identity",
+    "MapWriter",
+    "Method",
+    "Plane",
+    "Prediction",
+    "Saliency",
+    "SaliencyMap",
+    "open_saliency",
+    "save_saliency",
+]

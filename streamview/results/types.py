@@ -1,0 +1,297 @@
+"""What a result is: predictions, saliency maps, and the identity they share."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streamview.geometry import Region
+
+if TYPE_CHECKING:
+    import zarr
+
+__all__ = ["REDUCTIONS", "RESEARCH_USE", "Identity", "Method", "Plane", "Prediction", "Saliency", "SaliencyMap", "level0_mpp"]
+
+Method = Literal["absolute", "signed", "evidence"]
+RESEARCH_USE = "Research use only. Not for diagnosis."
+REDUCTIONS: Mapping[Method, str] = {
+    "absolute": "max over channels of |d logit / d normalised input|",
+    "signed": "sum over channels of (d logit / d normalised input) * (normalised input - normalised glass)",
+    "evidence": "the head's linear layer applied to the last features before pooling",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Everything that decides a result's values; plan, device and versions only change its rounding.
+
+    Parameters
+    ----------
+    weights_sha256, card_sha256
+        Hex digests of the network's weights and of its card.
+    source
+        `Slide.identity` of the source.
+    region
+        Region in level-0 pixels.
+    mpp
+        ``(y, x)`` um/px of the network's grid; None when unknown.
+    precision
+        Arithmetic, for example "float32".
+    """
+
+    weights_sha256: str
+    card_sha256: str
+    source: str
+    region: Region
+    mpp: tuple[float, float] | None
+    precision: str
+
+    @property
+    def key(self) -> str:
+        """Hex digest of all the fields: the name of this result in every export."""
+        return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields as plain JSON values."""
+        return {
+            "weights_sha256": self.weights_sha256,
+            "card_sha256": self.card_sha256,
+            "source": self.source,
+            "region": _region_to_json(self.region),
+            "mpp": None if self.mpp is None else list(self.mpp),
+            "precision": self.precision,
+        }
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Self:
+        """Inverse of `to_json`."""
+        return cls(
+            weights_sha256=values["weights_sha256"],
+            card_sha256=values["card_sha256"],
+            source=values["source"],
+            region=Region(**values["region"]),
+            mpp=_pair(values["mpp"]),
+            precision=values["precision"],
+        )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Prediction:
+    """A network's answer for one region of one slide.
+
+    Parameters
+    ----------
+    slide_name
+        File name of the slide, without folder.
+    region
+        Region in level-0 pixels.
+    shape
+        ``(height, width)`` of the network's grid, in px.
+    mpp
+        ``(y, x)`` um/px of that grid; None when unknown.
+    task
+        "class", "multilabel" or "regression".
+    class_names
+        K names, one a logit.
+    logits
+        float32 (K,): raw outputs of the network.
+    identity
+        What decided the values.
+    model_name
+        Name on the model's card.
+    trained
+        False when the weights are random; every output says so.
+    warnings
+        What the reader must know, one sentence each.
+    """
+
+    slide_name: str
+    region: Region
+    shape: tuple[int, int]
+    mpp: tuple[float, float] | None
+    task: str
+    class_names: tuple[str, ...]
+    logits: NDArray[np.float32]
+    identity: Identity
+    model_name: str
+    trained: bool
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def probabilities(self) -> NDArray[np.float32] | None:
+        """float32 (K,): softmax of the logits for a class task, sigmoid for multilabel, None for regression."""
+        logits = self.logits.astype(np.float64)
+        if self.task == "class":
+            shares = np.exp(logits - logits.max())
+            return np.asarray(shares / shares.sum(), np.float32)
+        if self.task == "multilabel":
+            return np.asarray(0.5 * (1 + np.tanh(logits / 2)), np.float32)
+        return None
+
+    @property
+    def label(self) -> str | None:
+        """Predicted class; for multilabel those at 0.5 or above, joined by "; " ("" when none is); None for regression."""
+        probabilities = self.probabilities
+        if probabilities is None:
+            return None
+        if self.task == "class":
+            return self.class_names[int(np.argmax(self.logits))]
+        return "; ".join(name for name, p in zip(self.class_names, probabilities, strict=True) if p >= 0.5)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields, probabilities and label as plain JSON values."""
+        probabilities = self.probabilities
+        return {
+            "slide_name": self.slide_name,
+            "region": _region_to_json(self.region),
+            "shape": list(self.shape),
+            "mpp": None if self.mpp is None else list(self.mpp),
+            "task": self.task,
+            "class_names": list(self.class_names),
+            "logits": self.logits.tolist(),
+            "probabilities": None if probabilities is None else probabilities.tolist(),
+            "label": self.label,
+            "identity": {**self.identity.to_json(), "key": self.identity.key},
+            "model_name": self.model_name,
+            "trained": self.trained,
+            "warnings": list(self.warnings),
+            "note": RESEARCH_USE,
+        }
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Self:
+        """Inverse of `to_json`; what follows from the logits is computed again."""
+        height, width = values["shape"]
+        return cls(
+            slide_name=values["slide_name"],
+            region=Region(**values["region"]),
+            shape=(height, width),
+            mpp=_pair(values["mpp"]),
+            task=values["task"],
+            class_names=tuple(values["class_names"]),
+            logits=np.asarray(values["logits"], np.float32),
+            identity=Identity.from_json(values["identity"]),
+            model_name=values["model_name"],
+            trained=values["trained"],
+            warnings=tuple(values["warnings"]),
+        )
+
+
+class Plane:
+    """One channel of a stored ``(c, y, x)`` array as a lazy float32 ``(y, x)`` array; reads only the pixels asked for."""
+
+    __slots__ = ("_array", "_channel", "dtype", "ndim", "shape")
+
+    def __init__(self, array: zarr.Array[Any], channel: int) -> None:
+        self._array, self._channel = array, channel
+        _, height, width = array.shape
+        self.shape: tuple[int, int] = (height, width)
+        self.dtype = np.dtype(np.float32)
+        self.ndim = 2
+
+    def __getitem__(self, key: Any) -> Any:
+        rest = key if isinstance(key, tuple) else (key,)
+        return self._array[(self._channel, *rest)]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        return np.asarray(self[:, :], dtype)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SaliencyMap:
+    """Raw values of one map and where they lie on the slide.
+
+    Pixel ``(i, j)`` of `values` is centred at the level-0 position ``origin + (i, j) * step``, where level-0 pixel k has its centre at k.
+
+    Parameters
+    ----------
+    method
+        What the values are; see `REDUCTIONS`.
+    values
+        float32 (h, w), an array or a lazy `Plane`.
+    step, origin
+        ``(y, x)`` in level-0 pixels.
+    coarser
+        Block means of `values`, each half the size (rounded up) of the one before; empty for maps in memory.
+    """
+
+    method: Method
+    values: NDArray[np.float32] | Plane
+    step: tuple[float, float]
+    origin: tuple[float, float]
+    coarser: tuple[NDArray[np.float32] | Plane, ...] = ()
+
+    @property
+    def levels(self) -> tuple[NDArray[np.float32] | Plane, ...]:
+        """`values` and its coarser forms, finest first."""
+        return (self.values, *self.coarser)
+
+    def placed(self, level: int) -> tuple[tuple[float, float], tuple[float, float]]:
+        """Return ``(step, origin)`` of a level, both ``(y, x)`` in level-0 pixels."""
+        factor = 2**level
+        (sy, sx), (oy, ox) = self.step, self.origin
+        return (sy * factor, sx * factor), (oy + sy * (factor - 1) / 2, ox + sx * (factor - 1) / 2)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Saliency:
+    """Why a network answered as it did: raw maps for one target, on the network's grid.
+
+    Parameters
+    ----------
+    prediction
+        The answer that the maps explain.
+    target, target_index
+        Name and logit of the class explained.
+    std
+        The card's standard deviations, of pixels scaled to 0..1: dividing a map by them gives it per unit of pixel value.
+    glass
+        RGB of empty glass, the reference of the signed map.
+    maps
+        By method.
+    path
+        Where it is stored; None in memory.
+    """
+
+    prediction: Prediction
+    target: str
+    target_index: int
+    std: tuple[float, ...]
+    glass: tuple[int, int, int]
+    maps: dict[Method, SaliencyMap]
+    path: Path | None = None
+
+    @property
+    def mpp(self) -> tuple[float, float] | None:
+        """``(y, x)`` um/px of the slide's level 0; None when unknown."""
+        steps = [saliency_map.step for method, saliency_map in self.maps.items() if method != "evidence"]
+        return level0_mpp(self.prediction, steps[0])
+
+    @property
+    def target_probability(self) -> float | None:
+        """Probability of the target; None for regression."""
+        probabilities = self.prediction.probabilities
+        return None if probabilities is None else float(probabilities[self.target_index])
+
+
+def _region_to_json(region: Region) -> dict[str, int]:
+    return {"y": region.y, "x": region.x, "height": region.height, "width": region.width, "level": region.level}
+
+
+def _pair(values: Any) -> tuple[float, float] | None:
+    if values is None:
+        return None
+    y, x = values
+    return float(y), float(x)
+
+
+def level0_mpp(prediction: Prediction, step: tuple[float, float]) -> tuple[float, float] | None:
+    """Return ``(y, x)`` um/px of the slide's level 0, given the level-0 pixels per pixel of the prediction's grid; None when unknown."""
+    return None if prediction.mpp is None else (prediction.mpp[0] / step[0], prediction.mpp[1] / step[1])
