@@ -1,0 +1,369 @@
+"""The job folder: what a command leaves behind, readable by people, spreadsheets and later runs.
+
+::
+
+    job/ predictions.csv  summary.md  runs/<run-id>.json  slides/<slide>.json  saliency/<slide>/<region>.ome.zarr
+
+``slides/*.json`` are the record; ``predictions.csv`` and ``summary.md`` are written from them after every slide, so that a crash loses at
+most the slide it fell on. Every file appears whole or not at all.
+"""
+
+from __future__ import annotations
+
+import csv
+import importlib.metadata
+import io
+import json
+import os
+import platform
+import secrets
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from streamview import atomic
+from streamview.errors import StreamviewError
+from streamview.geometry import Region
+from streamview.results import RESEARCH_USE, Prediction
+
+__all__ = ["AGGREGATION", "Job", "RegionResult", "Run", "SlideRecord", "new_run_id", "region_id", "versions"]
+
+AGGREGATION = "mean of the regions' logits, unweighted"
+_AGGREGATE = "aggregate"
+_PACKAGES = ("streamview", "torch", "numpy", "zarr", "tifffile", "openslide-python", "openslide-bin")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RegionResult:
+    """One region's answer as the job keeps it.
+
+    Parameters
+    ----------
+    prediction
+        The answer.
+    run_id
+        Run that made it.
+    tissue_covered
+        Share (0..1) of the slide's tissue inside the region; None when not measured.
+    saliency, picture
+        Paths of its map and its display PNG relative to the job folder; None when there is none.
+    """
+
+    prediction: Prediction
+    run_id: str
+    tissue_covered: float | None = None
+    saliency: str | None = None
+    picture: str | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SlideRecord:
+    """All that a job knows of one slide.
+
+    Parameters
+    ----------
+    slide_id
+        File name of the slide, without folder.
+    regions
+        Answers, one a region and network, oldest first.
+    error
+        Why the last run failed on it; None when it did not.
+    run_id
+        Last run that touched it.
+    patient_id
+        As given with the slides; empty when unknown.
+    """
+
+    slide_id: str
+    regions: tuple[RegionResult, ...]
+    run_id: str
+    error: str | None = None
+    patient_id: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields as plain JSON values."""
+        regions = [
+            {
+                "run_id": result.run_id,
+                "tissue_covered": result.tissue_covered,
+                "saliency": result.saliency,
+                "picture": result.picture,
+                "prediction": result.prediction.to_json(),
+            }
+            for result in self.regions
+        ]
+        return {
+            "slide_id": self.slide_id,
+            "patient_id": self.patient_id,
+            "status": _status(self),
+            "error": self.error,
+            "run_id": self.run_id,
+            "aggregation": AGGREGATION,
+            "regions": regions,
+            "note": RESEARCH_USE,
+        }
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> SlideRecord:
+        """Inverse of `to_json`."""
+        regions = tuple(RegionResult(**(entry | {"prediction": Prediction.from_json(entry["prediction"])})) for entry in values["regions"])
+        return cls(values["slide_id"], regions, values["run_id"], values["error"], values["patient_id"])
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Run:
+    """How one command ran; none of it changes a result except by rounding.
+
+    Parameters
+    ----------
+    run_id
+        From `new_run_id`.
+    command
+        The command line's arguments.
+    device
+        The device really used, in words.
+    plan
+        Step shape, forecast and budget, as plain JSON values.
+    started, finished
+        UTC times, ISO 8601; `finished` is None while it runs.
+    seconds, peak_bytes
+        What it took; None while it runs.
+    failed
+        Names of the slides that failed.
+    """
+
+    run_id: str
+    command: tuple[str, ...]
+    device: str
+    plan: Mapping[str, Any]
+    started: str
+    finished: str | None = None
+    seconds: float | None = None
+    peak_bytes: int | None = None
+    failed: tuple[str, ...] = ()
+
+
+def new_run_id() -> str:
+    """Return a name for a run that sorts by time and is unique: ``20261121-093000-1a2b3c``."""
+    return f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
+
+
+def region_id(region: Region) -> str:
+    """Name of a region in tables and file names, in level-0 pixels: ``x0-y256-w8192-h4096``."""
+    return f"x{region.x}-y{region.y}-w{region.width}-h{region.height}"
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide a result's rounding; a missing one is left out."""
+    found = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+class Job:
+    """A job folder, made when it is first written to.
+
+    Parameters
+    ----------
+    folder
+        Its path; an existing job is added to.
+
+    Raises
+    ------
+    StreamviewError
+        When the path is a file.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        self.folder = Path(folder)
+        if self.folder.exists() and not self.folder.is_dir():
+            raise StreamviewError(f"{self.folder}: is a file; a job needs a folder, choose another output")
+
+    def saliency_path(self, slide_id: str, region: Region) -> Path:
+        """Where the maps of a region belong."""
+        return self.folder / "saliency" / slide_id / f"{region_id(region)}.ome.zarr"
+
+    def picture_path(self, slide_id: str, region: Region, preset: str) -> Path:
+        """Where the display PNG of a region belongs."""
+        return self.folder / "saliency" / slide_id / f"{region_id(region)}-{preset}.png"
+
+    def slides(self) -> list[SlideRecord]:
+        """Return all slides of the job, by name.
+
+        Raises
+        ------
+        StreamviewError
+            When a record is damaged.
+        """
+        return [self._read(path) for path in sorted((self.folder / "slides").glob("*.json"))]
+
+    def add(self, result: RegionResult, *, patient_id: str = "") -> None:
+        """Record one region's answer; it replaces an earlier one of the same identity.
+
+        Raises
+        ------
+        StreamviewError
+            When the disk is full or the slide's record is damaged.
+        """
+        prediction = result.prediction
+        record = self._known(prediction.slide_name)
+        kept = [other for other in record.regions if other.prediction.identity.key != prediction.identity.key]
+        self._write(replace(record, regions=(*kept, result), run_id=result.run_id, error=None, patient_id=patient_id or record.patient_id))
+
+    def fail(self, slide_id: str, error: str, run_id: str, *, patient_id: str = "") -> None:
+        """Record that a slide failed; answers of earlier runs stay.
+
+        Raises
+        ------
+        StreamviewError
+            When the disk is full or the slide's record is damaged.
+        """
+        record = self._known(slide_id)
+        one_line = " ".join(error.split())
+        self._write(replace(record, run_id=run_id, error=one_line, patient_id=patient_id or record.patient_id))
+
+    def record_run(self, run: Run) -> Path:
+        """Write ``runs/<run-id>.json``, replacing the run's earlier state, and return its path."""
+        path = self.folder / "runs" / f"{run.run_id}.json"
+        _write_json(path, asdict(run) | {"versions": versions(), "platform": platform.platform(), "note": RESEARCH_USE})
+        return path
+
+    def _known(self, slide_id: str) -> SlideRecord:
+        path = self._slide_path(slide_id)
+        return self._read(path) if path.exists() else SlideRecord(slide_id, (), "")
+
+    def _slide_path(self, slide_id: str) -> Path:
+        return self.folder / "slides" / f"{slide_id}.json"
+
+    def _read(self, path: Path) -> SlideRecord:
+        try:
+            return SlideRecord.from_json(json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise StreamviewError(
+                f"{path}: damaged record ({type(error).__name__}: {error}); delete it and run this slide again"
+            ) from error
+
+    def _write(self, record: SlideRecord) -> None:
+        _write_json(self._slide_path(record.slide_id), record.to_json())
+        records = self.slides()
+        atomic.write_text(self.folder / "predictions.csv", _table(records))
+        atomic.write_text(self.folder / "summary.md", _summary(records))
+
+
+def _write_json(path: Path, values: Mapping[str, Any]) -> None:
+    atomic.write_text(path, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
+
+
+def _status(record: SlideRecord) -> str:
+    return "ok" if record.error is None else "failed"
+
+
+def _by_network(record: SlideRecord) -> list[list[RegionResult]]:
+    """Group a slide's answers by the network that gave them."""
+    groups: dict[tuple[str, str], list[RegionResult]] = {}
+    for result in record.regions:
+        identity = result.prediction.identity
+        groups.setdefault((identity.weights_sha256, identity.card_sha256), []).append(result)
+    return list(groups.values())
+
+
+def _aggregate(results: list[RegionResult]) -> Prediction:
+    logits = np.asarray(np.mean([result.prediction.logits for result in results], axis=0, dtype=np.float64), np.float32)
+    return replace(results[-1].prediction, logits=logits)
+
+
+def _covered(results: list[RegionResult]) -> float | None:
+    """Tissue inside the regions; known for one region only, as several may overlap."""
+    return results[0].tissue_covered if len(results) == 1 else None
+
+
+def _table(records: Iterable[SlideRecord]) -> str:
+    """Write the table: one row per region, one aggregate row per slide and network, one row per failure."""
+    rows = [row for record in records for row in _rows(record)]
+    names = list(dict.fromkeys(key for row in rows for key in row if key.startswith(("prob_", "logit_"))))
+    probabilities = [name for name in names if name.startswith("prob_")]
+    columns = [
+        *["slide_id", "patient_id", "region_id", "level", "x", "y", "width", "height", "mpp", "width_um", "tissue_covered", "prediction"],
+        *probabilities,
+        *(name for name in names if name not in probabilities),
+        *["model_id", "weights_sha256", "run_id", "status", "error"],
+    ]
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def _rows(record: SlideRecord) -> Iterable[dict[str, str]]:
+    slide = {"slide_id": record.slide_id, "patient_id": record.patient_id}
+    for results in _by_network(record):
+        for result in results:
+            prediction, region = result.prediction, result.prediction.region
+            place = {key: str(getattr(region, key)) for key in ("level", "x", "y", "width", "height")}
+            if prediction.mpp is not None:
+                width_um = prediction.mpp[1] * prediction.shape[1]
+                place |= {"mpp": f"{width_um / region.width:.6g}", "width_um": f"{width_um:.6g}"}
+            yield slide | {"region_id": region_id(region)} | place | _answer(prediction, result.run_id, result.tissue_covered)
+        yield slide | {"region_id": _AGGREGATE} | _answer(_aggregate(results), results[-1].run_id, _covered(results))
+    if record.error is not None:
+        yield slide | {"region_id": _AGGREGATE, "run_id": record.run_id, "status": "failed", "error": record.error}
+
+
+def _answer(prediction: Prediction, run_id: str, tissue_covered: float | None) -> dict[str, str]:
+    values = {
+        "tissue_covered": "" if tissue_covered is None else f"{tissue_covered:.4f}",
+        "prediction": prediction.label or "",
+        "model_id": prediction.model_name,
+        "weights_sha256": prediction.identity.weights_sha256,
+        "run_id": run_id,
+        "status": "ok",
+    }
+    if prediction.probabilities is not None:
+        values |= {f"prob_{name}": str(p) for name, p in zip(prediction.class_names, prediction.probabilities, strict=True)}
+    return values | {f"logit_{name}": str(logit) for name, logit in zip(prediction.class_names, prediction.logits, strict=True)}
+
+
+def _summary(records: list[SlideRecord]) -> str:
+    """Write the job for a person: one line per slide and network, then failures and warnings."""
+    failed = [record for record in records if record.error is not None]
+    lines = [
+        "# Job summary",
+        "",
+        f"**{RESEARCH_USE}**",
+        "",
+        f"{len(records)} slides, {len(failed)} failed. A slide's answer is the {AGGREGATION}; it speaks for the regions read, not for "
+        "tissue outside them.",
+        "",
+        "| slide | network | prediction | regions | tissue covered |",
+        "|---|---|---|---|---|",
+    ]
+    warnings: dict[str, None] = {}
+    for record in records:
+        for results in _by_network(record):
+            answer, covered = _aggregate(results), _covered(results)
+            network = answer.model_name if answer.trained else f"{answer.model_name} (untrained, random weights)"
+            share = "not measured" if covered is None else f"{covered:.1%}"
+            lines.append(f"| {record.slide_id} | {network} | {_in_words(answer)} | {len(results)} | {share} |")
+            warnings |= dict.fromkeys(f"{record.slide_id}: {warning}" for result in results for warning in result.prediction.warnings)
+    for title, items in (("Failed", [f"{record.slide_id}: {record.error}" for record in failed]), ("Warnings", list(warnings))):
+        if items:
+            lines += ["", f"## {title}", "", *(f"- {item}" for item in items)]
+    return "\n".join(lines) + "\n"
+
+
+def _in_words(prediction: Prediction) -> str:
+    probabilities = prediction.probabilities
+    if probabilities is None:
+        return ", ".join(f"{name} = {logit:.4g}" for name, logit in zip(prediction.class_names, prediction.logits, strict=True))
+    if prediction.task == "class":
+        return f"{prediction.label} (p = {probabilities.max():.3f})"
+    return prediction.label or "none of the classes"

@@ -1,0 +1,142 @@
+"""The job folder: its table, its records, and what happens to them when slides fail."""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from streamview.errors import StreamviewError
+from streamview.geometry import Region
+from streamview.jobs import Job, RegionResult, Run, new_run_id, region_id, versions
+from streamview.results import Identity, Prediction
+
+COLUMNS = (
+    "slide_id,patient_id,region_id,level,x,y,width,height,mpp,width_um,tissue_covered,prediction,prob_normal,prob_tumour,"
+    "logit_normal,logit_tumour,model_id,weights_sha256,run_id,status,error"
+)
+
+
+def answer(slide: str = "a.svs", logits: tuple[float, float] = (0.0, 1.0), weights: str = "ab", x: int = 0) -> RegionResult:
+    region = Region(10, x, 2048, 4096)
+    prediction = Prediction(
+        slide_name=slide,
+        region=region,
+        shape=(1024, 2048),
+        mpp=(0.5, 0.5),
+        task="class",
+        class_names=("normal", "tumour"),
+        logits=np.array(logits, np.float32),
+        identity=Identity(weights, "cd", slide, region, (0.5, 0.5), "float32"),
+        model_name="demo",
+        trained=True,
+    )
+    return RegionResult(prediction, "run-1", 0.75, f"saliency/{slide}/r.ome.zarr")
+
+
+def rows(job: Job) -> list[dict[str, str]]:
+    with (job.folder / "predictions.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_table_has_a_row_per_region_and_one_per_slide(tmp_path: Path) -> None:
+    job = Job(tmp_path / "job")
+    job.add(answer(logits=(0.0, 2.0)), patient_id="p1")
+    job.add(answer(logits=(4.0, 0.0), x=100))
+    assert (job.folder / "predictions.csv").read_text().splitlines()[0] == COLUMNS
+    first, second, whole = rows(job)
+    assert [first["region_id"], second["region_id"], whole["region_id"]] == ["x0-y10-w4096-h2048", "x100-y10-w4096-h2048", "aggregate"]
+    assert (first["x"], first["y"], first["width"], first["height"], first["level"]) == ("0", "10", "4096", "2048", "0")
+    assert (first["mpp"], first["width_um"], first["tissue_covered"]) == ("0.25", "1024", "0.7500")
+    assert (first["prediction"], second["prediction"], whole["prediction"]) == ("tumour", "normal", "normal")
+    assert float(whole["logit_normal"]) == 2.0
+    assert float(whole["prob_normal"]) == pytest.approx(1 / (1 + np.exp(-1.0)))
+    assert {row["patient_id"] for row in rows(job)} == {"p1"}
+    # Two regions may overlap, so what they cover together is not known.
+    assert whole["tissue_covered"] == ""
+    assert {row["status"] for row in rows(job)} == {"ok"}
+
+
+def test_running_again_replaces_the_row_and_other_networks_stay(tmp_path: Path) -> None:
+    job = Job(tmp_path)
+    job.add(answer(logits=(0.0, 2.0)))
+    job.add(answer(logits=(0.0, 2.0), weights="other"))
+    job.add(replace(answer(logits=(0.0, 2.0)), run_id="run-2"))
+    assert [(row["region_id"], row["weights_sha256"], row["run_id"]) for row in rows(job)] == [
+        ("x0-y10-w4096-h2048", "other", "run-1"),
+        ("aggregate", "other", "run-1"),
+        ("x0-y10-w4096-h2048", "ab", "run-2"),
+        ("aggregate", "ab", "run-2"),
+    ]
+
+
+def test_a_failed_slide_stays_as_a_row(tmp_path: Path) -> None:
+    job = Job(tmp_path)
+    job.add(answer("b.svs"))
+    job.fail("a.svs", "unreadable tile\n at 3, 4", "run-2", patient_id="p2")
+    failed, *good = rows(job)
+    assert (failed["slide_id"], failed["patient_id"], failed["status"], failed["error"]) == (
+        "a.svs",
+        "p2",
+        "failed",
+        "unreadable tile at 3, 4",
+    )
+    assert failed["prediction"] == failed["prob_tumour"] == ""
+    assert [row["slide_id"] for row in good] == ["b.svs", "b.svs"]
+    assert "unreadable tile at 3, 4" in (tmp_path / "summary.md").read_text()
+    job.add(answer("a.svs"))
+    assert {row["status"] for row in rows(job)} == {"ok"}
+
+
+def test_records_survive_the_disk(tmp_path: Path) -> None:
+    job = Job(tmp_path)
+    job.add(answer())
+    (record,) = Job(tmp_path).slides()
+    assert record.slide_id == "a.svs"
+    assert record.regions[0].prediction.to_json() == answer().prediction.to_json()
+    assert record.regions[0].saliency == "saliency/a.svs/r.ome.zarr"
+    assert job.saliency_path("a.svs", Region(1, 2, 3, 4)) == tmp_path / "saliency" / "a.svs" / "x2-y1-w4-h3.ome.zarr"
+
+
+def test_the_summary_says_untrained_and_research_use(tmp_path: Path) -> None:
+    job = Job(tmp_path)
+    result = answer()
+    job.add(replace(result, prediction=replace(result.prediction, trained=False, warnings=("made at another mpp",))))
+    summary = (tmp_path / "summary.md").read_text()
+    assert "Research use only" in summary
+    assert "demo (untrained, random weights) | tumour (p = 0.731) | 1 | 75.0%" in summary
+    assert "- a.svs: made at another mpp" in summary
+
+
+def test_the_run_record_names_versions_device_and_plan(tmp_path: Path) -> None:
+    run = Run(new_run_id(), ("streamview", "predict"), "cpu, 2 threads", {"tile": [512, 512]}, "2026-11-21T09:00:00Z")
+    job = Job(tmp_path)
+    job.record_run(run)
+    path = job.record_run(replace(run, seconds=3.5, failed=("a.svs",)))
+    kept = json.loads(path.read_text())
+    assert kept["versions"] == versions()
+    assert {"python", "torch", "numpy", "streamview"} <= set(kept["versions"])
+    assert (kept["device"], kept["plan"], kept["seconds"], kept["failed"]) == ("cpu, 2 threads", {"tile": [512, 512]}, 3.5, ["a.svs"])
+    assert [entry.name for entry in (tmp_path / "runs").iterdir()] == [f"{run.run_id}.json"]
+
+
+def test_a_damaged_record_is_named(tmp_path: Path) -> None:
+    job = Job(tmp_path)
+    job.add(answer())
+    (tmp_path / "slides" / "a.svs.json").write_text("{")
+    with pytest.raises(StreamviewError, match=r"a\.svs\.json: damaged record .* run this slide again"):
+        job.slides()
+
+
+def test_a_file_is_no_job(tmp_path: Path) -> None:
+    (tmp_path / "job").write_text("")
+    with pytest.raises(StreamviewError, match="choose another output"):
+        Job(tmp_path / "job")
+
+
+def test_region_ids_are_unique_names() -> None:
+    assert region_id(Region(1, 2, 3, 4)) == "x2-y1-w4-h3"
