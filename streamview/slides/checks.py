@@ -1,0 +1,136 @@
+"""Checks made before a file is trusted: its declared size, its completeness, and the digest that identifies it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import struct
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from streamview.errors import SlideError
+
+__all__ = ["check_complete", "check_size", "file_identity"]
+
+MAX_SIDE, MAX_PIXELS = 2**22, 2**42  # the largest scans are near 2^20 px a side
+MAX_CHUNK = 2**28  # bytes of one decoded tile, strip or chunk; more would make every small read a large one
+_MAX_DIRECTORIES = 100_000
+_SAMPLE, _SAMPLES = 1 << 16, 64
+
+# TIFF tags: data offsets, their byte counts, and sub-directories.
+_OFFSETS, _COUNTS, _SUBDIRECTORIES = (273, 324), (279, 325), 330
+_TYPES = {3: "u2", 4: "u4", 13: "u4", 16: "u8", 18: "u8"}
+
+
+def check_size(name: str, shape: tuple[int, int], chunk_bytes: int = 0) -> None:
+    """Refuse sizes that no scan has, before anything is allocated for them.
+
+    Raises
+    ------
+    SlideError
+        When a side, the area, or one separately stored piece is absurd.
+    """
+    height, width = shape
+    if height <= 0 or width <= 0 or max(shape) > MAX_SIDE or height * width > MAX_PIXELS:
+        raise SlideError(f"{name}: declares {width} x {height} px, expected 1 to {MAX_SIDE} a side; the file is damaged, get it again")
+    if chunk_bytes > MAX_CHUNK:
+        raise SlideError(
+            f"{name}: stored in pieces of {chunk_bytes / 2**20:.0f} MiB, expected tiles of at most {MAX_CHUNK >> 20} MiB;"
+            " save it as a tiled pyramid, e.g. vips tiffsave IN OUT.tif --tile --pyramid --compression jpeg"
+        )
+
+
+def file_identity(path: Path) -> str:
+    """SHA-256 over a file's size and 64 evenly spaced samples of 64 KiB (all of a file up to 4 MiB), as hex."""
+    size = path.stat().st_size
+    digest = hashlib.sha256(f"streamview file {size}\n".encode())
+    with path.open("rb") as file:
+        if size <= _SAMPLE * _SAMPLES:
+            digest.update(file.read())
+        else:
+            for number in range(_SAMPLES):
+                file.seek((size - _SAMPLE) * number // (_SAMPLES - 1))
+                digest.update(file.read(_SAMPLE))
+    return digest.hexdigest()
+
+
+def check_complete(path: Path) -> None:
+    """Refuse a TIFF (of any vendor) that points beyond its end: it was cut short. Other files pass.
+
+    Readers differ here: OpenSlide refuses some cut files with a puzzling message, tifffile reads what is left.
+
+    Raises
+    ------
+    SlideError
+        When a directory or a tile lies outside the file, or the directories form a loop.
+    """
+    with path.open("rb") as file:
+        header = file.read(16)
+        order = {b"II": "<", b"MM": ">"}.get(header[:2])
+        if order is None or len(header) < 8:
+            return
+        version = struct.unpack_from(order + "H", header, 2)[0]
+        size = os.fstat(file.fileno()).st_size
+        # A classic TIFF beyond 4 GiB is Hamamatsu's own layout, which OpenSlide checks itself.
+        if version not in (42, 43) or (version == 42 and size >= 2**32):
+            return
+        try:
+            end = _furthest_byte(file, order, big=version == 43)
+        except (struct.error, OverflowError):
+            end = None
+    if end is None or end > size:
+        found = f"points to byte {end}" if end is not None else "points to a directory beyond its end"
+        raise SlideError(f"{path.name}: truncated: it {found}, but ends at byte {size}; copy or download it again")
+
+
+def _furthest_byte(file: BinaryIO, order: str, *, big: bool) -> int:
+    """First byte after everything that the TIFF's directories point to; struct.error when a directory itself is cut."""
+    word, count_format, entry_size = ("Q", "Q", 20) if big else ("I", "H", 12)
+    file.seek(8 if big else 4)
+    pending = [_unpack(file, order + word)]
+    seen: set[int] = set()
+    furthest = 0
+    while pending:
+        offset = pending.pop()
+        if offset == 0:
+            continue
+        if offset in seen or len(seen) > _MAX_DIRECTORIES:
+            raise SlideError(f"{Path(file.name).name}: its TIFF directories form a loop; the file is damaged, get it again")
+        seen.add(offset)
+        file.seek(offset)
+        entries = file.read(_unpack(file, order + count_format) * entry_size)
+        pending.append(_unpack(file, order + word))
+        fields = {}
+        for start in range(0, len(entries), entry_size):
+            tag, kind, count = struct.unpack_from(order + "HH" + word, entries, start)
+            if tag in (*_OFFSETS, *_COUNTS, _SUBDIRECTORIES) and kind in _TYPES:
+                fields[tag] = _values(file, order, entries[start + 4 + struct.calcsize(order + word) : start + entry_size], kind, count)
+        if _SUBDIRECTORIES in fields:
+            pending.extend(int(value) for value in fields[_SUBDIRECTORIES])
+        for offsets, counts in zip(_OFFSETS, _COUNTS, strict=True):
+            if offsets in fields and counts in fields:
+                both = min(len(fields[offsets]), len(fields[counts]))
+                ends = fields[offsets][:both] + fields[counts][:both]
+                furthest = max(furthest, int(ends.max(initial=0)))
+    return furthest
+
+
+def _unpack(file: BinaryIO, layout: str) -> int:
+    value: int = struct.unpack(layout, file.read(struct.calcsize(layout)))[0]
+    return value
+
+
+def _values(file: BinaryIO, order: str, inline: bytes, kind: int, count: int) -> np.ndarray[tuple[int], np.dtype[np.uint64]]:
+    """Values of one TIFF field, kept in the entry itself when they fit."""
+    dtype = np.dtype(order + _TYPES[kind])
+    data = inline
+    if count * dtype.itemsize > len(inline):
+        position = file.tell()
+        file.seek(int(np.frombuffer(inline, order + ("u8" if len(inline) == 8 else "u4"))[0]))
+        data = file.read(min(count * dtype.itemsize, os.fstat(file.fileno()).st_size))
+        file.seek(position)
+        if len(data) < count * dtype.itemsize:
+            raise struct.error
+    return np.frombuffer(data, dtype, count).astype(np.uint64)

@@ -1,0 +1,176 @@
+"""What a slide is to the rest of the program, and the few rules every backend shares."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Protocol, Self, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+
+from streamview.errors import RegionError, SlideError
+from streamview.geometry import Region
+
+__all__ = ["WHITE", "Level", "Slide", "SlideBase", "check_region", "composite", "given_mpp", "positive_mpp", "shape_levels"]
+
+WHITE = (255, 255, 255)
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """One resolution of a slide.
+
+    Parameters
+    ----------
+    shape
+        Height and width in pixels of this level.
+    downsample
+        Level-0 pixels per pixel of this level, (y, x): what the file states (OME-Zarr's scales), else the true ratio of the
+        shapes; never rounded. (1.0, 1.0) for level 0.
+    """
+
+    shape: tuple[int, int]
+    downsample: tuple[float, float]
+
+
+@runtime_checkable
+class Slide(Protocol):
+    """A source of RGB pixels in one or more resolutions; a context manager, safe to read from several threads."""
+
+    @property
+    def name(self) -> str:
+        """File name without its folder."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Height and width in level-0 pixels."""
+
+    @property
+    def mpp(self) -> tuple[float, float] | None:
+        """Micrometres per level-0 pixel, (y, x); None when unknown."""
+
+    @property
+    def mpp_source(self) -> str:
+        """Where `mpp` comes from, such as "aperio.MPP"; begins with "unknown" when it is None."""
+
+    @property
+    def levels(self) -> tuple[Level, ...]:
+        """Resolutions, finest first."""
+
+    @property
+    def background(self) -> tuple[int, int, int]:
+        """RGB of glass: the slide's own statement, else white."""
+
+    @property
+    def identity(self) -> str:
+        """Hex digest of the pixels' source; the same wherever the file lies and whatever it is called."""
+
+    def read(self, region: Region) -> npt.NDArray[np.uint8]:
+        """Return uint8 (height, width, 3), C-contiguous RGB, transparent pixels composited on `background`.
+
+        Raises
+        ------
+        RegionError
+            When the region is not inside its level.
+        SlideError
+            When a part of the file cannot be read or decoded.
+        """
+
+    def close(self) -> None:
+        """Release the file; reading afterwards is an error."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None: ...
+
+
+class SlideBase:
+    """The facts about a slide, for backends to inherit; attributes as in `Slide`."""
+
+    def __init__(
+        self,
+        name: str,
+        levels: tuple[Level, ...],
+        mpp: tuple[tuple[float, float] | None, str],
+        identity: str,
+        background: tuple[int, int, int] = WHITE,
+    ) -> None:
+        self.name, self.levels, self.identity, self.background = name, levels, identity, background
+        self.shape = levels[0].shape
+        self.mpp, self.mpp_source = mpp
+
+    def close(self) -> None:
+        """Nothing to release, unless a backend says so."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.name}: {self.shape[1]} x {self.shape[0]} px, {len(self.levels)} levels, mpp {self.mpp}>"
+
+
+def shape_levels(shapes: list[tuple[int, int]]) -> tuple[Level, ...]:
+    """Levels whose downsample is the ratio of their shapes to the first, (y, x)."""
+    (height, width) = shapes[0]
+    return tuple(Level((h, w), (height / h, width / w)) for h, w in shapes)
+
+
+def check_region(name: str, levels: tuple[Level, ...], region: Region) -> None:
+    """Refuse a region that is not inside its level.
+
+    Raises
+    ------
+    RegionError
+        Naming the region, the level's size and the remedy.
+    """
+    if region.level >= len(levels):
+        raise RegionError(f"{name}: no level {region.level}; it has levels 0 to {len(levels) - 1}")
+    height, width = levels[region.level].shape
+    if not region.inside((height, width)):
+        raise RegionError(
+            f"{name}: region {region} (X,Y,WIDTH,HEIGHT) lies outside level {region.level},"
+            f" which is {width} x {height} px; give a region inside it"
+        )
+
+
+def positive_mpp(y: object, x: object, source: str) -> tuple[tuple[float, float] | None, str]:
+    """Make of what a file states (numbers or text, maybe absent) an mpp (y, x) and its source, or None and why it is unknown."""
+    if y is None or x is None:
+        return None, "unknown"
+    try:
+        mpp = float(str(y)), float(str(x))
+    except ValueError:
+        mpp = (math.nan, math.nan)
+    if all(math.isfinite(value) and value > 0 for value in mpp):
+        return mpp, source
+    return None, f"unknown ({source} states {x}, not a positive number)"
+
+
+def given_mpp(mpp: float) -> tuple[tuple[float, float], str]:
+    """Check an mpp that the user gives.
+
+    Raises
+    ------
+    SlideError
+        When it is not a positive number.
+    """
+    checked, _ = positive_mpp(mpp, mpp, "")
+    if checked is None:
+        raise SlideError(f"--mpp {mpp}: expected micrometres per pixel, a positive number such as 0.5")
+    return checked, "given (--mpp)"
+
+
+def composite(rgba: npt.NDArray[np.uint8], background: tuple[int, int, int]) -> npt.NDArray[np.uint8]:
+    """Lay straight-alpha uint8 (H, W, 4) on a plain background; returns C-contiguous uint8 (H, W, 3)."""
+    rgb = np.ascontiguousarray(rgba[..., :3])
+    clear = np.nonzero(rgba[..., 3] != 255)
+    if len(clear[0]):
+        pixels = rgba[clear].astype(np.uint32)
+        alpha = pixels[:, 3:]
+        rgb[clear] = (pixels[:, :3] * alpha + np.asarray(background, np.uint32) * (255 - alpha) + 127) // 255
+    return rgb
