@@ -108,10 +108,10 @@ def test_rows_in_any_adjoining_pieces_are_kept_exactly(data: st.DataObject, tmp_
 
 
 def test_levels_are_exact_block_means_down_to_512() -> None:
-    from streamview.results.store import _halve
+    from streamview.results.types import halve
 
     values = np.arange(15, dtype=np.float32).reshape(3, 5)
-    np.testing.assert_array_equal(_halve(values), [[3.0, 5.0, 6.5], [10.5, 12.5, 14.0]])
+    np.testing.assert_array_equal(halve(values), [[3.0, 5.0, 6.5], [10.5, 12.5, 14.0]])
 
 
 def test_saving_and_opening_gives_the_same_saliency(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from streamview import atomic
 from streamview.errors import StreamviewError
-from streamview.results.types import REDUCTIONS, RESEARCH_USE, Method, Plane, Prediction, Saliency, SaliencyMap, level0_mpp
+from streamview.results.types import REDUCTIONS, RESEARCH_USE, Method, Plane, Prediction, Saliency, SaliencyMap, halve, level0_mpp
 
 __all__ = ["MapWriter", "open_saliency", "save_saliency"]
 
@@ -298,7 +298,7 @@ def _build_level(group: zarr.Group, level: int) -> tuple[int, ...]:
     array = _create_level(group, level, (channels, -(-height // 2), -(-width // 2)))
     for channel, y, x in _shards(array):
         tall, wide = array.shards[1], array.shards[2]  # type: ignore[index]
-        array[channel, y : y + tall, x : x + wide] = _halve(below[channel, 2 * y : 2 * (y + tall), 2 * x : 2 * (x + wide)])
+        array[channel, y : y + tall, x : x + wide] = halve(below[channel, 2 * y : 2 * (y + tall), 2 * x : 2 * (x + wide)])
     return array.shape
 
 
@@ -309,15 +309,3 @@ def _shards(array: zarr.Array[Any]) -> Iterator[tuple[int, int, int]]:
         for y in range(0, height, tall):
             for x in range(0, width, wide):
                 yield channel, y, x
-
-
-def _halve(values: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return 2x block means, float32 (h, w) -> (ceil(h / 2), ceil(w / 2)); blocks at the edge average the pixels they have."""
-    for axis in (0, 1):
-        even, odd = (values[start::2] if axis == 0 else values[:, start::2] for start in (0, 1))
-        mean = even.astype(np.float32)
-        whole = mean[: odd.shape[0]] if axis == 0 else mean[:, : odd.shape[1]]
-        whole += odd
-        whole *= 0.5
-        values = mean
-    return values

@@ -17,7 +17,7 @@ from streamview.geometry import Region
 if TYPE_CHECKING:
     import zarr
 
-__all__ = ["REDUCTIONS", "RESEARCH_USE", "Identity", "Method", "Plane", "Prediction", "Saliency", "SaliencyMap", "level0_mpp"]
+__all__ = ["REDUCTIONS", "RESEARCH_USE", "Identity", "Method", "Plane", "Prediction", "Saliency", "SaliencyMap", "halve", "level0_mpp"]
 
 Method = Literal["absolute", "signed", "evidence"]
 RESEARCH_USE = "Research use only. Not for diagnosis."
@@ -295,3 +295,15 @@ def _pair(values: Any) -> tuple[float, float] | None:
 def level0_mpp(prediction: Prediction, step: tuple[float, float]) -> tuple[float, float] | None:
     """Return ``(y, x)`` um/px of the slide's level 0, given the level-0 pixels per pixel of the prediction's grid; None when unknown."""
     return None if prediction.mpp is None else (prediction.mpp[0] / step[0], prediction.mpp[1] / step[1])
+
+
+def halve(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return 2x block means, float32 (h, w) -> (ceil(h / 2), ceil(w / 2)); blocks at the edge average the pixels they have."""
+    for axis in (0, 1):
+        even, odd = (values[start::2] if axis == 0 else values[:, start::2] for start in (0, 1))
+        mean = even.astype(np.float32)
+        whole = mean[: odd.shape[0]] if axis == 0 else mean[:, : odd.shape[1]]
+        whole += odd
+        whole *= 0.5
+        values = mean
+    return values

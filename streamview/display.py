@@ -1,0 +1,326 @@
+"""How a raw map is shown: blur, cap, threshold, colour and outline. Pure; the same for PNG, napari and reports.
+
+A recipe changes nothing in the record. Showing is linear up to the blur, so a map is blurred on the coarsest level that still
+resolves the blur (its standard deviation at least four pixels there). Block means over f pixels blur by a variance of
+``(f**2 - 1) / 12`` px**2 themselves, which is taken off what is asked.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from streamview.errors import StreamviewError
+from streamview.results.types import Method, Plane, Saliency, SaliencyMap, halve
+
+__all__ = [
+    "HALO_COLOUR",
+    "OUTLINE_COLOUR",
+    "PRESETS",
+    "TEAL_LIME",
+    "TITLES",
+    "Preset",
+    "Recipe",
+    "Shown",
+    "ShownLevel",
+    "apply_recipe",
+    "colours",
+    "default_preset",
+    "glass_mask",
+    "show",
+]
+
+Preset = Literal["evidence", "detail", "paper"]
+TEAL_LIME = ("#0a7f8c", "#18c28c", "#d7ff3e")
+OUTLINE_COLOUR, HALO_COLOUR = "#ffe14a", "#000000"
+TITLES: Mapping[Method, str] = {
+    "evidence": "Class evidence (extent)",
+    "signed": "Gradient x input (detail)",
+    "absolute": "Largest |gradient| (paper)",
+}
+
+_OVERVIEW = 2048  # px: the cap is taken from the finest level no larger than this
+_RESOLVED = 4.0  # px: a blur this wide loses nothing visible to the grid it is computed on
+_PAPER_WIDTH_UM = 8192 * 2.0  # the paper's region: 8192 px at 2 um/px, where 100 um are 50 px
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How one map is shown.
+
+    Parameters
+    ----------
+    method
+        The map.
+    blur_um
+        Standard deviation of the Gaussian blur in um; negatives are cut after it.
+    cap_percentile
+        Values at or above this percentile of the blurred map are shown at full strength: the cap.
+    threshold
+        Share of the cap (0..1) below which nothing is shown.
+    floor_percentile
+        Percentile of the blurred map below which nothing is shown. 0 of a map that is mostly zero hides nothing.
+    outline
+        Whether the shown areas are outlined.
+    opacity
+        Of the heat as a whole.
+    colours
+        Hex colours from 0 to the cap.
+    """
+
+    method: Method
+    blur_um: float
+    cap_percentile: float = 99.9
+    threshold: float = 0.15
+    floor_percentile: float = 0.0
+    outline: bool = True
+    opacity: float = 0.45
+    colours: tuple[str, ...] = TEAL_LIME
+
+
+PRESETS: Mapping[Preset, Recipe] = {
+    "evidence": Recipe("evidence", blur_um=6.0),
+    "detail": Recipe("signed", blur_um=3.0),
+    "paper": Recipe("absolute", blur_um=100.0, cap_percentile=99.0, threshold=0.0, floor_percentile=50.0, outline=False),
+}
+
+
+def default_preset(saliency: Saliency) -> Preset:
+    """Return "evidence" where the network offers that map, else "paper"."""
+    return "evidence" if "evidence" in saliency.maps else "paper"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ShownLevel:
+    """One level of a map as shown: a lazy float32 (h, w) array of 0 (hidden) and threshold..1 (the cap).
+
+    Reading a part blurs only that part and what the blur reaches around it; any parts equal the whole.
+
+    Parameters
+    ----------
+    raw
+        float32 (h, w) values of this level.
+    sigma
+        ``(y, x)`` standard deviation of the blur in px of this level.
+    cap
+        Raw value shown as 1; 0 hides everything.
+    threshold
+        Share of the cap below which values are hidden.
+    """
+
+    raw: NDArray[np.float32] | Plane
+    sigma: tuple[float, float]
+    cap: float
+    threshold: float
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """``(h, w)`` in px."""
+        height, width = self.raw.shape
+        return height, width
+
+    @property
+    def dtype(self) -> np.dtype[np.float32]:
+        """Always float32."""
+        return np.dtype(np.float32)
+
+    @property
+    def ndim(self) -> int:
+        """Always 2."""
+        return 2
+
+    def __getitem__(self, key: Any) -> NDArray[np.float32]:
+        key = key if isinstance(key, tuple) else (key,)
+        key = tuple(slice(None) if part is Ellipsis else part for part in key) + (slice(None),) * (2 - len(key))
+        window, halo, rest = [], [], []
+        for part, size, sigma in zip(key, self.shape, self.sigma, strict=True):
+            index = range(size)[part]
+            low, high = (index, index + 1) if isinstance(index, int) else (min(index, default=0), max(index, default=-1) + 1)
+            reach = int(4 * sigma + 0.5)
+            window.append(slice(max(low - reach, 0), min(high + reach, size)))
+            halo.append(slice(low - window[-1].start, high - window[-1].start))
+            rest.append(0 if isinstance(index, int) else slice(None, None, index.step))
+        blurred = blur(np.asarray(self.raw[window[0], window[1]], np.float32), self.sigma)
+        return apply_recipe(blurred[halo[0], halo[1]][tuple(rest)], self.cap, self.threshold)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        return np.asarray(self[:, :], dtype)
+
+    def without_threshold(self) -> ShownLevel:
+        """Return the same level with nothing hidden, to be resampled before the threshold is applied."""
+        return replace(self, threshold=0.0)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Shown:
+    """A map made ready to be shown.
+
+    Parameters
+    ----------
+    recipe
+        As asked.
+    levels
+        Finest first, each half the one before. The finest may be coarser than the record, where the blur allows it.
+    steps, origins
+        ``(y, x)`` of each level in level-0 pixels; see `SaliencyMap`.
+    cap
+        Raw value at full strength; 0 for a map without positive values.
+    threshold
+        Share of the cap below which nothing is shown, the recipe's floor percentile included.
+    blur_px
+        ``(y, x)`` standard deviation of the blur in px of the network's grid.
+    """
+
+    recipe: Recipe
+    levels: tuple[ShownLevel, ...]
+    steps: tuple[tuple[float, float], ...]
+    origins: tuple[tuple[float, float], ...]
+    cap: float
+    threshold: float
+    blur_px: tuple[float, float]
+
+    @property
+    def overview(self) -> int:
+        """Index of the finest level of at most 2048 px a side, else of the last."""
+        fitting = [i for i, level in enumerate(self.levels) if max(level.shape) <= _OVERVIEW]
+        return fitting[0] if fitting else len(self.levels) - 1
+
+
+def show(saliency: Saliency, recipe: Recipe) -> Shown:
+    """Make a map ready to be shown by a recipe.
+
+    The cap and the floor come from the blurred overview (at most 2048 px a side), so that they cost little on any map. Where the slide's
+    mpp is unknown, the region's longer side counts as the paper's 16.4 mm: 100 um are then 50 px at 8192 px.
+
+    Raises
+    ------
+    StreamviewError
+        When the saliency has no such map.
+    """
+    if recipe.method not in saliency.maps:
+        raise StreamviewError(
+            f"no {recipe.method} map here, only {', '.join(saliency.maps)}; class evidence needs a network that ends in pooling and one "
+            "linear layer: choose another display"
+        )
+    saliency_map = saliency.maps[recipe.method]
+    unit = _um_per_px(saliency)
+    raws = saliency_map.levels if saliency_map.coarser else _levels(saliency_map.values)
+    sigmas = [_sigma(saliency_map, recipe.blur_um, unit, level) for level in range(len(raws))]
+    first = max((level for level, sigma in enumerate(sigmas) if min(sigma) >= _RESOLVED), default=0)
+    placed = [saliency_map.placed(level) for level in range(first, len(raws))]
+    overview = next((level for level in range(first, len(raws)) if max(raws[level].shape) <= _OVERVIEW), len(raws) - 1)
+    seen = np.maximum(blur(np.asarray(raws[overview][:, :], np.float32), sigmas[overview]), 0)
+    cap = _percentile(seen, recipe.cap_percentile) or float(seen.max())
+    floor = _percentile(seen, recipe.floor_percentile) / cap if cap else 0.0
+    threshold = max(recipe.threshold, floor if recipe.floor_percentile else 0.0)
+    grid = saliency.prediction.region.height / saliency.prediction.shape[0], saliency.prediction.region.width / saliency.prediction.shape[1]
+    return Shown(
+        recipe=recipe,
+        levels=tuple(ShownLevel(raw, sigma, cap, threshold) for raw, sigma in zip(raws[first:], sigmas[first:], strict=True)),
+        steps=tuple(step for step, _ in placed),
+        origins=tuple(origin for _, origin in placed),
+        cap=cap,
+        threshold=threshold,
+        blur_px=(recipe.blur_um / (grid[0] * unit[0]), recipe.blur_um / (grid[1] * unit[1])),
+    )
+
+
+def apply_recipe(blurred: NDArray[np.float32], cap: float, threshold: float) -> NDArray[np.float32]:
+    """Return ``min(value / cap, 1)``, float32 of the same shape; what lies below `threshold` or is not positive becomes 0."""
+    if cap <= 0:
+        return np.zeros(np.shape(blurred), np.float32)
+    shown = np.clip(np.divide(blurred, cap, dtype=np.float32), 0, 1)
+    return np.where(shown >= threshold, shown, np.float32(0))
+
+
+def blur(values: NDArray[np.float32], sigma: tuple[float, float]) -> NDArray[np.float32]:
+    """Gaussian blur of a float32 (h, w) map, cut at four standard deviations, edges repeated."""
+    for axis, width in enumerate(sigma):
+        if width > 0:
+            values = ndimage.gaussian_filter1d(values, width, axis, mode="nearest", truncate=4.0)
+    return values
+
+
+def colours(recipe: Recipe, shown: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Colour shown values.
+
+    Parameters
+    ----------
+    recipe
+        Gives the colours.
+    shown
+        float32 (h, w) in 0..1.
+
+    Returns
+    -------
+    rgb
+        float32 (h, w, 3) in 0..1.
+    alpha
+        float32 (h, w): 0 where the value is 0, else 0.55 rising to 1, before the recipe's opacity.
+    """
+    stops = np.array([[int(colour[i : i + 2], 16) for i in (1, 3, 5)] for colour in recipe.colours], np.float32) / 255
+    position = np.linspace(0, 1, len(stops))
+    rgb = np.stack([np.interp(shown, position, stops[:, c]).astype(np.float32) for c in range(3)], axis=-1)
+    alpha = np.where(shown > 0, 0.55 + 0.45 * shown, 0).astype(np.float32)
+    return rgb, alpha
+
+
+def glass_mask(rgb: NDArray[np.uint8], background: tuple[int, int, int], smallest: int) -> NDArray[np.bool_]:
+    """Return where a thumbnail shows empty glass.
+
+    Parameters
+    ----------
+    rgb
+        uint8 (h, w, 3).
+    background
+        RGB of glass.
+    smallest
+        Area in px below which a clear spot is a hole in the tissue, not glass.
+
+    Returns
+    -------
+    numpy.ndarray
+        bool (h, w), True on glass.
+    """
+    # Stain absorbs at least one channel; the largest loss against glass, lightly blurred, tells tissue from JPEG noise.
+    loss = (np.array(background, np.float32) - rgb).max(axis=-1)
+    clear = ndimage.gaussian_filter(loss, 1.5) < 22
+    labels, count = ndimage.label(clear)
+    sizes = np.bincount(labels.ravel(), minlength=count + 1)
+    large = sizes >= smallest
+    large[0] = False
+    return np.asarray(large[labels], np.bool_)
+
+
+def _um_per_px(saliency: Saliency) -> tuple[float, float]:
+    region = saliency.prediction.region
+    assumed = _PAPER_WIDTH_UM / max(region.height, region.width)
+    return saliency.mpp or (assumed, assumed)
+
+
+def _sigma(saliency_map: SaliencyMap, blur_um: float, unit: tuple[float, float], level: int) -> tuple[float, float]:
+    factor = 2**level
+    variances = [(blur_um / (step * um)) ** 2 - (factor**2 - 1) / 12 for step, um in zip(saliency_map.step, unit, strict=True)]
+    y, x = (math.sqrt(max(variance, 0.0)) / factor for variance in variances)
+    return y, x
+
+
+def _levels(values: NDArray[np.float32] | Plane) -> tuple[NDArray[np.float32] | Plane, ...]:
+    """Block means of a map in memory, as the stored form has them."""
+    levels = [values]
+    while max(levels[-1].shape) > 512:
+        levels.append(halve(np.asarray(levels[-1])))
+    return tuple(levels)
+
+
+def _percentile(values: NDArray[np.float32], percentile: float) -> float:
+    """Value at a percentile, by selection: the smallest with at least that share at or below it."""
+    flat = values.ravel()
+    rank = max(math.ceil(percentile / 100 * flat.size) - 1, 0)
+    return float(np.partition(flat, rank)[rank])

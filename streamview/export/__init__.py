@@ -1,0 +1,3 @@
+"""Results in other forms: pictures now, files for other programs later."""
+
+__all__: list[str] = []

@@ -1,0 +1,272 @@
+"""The display PNG: tissue, heat and outline, with everything a reader needs to understand it."""
+
+from __future__ import annotations
+
+import math
+import os
+import textwrap
+import unicodedata
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
+from scipy import ndimage
+
+from streamview import atomic
+from streamview.display import HALO_COLOUR, OUTLINE_COLOUR, TITLES, Recipe, Shown, colours, glass_mask, show
+from streamview.export.thumbnail import thumbnail
+from streamview.results.types import RESEARCH_USE, Saliency
+from streamview.slides import Slide
+
+__all__ = ["overlay", "render_png"]
+
+_LARGEST = 2048  # px a side
+_MARGIN, _GAP, _BAR_COLUMN, _FOOTER = 48, 28, 196, 112
+_SMALLEST = 1000  # px: smaller regions are enlarged to this, so that the text beside them stays in proportion
+_INK, _GREY, _WARNING_INK, _WARNING_FILL = "#1b1f24", "#57606a", "#5c3a1e", "#fdf0dc"
+_TITLE, _TEXT, _SMALL = 44, 28, 24
+_HOLE = 0.0005  # share of the picture below which a clear spot is a hole in the tissue, not glass
+
+
+def render_png(slide: Slide, saliency: Saliency, recipe: Recipe, path: str | os.PathLike[str]) -> Path:
+    """Draw a saliency over its slide as a PNG of at most 2048 px a side.
+
+    Parameters
+    ----------
+    slide
+        The source of `saliency`.
+    saliency
+        What to draw.
+    recipe
+        How; `streamview.display.PRESETS` has the usual ones.
+    path
+        The PNG; it appears whole or not at all.
+
+    Returns
+    -------
+    pathlib.Path
+        `path`.
+
+    Raises
+    ------
+    StreamviewError
+        When the saliency has no such map, or the disk is full.
+    SlideError
+        When a part of the slide cannot be read.
+    """
+    path = Path(path)
+    shown = show(saliency, recipe)
+    region = saliency.prediction.region
+    room = _LARGEST - 2 * _MARGIN - _BAR_COLUMN
+    lines = _header(slide, saliency, shown)
+    # The header wraps to the picture's width and the picture to what the header leaves: two rounds settle it.
+    height, width = _fit(region.shape, (room, room))
+    for _ in range(2):
+        blocks = _wrap(lines, width + _BAR_COLUMN)
+        top = _MARGIN + sum(block.height for block in blocks) + _GAP
+        height, width = _fit(region.shape, (_LARGEST - top - _FOOTER, room))
+    blocks = _wrap(lines, max(width, _SMALLEST * 3 // 4) + _BAR_COLUMN)
+    top = _MARGIN + sum(block.height for block in blocks) + _GAP
+
+    tissue = thumbnail(slide, region, (height, width))
+    picture, behind = overlay(tissue, saliency, shown, slide.background)
+    total = max(width, _SMALLEST * 3 // 4) + _BAR_COLUMN + 2 * _MARGIN
+    canvas = Image.new("RGB", (total, min(top + height + _FOOTER, _LARGEST)), "white")
+    draw = ImageDraw.Draw(canvas)
+    y = _MARGIN
+    for block in blocks:
+        y = block.draw(draw, _MARGIN, y)
+    canvas.paste(Image.fromarray(picture), (_MARGIN, top))
+    draw.rectangle((_MARGIN - 1, top - 1, _MARGIN + width, top + height), outline="#8c959f")
+    _colour_bar(canvas, shown, behind, (_MARGIN + width + 36, top + 14), min(480, height - 230))
+    _scale_bar(draw, saliency, width, top + height + 26)
+    draw.text((total - _MARGIN, top + height + 60), RESEARCH_USE, _INK, _font(_TEXT), anchor="rm", stroke_width=0.4, stroke_fill=_INK)
+
+    record = PngInfo()
+    record.add_text("streamview", f"identity {saliency.prediction.identity.key}; target {saliency.target}; {recipe}; {RESEARCH_USE}")
+    with atomic.replacing(path) as temporary:
+        canvas.save(temporary, "PNG", pnginfo=record)
+    return path
+
+
+def overlay(
+    tissue: NDArray[np.uint8], saliency: Saliency, shown: Shown, background: tuple[int, int, int]
+) -> tuple[NDArray[np.uint8], tuple[int, int, int]]:
+    """Lay a shown map over a thumbnail of its region.
+
+    Parameters
+    ----------
+    tissue
+        uint8 (h, w, 3), the whole region of `saliency`.
+    saliency, shown
+        The map.
+    background
+        RGB of glass, on which nothing is shown.
+
+    Returns
+    -------
+    picture
+        uint8 (h, w, 3).
+    behind
+        Mean RGB of the tissue, to show the colour bar on.
+    """
+    height, width = tissue.shape[:2]
+    glass = glass_mask(tissue, background, max(int(_HOLE * height * width), 16))
+    values = np.where(glass, 0, _on_picture(saliency, shown, (height, width)))
+    mean = tissue[~glass].mean(axis=0) if not glass.all() else np.array(background)
+    red, green, blue = (int(value) for value in mean)
+    rgb, alpha = colours(shown.recipe, values)
+    picture = _over(tissue, rgb * 255, alpha * shown.recipe.opacity)
+    if shown.recipe.outline and values.any():
+        picture = _outlined(picture, values > 0)
+    return np.asarray(np.rint(picture), np.uint8), (red, green, blue)
+
+
+def _on_picture(saliency: Saliency, shown: Shown, shape: tuple[int, int]) -> NDArray[np.float32]:
+    """Resample the shown overview onto the picture's pixels, linearly; what the threshold hides stays hidden."""
+    index, region = shown.overview, saliency.prediction.region
+    (sy, sx), (oy, ox) = shown.steps[index], shown.origins[index]
+    ty, tx = region.height / shape[0], region.width / shape[1]
+    # Picture pixel i is centred at level-0 position region.y + (i + 0.5) * t - 0.5; see SaliencyMap for the map's pixels.
+    offset = (region.y + 0.5 * ty - 0.5 - oy) / sy, (region.x + 0.5 * tx - 0.5 - ox) / sx
+    level = shown.levels[index].without_threshold()
+    values = ndimage.affine_transform(level[:, :], (ty / sy, tx / sx), offset, shape, order=1, mode="nearest")
+    return np.where(values >= max(shown.threshold, np.float32(1e-6)), values, np.float32(0))
+
+
+def _over(below: NDArray[np.uint8] | NDArray[np.float32], rgb: NDArray[np.float32], alpha: NDArray[np.float32]) -> NDArray[np.float32]:
+    share = alpha[..., None]
+    return np.asarray(below * (1 - share) + rgb * share, np.float32)
+
+
+def _outlined(picture: NDArray[np.float32], mask: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """Draw the outline of a mask: a line over a halo of double width, both with soft edges."""
+    inside, outside = ndimage.distance_transform_edt(mask), ndimage.distance_transform_edt(~mask)
+    distance = np.abs(ndimage.gaussian_filter((outside - inside).astype(np.float32), 1.0))
+    line = max(1.5, max(picture.shape[:2]) / 1000)  # half width: 3 px, or 4 on a picture of 2000
+    for colour, half in ((HALO_COLOUR, 2 * line), (OUTLINE_COLOUR, line)):
+        rgb = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)], np.float32)
+        picture = _over(picture, rgb, np.clip(half + 0.5 - distance, 0, 1))
+    return picture
+
+
+@dataclass(frozen=True, slots=True)
+class _Block:
+    """Wrapped lines of one size; `fill` marks a warning."""
+
+    lines: tuple[str, ...]
+    size: int
+    ink: str
+    bold: bool = False
+    fill: str | None = None
+    width: int = 0
+
+    @property
+    def pitch(self) -> int:
+        return round(self.size * 1.32)
+
+    @property
+    def height(self) -> int:
+        return len(self.lines) * self.pitch + (28 if self.fill else 6)
+
+    def draw(self, draw: ImageDraw.ImageDraw, x: int, y: int) -> int:
+        start = y
+        if self.fill:
+            draw.rounded_rectangle((x, y + 6, x + self.width, y + self.height - 6), 8, self.fill)
+            x, y = x + 16, y + 14
+        for line in self.lines:
+            draw.text((x, y), line, self.ink, _font(self.size), stroke_width=0.7 if self.bold else 0, stroke_fill=self.ink)
+            y += self.pitch
+        return start + self.height
+
+
+def _header(slide: Slide, saliency: Saliency, shown: Shown) -> list[_Block]:
+    prediction, recipe, region = saliency.prediction, shown.recipe, saliency.prediction.region
+    probability = saliency.target_probability
+    answer = f"logit = {prediction.logits[saliency.target_index]:.3g}" if probability is None else f"p = {probability:.3f}"
+    blocks = [_Block((f"{TITLES[recipe.method]}: {saliency.target}, {answer}",), _TITLE, _INK, bold=True)]
+    if prediction.label is not None and prediction.label != saliency.target:
+        said = prediction.label or "none of the classes"
+        blocks.append(_Block((f"The network's answer is {said}; this map explains {saliency.target}.",), _TEXT, _INK))
+    extent = f"{region.width} x {region.height} px"
+    if saliency.mpp is None:
+        extent += ", mpp unknown"
+    else:
+        extent += f" = {region.width * saliency.mpp[1] / 1000:.3g} x {region.height * saliency.mpp[0] / 1000:.3g} mm"
+    place = f"{slide.name} | region at x {region.x}, y {region.y}, {extent} | network {prediction.model_name}"
+    blur = f"{shown.blur_px[0]:.3g} px of the network's grid"
+    if saliency.mpp is not None:
+        blur = f"{recipe.blur_um:g} um ({blur})"
+    floor = f"percentile {recipe.floor_percentile:g}" if recipe.floor_percentile else f"{recipe.threshold:.0%} of the cap"
+    blocks.append(_Block((place, f"blur {blur} | cap: percentile {recipe.cap_percentile:g} | shown above {floor}"), _TEXT, _GREY))
+    warnings = [] if prediction.trained else ["Untrained network (random weights): this map says nothing about the tissue."]
+    if shown.cap <= 0:
+        warnings.append("The map has no positive value: nothing is shown.")
+    warnings += [warning[:1].upper() + warning[1:] for warning in prediction.warnings]
+    if warnings:
+        blocks.append(_Block(tuple(warnings), _TEXT, _WARNING_INK, fill=_WARNING_FILL))
+    return blocks
+
+
+def _wrap(blocks: list[_Block], width: int) -> list[_Block]:
+    """Break the lines to a width in px and replace what the built-in font cannot draw."""
+    wrapped = []
+    for block in blocks:
+        lines = []
+        for line in block.lines:
+            plain = unicodedata.normalize("NFKD", line).encode("ascii", "replace").decode()
+            share = (width - (32 if block.fill else 0)) / max(_font(block.size).getlength(plain), 1)
+            columns = len(plain) if share >= 1 else max(int(len(plain) * share * 0.97), 10)
+            lines += textwrap.wrap(plain, columns)
+        wrapped.append(_Block(tuple(lines), block.size, block.ink, block.bold, block.fill, width))
+    return wrapped
+
+
+def _fit(region: tuple[int, int], room: tuple[int, int]) -> tuple[int, int]:
+    """Size of the picture of a region: as large as it is between `_SMALLEST` and what the room allows."""
+    wanted = min(max(1.0, _SMALLEST / max(region)), room[0] / region[0], room[1] / region[1])
+    return max(round(region[0] * wanted), 1), max(round(region[1] * wanted), 1)
+
+
+def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(size)
+
+
+def _colour_bar(canvas: Image.Image, shown: Shown, behind: tuple[int, int, int], corner: tuple[int, int], length: int) -> None:
+    """Draw the colours as they look on tissue, from the cap down to nothing, with the threshold marked."""
+    length = max(length, 160)
+    ramp = np.repeat(np.linspace(1, 0, length, dtype=np.float32)[:, None], 34, axis=1)
+    ramp = np.where(ramp >= shown.threshold, ramp, np.float32(0))
+    rgb, alpha = colours(shown.recipe, ramp)
+    bar = _over(np.broadcast_to(np.array(behind, np.uint8), (length, 34, 3)), rgb * 255, alpha * shown.recipe.opacity)
+    canvas.paste(Image.fromarray(np.asarray(np.rint(bar), np.uint8)), corner)
+    draw = ImageDraw.Draw(canvas)
+    x, y = corner
+    draw.rectangle((x - 1, y - 1, x + 34, y + length), outline=_GREY)
+    ticks = {0.0: "0", 0.5: "0.5", 1.0: "1"}
+    if all(abs(shown.threshold - tick) * length > _SMALL for tick in ticks):
+        ticks[shown.threshold] = f"{shown.threshold:.2g}"
+    for share, text in ticks.items():
+        level = y + (1 - share) * (length - 1)
+        draw.line((x + 35, level, x + 42, level), _GREY, 2)
+        draw.text((x + 50, level), text, _INK, _font(_SMALL), anchor="lm")
+    lines = ["share of cap", f"1 = {shown.cap:.3g}"]
+    if shown.recipe.outline:
+        lines.append(f"outline at {shown.threshold:.2g}")
+    for i, line in enumerate(lines):
+        draw.text((x - 1, y + length + 34 + i * 32), line, _GREY, _font(22), anchor="lm")
+
+
+def _scale_bar(draw: ImageDraw.ImageDraw, saliency: Saliency, width: int, y: int) -> None:
+    """Draw a bar of a round length, at most a quarter of the picture, in mm; in level-0 px where the mpp is unknown."""
+    region, mpp = saliency.prediction.region, saliency.mpp
+    whole = region.width if mpp is None else region.width * mpp[1] / 1000
+    power = 10.0 ** math.floor(math.log10(whole / 4))
+    length = max(step * power for step in (1, 2, 5) if step * power <= whole / 4)
+    pixels = round(length / whole * width)
+    draw.rectangle((_MARGIN, y, _MARGIN + pixels, y + 9), fill=_INK)
+    text = f"{length:g} px of level 0 (mpp unknown)" if mpp is None else f"{length:g} mm"
+    draw.text((_MARGIN, y + 34), text, _INK, _font(_TEXT), anchor="lm")
