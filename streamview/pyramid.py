@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import errno
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -87,10 +87,9 @@ def build_pyramid(slide: Slide, out: str | os.PathLike[str], *, report: Report |
     check_size(slide.name, slide.shape)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent))
+        partial = out.with_name(f".{out.name}.{secrets.token_hex(4)}.partial")
         try:
             _write(slide, partial, report)
-            partial.chmod(0o777 & ~_umask())
             os.rename(partial, out)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
@@ -200,10 +199,3 @@ def _unwritable(out: Path, error: OSError) -> SlideError:
     if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
         return SlideError(f"{out}: was made by another program meanwhile; remove it or choose another name")
     return SlideError(f"{out}: cannot be written ({error.strerror or error}); check the folder and its permissions")
-
-
-def _umask() -> int:
-    """The process's file mode mask, which can only be read by setting it."""
-    mask = os.umask(0o022)
-    os.umask(mask)
-    return mask

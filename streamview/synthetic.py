@@ -358,7 +358,7 @@ def write_synthetic_slide(
                 metadata=None,
             )
             if number == 0:  # Aperio's page 1 is the thumbnail
-                writer.write(levels[-1], photometric="rgb", description=text, metadata=None)
+                writer.write(levels[-1], photometric="rgb", compression="jpeg", description=text, metadata=None)
     return mask
 
 

@@ -97,7 +97,7 @@ class OpenSlideSlide(SlideBase):
                 if self._handle is handle:
                     self._handle = self._open()
             raise SlideError(
-                f"{self.name}: unreadable at level {region.level}, X,Y,WIDTH,HEIGHT {region}: {error}; get the file again or avoid this part"
+                f"{self.name}: unreadable at level {region.level}, X,Y,WIDTH,HEIGHT {region}: {error}; get the file again or avoid it"
             ) from None
         return composite(np.asarray(image), self.background)
 

@@ -57,14 +57,7 @@ class Sampler:
         self.scale = (1.0, 1.0) if mpp is None else _scale(slide, mpp)
         self.mpp = None if slide.mpp is None else (slide.mpp[0] * self.scale[0], slide.mpp[1] * self.scale[1])
         self.shape = max(1, round(region.height / self.scale[0])), max(1, round(region.width / self.scale[1]))
-        self._level = max(
-            (
-                k
-                for k, level in enumerate(slide.levels)
-                if all(d <= s * _LEVEL_SLACK for d, s in zip(level.downsample, self.scale, strict=True))
-            ),
-            key=lambda k: slide.levels[k].downsample,
-        )
+        self._level = _nearest_finer(slide, self.scale)
 
     def read(self, y0: int, y1: int, x0: int, x1: int) -> npt.NDArray[np.uint8]:
         """Return rows ``y0:y1`` and columns ``x0:x1`` of the grid as uint8 (y1 - y0, x1 - x0, 3), C-contiguous RGB.
@@ -78,7 +71,7 @@ class Sampler:
         """
         if not (0 <= y0 < y1 <= self.shape[0] and 0 <= x0 < x1 <= self.shape[1]):
             raise RegionError(
-                f"rows {y0}:{y1}, columns {x0}:{x1}: expected a part of the grid of {self.shape[0]} rows, {self.shape[1]} columns"
+                f"rows {y0}:{y1}, columns {x0}:{x1}: expected a part of the grid, {self.shape[0]} rows by {self.shape[1]} columns"
             )
         if self.scale == (1.0, 1.0):
             return self._slide.read(Region(self.region.y + y0, self.region.x + x0, y1 - y0, x1 - x0))
@@ -97,7 +90,8 @@ class Sampler:
         narrow = (rows @ pixels.reshape(height, width * 3)).reshape(y1 - y0, width, 3)
         across = np.ascontiguousarray(narrow.transpose(1, 0, 2)).reshape(width, -1)
         mean = (columns @ across).reshape(x1 - x0, y1 - y0, 3).transpose(1, 0, 2)
-        return np.floor(mean + np.float32(0.5)).clip(0, 255).astype(np.uint8, order="C")
+        rounded: npt.NDArray[np.uint8] = np.floor(mean + np.float32(0.5)).clip(0, 255).astype(np.uint8, order="C")
+        return rounded
 
     def _weights(self, axis: int, start: int, stop: int) -> tuple[int, sparse.csr_array]:
         """First source pixel, and the weights (stop - start, source pixels) of float32 that average them, along one axis."""
@@ -120,11 +114,19 @@ class Sampler:
         return begin, matrix
 
 
+def _nearest_finer(slide: Slide, scale: tuple[float, float]) -> int:
+    """The coarsest level that is not coarser than the grid."""
+    levels = [level.downsample for level in slide.levels]
+    return max(
+        (k for k, (y, x) in enumerate(levels) if y <= scale[0] * _LEVEL_SLACK and x <= scale[1] * _LEVEL_SLACK), key=levels.__getitem__
+    )
+
+
 def _scale(slide: Slide, mpp: float) -> tuple[float, float]:
     """Level-0 pixels per grid pixel, (y, x), never below 1."""
     if slide.mpp is None:
         raise SlideError(
-            f"{slide.name}: its micrometres per pixel are {slide.mpp_source}, but {mpp} um/px is asked for; state them with --mpp"
+            f"{slide.name}: micrometres per pixel are {slide.mpp_source}, but {mpp:g} is asked for; state the slide's with --mpp"
         )
     if not (math.isfinite(mpp) and mpp > 0):
         raise SlideError(f"{mpp} um/px asked for: expected a positive number such as 0.5")

@@ -94,7 +94,7 @@ class TiffSlide(SlideBase):
             decoded, _, shape = page.decode(data, index, jpegtables=page.jpegtables)
         except (tifffile.TiffFileError, RuntimeError, ValueError, OSError) as error:
             raise SlideError(
-                f"{self.name}: unreadable tile at level {level}, position {x},{y}: {error}; get the file again or avoid this part"
+                f"{self.name}: unreadable tile at level {level}, position {x},{y}: {error}; get the file again or avoid it"
             ) from None
         if decoded is None:
             return None

@@ -1,0 +1,38 @@
+"""Fixtures shared by all tests: the real test data where it exists, and slides made on the spot."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from streamview.synthetic import write_synthetic_slide
+
+_SHARED = Path(__file__).resolve().parents[1] / "../shared/data"
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Folder of real slides, which is not part of the project."""
+    if not (_SHARED / "MANIFEST.md").is_file():
+        pytest.skip(f"no real test data at {_SHARED}")
+    return _SHARED.resolve()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SyntheticSlide:
+    """A slide file, its lesion mask (level 0) and its mpp."""
+
+    path: Path
+    lesion: npt.NDArray[np.bool_]
+    mpp: float
+
+
+@pytest.fixture(scope="session")
+def synthetic_slide(tmp_path_factory: pytest.TempPathFactory) -> SyntheticSlide:
+    """An Aperio-like SVS of odd size (1501 rows, 2203 columns, two levels) with a lesion; not to be changed."""
+    path = tmp_path_factory.mktemp("synthetic") / "synthetic.svs"
+    return SyntheticSlide(path, write_synthetic_slide(path, size=(1501, 2203), seed=4), 0.5)
