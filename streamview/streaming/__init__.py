@@ -1,0 +1,8 @@
+"""The streaming engine: any CNN, exactly, in memory that depends on the step and not on the image.
+
+It imports nothing of streamview but its errors and is usable alone on any `torch.nn.Module`.
+"""
+
+from streamview.streaming.module import Streamed, stream
+
+__all__ = ["Streamed", "stream"]

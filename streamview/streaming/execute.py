@@ -1,0 +1,381 @@
+"""Forward and backward over the schedule: one step at a time, nothing computed twice, nothing held that is not needed.
+
+Step (i, j) of the grid has at hand, for every value, the *block* [kept, produced) in rows and columns. It is put together from
+what the step above left behind, what the step to the left left behind, and what the step itself computes. The reverse pass
+visits the steps in reverse order and is written out operation by operation: the gradient of a block is gathered in one buffer
+from all that read it, then its parts go back to the step above, to the step to the left, and through the operation that made
+the new part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from streamview.streaming.graph import Program
+from streamview.streaming.ops import Piece, Wants
+from streamview.streaming.schedule import AxisSchedule, schedule_axis
+
+__all__ = ["Backward", "Forward", "Grid", "Tape", "build_grid", "wanted"]
+
+Read = Callable[[tuple[int, int], tuple[int, int]], Tensor]
+Emit = Callable[[int, Tensor, tuple[int, int], tuple[int, int]], None]
+Blocks = list[Tensor | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """The schedule of rows and that of columns."""
+
+    rows: AxisSchedule
+    cols: AxisSchedule
+
+    def size(self, value: int) -> tuple[int, int]:
+        """Height and width of a whole value."""
+        return self.rows.sizes[value], self.cols.sizes[value]
+
+    def steps(self) -> list[tuple[int, int]]:
+        """All steps in forward order."""
+        return [(i, j) for i in range(self.rows.steps) for j in range(self.cols.steps)]
+
+
+def build_grid(program: Program, size: tuple[int, int], tile: tuple[int, int]) -> Grid:
+    """Schedule a program for an image of this height and width in steps of this many rows and columns.
+
+    Raises
+    ------
+    ValueError
+        When the image is too small; ``args[1]`` is the index of the node that says so.
+    """
+    axes = []
+    for axis, windows in enumerate(([n.op.rows for n in program.nodes], [n.op.cols for n in program.nodes])):
+        axes.append(schedule_axis(windows, program.inputs, size[axis], min(tile[axis], size[axis])))
+    return Grid(*axes)
+
+
+def wanted(program: Program, image: bool, weights: Sequence[bool]) -> list[Wants]:
+    """For every node, which gradients the reverse pass asks of it; a value needs one if anything before it does."""
+    needs = [image]
+    wants = []
+    for node in program.nodes:
+        want = Wants(tuple(needs[v] for v in node.inputs), tuple(weights[w] for w in node.weights))
+        wants.append(want)
+        needs.append(bool(want))
+    return wants
+
+
+@dataclass(slots=True)
+class Tape:
+    """What one step remembers for its reverse pass: per node, what the operation saved; per value, its block's shape and dtype."""
+
+    saved: list[Any]
+    blocks: list[tuple[torch.Size, torch.dtype] | None]
+
+
+@dataclass(slots=True)
+class _Carry:
+    """Blocks that a step takes over: from the step above (rows kept, its own new columns) and from the step to the left."""
+
+    above: Blocks
+    left: Blocks
+
+
+def _join(parts: Sequence[Tensor | None], dim: int) -> Tensor | None:
+    present = [part for part in parts if part is not None]
+    return present[0] if len(present) == 1 else torch.cat(present, dim) if present else None
+
+
+def _part(block: Tensor, rows: tuple[int, int], cols: tuple[int, int]) -> Tensor | None:
+    """Rows and columns of a block, as a view; None where there are none."""
+    if rows[0] >= rows[1] or cols[0] >= cols[1]:
+        return None
+    return block[:, :, rows[0] : rows[1], cols[0] : cols[1]]
+
+
+def _copy(part: Tensor | None) -> Tensor | None:
+    return None if part is None else part.clone()
+
+
+class _Step:
+    """Geometry of one step: where the parts of every block lie."""
+
+    def __init__(self, program: Program, grid: Grid, i: int, j: int) -> None:
+        self.program, self.grid, self.i, self.j = program, grid, i, j
+
+    def new(self, value: int) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Rows and columns of the value that this step makes."""
+        return self.grid.rows.new(value, self.i), self.grid.cols.new(value, self.j)
+
+    def block(self, value: int) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Rows and columns of the value that this step has at hand."""
+        return self.grid.rows.block(value, self.i), self.grid.cols.block(value, self.j)
+
+    def below(self, value: int) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Within the block: what the step below takes over."""
+        (r0, r1), (c0, c1) = self.block(value)
+        return (self.grid.rows.kept[value][self.i + 1] - r0, r1 - r0), (self.grid.cols.produced[value][self.j] - c0, c1 - c0)
+
+    def right(self, value: int) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Within the block: what the step to the right takes over."""
+        (r0, r1), (c0, c1) = self.block(value)
+        return (0, r1 - r0), (self.grid.cols.kept[value][self.j + 1] - c0, c1 - c0)
+
+    def piece(self, index: int) -> Piece | None:
+        """The piece that node `index` makes; None where it makes nothing."""
+        node = self.program.nodes[index]
+        rows, cols = self.new(index + 1)
+        if rows[0] == rows[1] or cols[0] == cols[1]:
+            return None
+        size = self.grid.size(node.inputs[0])
+        _, _, top, bottom = node.op.rows.need(*rows, size[0])
+        _, _, left, right = node.op.cols.need(*cols, size[1])
+        return Piece(rows, cols, size, (top, bottom, left, right))
+
+    def need(self, index: int, value: int, piece: Piece) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Within the block of an input of node `index`: what the piece reads."""
+        op = self.program.nodes[index].op
+        (r, _), (c, _) = self.block(value)
+        r0, r1, *_ = op.rows.need(*piece.rows, piece.size[0])
+        c0, c1, *_ = op.cols.need(*piece.cols, piece.size[1])
+        return (r0 - r, r1 - r), (c0 - c, c1 - c)
+
+
+def _run_step(
+    step: _Step, pixels: Tensor, carry: _Carry, weights: Sequence[Tensor], wants: Sequence[Wants] | None, emit: Emit | None
+) -> tuple[Blocks, Blocks, Tape | None]:
+    """Compute one step; return what the steps below and to the right take over, and its tape if asked."""
+    program = step.program
+    count = len(program.nodes) + 1
+    blocks: Blocks = [None] * count
+    below: Blocks = [None] * count
+    right: Blocks = [None] * count
+    tape = Tape([None] * len(program.nodes), [None] * count) if wants is not None else None
+    readers = _readers(program)
+    sunk = {sink.value for sink in program.sinks}
+    for value in range(count):
+        new: Tensor | None = pixels if value == 0 else None
+        piece = step.piece(value - 1) if value else None
+        if piece is not None:
+            index, node = value - 1, program.nodes[value - 1]
+            parts = [_needed(blocks[v], step.need(index, v, piece), pixels, program.channels[v]) for v in node.inputs]
+            want = wants[index] if wants is not None and wants[index] else None
+            new, saved = node.op.run(parts, [weights[w] for w in node.weights], piece, want)
+            if tape is not None:
+                tape.saved[index] = saved
+            if new is parts[0] or new.untyped_storage().data_ptr() == parts[0].untyped_storage().data_ptr() != 0:
+                new = new.clone()
+        if new is not None and emit is not None and value in sunk:
+            emit(value, new, *step.new(value))
+        block = _join([carry.left[value], _join([carry.above[value], new], 2)], 3)
+        blocks[value] = block
+        if block is not None:
+            below[value] = _copy(_part(block, *step.below(value)))
+            right[value] = _copy(_part(block, *step.right(value)))
+            if tape is not None:
+                tape.blocks[value] = block.shape, block.dtype
+        del new, block
+        for source in {0} if value == 0 else {value, *program.nodes[value - 1].inputs}:
+            if readers[source] <= value:
+                blocks[source] = None
+    return below, right, tape
+
+
+def _readers(program: Program) -> list[int]:
+    """For every value, the last value computed from it (itself if none)."""
+    last = list(range(len(program.nodes) + 1))
+    for index, node in enumerate(program.nodes):
+        for value in node.inputs:
+            last[value] = index + 1
+    return last
+
+
+def _needed(block: Tensor | None, part: tuple[tuple[int, int], tuple[int, int]], like: Tensor, channels: int) -> Tensor:
+    """The part of a block that an operation reads; empty where it reads padding alone."""
+    rows, cols = part
+    found = None if block is None else _part(block, rows, cols)
+    if found is None:
+        return like.new_empty((like.shape[0], channels, max(rows[1] - rows[0], 0), max(cols[1] - cols[0], 0)))
+    return found
+
+
+class Forward:
+    """The forward pass over a grid, remembering what a reverse pass needs.
+
+    Parameters
+    ----------
+    program, grid
+        What to run and in which steps.
+    weights
+        The program's weights, detached.
+    wants
+        Per node what the reverse pass will ask (see `wanted`); None when there is none.
+    tapes
+        How many of the last steps keep their tape, which saves their recomputation; the others keep what they took over.
+    """
+
+    def __init__(self, program: Program, grid: Grid, weights: Sequence[Tensor], wants: Sequence[Wants] | None, tapes: int = 0) -> None:
+        self.program, self.grid, self.weights, self.wants = program, grid, weights, wants
+        self.taped = len(grid.steps()) - tapes
+        self.carries: dict[tuple[int, int], _Carry] = {}
+        self.tapes: dict[tuple[int, int], Tape] = {}
+
+    def run(self, read: Read, emit: Emit, done: Callable[[], None] = lambda: None) -> None:
+        """Run all steps.
+
+        Parameters
+        ----------
+        read
+            Gives the pixels (N, C, rows, columns) of these rows and columns of the image.
+        emit
+            Takes each piece of a sink's value: value, piece, rows, columns.
+        done
+            Called after every step.
+        """
+        count = len(self.program.nodes) + 1
+        above: list[Blocks] = [[None] * count for _ in range(self.grid.cols.steps)]
+        left: Blocks = [None] * count
+        for number, (i, j) in enumerate(self.grid.steps()):
+            if j == 0:
+                left = [None] * count
+            step = _Step(self.program, self.grid, i, j)
+            carry = _Carry(above[j], left)
+            keep = self.wants is not None and number >= self.taped
+            above[j], left, tape = _run_step(step, read(*step.new(0)), carry, self.weights, self.wants if keep else None, emit)
+            if tape is not None:
+                self.tapes[i, j] = tape
+            elif self.wants is not None:
+                self.carries[i, j] = carry
+            done()
+
+
+@dataclass(slots=True)
+class Backward:
+    """The reverse pass of a `Forward`.
+
+    Parameters
+    ----------
+    forward
+        The forward pass.
+    release
+        Let go of each step's memory once it is done; the pass can then not be repeated.
+    weight_grads
+        Gradients of the program's weights, summed as the steps go by.
+    """
+
+    forward: Forward
+    release: bool = False
+    weight_grads: list[Tensor | None] = field(default_factory=list)
+
+    def run(
+        self,
+        read: Read,
+        sink_grads: Callable[[int, tuple[int, int], tuple[int, int]], Tensor | None],
+        write: Callable[[Tensor, tuple[int, int], tuple[int, int]], None] | None,
+        done: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Run all steps in reverse.
+
+        Parameters
+        ----------
+        read
+            The same pixels as in the forward pass.
+        sink_grads
+            Gradient of these rows and columns of a sink's value, or None for zero.
+        write
+            Takes the finished gradient of these rows and columns of the image, (N, C, rows, columns), from the last step to the
+            first; not called for a step whose gradient is zero.
+        done
+            Called after every step.
+        """
+        forward = self.forward
+        program, grid, wants = forward.program, forward.grid, forward.wants
+        if wants is None:
+            raise ValueError("the forward pass was told that no gradient is wanted")
+        count = len(program.nodes) + 1
+        self.weight_grads = [None] * len(program.weights)
+        sunk = {sink.value for sink in program.sinks}
+        pending_above: list[Blocks] = [[None] * count for _ in range(grid.cols.steps)]
+        pending_left: Blocks = [None] * count
+        for i, j in reversed(grid.steps()):
+            if j == grid.cols.steps - 1:
+                pending_left = [None] * count
+            step = _Step(program, grid, i, j)
+            tape = forward.tapes.get((i, j))
+            if tape is None:
+                pixels = read(*step.new(0))
+                tape = _run_step(step, pixels, forward.carries[i, j], forward.weights, wants, None)[2]
+            if tape is None:
+                raise AssertionError("a step that was asked for a tape returned none")
+            if self.release:
+                forward.tapes.pop((i, j), None)
+                forward.carries.pop((i, j), None)
+            grads: Blocks = [None] * count
+            to_above: Blocks = [None] * count
+            to_left: Blocks = [None] * count
+            for value in reversed(range(count)):
+                info = tape.blocks[value]
+                if info is None or not (wants[value - 1] if value else write is not None):
+                    continue
+                _accumulate(grads, value, pending_above[j][value], step.below(value), info)
+                _accumulate(grads, value, pending_left[value], step.right(value), info)
+                (r0, _), (c0, _) = step.block(value)
+                (n0, n1), (m0, m1) = step.new(value)
+                fresh = (n0 - r0, n1 - r0), (m0 - c0, m1 - c0)
+                if value in sunk and n0 < n1 and m0 < m1:
+                    _accumulate(grads, value, sink_grads(value, (n0, n1), (m0, m1)), fresh, info, owned=False)
+                grad, grads[value] = grads[value], None
+                if grad is not None:
+                    to_above[value] = _copy(_part(grad, (0, fresh[0][0]), fresh[1]))
+                    to_left[value] = _copy(_part(grad, (0, info[0][2]), (0, fresh[1][0])))
+                    new = _part(grad, *fresh)
+                    if value and new is not None:
+                        self._backward_node(step, value - 1, new, tape, grads)
+                    elif write is not None and new is not None:
+                        write(new, (n0, n1), (m0, m1))
+            pending_above[j], pending_left = to_above, to_left
+            done()
+
+    def _backward_node(self, step: _Step, index: int, grad: Tensor, tape: Tape, grads: Blocks) -> None:
+        """Through one operation: gradients of its inputs' blocks and of its weights."""
+        forward = self.forward
+        node, piece = forward.program.nodes[index], step.piece(index)
+        if forward.wants is None or piece is None:
+            raise AssertionError("a node without a piece has no gradient")
+        want = forward.wants[index]
+        inputs, weights = node.op.vjp(grad, tape.saved[index], [forward.weights[w] for w in node.weights], piece, want)
+        for value, found, asked in zip(node.inputs, inputs, want.inputs, strict=True):
+            info = tape.blocks[value]
+            if asked and found is not None and info is not None:
+                _accumulate(grads, value, found, step.need(index, value, piece), info)
+        for weight, found in zip(node.weights, weights, strict=True):
+            if found is not None:
+                total = self.weight_grads[weight]
+                found = found.to(forward.weights[weight].dtype)
+                self.weight_grads[weight] = found if total is None else total.add_(found)
+
+
+def _accumulate(
+    grads: Blocks,
+    value: int,
+    part: Tensor | None,
+    where: tuple[tuple[int, int], tuple[int, int]],
+    block: tuple[torch.Size, torch.dtype],
+    owned: bool = True,
+) -> None:
+    """Add the gradient of a part to that of its block."""
+    if part is None or part.numel() == 0:
+        return
+    shape, dtype = block
+    total = grads[value]
+    if total is None:
+        if owned and part.shape == shape and part.dtype == dtype:
+            grads[value] = part
+            return
+        total = torch.empty(shape, dtype=dtype, device=part.device, memory_format=torch.channels_last).zero_()
+        grads[value] = total
+    (r0, r1), (c0, c1) = where
+    total[:, :, r0:r1, c0:c1] += part

@@ -1,0 +1,329 @@
+"""Capture of a network as a graph of values, split into a local body, which streams, and a head, which runs once.
+
+`torch.fx` traces the network; every call is lowered to an operation where it is local (see `ops`). The cut is the set of local
+values that calls which are not local use; a global pooling there becomes a running reduction, so that the map is never held.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from streamview.errors import NotStreamableError
+from streamview.streaming.ops import Local, NotLocal, Op, Reduction, Value, Weight, lower
+from streamview.streaming.ops.combine import Add
+from streamview.streaming.ops.pointwise import BatchNorm, Rectified, Relu
+from streamview.streaming.ops.window import Convolution
+
+__all__ = ["Node", "Program", "Sink", "capture"]
+
+_SHAPE_QUERIES = {"size", "dim", "ndim", "shape", "dtype", "device"}
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One operation of the local body; node ``i`` makes value ``i + 1``, value 0 being the image.
+
+    Parameters
+    ----------
+    name
+        Path of the module (or name of the call) for messages.
+    op
+        The operation.
+    inputs, weights
+        Values and weights it reads, by index.
+    """
+
+    name: str
+    op: Op
+    inputs: tuple[int, ...]
+    weights: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Sink:
+    """A value handed to the head.
+
+    Parameters
+    ----------
+    value
+        The value.
+    kind
+        ``"map"`` (assembled whole), ``"mean"``, ``"sum"``, ``"max"`` (running reductions) or ``"shape"`` (only its shape is asked).
+    keepdim
+        Whether a reduction keeps its two dimensions of length one.
+    """
+
+    value: int
+    kind: str
+    keepdim: bool = True
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Program:
+    """A captured network.
+
+    Parameters
+    ----------
+    nodes
+        The local body in topological order.
+    sinks
+        What the head takes, in the order of its arguments.
+    head
+        The rest of the network, a module over the sinks.
+    weights
+        Tensors of the body, each read anew at every call.
+    channels
+        Channels of every value.
+    modules
+        Submodules that the body replaces, by path; hooks on them would be skipped.
+    """
+
+    nodes: tuple[Node, ...]
+    sinks: tuple[Sink, ...]
+    head: nn.Module
+    weights: tuple[Weight, ...]
+    channels: tuple[int, ...]
+    modules: Mapping[str, nn.Module]
+
+    @property
+    def inputs(self) -> list[tuple[int, ...]]:
+        """Values that each node reads."""
+        return [node.inputs for node in self.nodes]
+
+
+class _Body:
+    """The local body while it is being captured: nodes, and which fx node stands for which value."""
+
+    def __init__(self) -> None:
+        self.nodes: list[tuple[str, Op, tuple[int, ...], tuple[Weight, ...]]] = []
+        self.values: dict[fx.Node, int] = {}
+        self.reductions: dict[fx.Node, Reduction] = {}
+        self.refusals: dict[fx.Node, str] = {}
+        self.modules: dict[str, nn.Module] = {}
+
+    def add(self, name: str, local: Local) -> int:
+        """Append an operation and return the value that it makes."""
+        self.nodes.append((name, local.op, tuple(v.index for v in local.inputs), local.weights))
+        return len(self.nodes)
+
+
+def capture(module: nn.Module, *, reduce: bool = True) -> Program:
+    """Capture a network in its present mode.
+
+    Parameters
+    ----------
+    module
+        Any module that torch.fx can trace, taking one image (N, C, H, W).
+    reduce
+        Whether a global pooling at the cut is streamed; if not, the map before it is handed to the head.
+
+    Returns
+    -------
+    Program
+
+    Raises
+    ------
+    NotStreamableError
+        When the network cannot be traced, takes more than one image, or has no local part worth streaming.
+    """
+    try:
+        graph = fx.Tracer().trace(module)
+    except (fx.proxy.TraceError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+        raise NotStreamableError(
+            f"{type(module).__name__} cannot be traced: {str(error).splitlines()[0]}. Control flow that depends on the image keeps a "
+            "network from being streamed; stream a submodule without it"
+        ) from error
+    images = [node for node in graph.nodes if node.op == "placeholder" and not node.args and node.type is not type(None)]
+    if len(images) != 1:
+        raise NotStreamableError(f"{type(module).__name__} takes {len(images)} inputs: only networks of one image can be streamed")
+    body = _lower_body(module, graph, images[0])
+    if not reduce:
+        body.reductions.clear()
+    return _finish(module, graph, body)
+
+
+def _lower_body(module: nn.Module, graph: fx.Graph, image: fx.Node) -> _Body:
+    """Walk the graph and lower every call that is local."""
+    body = _Body()
+    body.values[image] = 0
+    constants = _constants(module, graph)
+    views: set[int] = {0}
+    for node in graph.nodes:
+        if node.op not in ("call_module", "call_function", "call_method") or node in constants:
+            continue
+        if not any(source in body.values for source in node.all_input_nodes):
+            continue
+        target = module.get_submodule(node.target) if node.op == "call_module" else node.target
+        name = str(node.target) if node.op == "call_module" else _path(node)
+        try:
+            if not all(source in body.values or source in constants for source in node.all_input_nodes):
+                raise NotLocal("it joins a map with the result of a layer that needs the whole map")
+            operand = lambda source: Value(body.values[source]) if source in body.values else Weight(constants[source])  # noqa: E731
+            lowered = lower(target, fx.node.map_arg(node.args, operand), fx.node.map_arg(node.kwargs, operand))
+        except NotLocal as reason:
+            body.refusals[node] = f"{name}: {reason}"
+            continue
+        if isinstance(lowered, Reduction):
+            body.reductions[node] = lowered
+            continue
+        if node.op == "call_module":
+            body.modules[name] = target
+        changed = body.values.get(node.args[0]) if node.args and isinstance(node.args[0], fx.Node) else None
+        body.values[node] = lowered.index if isinstance(lowered, Value) else body.add(name, lowered)
+        if target is operator.getitem:
+            views.add(body.values[node])
+        if changed is not None and _in_place(node, target):
+            if changed in views - {0}:
+                raise NotStreamableError(f"{name} changes a slice of another value in place: use its out-of-place form")
+            # whoever reads the old value afterwards sees the changed one, as in plain torch
+            body.values.update({n: body.values[node] for n, value in body.values.items() if value == changed and n is not image})
+    return body
+
+
+def _path(node: fx.Node) -> str:
+    """Where a function was called: the path of the module around it, and its name."""
+    stack = node.meta.get("nn_module_stack")
+    inside = next(reversed(stack.values()))[0] if stack else ""
+    return f"{inside}.{node.name}" if inside else node.name
+
+
+def _in_place(node: fx.Node, target: Any) -> bool:
+    name = target if isinstance(target, str) else getattr(target, "__name__", "")
+    if isinstance(target, nn.Module):
+        return bool(getattr(target, "inplace", False)) and not isinstance(target, nn.Dropout | nn.Dropout2d)
+    augmented = target in (operator.iadd, operator.isub, operator.imul, operator.itruediv)
+    return augmented or bool(node.kwargs.get("inplace")) or (name.endswith("_") and not name.endswith("__"))
+
+
+def _constants(module: nn.Module, graph: fx.Graph) -> dict[fx.Node, Callable[[], Any]]:
+    """Every node that does not depend on an input, with the function that evaluates it anew."""
+    constants: dict[fx.Node, Callable[[], Any]] = {}
+
+    def evaluate(node: fx.Node) -> Any:
+        if node.op == "get_attr":
+            return operator.attrgetter(node.target)(module)
+        args, kwargs = (fx.node.map_arg(part, evaluate) for part in (node.args, node.kwargs))
+        if node.op == "call_module":
+            return module.get_submodule(node.target)(*args, **kwargs)
+        if node.op == "call_method":
+            return getattr(args[0], node.target)(*args[1:], **kwargs)
+        return node.target(*args, **kwargs)
+
+    for node in graph.nodes:
+        if node.op == "get_attr" or (node.op.startswith("call_") and all(s in constants for s in node.all_input_nodes)):
+            constants[node] = lambda node=node: evaluate(node)
+    return constants
+
+
+def _finish(module: nn.Module, graph: fx.Graph, body: _Body) -> Program:
+    """Split at the cut: sinks, head, then the body's nodes that lead to a sink."""
+    head_graph, sinks, crossing = fx.Graph(), {}, {}
+    for node in graph.nodes:
+        if node in body.reductions:
+            reduction = body.reductions[node]
+            sinks[node] = Sink(reduction.value.index, reduction.kind, reduction.keepdim)
+        elif node in body.values:
+            readers = [user for user in node.users if user not in body.values and user not in body.reductions]
+            if readers:
+                sinks[node] = Sink(body.values[node], "shape" if all(map(_asks_shape, readers)) else "map")
+    if not body.nodes or not sinks:
+        reason = next(iter(body.refusals.values()), "it has no convolution or pooling")
+        raise NotStreamableError(f"{type(module).__name__} cannot be streamed: {reason}")
+    # one argument for each distinct sink: fx nodes that stand for the same value share it
+    distinct = list(dict.fromkeys(sinks.values()))
+    arguments = [head_graph.placeholder(f"cut{index}") for index in range(len(distinct))]
+    crossing = {node: arguments[distinct.index(sink)] for node, sink in sinks.items()}
+    for node in graph.nodes:
+        if node in crossing or node in body.values or node in body.reductions or node.op == "placeholder":
+            continue
+        crossing[node] = head_graph.node_copy(node, lambda source: crossing[source])
+    head = fx.GraphModule(module, head_graph, class_name="Head")
+    head.train(module.training)
+
+    nodes, kept = _fuse(body, [sink.value for sink in distinct])
+    renumber = {0: 0, **{old: new + 1 for new, old in enumerate(kept)}}
+    weights = list(dict.fromkeys(weight for _, _, _, ws in nodes for weight in ws))
+    program_nodes = tuple(
+        Node(name, op, tuple(renumber[v] for v in inputs), tuple(weights.index(w) for w in ws)) for name, op, inputs, ws in nodes
+    )
+    distinct = [Sink(renumber[sink.value], sink.kind, sink.keepdim) for sink in distinct]
+    return Program(program_nodes, tuple(distinct), head, tuple(weights), _channels(program_nodes, weights), body.modules)
+
+
+def _asks_shape(node: fx.Node) -> bool:
+    if node.op == "call_method":
+        return node.target in _SHAPE_QUERIES
+    return node.op == "call_function" and node.target is getattr and node.args[1] in _SHAPE_QUERIES
+
+
+_Raw = tuple[str, Op, tuple[int, ...], tuple[Weight, ...]]
+
+
+def _fuse(body: _Body, wanted: Sequence[int]) -> tuple[list[_Raw], list[int]]:
+    """Drop what no sink needs, fold BatchNorm into the convolution before it, and let ReLU act in place on the value before it.
+
+    Folding ``w' = w * s, b' = (b - mean) * s + shift`` with ``s = scale / sqrt(variance + eps)`` is part of the weights' own
+    autograd graph, so the gradients of all of them stay exact.
+    """
+    nodes: dict[int, _Raw] = {index + 1: node for index, node in enumerate(body.nodes)}
+    needed = set(wanted)
+    for index in reversed(nodes):
+        if index in needed:
+            needed.update(nodes[index][2])
+    nodes = {index: node for index, node in nodes.items() if index in needed}
+    readers = {index: [i for i, node in nodes.items() if index in node[2]] for index in needed}
+    for index in sorted(nodes):
+        name, op, inputs, weights = nodes[index]
+        before = nodes.get(inputs[0])
+        if before is None or readers[inputs[0]] != [index] or inputs[0] in wanted:
+            continue
+        source_name, source, source_inputs, source_weights = before
+        if isinstance(op, BatchNorm) and isinstance(source, Convolution):
+            nodes[index] = (source_name, source, source_inputs, _folded(source_weights, weights, op.eps))
+        elif isinstance(op, Relu) and isinstance(source, Convolution | BatchNorm | Add):
+            nodes[index] = (source_name, Rectified(source), source_inputs, source_weights)
+        else:
+            continue
+        del nodes[inputs[0]]
+        for value in source_inputs:
+            readers[value] = [index if i == inputs[0] else i for i in readers[value]]
+    kept = sorted(nodes)
+    return [nodes[index] for index in kept], kept
+
+
+def _folded(convolution: Sequence[Weight], norm: Sequence[Weight], eps: float) -> tuple[Weight, Weight]:
+    """Kernel and bias of a convolution that includes the normalisation behind it."""
+
+    def scale() -> Tensor:
+        found = torch.rsqrt(norm[1].read() + eps)
+        return found * norm[2].read() if len(norm) > 2 else found
+
+    def kernel() -> Tensor:
+        return convolution[0].read() * scale()[:, None, None, None]
+
+    def bias() -> Tensor:
+        shift = -norm[0].read() if len(convolution) < 2 else convolution[1].read() - norm[0].read()
+        shift = shift * scale()
+        return shift + norm[3].read() if len(norm) > 2 else shift
+
+    return Weight(kernel), Weight(bias)
+
+
+def _channels(nodes: Sequence[Node], weights: Sequence[Weight]) -> tuple[int, ...]:
+    """Channels of every value; the image's are those that the first convolution on it takes, else three."""
+    image = 3
+    for node in nodes:
+        op = node.op.inner if isinstance(node.op, Rectified) else node.op
+        if isinstance(op, Convolution) and node.inputs == (0,):
+            image = weights[node.weights[0]].read().shape[1] * op.groups
+            break
+    channels = [image]
+    for node in nodes:
+        channels.append(node.op.channels([channels[v] for v in node.inputs]))
+    return tuple(channels)

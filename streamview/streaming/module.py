@@ -1,0 +1,215 @@
+"""`stream`: a module with the same outputs and gradients as another, in memory that depends on the step and not on the image."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from streamview.errors import NotStreamableError, RegionError
+from streamview.streaming.execute import Backward, Forward, Grid, build_grid, wanted
+from streamview.streaming.graph import Program, capture
+from streamview.streaming.ops import Wants
+from streamview.streaming.plan import choose_tile, parse_bytes
+from streamview.streaming.sinks import Sinks
+
+__all__ = ["Streamed", "stream"]
+
+
+def stream(module: nn.Module, *, memory: str | int | None = None, tile: tuple[int, int] | None = None) -> Streamed:
+    """Wrap a network so that its local part runs in pieces, exactly.
+
+    Parameters
+    ----------
+    module
+        A CNN that takes an image (N, C, H, W) of floating point values. It stays the owner of its parameters; its mode, weights
+        and ``requires_grad`` are read at every call.
+    memory
+        Bound on the growth of memory over a forward and backward pass, in bytes or as ``"2GB"`` (GB = 2^30); the step is chosen
+        to keep it. Default: a safe share of what the machine has free.
+    tile
+        Rows and columns of a step in pixels of the image, instead of `memory`; may be larger than the image.
+
+    Returns
+    -------
+    Streamed
+        A module with the same outputs and, by ordinary autograd, the same gradients.
+
+    Raises
+    ------
+    NotStreamableError
+        When the network has no local part; the message names the layer and the reason.
+
+    Notes
+    -----
+    The method is that of Pinckaers, van Ginneken and Litjens (TPAMI 2020) without their overlap: what later steps still need is
+    carried, so no convolution is computed twice in a pass.
+    """
+    return Streamed(module, None if memory is None else parse_bytes(memory), tile)
+
+
+class Streamed(nn.Module):
+    """A network whose local part runs in pieces; made by `stream`.
+
+    Attributes
+    ----------
+    module
+        The network itself.
+    cut
+        An identity that the tensors between the local part and the head pass through; hooks on it see them. While it has hooks,
+        a pooling behind it is not streamed, so that the whole map passes.
+    """
+
+    def __init__(self, module: nn.Module, memory: int | None, tile: tuple[int, int] | None) -> None:
+        super().__init__()
+        if tile is not None and (len(tile) != 2 or min(tile) < 1):
+            raise ValueError(f"tile {tile}: expected (rows, columns), both positive, in pixels of the image")
+        self.module = module
+        self.cut = nn.Identity()
+        self._memory, self._tile = memory, tile
+        self._captured: tuple[Any, Program] | None = None
+        self.program()
+
+    def program(self) -> Program:
+        """The captured network in its present mode; captured anew when a mode, a submodule or a parameter object changed."""
+        reduce = not (self.cut._forward_hooks or self.cut._forward_pre_hooks or self.cut._backward_hooks)
+        tensors = (*self.module.parameters(), *self.module.buffers())
+        key = (reduce, *((id(m), m.training) for m in self.module.modules()), *map(id, tensors))
+        if self._captured is None or self._captured[0] != key:
+            self._captured = key, capture(self.module, reduce=reduce)
+        return self._captured[1]
+
+    def forward(self, image: Tensor) -> Any:
+        """Run the network.
+
+        Parameters
+        ----------
+        image
+            Floating point tensor (N, C, H, W).
+
+        Returns
+        -------
+        Any
+            What the network itself would return.
+
+        Raises
+        ------
+        RegionError
+            When the image is too small for the network, or has the wrong number of channels.
+        NotStreamableError
+            When a submodule of the local part has hooks, which would be skipped.
+        """
+        program = self.program()
+        _refuse_hooks(program)
+        if image.dim() != 4 or not image.is_floating_point():
+            raise RegionError(f"image of shape {tuple(image.shape)} and dtype {image.dtype}: expected a float tensor (N, C, H, W)")
+        if image.shape[1] != program.channels[0]:
+            raise RegionError(f"image of {image.shape[1]} channels: the network takes {program.channels[0]}")
+        weights = [weight.read() for weight in program.weights]
+        size = (image.shape[2], image.shape[3])
+        differentiable = torch.is_grad_enabled() and any(t.requires_grad for t in (image, *weights))
+        wants = wanted(program, image.requires_grad, [w.requires_grad for w in weights]) if differentiable else None
+        tile = self._tile or choose_tile(program, image.shape, image.dtype, wants, self._memory)
+        kind = image.device.type
+        autocast = (kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind))
+        guards = [t for m in program.modules.values() for t in (*m.parameters(), *m.buffers())]
+        call = _Call(program, grid_for(program, size, tile), wants, autocast, guards)
+        if differentiable:
+            results = iter(_StreamedBody.apply(call, image, *weights))
+        else:
+            results = iter(call.forward(image, weights))
+        arguments = []
+        for sink in program.sinks:
+            if sink.kind == "shape":
+                shape = (image.shape[0], program.channels[sink.value], *call.grid.size(sink.value))
+                arguments.append(image.new_empty(()).expand(shape))
+                continue
+            found = self.cut(next(results))
+            arguments.append(found if sink.keepdim else found.flatten(1))
+        return program.head(*arguments)
+
+
+def _refuse_hooks(program: Program) -> None:
+    """Raise where a module that the body replaces has hooks; those of weight and spectral norm are run instead."""
+    for path, module in program.modules.items():
+        for hook in module._forward_pre_hooks.values():
+            if type(hook).__module__ in ("torch.nn.utils.weight_norm", "torch.nn.utils.spectral_norm"):
+                hook(module, ())
+                continue
+            raise NotStreamableError(f"{path} has a forward hook, which streaming would skip: remove it, or hook `cut` of the streamed module")
+        if module._forward_hooks or module._backward_hooks or module._backward_pre_hooks:
+            raise NotStreamableError(f"{path} has a hook, which streaming would skip: remove it, or hook `cut` of the streamed module")
+
+
+def grid_for(program: Program, size: tuple[int, int], tile: tuple[int, int]) -> Grid:
+    """The grid, or an error that names the layer for which the image is too small.
+
+    Raises
+    ------
+    RegionError
+        When a layer would have no output.
+    """
+    try:
+        return build_grid(program, size, tile)
+    except ValueError as error:
+        name = program.nodes[error.args[1]].name
+        raise RegionError(f"image of {size[0]} x {size[1]} px (height x width): {error.args[0]} at layer {name}; use a larger region") from None
+
+
+class _StreamedBody(torch.autograd.Function):
+    """The local part as one function of the image and the body's weights; its outputs are the sinks' tensors."""
+
+    @staticmethod
+    def forward(ctx: Any, call: _Call, image: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
+        ctx.call = call
+        # the guards are saved only so that torch notices when a weight is changed in place before the reverse pass
+        ctx.save_for_backward(image, *weights, *call.guards)
+        return tuple(call.forward(image.detach(), [w.detach() for w in weights]))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        image = ctx.saved_tensors[0]
+        return (None, *ctx.call.backward(image.detach(), grads, ctx.needs_input_grad[1]))
+
+
+@dataclass(slots=True, eq=False)
+class _Call:
+    """One call of a streamed module: its schedule, what the reverse pass is asked for, and what it needs to remember."""
+
+    program: Program
+    grid: Grid
+    wants: Sequence[Wants] | None
+    autocast: tuple[str, torch.dtype, bool]
+    guards: Sequence[Tensor]
+    sinks: Sinks = field(init=False)
+    passed: Forward = field(init=False)
+
+    def forward(self, image: Tensor, weights: Sequence[Tensor]) -> list[Tensor]:
+        self.sinks = Sinks(self.program, self.grid)
+        self.passed = Forward(self.program, self.grid, weights, self.wants)
+        with torch.no_grad():
+            self.passed.run(_reader(image), self.sinks.add)
+        return self.sinks.results()
+
+    def backward(self, image: Tensor, grads: Sequence[Tensor | None], image_wanted: bool) -> list[Tensor | None]:
+        found = torch.zeros_like(image) if image_wanted else None
+
+        def write(part: Tensor, rows: tuple[int, int], cols: tuple[int, int]) -> None:
+            if found is not None:
+                found[:, :, rows[0] : rows[1], cols[0] : cols[1]] = part
+
+        device, dtype, enabled = self.autocast
+        backward = Backward(self.passed)
+        with torch.no_grad(), torch.autocast(device, dtype, enabled):
+            backward.run(_reader(image), partial(self.sinks.gradient, grads), write if image_wanted else None)
+        return [found, *backward.weight_grads]
+
+
+def _reader(image: Tensor) -> Callable[[tuple[int, int], tuple[int, int]], Tensor]:
+    return lambda rows, cols: image[:, :, rows[0] : rows[1], cols[0] : cols[1]]

@@ -1,0 +1,11 @@
+"""The local operations: geometry, forward piece and lean backward of each in one place.
+
+To add an operation, write a class with the attributes of `Op`, and functions that turn torch's calls into it, decorated with
+`lowers` (functions and tensor methods) or `lowers_module`. A call that is not local (it mixes rows or columns over the whole
+map) raises `NotLocal` with the reason.
+"""
+
+from streamview.streaming.ops import combine, pointwise, reduce, window
+from streamview.streaming.ops.registry import Local, NotLocal, Op, Piece, Reduction, Value, Wants, Weight, lower
+
+__all__ = ["Local", "NotLocal", "Op", "Piece", "Reduction", "Value", "Wants", "Weight", "combine", "lower", "pointwise", "reduce", "window"]

@@ -1,0 +1,135 @@
+"""Operations that join or split values: sums and differences, concatenation, slices."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from streamview.streaming.ops.pointwise import _pointwise
+from streamview.streaming.ops.registry import Local, NotLocal, Piece, Value, Wants, lowers
+from streamview.streaming.ops.window import Pad
+from streamview.streaming.schedule import IDENTITY, Window
+
+__all__ = ["Add", "Channels", "Concatenate"]
+
+Gradients = tuple[list[Tensor | None], list[Tensor | None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Add:
+    """``a + factor * b`` of two values; the gradient needs nothing of either."""
+
+    factor: float
+    rows: Window = field(default=IDENTITY, init=False)
+    cols: Window = field(default=IDENTITY, init=False)
+
+    def channels(self, inputs: Sequence[int]) -> int:
+        """Channels of the output."""
+        return max(inputs)
+
+    def run(self, inputs: Sequence[Tensor], weights: Sequence[Tensor], piece: Piece, wants: Wants | None) -> tuple[Tensor, Any]:
+        """Add the pieces."""
+        return torch.add(*inputs, alpha=self.factor), None if wants is None else [x.shape for x in inputs]
+
+    def vjp(self, grad: Tensor, saved: Any, weights: Sequence[Tensor], piece: Piece, wants: Wants) -> Gradients:
+        """The gradient itself for both, summed over channels where one of them had a single one."""
+        second = (grad * self.factor).sum_to_size(saved[1]) if wants.inputs[1] else None
+        return [grad.sum_to_size(saved[0]) if wants.inputs[0] else None, second], []
+
+
+@dataclass(frozen=True, slots=True)
+class Concatenate:
+    """``torch.cat`` over channels."""
+
+    rows: Window = field(default=IDENTITY, init=False)
+    cols: Window = field(default=IDENTITY, init=False)
+
+    def channels(self, inputs: Sequence[int]) -> int:
+        """Channels of the output."""
+        return sum(inputs)
+
+    def run(self, inputs: Sequence[Tensor], weights: Sequence[Tensor], piece: Piece, wants: Wants | None) -> tuple[Tensor, Any]:
+        """Concatenate the pieces."""
+        return torch.cat(list(inputs), 1), None if wants is None else [x.shape[1] for x in inputs]
+
+    def vjp(self, grad: Tensor, saved: Any, weights: Sequence[Tensor], piece: Piece, wants: Wants) -> Gradients:
+        """To each input its channels."""
+        return list(grad.split(saved, 1)), []
+
+
+@dataclass(frozen=True, slots=True)
+class Channels:
+    """Channels [start, stop) of a value."""
+
+    start: int
+    stop: int
+    rows: Window = field(default=IDENTITY, init=False)
+    cols: Window = field(default=IDENTITY, init=False)
+
+    def channels(self, inputs: Sequence[int]) -> int:
+        """Channels of the output."""
+        return len(range(*slice(self.start, self.stop).indices(inputs[0])))
+
+    def run(self, inputs: Sequence[Tensor], weights: Sequence[Tensor], piece: Piece, wants: Wants | None) -> tuple[Tensor, Any]:
+        """A copy, so that the rest of the channels can go."""
+        return inputs[0][:, self.start : self.stop].clone(), None if wants is None else inputs[0].shape
+
+    def vjp(self, grad: Tensor, saved: Any, weights: Sequence[Tensor], piece: Piece, wants: Wants) -> Gradients:
+        """Zero for the other channels."""
+        whole = grad.new_zeros(saved)
+        whole[:, self.start : self.stop] = grad
+        return [whole], []
+
+
+def _sum(a: Any, b: Any, factor: float) -> Local:
+    if isinstance(a, Value) and isinstance(b, Value) and a != b:
+        return Local(Add(factor), (a, b))
+    return _pointwise(torch.sub if factor < 0 else torch.add, (a, b), {"alpha": abs(factor)} if abs(factor) != 1 else {}, True)
+
+
+@lowers(operator.add, operator.iadd, torch.add, "add", "add_")
+def _add(input: Any, other: Any, *, alpha: float = 1) -> Local:
+    return _sum(input, other, alpha)
+
+
+@lowers(operator.sub, operator.isub, torch.sub, torch.subtract, "sub", "sub_", "subtract")
+def _sub(input: Any, other: Any, *, alpha: float = 1) -> Local:
+    return _sum(input, other, -alpha)
+
+
+@lowers(torch.cat, torch.concat, torch.concatenate)
+def _cat(tensors: Sequence[Any], dim: int = 0, axis: int | None = None) -> Local:
+    if (dim if axis is None else axis) not in (1, -3):
+        raise NotLocal("concatenation over other dimensions than channels")
+    if not all(isinstance(t, Value) for t in tensors):
+        raise NotLocal("concatenation with a tensor that is not a map")
+    if len(set(tensors)) < len(tensors):
+        raise NotLocal("concatenation of a value with itself")
+    return Local(Concatenate(), tuple(tensors))
+
+
+@lowers(operator.getitem)
+def _getitem(input: Value, index: Any) -> Local | Value:
+    index = index if isinstance(index, tuple) else (index,)
+    if not all(i is Ellipsis or (isinstance(i, slice) and i.step in (None, 1)) for i in index) or index.count(Ellipsis) > 1:
+        raise NotLocal(f"indexing a map by {index}")
+    if Ellipsis in index:
+        at = index.index(Ellipsis)
+        index = (*index[:at], *[slice(None)] * (5 - len(index)), *index[at + 1 :])
+    batch, channels, rows, cols = (*index, *[slice(None)] * 4)[:4]
+    crops = [s.start or 0 for s in (rows, cols)], [s.stop or 0 for s in (rows, cols)]
+    if batch != slice(None) or not all(isinstance(b, int) for b in (*crops[0], *crops[1])) or min(*crops[0]) < 0 or max(*crops[1]) > 0:
+        raise NotLocal("slices of a map other than channels and margins counted from its borders")
+    if channels == slice(None):
+        (top, left), (bottom, right) = crops
+        return Local(Pad(Window(before=-top, after=bottom), Window(before=-left, after=right), 0.0), (input,))
+    if any(crops[0]) or any(crops[1]) or not all(isinstance(b, int | None) for b in (channels.start, channels.stop)):
+        raise NotLocal("slicing channels together with rows or columns")
+    return Local(Channels(channels.start or 0, channels.stop if channels.stop is not None else 2**31), (input,))
+
+

@@ -1,0 +1,58 @@
+"""Which calls reduce a whole map to one number per channel, and so end the local part (see `streamview.streaming.sinks`)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from streamview.streaming.ops.registry import NotLocal, Reduction, Value, lowers, lowers_module
+
+__all__: list[str] = []
+
+
+def _is_one(output_size: Any) -> bool:
+    return output_size in (1, (1, 1), [1, 1], (1,), [1])
+
+
+@lowers(F.adaptive_avg_pool2d, torch._C._nn.adaptive_avg_pool2d)
+def _adaptive_avg_pool2d(input: Value, output_size: Any) -> Reduction:
+    if not _is_one(output_size):
+        raise NotLocal(f"adaptive pooling to {output_size} depends on the size of the whole map")
+    return Reduction("mean", input, True)
+
+
+@lowers(F.adaptive_max_pool2d)
+def _adaptive_max_pool2d(input: Value, output_size: Any, return_indices: bool = False) -> Reduction:
+    if not _is_one(output_size) or return_indices:
+        raise NotLocal(f"adaptive pooling to {output_size} depends on the size of the whole map")
+    return Reduction("max", input, True)
+
+
+@lowers_module(nn.AdaptiveAvgPool2d)
+def _adaptive_avg_pool2d_module(module: nn.AdaptiveAvgPool2d, input: Value) -> Reduction:
+    return _adaptive_avg_pool2d(input, module.output_size)
+
+
+@lowers_module(nn.AdaptiveMaxPool2d)
+def _adaptive_max_pool2d_module(module: nn.AdaptiveMaxPool2d, input: Value) -> Reduction:
+    return _adaptive_max_pool2d(input, module.output_size, module.return_indices)
+
+
+def _reduction(kind: str, input: Value, dim: Sequence[int] | int | None, keepdim: bool) -> Reduction:
+    if not isinstance(dim, (tuple, list)) or sorted(d % 4 for d in dim) != [2, 3]:
+        raise NotLocal(f"a {kind} over dimensions {dim} rather than over rows and columns")
+    return Reduction(kind, input, keepdim)
+
+
+@lowers(torch.mean, "mean")
+def _mean(input: Value, dim: Any = None, keepdim: bool = False) -> Reduction:
+    return _reduction("mean", input, dim, keepdim)
+
+
+@lowers(torch.sum, "sum")
+def _sum(input: Value, dim: Any = None, keepdim: bool = False) -> Reduction:
+    return _reduction("sum", input, dim, keepdim)

@@ -1,0 +1,143 @@
+"""Where the pieces at the cut go: assembled maps, and running reductions that never hold the map.
+
+Sums run in float64 (a float32 sum over a slide's positions loses percents), maxima with the position of the first of equals, as
+in torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from streamview.streaming.execute import Grid
+from streamview.streaming.graph import Program
+
+__all__ = ["Assembled", "RunningMax", "RunningMean", "Sinks"]
+
+Span = tuple[int, int]
+
+
+class Assembled:
+    """A whole map put together from its pieces."""
+
+    def __init__(self, size: tuple[int, int]) -> None:
+        self._size = size
+        self._whole: Tensor | None = None
+
+    def add(self, piece: Tensor, rows: Span, cols: Span) -> None:
+        """Take the piece of these rows and columns."""
+        if self._whole is None:
+            self._whole = torch.empty(
+                (*piece.shape[:2], *self._size), dtype=piece.dtype, device=piece.device, memory_format=torch.channels_last
+            )
+        self._whole[:, :, rows[0] : rows[1], cols[0] : cols[1]] = piece
+
+    def result(self) -> Tensor:
+        """The whole map."""
+        if self._whole is None:
+            raise AssertionError("no piece was added")
+        return self._whole
+
+    def vjp(self, grad: Tensor, rows: Span, cols: Span) -> Tensor:
+        """Gradient of the piece of these rows and columns; a view, not to be changed."""
+        return grad[:, :, rows[0] : rows[1], cols[0] : cols[1]]
+
+
+class RunningMean:
+    """Sum over a map (N, C, H, W) that arrives in pieces, divided by `count`; the result has shape (N, C, 1, 1)."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._total: Tensor | None = None
+        self._dtype = torch.float32
+
+    def add(self, piece: Tensor, rows: Span, cols: Span) -> None:
+        """Take the piece of these rows and columns."""
+        self._dtype = piece.dtype
+        total = piece.sum((2, 3), keepdim=True, dtype=torch.float64)
+        self._total = total if self._total is None else self._total.add_(total)
+
+    def result(self) -> Tensor:
+        """The reduced map."""
+        if self._total is None:
+            raise AssertionError("no piece was added")
+        return (self._total / self._count).to(self._dtype)
+
+    def vjp(self, grad: Tensor, rows: Span, cols: Span) -> Tensor:
+        """Gradient of the piece of these rows and columns; a view, not to be changed."""
+        return (grad / self._count).expand(-1, -1, rows[1] - rows[0], cols[1] - cols[0])
+
+
+class RunningMax:
+    """Maximum over a map (N, C, H, W) that arrives in pieces, and where it was; the result has shape (N, C, 1, 1)."""
+
+    def __init__(self, size: tuple[int, int]) -> None:
+        self._width = size[1]
+        self._best: Tensor | None = None
+        self._where: Tensor | None = None
+
+    def add(self, piece: Tensor, rows: Span, cols: Span) -> None:
+        """Take the piece of these rows and columns; pieces may come in any order."""
+        value, index = F.adaptive_max_pool2d(piece, 1, return_indices=True)
+        width = cols[1] - cols[0]
+        where = (index // width + rows[0]) * self._width + index % width + cols[0]
+        if self._best is None or self._where is None:
+            self._best, self._where = value, where
+            return
+        better = (value > self._best) | value.isnan() | ((value == self._best) & (where < self._where))
+        self._best, self._where = torch.where(better, value, self._best), torch.where(better, where, self._where)
+
+    def result(self) -> Tensor:
+        """The reduced map."""
+        if self._best is None:
+            raise AssertionError("no piece was added")
+        return self._best
+
+    def vjp(self, grad: Tensor, rows: Span, cols: Span) -> Tensor:
+        """Gradient of the piece of these rows and columns: zero but at the maxima."""
+        if self._where is None:
+            raise AssertionError("no piece was added")
+        height, width = rows[1] - rows[0], cols[1] - cols[0]
+        y, x = self._where // self._width - rows[0], self._where % self._width - cols[0]
+        inside = (y >= 0) & (y < height) & (x >= 0) & (x < width)
+        flat = torch.zeros((*grad.shape[:2], height * width), dtype=grad.dtype, device=grad.device)
+        index = torch.where(inside, y * width + x, 0).flatten(2)
+        flat.scatter_add_(2, index, torch.where(inside, grad, 0).flatten(2))
+        return flat.unflatten(2, (height, width))
+
+
+class Sinks:
+    """Gathers the pieces of all sinks of a program in one pass, and gives their gradients back piece by piece."""
+
+    def __init__(self, program: Program, grid: Grid) -> None:
+        self._gathered: list[tuple[int, Assembled | RunningMean | RunningMax]] = []
+        for sink in program.sinks:
+            size = grid.size(sink.value)
+            if sink.kind == "map":
+                self._gathered.append((sink.value, Assembled(size)))
+            elif sink.kind == "max":
+                self._gathered.append((sink.value, RunningMax(size)))
+            elif sink.kind in ("mean", "sum"):
+                self._gathered.append((sink.value, RunningMean(size[0] * size[1] if sink.kind == "mean" else 1)))
+
+    def add(self, value: int, piece: Tensor, rows: Span, cols: Span) -> None:
+        """Take a piece of a value: its rows and columns."""
+        for owner, sink in self._gathered:
+            if owner == value:
+                sink.add(piece, rows, cols)
+
+    def results(self) -> list[Tensor]:
+        """The gathered tensors, in the order of the program's sinks."""
+        return [sink.result() for _, sink in self._gathered]
+
+    def gradient(self, grads: Sequence[Tensor | None], value: int, rows: Span, cols: Span) -> Tensor | None:
+        """Gradient of a piece of a value, from the gradients of `results`; None for zero."""
+        total = None
+        for (owner, sink), grad in zip(self._gathered, grads, strict=True):
+            if owner == value and grad is not None:
+                part = sink.vjp(grad, rows, cols)
+                total = part if total is None else total + part
+        return total
