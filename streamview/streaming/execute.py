@@ -20,11 +20,17 @@ from streamview.streaming.graph import Program
 from streamview.streaming.ops import Piece, Wants
 from streamview.streaming.schedule import AxisSchedule, schedule_axis
 
-__all__ = ["Backward", "Forward", "Grid", "Tape", "build_grid", "wanted"]
+__all__ = ["Backward", "Carry", "Forward", "Grid", "Step", "Tape", "build_grid", "reverse_step", "run_step", "wanted"]
 
-Read = Callable[[tuple[int, int], tuple[int, int]], Tensor]
-Emit = Callable[[int, Tensor, tuple[int, int], tuple[int, int]], None]
+Span = tuple[int, int]
+Read = Callable[[Span, Span], Tensor]
+Emit = Callable[[int, Tensor, Span, Span], None]
+SinkGrads = Callable[[int, Span, Span], Tensor | None]
+Write = Callable[[Tensor, Span, Span], None]
 Blocks = list[Tensor | None]
+
+
+_WORTHWHILE = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,15 +52,18 @@ class Grid:
 def build_grid(program: Program, size: tuple[int, int], tile: tuple[int, int]) -> Grid:
     """Schedule a program for an image of this height and width in steps of this many rows and columns.
 
+    Deep values are small: they wait until they can produce rows of `_WORTHWHILE` positions at once, since a convolution of few
+    positions costs mostly the reading of its kernel.
+
     Raises
     ------
     ValueError
         When the image is too small; ``args[1]`` is the index of the node that says so.
     """
-    axes = []
-    for axis, windows in enumerate(([n.op.rows for n in program.nodes], [n.op.cols for n in program.nodes])):
-        axes.append(schedule_axis(windows, program.inputs, size[axis], min(tile[axis], size[axis])))
-    return Grid(*axes)
+    cols = schedule_axis([n.op.cols for n in program.nodes], program.inputs, size[1], min(tile[1], size[1]))
+    granules = [max(1, _WORTHWHILE * cols.steps // length) for length in cols.sizes]
+    rows = schedule_axis([n.op.rows for n in program.nodes], program.inputs, size[0], min(tile[0], size[0]), granules)
+    return Grid(rows, cols)
 
 
 def wanted(program: Program, image: bool, weights: Sequence[bool]) -> list[Wants]:
@@ -77,7 +86,7 @@ class Tape:
 
 
 @dataclass(slots=True)
-class _Carry:
+class Carry:
     """Blocks that a step takes over: from the step above (rows kept, its own new columns) and from the step to the left."""
 
     above: Blocks
@@ -89,7 +98,7 @@ def _join(parts: Sequence[Tensor | None], dim: int) -> Tensor | None:
     return present[0] if len(present) == 1 else torch.cat(present, dim) if present else None
 
 
-def _part(block: Tensor, rows: tuple[int, int], cols: tuple[int, int]) -> Tensor | None:
+def _part(block: Tensor, rows: Span, cols: Span) -> Tensor | None:
     """Rows and columns of a block, as a view; None where there are none."""
     if rows[0] >= rows[1] or cols[0] >= cols[1]:
         return None
@@ -100,26 +109,26 @@ def _copy(part: Tensor | None) -> Tensor | None:
     return None if part is None else part.clone()
 
 
-class _Step:
+class Step:
     """Geometry of one step: where the parts of every block lie."""
 
     def __init__(self, program: Program, grid: Grid, i: int, j: int) -> None:
         self.program, self.grid, self.i, self.j = program, grid, i, j
 
-    def new(self, value: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    def new(self, value: int) -> tuple[Span, Span]:
         """Rows and columns of the value that this step makes."""
         return self.grid.rows.new(value, self.i), self.grid.cols.new(value, self.j)
 
-    def block(self, value: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    def block(self, value: int) -> tuple[Span, Span]:
         """Rows and columns of the value that this step has at hand."""
         return self.grid.rows.block(value, self.i), self.grid.cols.block(value, self.j)
 
-    def below(self, value: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    def below(self, value: int) -> tuple[Span, Span]:
         """Within the block: what the step below takes over."""
         (r0, r1), (c0, c1) = self.block(value)
         return (self.grid.rows.kept[value][self.i + 1] - r0, r1 - r0), (self.grid.cols.produced[value][self.j] - c0, c1 - c0)
 
-    def right(self, value: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    def right(self, value: int) -> tuple[Span, Span]:
         """Within the block: what the step to the right takes over."""
         (r0, r1), (c0, c1) = self.block(value)
         return (0, r1 - r0), (self.grid.cols.kept[value][self.j + 1] - c0, c1 - c0)
@@ -135,7 +144,7 @@ class _Step:
         _, _, left, right = node.op.cols.need(*cols, size[1])
         return Piece(rows, cols, size, (top, bottom, left, right))
 
-    def need(self, index: int, value: int, piece: Piece) -> tuple[tuple[int, int], tuple[int, int]]:
+    def need(self, index: int, value: int, piece: Piece) -> tuple[Span, Span]:
         """Within the block of an input of node `index`: what the piece reads."""
         op = self.program.nodes[index].op
         (r, _), (c, _) = self.block(value)
@@ -144,8 +153,8 @@ class _Step:
         return (r0 - r, r1 - r), (c0 - c, c1 - c)
 
 
-def _run_step(
-    step: _Step, pixels: Tensor, carry: _Carry, weights: Sequence[Tensor], wants: Sequence[Wants] | None, emit: Emit | None
+def run_step(
+    step: Step, pixels: Tensor, carry: Carry, weights: Sequence[Tensor], wants: Sequence[Wants] | None, emit: Emit | None
 ) -> tuple[Blocks, Blocks, Tape | None]:
     """Compute one step; return what the steps below and to the right take over, and its tape if asked."""
     program = step.program
@@ -193,7 +202,7 @@ def _readers(program: Program) -> list[int]:
     return last
 
 
-def _needed(block: Tensor | None, part: tuple[tuple[int, int], tuple[int, int]], like: Tensor, channels: int) -> Tensor:
+def _needed(block: Tensor | None, part: tuple[Span, Span], like: Tensor, channels: int) -> Tensor:
     """The part of a block that an operation reads; empty where it reads padding alone."""
     rows, cols = part
     found = None if block is None else _part(block, rows, cols)
@@ -220,7 +229,7 @@ class Forward:
     def __init__(self, program: Program, grid: Grid, weights: Sequence[Tensor], wants: Sequence[Wants] | None, tapes: int = 0) -> None:
         self.program, self.grid, self.weights, self.wants = program, grid, weights, wants
         self.taped = len(grid.steps()) - tapes
-        self.carries: dict[tuple[int, int], _Carry] = {}
+        self.carries: dict[tuple[int, int], Carry] = {}
         self.tapes: dict[tuple[int, int], Tape] = {}
 
     def run(self, read: Read, emit: Emit, done: Callable[[], None] = lambda: None) -> None:
@@ -241,10 +250,10 @@ class Forward:
         for number, (i, j) in enumerate(self.grid.steps()):
             if j == 0:
                 left = [None] * count
-            step = _Step(self.program, self.grid, i, j)
-            carry = _Carry(above[j], left)
+            step = Step(self.program, self.grid, i, j)
+            carry = Carry(above[j], left)
             keep = self.wants is not None and number >= self.taped
-            above[j], left, tape = _run_step(step, read(*step.new(0)), carry, self.weights, self.wants if keep else None, emit)
+            above[j], left, tape = run_step(step, read(*step.new(0)), carry, self.weights, self.wants if keep else None, emit)
             if tape is not None:
                 self.tapes[i, j] = tape
             elif self.wants is not None:
@@ -273,8 +282,8 @@ class Backward:
     def run(
         self,
         read: Read,
-        sink_grads: Callable[[int, tuple[int, int], tuple[int, int]], Tensor | None],
-        write: Callable[[Tensor, tuple[int, int], tuple[int, int]], None] | None,
+        sink_grads: SinkGrads,
+        write: Write | None,
         done: Callable[[], None] = lambda: None,
     ) -> None:
         """Run all steps in reverse.
@@ -297,72 +306,114 @@ class Backward:
             raise ValueError("the forward pass was told that no gradient is wanted")
         count = len(program.nodes) + 1
         self.weight_grads = [None] * len(program.weights)
-        sunk = {sink.value for sink in program.sinks}
         pending_above: list[Blocks] = [[None] * count for _ in range(grid.cols.steps)]
         pending_left: Blocks = [None] * count
         for i, j in reversed(grid.steps()):
             if j == grid.cols.steps - 1:
                 pending_left = [None] * count
-            step = _Step(program, grid, i, j)
+            step = Step(program, grid, i, j)
             tape = forward.tapes.get((i, j))
             if tape is None:
-                pixels = read(*step.new(0))
-                tape = _run_step(step, pixels, forward.carries[i, j], forward.weights, wants, None)[2]
+                tape = run_step(step, read(*step.new(0)), forward.carries[i, j], forward.weights, wants, None)[2]
             if tape is None:
                 raise AssertionError("a step that was asked for a tape returned none")
             if self.release:
                 forward.tapes.pop((i, j), None)
                 forward.carries.pop((i, j), None)
-            grads: Blocks = [None] * count
-            to_above: Blocks = [None] * count
-            to_left: Blocks = [None] * count
-            for value in reversed(range(count)):
-                info = tape.blocks[value]
-                if info is None or not (wants[value - 1] if value else write is not None):
-                    continue
-                _accumulate(grads, value, pending_above[j][value], step.below(value), info)
-                _accumulate(grads, value, pending_left[value], step.right(value), info)
-                (r0, _), (c0, _) = step.block(value)
-                (n0, n1), (m0, m1) = step.new(value)
-                fresh = (n0 - r0, n1 - r0), (m0 - c0, m1 - c0)
-                if value in sunk and n0 < n1 and m0 < m1:
-                    _accumulate(grads, value, sink_grads(value, (n0, n1), (m0, m1)), fresh, info, owned=False)
-                grad, grads[value] = grads[value], None
-                if grad is not None:
-                    to_above[value] = _copy(_part(grad, (0, fresh[0][0]), fresh[1]))
-                    to_left[value] = _copy(_part(grad, (0, info[0][2]), (0, fresh[1][0])))
-                    new = _part(grad, *fresh)
-                    if value and new is not None:
-                        self._backward_node(step, value - 1, new, tape, grads)
-                    elif write is not None and new is not None:
-                        write(new, (n0, n1), (m0, m1))
-            pending_above[j], pending_left = to_above, to_left
+            pending_above[j], pending_left = reverse_step(
+                step, tape, forward.weights, wants, (pending_above[j], pending_left), sink_grads, write, self.weight_grads
+            )
+            del tape
             done()
 
-    def _backward_node(self, step: _Step, index: int, grad: Tensor, tape: Tape, grads: Blocks) -> None:
-        """Through one operation: gradients of its inputs' blocks and of its weights."""
-        forward = self.forward
-        node, piece = forward.program.nodes[index], step.piece(index)
-        if forward.wants is None or piece is None:
-            raise AssertionError("a node without a piece has no gradient")
-        want = forward.wants[index]
-        inputs, weights = node.op.vjp(grad, tape.saved[index], [forward.weights[w] for w in node.weights], piece, want)
-        for value, found, asked in zip(node.inputs, inputs, want.inputs, strict=True):
-            info = tape.blocks[value]
-            if asked and found is not None and info is not None:
-                _accumulate(grads, value, found, step.need(index, value, piece), info)
-        for weight, found in zip(node.weights, weights, strict=True):
-            if found is not None:
-                total = self.weight_grads[weight]
-                found = found.to(forward.weights[weight].dtype)
-                self.weight_grads[weight] = found if total is None else total.add_(found)
+
+def reverse_step(
+    step: Step,
+    tape: Tape,
+    weights: Sequence[Tensor],
+    wants: Sequence[Wants],
+    pending: tuple[Blocks, Blocks],
+    sink_grads: SinkGrads,
+    write: Write | None,
+    weight_grads: list[Tensor | None],
+) -> tuple[Blocks, Blocks]:
+    """The reverse pass of one step.
+
+    Parameters
+    ----------
+    pending
+        Gradients of what the steps below and to the right took over from this one.
+    sink_grads, write
+        As in `Backward.run`.
+    weight_grads
+        Sums of the weights' gradients, which this step adds to.
+
+    Returns
+    -------
+    tuple
+        Gradients of what this step took over from the steps above and to the left.
+    """
+    count = len(step.program.nodes) + 1
+    sunk = {sink.value for sink in step.program.sinks}
+    grads: Blocks = [None] * count
+    to_above: Blocks = [None] * count
+    to_left: Blocks = [None] * count
+    for value in reversed(range(count)):
+        info = tape.blocks[value]
+        if info is None or not (wants[value - 1] if value else write is not None):
+            continue
+        (r0, _), (c0, _) = step.block(value)
+        rows, cols = step.new(value)
+        fresh = (rows[0] - r0, rows[1] - r0), (cols[0] - c0, cols[1] - c0)
+        _accumulate(grads, value, pending[0][value], step.below(value), info)
+        _accumulate(grads, value, pending[1][value], step.right(value), info)
+        if value in sunk and rows[0] < rows[1] and cols[0] < cols[1]:
+            _accumulate(grads, value, sink_grads(value, rows, cols), fresh, info, owned=False)
+        grad, grads[value] = grads[value], None
+        if grad is None:
+            continue
+        to_above[value] = _copy(_part(grad, (0, fresh[0][0]), fresh[1]))
+        to_left[value] = _copy(_part(grad, (0, info[0][2]), (0, fresh[1][0])))
+        new = _part(grad, *fresh)
+        del grad
+        if new is not None and value:
+            _reverse_node(step, value - 1, new, tape, weights, wants[value - 1], grads, weight_grads)
+        elif new is not None and write is not None:
+            write(new, rows, cols)
+    return to_above, to_left
+
+
+def _reverse_node(
+    step: Step,
+    index: int,
+    grad: Tensor,
+    tape: Tape,
+    weights: Sequence[Tensor],
+    wants: Wants,
+    grads: Blocks,
+    weight_grads: list[Tensor | None],
+) -> None:
+    """Through one operation: gradients of its inputs' blocks and of its weights."""
+    node, piece = step.program.nodes[index], step.piece(index)
+    if piece is None:
+        raise AssertionError("a node without a piece has no gradient")
+    found_inputs, found_weights = node.op.vjp(grad, tape.saved[index], [weights[w] for w in node.weights], piece, wants)
+    for value, found, asked in zip(node.inputs, found_inputs, wants.inputs, strict=True):
+        info = tape.blocks[value]
+        if asked and found is not None and info is not None:
+            _accumulate(grads, value, found, step.need(index, value, piece), info)
+    for weight, found in zip(node.weights, found_weights, strict=True):
+        if found is not None:
+            total = weight_grads[weight]
+            found = found.to(weights[weight].dtype)
+            weight_grads[weight] = found if total is None else total.add_(found)
 
 
 def _accumulate(
     grads: Blocks,
     value: int,
     part: Tensor | None,
-    where: tuple[tuple[int, int], tuple[int, int]],
+    where: tuple[Span, Span],
     block: tuple[torch.Size, torch.dtype],
     owned: bool = True,
 ) -> None:

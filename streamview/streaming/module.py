@@ -15,7 +15,7 @@ from streamview.errors import NotStreamableError, RegionError
 from streamview.streaming.execute import Backward, Forward, Grid, build_grid, wanted
 from streamview.streaming.graph import Program, capture
 from streamview.streaming.ops import Wants
-from streamview.streaming.plan import choose_tile, parse_bytes
+from streamview.streaming.plan import make_plan, parse_bytes
 from streamview.streaming.sinks import Sinks
 
 __all__ = ["Streamed", "stream"]
@@ -114,11 +114,12 @@ class Streamed(nn.Module):
         size = (image.shape[2], image.shape[3])
         differentiable = torch.is_grad_enabled() and any(t.requires_grad for t in (image, *weights))
         wants = wanted(program, image.requires_grad, [w.requires_grad for w in weights]) if differentiable else None
-        tile = self._tile or choose_tile(program, image.shape, image.dtype, wants, self._memory)
+        check_size(program, size)
+        plan = make_plan(program, image.shape, image.dtype, wants, weights, memory=self._memory, tile=self._tile)
         kind = image.device.type
         autocast = (kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind))
         guards = [t for m in program.modules.values() for t in (*m.parameters(), *m.buffers())]
-        call = _Call(program, grid_for(program, size, tile), wants, autocast, guards)
+        call = _Call(program, build_grid(program, size, plan.tile), plan.tapes, wants, autocast, guards)
         if differentiable:
             results = iter(_StreamedBody.apply(call, image, *weights))
         else:
@@ -146,8 +147,8 @@ def _refuse_hooks(program: Program) -> None:
             raise NotStreamableError(f"{path} has a hook, which streaming would skip: remove it, or hook `cut` of the streamed module")
 
 
-def grid_for(program: Program, size: tuple[int, int], tile: tuple[int, int]) -> Grid:
-    """The grid, or an error that names the layer for which the image is too small.
+def check_size(program: Program, size: tuple[int, int]) -> None:
+    """Refuse an image of this height and width if it is too small, naming the layer that says so.
 
     Raises
     ------
@@ -155,7 +156,7 @@ def grid_for(program: Program, size: tuple[int, int], tile: tuple[int, int]) -> 
         When a layer would have no output.
     """
     try:
-        return build_grid(program, size, tile)
+        build_grid(program, size, size)
     except ValueError as error:
         name = program.nodes[error.args[1]].name
         raise RegionError(f"image of {size[0]} x {size[1]} px (height x width): {error.args[0]} at layer {name}; use a larger region") from None
@@ -184,6 +185,7 @@ class _Call:
 
     program: Program
     grid: Grid
+    tapes: int
     wants: Sequence[Wants] | None
     autocast: tuple[str, torch.dtype, bool]
     guards: Sequence[Tensor]
@@ -192,7 +194,7 @@ class _Call:
 
     def forward(self, image: Tensor, weights: Sequence[Tensor]) -> list[Tensor]:
         self.sinks = Sinks(self.program, self.grid)
-        self.passed = Forward(self.program, self.grid, weights, self.wants)
+        self.passed = Forward(self.program, self.grid, weights, self.wants, self.tapes)
         with torch.no_grad():
             self.passed.run(_reader(image), self.sinks.add)
         return self.sinks.results()
