@@ -135,6 +135,11 @@ class ShownLevel:
         """Always 2."""
         return 2
 
+    @property
+    def size(self) -> int:
+        """Number of px."""
+        return self.shape[0] * self.shape[1]
+
     def __getitem__(self, key: Any) -> NDArray[np.float32]:
         key = key if isinstance(key, tuple) else (key,)
         key = tuple(slice(None) if part is Ellipsis else part for part in key) + (slice(None),) * (2 - len(key))

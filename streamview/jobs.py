@@ -51,6 +51,8 @@ class RegionResult:
         Share (0..1) of the slide's tissue inside the region; None when not measured.
     saliency, picture
         Paths of its map and its display PNG relative to the job folder; None when there is none.
+    source
+        Absolute path of the slide, so that a viewer finds it; None when it was no file.
     """
 
     prediction: Prediction
@@ -58,6 +60,7 @@ class RegionResult:
     tissue_covered: float | None = None
     saliency: str | None = None
     picture: str | None = None
+    source: str | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -92,6 +95,7 @@ class SlideRecord:
                 "tissue_covered": result.tissue_covered,
                 "saliency": result.saliency,
                 "picture": result.picture,
+                "source": result.source,
                 "prediction": result.prediction.to_json(),
             }
             for result in self.regions

@@ -229,6 +229,11 @@ class SaliencyMap:
     coarser: tuple[NDArray[np.float32] | Plane, ...] = ()
 
     @property
+    def reduction(self) -> str:
+        """How the values follow from the gradient or the features; see `REDUCTIONS`."""
+        return REDUCTIONS[self.method]
+
+    @property
     def levels(self) -> tuple[NDArray[np.float32] | Plane, ...]:
         """`values` and its coarser forms, finest first."""
         return (self.values, *self.coarser)

@@ -1,0 +1,81 @@
+"""A window with a slide and its maps: what ``streamview view`` opens."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from streamview.errors import StreamviewError
+from streamview_napari._reader import get_reader
+
+if TYPE_CHECKING:
+    from napari import Viewer
+    from napari.components import ViewerModel
+
+__all__ = ["add_layers", "describe", "view"]
+
+
+def view(path: str | os.PathLike[str], *, show: bool = True) -> Viewer:
+    """Open a window on a slide, a pyramid, a saved saliency or a job folder; the caller runs ``napari.run()``.
+
+    Raises
+    ------
+    StreamviewError
+        When the path is none of these, or is damaged.
+    """
+    import napari
+
+    path = os.fspath(path)
+    check(path)
+    viewer = napari.Viewer(title=f"streamview: {Path(path).name}", show=show)
+    try:
+        add_layers(viewer, path)
+    except StreamviewError:
+        viewer.close()
+        raise
+    return viewer
+
+
+def check(path: str) -> None:
+    """Refuse what cannot be shown before a window opens.
+
+    Raises
+    ------
+    StreamviewError
+        When the path is missing or nothing that this program shows.
+    """
+    if not Path(path).exists():
+        raise StreamviewError(f"{path}: no such file or folder; check the path")
+    if get_reader(path) is None:
+        raise StreamviewError(f"{path}: nothing to show; expected a slide, an RGB OME-Zarr, a saved saliency map or a job folder")
+
+
+def add_layers(viewer: ViewerModel, path: str) -> None:
+    """Add all that a path holds to a viewer, with a scale bar and a caption of the map on show."""
+    reader = get_reader(path)
+    if reader is None:
+        check(path)
+        return
+    from napari.layers import Layer
+
+    for data, options, kind in reader(path):
+        layer = viewer.add_layer(Layer.create(data, options, kind))
+        if "caption" in layer.metadata.get("streamview", {}):
+            layer.events.visible.connect(lambda event: describe(viewer))
+    overlays = viewer.canvas.overlays
+    overlays.scale_bar.visible = overlays.scale_bar.box = overlays.text.box = True
+    overlays.text.position = "top_left"
+    viewer.reset_view()
+    describe(viewer)
+
+
+def describe(viewer: ViewerModel) -> None:
+    """Show the captions of the visible maps, topmost first, and the topmost's colour bar."""
+    maps = [layer for layer in reversed(viewer.layers) if "caption" in layer.metadata.get("streamview", {})]
+    visible = [layer for layer in maps if layer.visible]
+    for layer in maps:
+        layer.colorbar.visible = layer in visible[:1]
+    text = viewer.canvas.overlays.text
+    text.text = "\n".join(layer.metadata["streamview"]["caption"] for layer in visible)
+    text.visible = bool(visible)

@@ -1,0 +1,56 @@
+"""The plugin's tests: logic without a window, and one real window where there is a display."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+if find_spec("napari") is None:
+    collect_ignore_glob = ["test_*.py"]
+else:
+    # Imported here once: on import napari and npe2 give deprecation warnings of their own, which are not this project's to mend.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import npe2  # noqa: F401
+        from napari.components import ViewerModel  # noqa: F401
+        from napari.layers import Layer  # noqa: F401
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _settings_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep napari from reading or writing the settings of whoever runs the tests."""
+    patch = pytest.MonkeyPatch()
+    patch.setenv("NAPARI_CONFIG", str(tmp_path_factory.mktemp("napari") / "settings.yaml"))
+    yield
+    patch.undo()
+
+
+@pytest.fixture
+def window(qapp: Any) -> Iterator[Callable[[Any], Any]]:
+    """Register a real viewer to be closed after the test; skips where nothing can be drawn."""
+    if not os.environ.get("DISPLAY") or os.environ.get("QT_QPA_PLATFORM") == "offscreen":
+        pytest.skip("no display: a real window needs one, run under `xvfb-run -a` with QT_QPA_PLATFORM unset")
+    viewers: list[Any] = []
+
+    def keep(viewer: Any) -> Any:
+        viewers.append(viewer)
+        return viewer
+
+    yield keep
+    for viewer in viewers:
+        viewer.close()
+    qapp.processEvents()
+
+
+@pytest.fixture
+def screenshots(tmp_path: Path) -> Path:
+    """Where screenshots go: the folder named by STREAMVIEW_SCREENSHOTS, to be looked at, else a temporary one."""
+    folder = Path(os.environ.get("STREAMVIEW_SCREENSHOTS", tmp_path))
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
