@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,15 @@ from streamview.results import Identity, Prediction, Saliency, SaliencyMap, save
 from streamview.slides import open_slide
 from streamview.synthetic import write_synthetic_slide
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore::pydantic.warnings.PydanticDeprecatedSince20",
-    "ignore::DeprecationWarning:napari",
-    "ignore::DeprecationWarning:vispy",
-    "ignore::DeprecationWarning:qtpy",
-)
+pytestmark = [
+    # A mark, not a fixture: Qt ends the process where it finds no display.
+    pytest.mark.skipif(
+        not os.environ.get("DISPLAY") or os.environ.get("QT_QPA_PLATFORM") == "offscreen",
+        reason="no display: a real window needs one, run under `xvfb-run -a` with QT_QPA_PLATFORM unset",
+    ),
+    pytest.mark.filterwarnings("ignore::pydantic.warnings.PydanticDeprecatedSince20"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:(napari|vispy|qtpy)"),
+]
 MPP = 0.5
 REGION = Region(200, 304, 1280, 1024)
 
