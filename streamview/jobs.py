@@ -47,6 +47,8 @@ class RegionResult:
         The answer.
     run_id
         Run that made it.
+    mpp
+        ``(y, x)`` um/px of the slide's level 0; None when unknown.
     tissue_covered
         Share (0..1) of the slide's tissue inside the region; None when not measured.
     saliency, picture
@@ -57,6 +59,7 @@ class RegionResult:
 
     prediction: Prediction
     run_id: str
+    mpp: tuple[float, float] | None = None
     tissue_covered: float | None = None
     saliency: str | None = None
     picture: str | None = None
@@ -92,6 +95,7 @@ class SlideRecord:
         regions = [
             {
                 "run_id": result.run_id,
+                "mpp": None if result.mpp is None else list(result.mpp),
                 "tissue_covered": result.tissue_covered,
                 "saliency": result.saliency,
                 "picture": result.picture,
@@ -114,8 +118,11 @@ class SlideRecord:
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> SlideRecord:
         """Inverse of `to_json`."""
-        regions = tuple(RegionResult(**(entry | {"prediction": Prediction.from_json(entry["prediction"])})) for entry in values["regions"])
-        return cls(values["slide_id"], regions, values["run_id"], values["error"], values["patient_id"])
+        regions = []
+        for entry in values["regions"]:
+            mpp = None if entry["mpp"] is None else tuple(entry["mpp"])
+            regions.append(RegionResult(**(entry | {"mpp": mpp, "prediction": Prediction.from_json(entry["prediction"])})))
+        return cls(values["slide_id"], tuple(regions), values["run_id"], values["error"], values["patient_id"])
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -313,9 +320,8 @@ def _rows(record: SlideRecord) -> Iterable[dict[str, str]]:
         for result in results:
             prediction, region = result.prediction, result.prediction.region
             place = {key: str(getattr(region, key)) for key in ("level", "x", "y", "width", "height")}
-            if prediction.mpp is not None:
-                width_um = prediction.mpp[1] * prediction.shape[1]
-                place |= {"mpp": f"{width_um / region.width:.6g}", "width_um": f"{width_um:.6g}"}
+            if result.mpp is not None:
+                place |= {"mpp": f"{result.mpp[1]:.6g}", "width_um": f"{region.width * result.mpp[1]:.6g}"}
             yield slide | {"region_id": region_id(region)} | place | _answer(prediction, result.run_id, result.tissue_covered)
         yield slide | {"region_id": _AGGREGATE} | _answer(_aggregate(results), results[-1].run_id, _covered(results))
     if record.error is not None:

@@ -35,7 +35,7 @@ def answer(slide: str = "a.svs", logits: tuple[float, float] = (0.0, 1.0), weigh
         model_name="demo",
         trained=True,
     )
-    return RegionResult(prediction, "run-1", 0.75, f"saliency/{slide}/r.ome.zarr")
+    return RegionResult(prediction, "run-1", (0.25, 0.25), 0.75, f"saliency/{slide}/r.ome.zarr")
 
 
 def rows(job: Job) -> list[dict[str, str]]:
@@ -98,6 +98,7 @@ def test_records_survive_the_disk(tmp_path: Path) -> None:
     (record,) = Job(tmp_path).slides()
     assert record.slide_id == "a.svs"
     assert record.regions[0].prediction.to_json() == answer().prediction.to_json()
+    assert record.regions[0].mpp == (0.25, 0.25)
     assert record.regions[0].saliency == "saliency/a.svs/r.ome.zarr"
     assert job.saliency_path("a.svs", Region(1, 2, 3, 4)) == tmp_path / "saliency" / "a.svs" / "x2-y1-w4-h3.ome.zarr"
 

@@ -21,7 +21,7 @@ __all__ = ["MapWriter", "open_saliency", "save_saliency"]
 
 _FORMAT = 1
 _CHUNK = 512
-_SHARD_CHUNKS = 8  # a shard is one chunk high, so that a finished row of chunks is whole shards
+_SHARD_CHUNKS = 4  # a shard is one chunk high, so that a finished row of chunks is whole shards
 _COMPRESSOR = zarr.codecs.BloscCodec(cname="zstd", clevel=1, shuffle="shuffle")
 
 
@@ -97,7 +97,7 @@ class MapWriter:
             self._bands[band][:, first - top : last - top] = rows[:, first - y : last - y]
             if self._start <= top and bottom <= self._stop:
                 with atomic.disk_errors(self._path):
-                    self._array[:, top:bottom] = self._bands.pop(band)
+                    _put(self._array, top, self._bands.pop(band))
 
     def finish(
         self,
@@ -154,7 +154,9 @@ class MapWriter:
             if evidence is not None:
                 group = self._group.create_group("evidence")
                 values = np.asarray(evidence.values, np.float32)
-                _create_level(group, 0, (1, *values.shape))[0] = values
+                array = _create_level(group, 0, (1, *values.shape))
+                for y in range(0, values.shape[0], _CHUNK):
+                    _put(array, y, values[None, y : y + _CHUNK])
                 windows = [("evidence", min(0.0, float(values.min())), max(0.0, float(values.max())))]
                 group.attrs["ome"] = _finish_image(group, windows, evidence.step, evidence.origin, mpp)
                 root["maps"].append(_map_to_json("evidence", "evidence", 0, evidence.step, evidence.origin))
@@ -296,16 +298,22 @@ def _build_level(group: zarr.Group, level: int) -> tuple[int, ...]:
     below: Any = group[str(level - 1)]
     channels, height, width = below.shape
     array = _create_level(group, level, (channels, -(-height // 2), -(-width // 2)))
-    for channel, y, x in _shards(array):
-        tall, wide = array.shards[1], array.shards[2]  # type: ignore[index]
-        array[channel, y : y + tall, x : x + wide] = halve(below[channel, 2 * y : 2 * (y + tall), 2 * x : 2 * (x + wide)])
+    for y in range(0, array.shape[1], _CHUNK):
+        for channel, columns in _shards(array):
+            source = below[channel, 2 * y : 2 * (y + _CHUNK), 2 * columns.start : 2 * columns.stop]
+            array[channel, y : y + _CHUNK, columns] = halve(source)
     return array.shape
 
 
-def _shards(array: zarr.Array[Any]) -> Iterator[tuple[int, int, int]]:
-    channels, height, width = array.shape
-    _, tall, wide = array.shards  # type: ignore[misc]
-    for channel in range(channels):
-        for y in range(0, height, tall):
-            for x in range(0, width, wide):
-                yield channel, y, x
+def _put(array: zarr.Array[Any], y: int, rows: NDArray[np.float32]) -> None:
+    """Write whole rows of chunks, one shard after the other: a write that fails then leaves none under way behind it."""
+    for channel, columns in _shards(array):
+        array[channel, y : y + rows.shape[1], columns] = rows[channel, :, columns]
+
+
+def _shards(array: zarr.Array[Any]) -> Iterator[tuple[int, slice]]:
+    """Yield channel and columns of each shard of one row of chunks."""
+    wide = _CHUNK * _SHARD_CHUNKS
+    for channel in range(array.shape[0]):
+        for x in range(0, array.shape[2], wide):
+            yield channel, slice(x, min(x + wide, array.shape[2]))
