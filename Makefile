@@ -1,0 +1,67 @@
+# Each target sets up what it needs: on a fresh machine `make demo` alone runs the main job, `make test` alone passes the tests.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+PYTHON ?= python3
+BIN := .venv/bin
+PINS := pyproject.toml constraints.txt
+# What Qt and OpenGL need for a window without a screen or a graphics card
+DEBIAN := xvfb xauth libgl1 libegl1 libgl1-mesa-dri libopengl0 libglib2.0-0 libxkbcommon-x11-0 libdbus-1-3 libfontconfig1 libxcb-cursor0 \
+	libxcb-icccm4 libxcb-image0 libxcb-keysyms1 libxcb-randr0 libxcb-render-util0 libxcb-shape0 libxcb-xinerama0 libxcb-xkb1
+PYTEST := $(BIN)/python -m pytest
+
+.PHONY: help demo test test-slow lint bench debian clean
+
+help:  ## Show the targets
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
+
+demo: .venv/.base  ## The main job on a synthetic slide; everything it writes is in demo-output/
+	$(BIN)/streamview demo
+
+test: .venv/.test debian  ## The tests, those of the napari window under a virtual screen
+	$(call on_screen,$(PYTEST))
+
+test-slow: .venv/.test debian  ## The heavier tests, before a release
+	$(call on_screen,$(PYTEST) -m slow)
+
+lint: .venv/.test  ## Style, format and types
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+bench: .venv/.base  ## Cost against conventional autograd, less than 15 minutes
+	$(BIN)/python -m benchmarks.cost
+
+clean:  ## Remove the environment and all that the targets made
+	rm -rf .venv .pytest_cache .hypothesis .mypy_cache .ruff_cache demo-output
+
+# Without a virtual screen the tests of real windows skip themselves. QT_QPA_PLATFORM=offscreen cannot draw a canvas.
+on_screen = if command -v xvfb-run >/dev/null; then \
+	env -u QT_QPA_PLATFORM LIBGL_ALWAYS_SOFTWARE=1 xvfb-run -a -s "-screen 0 1600x1000x24" $(1); else $(1); fi
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+# torch alone first: pinned exactly, pip takes the build for the processor where one is offered, and the range in pyproject.toml is met.
+.venv/.base: .venv/bin/python $(PINS)
+	$(BIN)/pip install -q -c constraints.txt torch==2.13.0
+	$(BIN)/pip install -q -c constraints.txt -e .
+	@touch $@
+
+.venv/.test: .venv/.base
+	$(BIN)/pip install -q -c constraints.txt -e '.[test]'
+	@touch $@
+
+debian:
+	@missing=""; \
+	if command -v dpkg >/dev/null; then for package in $(DEBIAN); do \
+		dpkg -s $$package >/dev/null 2>&1 || missing="$$missing $$package"; done; fi; \
+	if [ -n "$$missing" ]; then \
+		if [ "$$(id -u)" = 0 ]; then \
+			export DEBIAN_FRONTEND=noninteractive; \
+			{ apt-get -qq update && apt-get -qq install --no-install-recommends -y $$missing; } >/dev/null \
+				|| echo "apt-get could not install$$missing: the tests of real windows may be skipped"; \
+		else echo "not installed, and not root to do so:$$missing. The tests of real windows may be skipped"; fi; fi
