@@ -77,19 +77,23 @@ def test_negatives_are_cut_after_the_blur() -> None:
     stripes = np.where(np.arange(64) % 2 == 0, 1.0, -1.0).astype(np.float32) * np.ones((64, 1), np.float32)
     stripes[20:30, 20:30] += 1
     cancelled = replace(saliency, maps={"signed": SaliencyMap("signed", stripes, (1.0, 1.0), (0.0, 0.0))})
-    shown = np.asarray(show(cancelled, replace(PRESETS["detail"], blur_um=1.5)).levels[0])
+    stripes[50:60, 50:60] -= 5
+    made = show(cancelled, replace(PRESETS["detail"], blur_um=1.5))
+    shown = np.asarray(made.levels[0])
+    assert 0.5 < made.cap < 1.2  # of the positive square; the deeper negative one has no say
     assert shown[25, 25] > 0.9
-    assert not shown[50:, 50:].any()
+    assert not shown[40:, 40:].any()
 
 
 @pytest.mark.parametrize("sigma_um", [0.7, 4.0, 12.0])
 def test_any_part_of_a_shown_level_equals_the_whole(sigma_um: float, tmp_path: Path) -> None:
     saliency = save_saliency(spot_saliency(1100), tmp_path / "r.ome.zarr")
-    level = show(saliency, replace(PRESETS["detail"], blur_um=sigma_um)).levels[0]
+    level = show(saliency, replace(PRESETS["detail"], blur_um=sigma_um, threshold=0.0)).levels[0]
     whole = level[:, :]
     height, width = level.shape
     assert whole.any()
-    for key in [np.s_[3:40, 100 : width - 1], np.s_[height - 5 :, :7], np.s_[::3, 1:50:2], np.s_[4], np.s_[..., 5], np.s_[7, 2:9]]:
+    spot = np.s_[height // 4 : height // 3, width // 4 : width // 3]
+    for key in [spot, np.s_[3:40, 100 : width - 1], np.s_[height - 5 :, :7], np.s_[::3, 1:50:2], np.s_[4], np.s_[..., 5], np.s_[7, 2:9]]:
         np.testing.assert_allclose(level[key], whole[key], atol=1e-6)
 
 
@@ -102,6 +106,14 @@ def test_a_wide_blur_is_shown_on_a_coarser_grid_and_stays_the_same() -> None:
     exact = ndimage.gaussian_filter(np.asarray(saliency.maps["signed"].values), 40.0, mode="nearest")
     exact = exact.reshape(512, 4, 512, 4).mean((1, 3))
     np.testing.assert_allclose(np.asarray(shown.levels[0]), np.clip(exact / shown.cap, 0, 1), atol=0.01)
+
+
+def test_the_blur_of_every_level_adds_up_to_what_was_asked() -> None:
+    shown = show(spot_saliency(2048), Recipe("signed", blur_um=1.2))  # 2.4 px
+    for step, level in zip(shown.steps, shown.levels, strict=True):
+        factor = step[0]
+        assert (level.sigma[0] * factor) ** 2 + (factor**2 - 1) / 12 == pytest.approx(2.4**2)
+    assert len(shown.levels) == 3
 
 
 def test_without_mpp_the_blur_scales_with_the_region_as_in_the_paper() -> None:
@@ -170,6 +182,17 @@ def test_the_overlay_colours_the_spot_and_spares_the_glass(preset: str) -> None:
     assert not change[:50].any()
     if preset != "paper":  # the upper half of the paper's display is half the picture, whatever it shows
         assert change[450:, 450:].mean() < 1
+
+
+def test_the_map_lies_where_the_tissue_is_on_a_reduced_picture() -> None:
+    saliency = spot_saliency(600, spot=np.s_[202:362, 241:403])
+    shown = show(saliency, Recipe("signed", blur_um=2.0, threshold=0.3, outline=False))
+    grey = np.full((150, 150, 3), 128, np.uint8)
+    picture, _ = overlay(grey, saliency, shown, (250, 250, 250))
+    change = np.abs(picture.astype(float) - 128).sum(-1)
+    centre = [float((change * index).sum() / change.sum()) for index in np.indices(change.shape)]
+    # Rows 202..361 are centred at 281.5, which is picture row (281.5 + 0.5) / 4 - 0.5.
+    np.testing.assert_allclose(centre, [70.0, 80.0], atol=0.15)
 
 
 def test_the_png_fits_2048_and_says_what_it_is(tmp_path: Path) -> None:

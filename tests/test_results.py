@@ -171,6 +171,24 @@ def test_a_failed_run_leaves_the_finished_result_and_nothing_else(tmp_path: Path
     np.testing.assert_array_equal(open_saliency(path).maps["signed"].values, first.maps["signed"].values)
 
 
+def test_a_result_that_cannot_take_its_place_puts_the_old_one_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "r.ome.zarr"
+    save_saliency(make_saliency(evidence=False), path)
+    rename = os.rename
+
+    def refuse_the_new(source: Path, target: Path) -> None:
+        if target == path and not source.joinpath("0", "c").exists():
+            raise OSError(errno.EIO, "gone")
+        rename(source, target)
+
+    fresh = tmp_path / "fresh"
+    fresh.mkdir()
+    monkeypatch.setattr(os, "rename", refuse_the_new)
+    with pytest.raises(OSError, match="gone"):
+        atomic.replace(fresh, path)
+    assert "signed" in open_saliency(path).maps
+
+
 def test_a_new_result_replaces_the_old_one(tmp_path: Path) -> None:
     path = tmp_path / "r.ome.zarr"
     save_saliency(make_saliency((700, 520)), path)
