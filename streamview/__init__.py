@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from streamview.errors import StreamviewError
     from streamview.geometry import Region
-    from streamview.loading import load_model
     from streamview.inference import predict, saliency
+    from streamview.loading import load_model
     from streamview.pyramid import build_pyramid, open_pyramid
     from streamview.slides import open_slide
     from streamview.streaming import stream

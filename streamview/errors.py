@@ -31,5 +31,5 @@ class MemoryBudgetError(StreamviewError):
     """No step shape fits the memory budget."""
 
 
-class Cancelled(StreamviewError):  # noqa: N818 - a request of the user, not a fault
-    """The user asked the work to stop; nothing half-written is left looking finished."""
+class Cancelled(StreamviewError):
+    """Not a fault: the user asked the work to stop; nothing half-written is left looking finished."""
