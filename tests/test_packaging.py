@@ -1,0 +1,61 @@
+"""The wheel holds the three packages with all they read at run time, and nothing else."""
+
+import subprocess
+import sys
+import zipfile
+from email.parser import Parser
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = {"streamview": ROOT / "streamview", "streamview_napari": ROOT / "plugins/streamview_napari"} | {
+    "streamview_models": ROOT / "models/streamview_models"
+}
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("wheel")
+    done = subprocess.run(
+        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    (built,) = folder.glob("*.whl")
+    with zipfile.ZipFile(built) as archive:
+        yield archive
+
+
+def test_the_wheel_holds_every_file_of_the_packages_and_nothing_else(wheel):
+    found = {name for name in wheel.namelist() if ".dist-info/" not in name}
+    expected = {
+        f"{package}/{path.relative_to(home).as_posix()}"
+        for package, home in PACKAGES.items()
+        for path in home.rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    assert found == expected
+    kinds = {Path(name).suffix for name in found} | {Path(name).name for name in found}
+    assert {".yaml", ".safetensors", "card.json", "py.typed"} <= kinds
+
+
+def test_the_metadata_name_the_licence_the_extras_and_the_entry_points(wheel):
+    (metadata,) = (name for name in wheel.namelist() if name.endswith(".dist-info/METADATA"))
+    fields = Parser().parsestr(wheel.read(metadata).decode())
+    assert (fields["Name"], fields["Requires-Python"], fields["License-Expression"]) == ("streamview", ">=3.11", "Apache-2.0")
+    assert set(fields.get_all("Provides-Extra")) == {"napari", "jupyter", "cluster", "explain", "parquet", "test", "all"}
+    base = {requirement for requirement in fields.get_all("Requires-Dist") if "extra ==" not in requirement}
+    assert not [requirement for requirement in base if requirement.lower().startswith(("napari", "pyside", "pyqt", "qt"))]
+    points = wheel.read(metadata.replace("METADATA", "entry_points.txt")).decode()
+    assert "streamview = streamview.cli:main" in points
+    assert "streamview = streamview_napari:napari.yaml" in points
+
+
+def test_every_package_that_an_extra_names_is_pinned(wheel):
+    (metadata,) = (name for name in wheel.namelist() if name.endswith(".dist-info/METADATA"))
+    fields = Parser().parsestr(wheel.read(metadata).decode())
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pinned = {line.split("==")[0].lower().replace("_", "-") for line in lines if "==" in line and not line.startswith("#")}
+    named = {requirement.split(";")[0].strip() for requirement in fields.get_all("Requires-Dist")}
+    named = {requirement.split("<")[0].split(">")[0].split("=")[0].strip().lower().replace("_", "-") for requirement in named}
+    assert named <= pinned
