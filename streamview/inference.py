@@ -10,6 +10,7 @@ import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -32,7 +33,7 @@ from streamview.streaming.ops import Wants
 from streamview.streaming.plan import Plan, format_bytes, make_plan, parse_bytes
 from streamview.streaming.sinks import Sinks
 
-__all__ = ["Forecast", "find_device", "forecast", "predict", "saliency"]
+__all__ = ["Forecast", "find_device", "find_target", "forecast", "format_seconds", "predict", "saliency"]
 
 Source = Slide | NDArray[np.uint8]
 _SIZE_SLACK = 1.1  # a region's side may differ by this factor from what the card states before a warning
@@ -185,7 +186,7 @@ def saliency(
         As for `predict`; ModelError also for an unknown target.
     """
     run = _Run.prepare(model, source, region, mpp, device)
-    fixed = None if target is None else _target(model, target)
+    fixed = None if target is None else find_target(model, target)
     height, width = run.sampler.shape
     plan = run.plan(run.wants, memory, tile, 0 if out is not None else 8 * height * width)
     grid = build_grid(run.program, run.sampler.shape, plan.tile)
@@ -201,9 +202,7 @@ def saliency(
     maps = np.zeros((2, height, width), np.float32) if out is None else None
     backward = Backward(passed, release=True)
 
-    def gradient(value: int, rows: tuple[int, int], cols: tuple[int, int]) -> Tensor | None:
-        return sinks[0].gradient(grads, value, rows, cols)
-
+    gradient = partial(sinks[0].gradient, grads)
     if maps is not None:
         with torch.no_grad():
             backward.run(run.read, gradient, lambda g, r, c: _store(maps, 0, run.reduce(g, r, c), r, c), progress.advance)
@@ -218,7 +217,9 @@ def saliency(
     assert out is not None
     with MapWriter(out, (height, width), step=step, origin=origin) as writer, torch.no_grad():
         strip = _Strip(grid, writer)
-        backward.run(run.read, gradient, lambda g, r, c: _store(strip.rows(r), r[0], run.reduce(g, r, c), r, c), lambda: strip.done(progress))
+        backward.run(
+            run.read, gradient, lambda g, r, c: _store(strip.rows(r), r[0], run.reduce(g, r, c), r, c), lambda: strip.done(progress)
+        )
         return writer.finish(prediction, target_index=chosen, std=model.card.std, glass=run.slide.background, evidence=found)
 
 
@@ -265,13 +266,22 @@ def forecast(
     return Forecast(plan, (height, width), run.base() + plan.peak_bytes + run.reserve(plan.tile), seconds, str(run.device))
 
 
-def _target(model: Model, target: int | str) -> int:
+def find_target(model: Model, target: int | str) -> int:
+    """Index of a class given by name or index.
+
+    Raises
+    ------
+    ModelError
+        When the model has no such class.
+    """
     names = model.card.class_names
     if isinstance(target, str) and target in names:
         return names.index(target)
     if not isinstance(target, str) and 0 <= target < len(names):
         return target
-    raise ModelError(f"target {target!r}: the model {model.card.name} has {', '.join(names[:10])}{' ...' if len(names) > 10 else ''}; name one of them")
+    raise ModelError(
+        f"target {target!r}: the model {model.card.name} has {', '.join(names[:10])}{' ...' if len(names) > 10 else ''}; name one of them"
+    )
 
 
 def _store(into: NDArray[np.float32], top: int, maps: NDArray[np.float32], rows: tuple[int, int], cols: tuple[int, int]) -> None:
@@ -403,12 +413,19 @@ class _Run:
         arguments = iter(tensors)
         with torch.set_grad_enabled(passed.wants is not None):
             heads = [self._argument(sink, arguments, grid) for sink in self.program.sinks]
-            logits = self.program.head(*heads)
+            try:
+                logits = self.program.head(*heads)
+            except RuntimeError as error:
+                height, width = self.sampler.shape
+                found = f"{self.slide.name}: the model {self.model.card.name} cannot answer for {width} x {height} px"
+                raise RegionError(f"{found} ({str(error).splitlines()[0]}); use a region of the size it was made for") from None
         if not isinstance(logits, Tensor) or logits.shape != (1, len(self.model.card.class_names)):
             shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
             raise ModelError(f"the model {self.model.card.name} answered {shape}: expected one logit for each of its classes")
         if not logits.isfinite().all():
-            raise ModelError(f"the model {self.model.card.name} answered {logits.tolist()}: not finite; check its weights and normalisation")
+            raise ModelError(
+                f"the model {self.model.card.name} answered {logits.tolist()}: not finite; check its weights and normalisation"
+            )
         return logits[0], (sinks, tensors), evidence
 
     def _argument(self, sink: Any, tensors: Any, grid: Grid) -> Tensor:
@@ -446,6 +463,10 @@ class _Run:
         pixels = height * width
         top, left = (self.sampler.shape[0] - height) // 2, (self.sampler.shape[1] - width) // 2
         image = torch.rand((1, 3, height, width), device=self.device).to(memory_format=torch.channels_last)
+
+        def part(rows: tuple[int, int], cols: tuple[int, int]) -> Tensor:
+            return image[:, :, rows[0] : rows[1], cols[0] : cols[1]]
+
         grid = build_grid(self.program, (height, width), (256, width))
         wants = self.wants if explain else None
         times: list[tuple[float, float, float]] = []
@@ -457,7 +478,7 @@ class _Run:
                 sinks = Sinks(self.program, grid)
                 passed = Forward(self.program, grid, self.weights, wants, len(grid.steps()))
                 start = time.perf_counter()
-                passed.run(lambda r, c: image[:, :, r[0] : r[1], c[0] : c[1]], sinks.add)
+                passed.run(part, sinks.add)
                 results = sinks.results()
                 self._wait()
                 forward = time.perf_counter() - start
@@ -465,9 +486,7 @@ class _Run:
                 if explain:
                     grads = [torch.ones_like(t) for t in results]
                     start = time.perf_counter()
-                    Backward(passed).run(
-                        lambda r, c: image[:, :, r[0] : r[1], c[0] : c[1]], lambda v, r, c, s=sinks, g=grads: s.gradient(g, v, r, c), _drop
-                    )
+                    Backward(passed).run(part, partial(sinks.gradient, grads), _drop)
                     self._wait()
                     backward = time.perf_counter() - start + reading
                 times.append(((forward + reading) / pixels, forward / pixels, backward / pixels))

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from streamview.streaming.graph import Program
-from streamview.streaming.ops import Piece, Wants
+from streamview.streaming.ops import Piece, Wants, layout
 from streamview.streaming.schedule import AxisSchedule, schedule_axis
 
 __all__ = ["Backward", "Carry", "Forward", "Grid", "Step", "Tape", "build_grid", "reverse_step", "run_step", "wanted"]
@@ -426,7 +426,7 @@ def _accumulate(
         if owned and part.shape == shape and part.dtype == dtype:
             grads[value] = part
             return
-        total = torch.empty(shape, dtype=dtype, device=part.device, memory_format=torch.channels_last).zero_()
+        total = torch.empty(shape, dtype=dtype, device=part.device, memory_format=layout(part)).zero_()
         grads[value] = total
     (r0, r1), (c0, c1) = where
     total[:, :, r0:r1, c0:c1] += part

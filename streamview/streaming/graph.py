@@ -9,6 +9,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -113,6 +114,23 @@ class _Body:
         return len(self.nodes)
 
 
+class _Proxy(fx.Proxy):
+    """A proxy for which ``a += b`` is recorded as what it is, a change of a in place."""
+
+
+def _augmented(function: Callable[[Any, Any], Any]) -> Callable[[_Proxy, Any], Any]:
+    return lambda self, other: self.tracer.create_proxy("call_function", function, (self, other), {})
+
+
+for _function in (operator.iadd, operator.isub, operator.imul, operator.itruediv):
+    setattr(_Proxy, f"__{_function.__name__}__", _augmented(_function))
+
+
+class _Tracer(fx.Tracer):
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Proxy(node, self)
+
+
 def capture(module: nn.Module, *, reduce: bool = True) -> Program:
     """Capture a network in its present mode.
 
@@ -133,7 +151,7 @@ def capture(module: nn.Module, *, reduce: bool = True) -> Program:
         When the network cannot be traced, takes more than one image, or has no local part worth streaming.
     """
     try:
-        graph = fx.Tracer().trace(module)
+        graph = _Tracer().trace(module)
     except (fx.proxy.TraceError, TypeError, ValueError, RuntimeError, AttributeError) as error:
         raise NotStreamableError(
             f"{type(module).__name__} cannot be traced: {str(error).splitlines()[0]}. Control flow that depends on the image keeps a "
@@ -153,19 +171,21 @@ def _lower_body(module: nn.Module, graph: fx.Graph, image: fx.Node) -> _Body:
     body = _Body()
     body.values[image] = 0
     constants = _constants(module, graph)
-    views: set[int] = {0}
+    slices: dict[int, int] = {}  # value made by slicing -> the value sliced
     for node in graph.nodes:
         if node.op not in ("call_module", "call_function", "call_method") or node in constants:
             continue
         if not any(source in body.values for source in node.all_input_nodes):
             continue
-        target = module.get_submodule(node.target) if node.op == "call_module" else node.target
+        target: Any = module.get_submodule(node.target) if node.op == "call_module" else node.target
         name = str(node.target) if node.op == "call_module" else _path(node)
         try:
             if not all(source in body.values or source in constants for source in node.all_input_nodes):
                 raise NotLocal("it joins a map with the result of a layer that needs the whole map")
-            operand = lambda source: Value(body.values[source]) if source in body.values else Weight(constants[source])  # noqa: E731
-            lowered = lower(target, fx.node.map_arg(node.args, operand), fx.node.map_arg(node.kwargs, operand))
+            operands: Any = {s: Value(body.values[s]) if s in body.values else Weight(constants[s]) for s in node.all_input_nodes}
+            args: Any = fx.node.map_arg(node.args, operands.__getitem__)
+            kwargs: Any = fx.node.map_arg(node.kwargs, operands.__getitem__)
+            lowered = lower(target, args, kwargs)
         except NotLocal as reason:
             body.refusals[node] = f"{name}: {reason}"
             continue
@@ -176,13 +196,13 @@ def _lower_body(module: nn.Module, graph: fx.Graph, image: fx.Node) -> _Body:
             body.modules[name] = target
         changed = body.values.get(node.args[0]) if node.args and isinstance(node.args[0], fx.Node) else None
         body.values[node] = lowered.index if isinstance(lowered, Value) else body.add(name, lowered)
-        if target is operator.getitem:
-            views.add(body.values[node])
+        if target is operator.getitem and isinstance(lowered, Local):
+            slices[body.values[node]] = lowered.inputs[0].index
         if changed is not None and _in_place(node, target):
-            if changed in views - {0}:
-                raise NotStreamableError(f"{name} changes a slice of another value in place: use its out-of-place form")
+            if changed in slices or changed in slices.values():
+                raise NotStreamableError(f"{name} changes a value in place that shares memory with a slice: use its out-of-place form")
             # whoever reads the old value afterwards sees the changed one, as in plain torch
-            body.values.update({n: body.values[node] for n, value in body.values.items() if value == changed and n is not image})
+            body.values.update({n: body.values[node] for n, value in body.values.items() if value == changed})
     return body
 
 
@@ -206,18 +226,20 @@ def _constants(module: nn.Module, graph: fx.Graph) -> dict[fx.Node, Callable[[],
     constants: dict[fx.Node, Callable[[], Any]] = {}
 
     def evaluate(node: fx.Node) -> Any:
+        target: Any = node.target
         if node.op == "get_attr":
-            return operator.attrgetter(node.target)(module)
-        args, kwargs = (fx.node.map_arg(part, evaluate) for part in (node.args, node.kwargs))
+            return operator.attrgetter(target)(module)
+        args: Any = fx.node.map_arg(node.args, evaluate)
+        kwargs: Any = fx.node.map_arg(node.kwargs, evaluate)
         if node.op == "call_module":
-            return module.get_submodule(node.target)(*args, **kwargs)
+            return module.get_submodule(target)(*args, **kwargs)
         if node.op == "call_method":
-            return getattr(args[0], node.target)(*args[1:], **kwargs)
-        return node.target(*args, **kwargs)
+            return getattr(args[0], target)(*args[1:], **kwargs)
+        return target(*args, **kwargs)
 
     for node in graph.nodes:
         if node.op == "get_attr" or (node.op.startswith("call_") and all(s in constants for s in node.all_input_nodes)):
-            constants[node] = lambda node=node: evaluate(node)
+            constants[node] = partial(evaluate, node)
     return constants
 
 
@@ -252,8 +274,36 @@ def _finish(module: nn.Module, graph: fx.Graph, body: _Body) -> Program:
     program_nodes = tuple(
         Node(name, op, tuple(renumber[v] for v in inputs), tuple(weights.index(w) for w in ws)) for name, op, inputs, ws in nodes
     )
-    distinct = [Sink(renumber[sink.value], sink.kind, sink.keepdim) for sink in distinct]
-    return Program(program_nodes, tuple(distinct), head, tuple(weights), _channels(program_nodes, weights), body.modules)
+    program_sinks = tuple(Sink(renumber[sink.value], sink.kind, sink.keepdim) for sink in distinct)
+    program = Program(program_nodes, program_sinks, head, tuple(weights), _channels(program_nodes, weights), body.modules)
+    for node, sink in sinks.items():
+        reasons = [
+            body.refusals[user] for user in node.users if user in body.refusals and not _shrinks(module, user) and not _asks_shape(user)
+        ]
+        if sink.kind == "map" and reasons and _share_of_image(program, renumber[sink.value]) >= 1:
+            raise NotStreamableError(
+                f"{type(module).__name__} cannot be streamed: {reasons[0]}; the whole map it needs is no smaller than the image itself"
+            )
+    return program
+
+
+def _shrinks(module: nn.Module, node: fx.Node) -> bool:
+    """Whether a call makes a whole map small at once, so that it is worth assembling whatever its size."""
+    if node.op == "call_module":
+        return isinstance(module.get_submodule(str(node.target)), _POOLS | nn.Flatten)
+    name = str(getattr(node.target, "__name__", node.target))
+    return name.startswith("adaptive_") or name in ("mean", "sum", "amax", "amin") or (name == "flatten" and node.args[1:] == (1,))
+
+
+_POOLS = nn.AdaptiveAvgPool2d | nn.AdaptiveMaxPool2d
+
+
+def _share_of_image(program: Program, value: int) -> float:
+    """Elements of a value for each element of the image."""
+    area = [1]
+    for node in program.nodes:
+        area.append(area[node.inputs[0]] * node.op.rows.stride * node.op.cols.stride)
+    return program.channels[value] / area[value] / program.channels[0]
 
 
 def _asks_shape(node: fx.Node) -> bool:
@@ -279,7 +329,7 @@ def _fuse(body: _Body, wanted: Sequence[int]) -> tuple[list[_Raw], list[int]]:
     nodes = {index: node for index, node in nodes.items() if index in needed}
     readers = {index: [i for i, node in nodes.items() if index in node[2]] for index in needed}
     for index in sorted(nodes):
-        name, op, inputs, weights = nodes[index]
+        _, op, inputs, weights = nodes[index]
         before = nodes.get(inputs[0])
         if before is None or readers[inputs[0]] != [index] or inputs[0] in wanted:
             continue
@@ -287,7 +337,8 @@ def _fuse(body: _Body, wanted: Sequence[int]) -> tuple[list[_Raw], list[int]]:
         if isinstance(op, BatchNorm) and isinstance(source, Convolution):
             nodes[index] = (source_name, source, source_inputs, _folded(source_weights, weights, op.eps))
         elif isinstance(op, Relu) and isinstance(source, Convolution | BatchNorm | Add):
-            nodes[index] = (source_name, Rectified(source), source_inputs, source_weights)
+            rectified: Op = Rectified(source)
+            nodes[index] = (source_name, rectified, source_inputs, source_weights)
         else:
             continue
         del nodes[inputs[0]]

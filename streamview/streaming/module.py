@@ -121,7 +121,7 @@ class Streamed(nn.Module):
         guards = [t for m in program.modules.values() for t in (*m.parameters(), *m.buffers())]
         call = _Call(program, build_grid(program, size, plan.tile), plan.tapes, wants, autocast, guards)
         if differentiable:
-            results = iter(_StreamedBody.apply(call, image, *weights))
+            results = iter(_StreamedBody.apply(call, image, *weights))  # type: ignore[no-untyped-call]
         else:
             results = iter(call.forward(image, weights))
         arguments = []
@@ -142,7 +142,9 @@ def _refuse_hooks(program: Program) -> None:
             if type(hook).__module__ in ("torch.nn.utils.weight_norm", "torch.nn.utils.spectral_norm"):
                 hook(module, ())
                 continue
-            raise NotStreamableError(f"{path} has a forward hook, which streaming would skip: remove it, or hook `cut` of the streamed module")
+            raise NotStreamableError(
+                f"{path} has a forward hook, which streaming would skip: remove it, or hook `cut` of the streamed module"
+            )
         if module._forward_hooks or module._backward_hooks or module._backward_pre_hooks:
             raise NotStreamableError(f"{path} has a hook, which streaming would skip: remove it, or hook `cut` of the streamed module")
 
@@ -159,7 +161,9 @@ def check_size(program: Program, size: tuple[int, int]) -> None:
         build_grid(program, size, size)
     except ValueError as error:
         name = program.nodes[error.args[1]].name
-        raise RegionError(f"image of {size[0]} x {size[1]} px (height x width): {error.args[0]} at layer {name}; use a larger region") from None
+        raise RegionError(
+            f"image of {size[0]} x {size[1]} px (height x width): {error.args[0]} at layer {name}; use a larger region"
+        ) from None
 
 
 class _StreamedBody(torch.autograd.Function):

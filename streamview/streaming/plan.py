@@ -167,9 +167,7 @@ def _plan(
     if budget is None:
         return Plan(tile, steps, 0, sinks)
     cost = _step_cost(program, grid, shape, dtype, wants, weights)
-    largest = max(
-        shape[0] * c * min(tile[0], shape[2]) * min(tile[1], shape[3]) for c in program.channels[:2]
-    )
+    largest = max(shape[0] * c * min(tile[0], shape[2]) * min(tile[1], shape[3]) for c in program.channels[:2])
     fixed = sinks + cost.peak + (sum(w.nbytes for w in weights) if wants and any(any(w.weights) for w in wants) else 0)
     if largest >= _ELEMENTS:
         fixed = max(fixed, budget + 1)
@@ -245,7 +243,7 @@ class _Meter(TorchDispatchMode):
     """Follows the bytes of all storages that operations allocate."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.peak = 0
         self._live: dict[StorageWeakRef, int] = {}
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from streamview.streaming.execute import Grid
 from streamview.streaming.graph import Program
+from streamview.streaming.ops import layout
 
 __all__ = ["Assembled", "RunningMax", "RunningMean", "Sinks"]
 
@@ -30,9 +31,8 @@ class Assembled:
     def add(self, piece: Tensor, rows: Span, cols: Span) -> None:
         """Take the piece of these rows and columns."""
         if self._whole is None:
-            self._whole = torch.empty(
-                (*piece.shape[:2], *self._size), dtype=piece.dtype, device=piece.device, memory_format=torch.channels_last
-            )
+            shape = (*piece.shape[:2], *self._size)
+            self._whole = torch.empty(shape, dtype=piece.dtype, device=piece.device, memory_format=layout(piece))
         self._whole[:, :, rows[0] : rows[1], cols[0] : cols[1]] = piece
 
     def result(self) -> Tensor:
@@ -106,7 +106,7 @@ class RunningMax:
         flat = torch.zeros((*grad.shape[:2], height * width), dtype=grad.dtype, device=grad.device)
         index = torch.where(inside, y * width + x, 0).flatten(2)
         flat.scatter_add_(2, index, torch.where(inside, grad, 0).flatten(2))
-        return flat.unflatten(2, (height, width))
+        return flat.view(*flat.shape[:2], height, width)
 
 
 class Sinks:

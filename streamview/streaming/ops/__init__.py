@@ -6,6 +6,21 @@ map) raises `NotLocal` with the reason.
 """
 
 from streamview.streaming.ops import combine, pointwise, reduce, window
-from streamview.streaming.ops.registry import Local, NotLocal, Op, Piece, Reduction, Value, Wants, Weight, lower
+from streamview.streaming.ops.registry import Local, NotLocal, Op, Piece, Reduction, Value, Wants, Weight, layout, lower
 
-__all__ = ["Local", "NotLocal", "Op", "Piece", "Reduction", "Value", "Wants", "Weight", "combine", "lower", "pointwise", "reduce", "window"]
+__all__ = [
+    "Local",
+    "NotLocal",
+    "Op",
+    "Piece",
+    "Reduction",
+    "Value",
+    "Wants",
+    "Weight",
+    "combine",
+    "layout",
+    "lower",
+    "pointwise",
+    "reduce",
+    "window",
+]

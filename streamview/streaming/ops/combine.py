@@ -87,7 +87,7 @@ class Channels:
 
 
 def _sum(a: Any, b: Any, factor: float) -> Local:
-    if isinstance(a, Value) and isinstance(b, Value) and a != b:
+    if isinstance(a, Value) and isinstance(b, Value):
         return Local(Add(factor), (a, b))
     return _pointwise(torch.sub if factor < 0 else torch.add, (a, b), {"alpha": abs(factor)} if abs(factor) != 1 else {}, True)
 
@@ -108,8 +108,6 @@ def _cat(tensors: Sequence[Any], dim: int = 0, axis: int | None = None) -> Local
         raise NotLocal("concatenation over other dimensions than channels")
     if not all(isinstance(t, Value) for t in tensors):
         raise NotLocal("concatenation with a tensor that is not a map")
-    if len(set(tensors)) < len(tensors):
-        raise NotLocal("concatenation of a value with itself")
     return Local(Concatenate(), tuple(tensors))
 
 
@@ -131,5 +129,3 @@ def _getitem(input: Value, index: Any) -> Local | Value:
     if any(crops[0]) or any(crops[1]) or not all(isinstance(b, int | None) for b in (channels.start, channels.stop)):
         raise NotLocal("slicing channels together with rows or columns")
     return Local(Channels(channels.start or 0, channels.stop if channels.stop is not None else 2**31), (input,))
-
-

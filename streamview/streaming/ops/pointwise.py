@@ -75,19 +75,22 @@ class Pointwise:
         return grads_x, whole
 
     def _call(self, *tensors: Tensor) -> Tensor:
-        pick = lambda a: tensors[a.index] if isinstance(a, _Slot) else a  # noqa: E731
+        def pick(a: Any) -> Any:
+            return tensors[a.index] if isinstance(a, _Slot) else a
+
         return self.function(*map(pick, self.args), **{k: pick(a) for k, a in self.kwargs.items()})
 
-    def _slices(self, weight: Tensor, piece: Piece) -> tuple[slice, ...]:
+    def _slices(self, weight: Tensor, piece: Piece) -> tuple[Any, ...]:
+        """Index of the part of a broadcast weight that meets the piece."""
         spans = (piece.rows, piece.cols)[-weight.dim() :] if weight.dim() else ()
-        return tuple(slice(*span) if length > 1 else slice(None) for span, length in zip(spans, weight.shape[-2:], strict=True))
+        return (..., *(slice(*span) if length > 1 else slice(None) for span, length in zip(spans, weight.shape[-2:], strict=True)))
 
     def _sliced(self, weights: Sequence[Tensor], piece: Piece) -> list[Tensor]:
-        return [w[(..., *self._slices(w, piece))] for w in weights] if self.broadcasts else list(weights)
+        return [w[self._slices(w, piece)] for w in weights] if self.broadcasts else list(weights)
 
     def _unsliced(self, grad: Tensor, weight: Tensor, piece: Piece) -> Tensor:
         whole = torch.zeros_like(weight)
-        whole[(..., *self._slices(weight, piece))] = grad
+        whole[self._slices(weight, piece)] = grad
         return whole
 
 
@@ -180,7 +183,10 @@ def _pointwise(function: Callable[..., Tensor], args: tuple[Any, ...], kwargs: d
     values = tuple(dict.fromkeys(a for a in flat if isinstance(a, Value)))
     weights = tuple(dict.fromkeys(a for a in flat if isinstance(a, Weight)))
     slots = {tensor: _Slot(index) for index, tensor in enumerate([*values, *weights])}
-    replace = lambda a: slots[a] if isinstance(a, (Value, Weight)) else a  # noqa: E731
+
+    def replace(a: Any) -> Any:
+        return slots[a] if isinstance(a, (Value, Weight)) else a
+
     op = Pointwise(function, tuple(map(replace, args)), {k: replace(a) for k, a in kwargs.items()}, broadcasts)
     return Local(op, values, weights)
 
@@ -194,15 +200,51 @@ def _register(function: Callable[..., Tensor], *targets: Any, broadcasts: bool =
     lowers(*targets)(lowered)
 
 
-_ACTIVATIONS = (
-    "elu selu celu leaky_relu gelu silu mish hardswish hardsigmoid hardtanh softplus softsign tanhshrink logsigmoid threshold "
-    "hardshrink softshrink relu6 prelu"
-).split()
-_UNARY = (
-    "sigmoid tanh abs exp log log1p expm1 neg sqrt rsqrt square pow clamp clamp_min clamp_max sin cos erf reciprocal "
-    "softplus hardswish"
-).split()
-_ARITHMETIC = "mul div true_divide maximum minimum rsub".split()
+_ACTIVATIONS = [
+    "elu",
+    "selu",
+    "celu",
+    "leaky_relu",
+    "gelu",
+    "silu",
+    "mish",
+    "hardswish",
+    "hardsigmoid",
+    "hardtanh",
+    "softplus",
+    "softsign",
+    "tanhshrink",
+    "logsigmoid",
+    "threshold",
+    "hardshrink",
+    "softshrink",
+    "relu6",
+    "prelu",
+]
+_UNARY = [
+    "sigmoid",
+    "tanh",
+    "abs",
+    "exp",
+    "log",
+    "log1p",
+    "expm1",
+    "neg",
+    "sqrt",
+    "rsqrt",
+    "square",
+    "pow",
+    "clamp",
+    "clamp_min",
+    "clamp_max",
+    "sin",
+    "cos",
+    "erf",
+    "reciprocal",
+    "softplus",
+    "hardswish",
+]
+_ARITHMETIC = ["mul", "div", "true_divide", "maximum", "minimum", "rsub"]
 
 for _name in _ACTIVATIONS:
     _register(getattr(F, _name), getattr(F, _name), *(getattr(F, n) for n in [_name + "_"] if hasattr(F, n)))
@@ -239,7 +281,7 @@ def _prelu_module(module: nn.PReLU, input: Value) -> Local:
     nn.Softmax2d, nn.LocalResponseNorm,
 )  # fmt: skip
 def _activation_module(module: nn.Module, input: Value) -> Local:
-    plain = copy.copy(module)
+    plain: Any = copy.copy(module)
     if getattr(plain, "inplace", False):
         plain.inplace = False
     return _pointwise(plain.forward, (input,), {})

@@ -4,17 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from streamview.streaming.schedule import Window
 
-__all__ = ["Local", "NotLocal", "Op", "Piece", "Reduction", "Value", "Wants", "Weight", "lower", "lowers", "lowers_module"]
+__all__ = [
+    "Local",
+    "NotLocal",
+    "Op",
+    "Piece",
+    "Reduction",
+    "Value",
+    "Wants",
+    "Weight",
+    "layout",
+    "local_vjp",
+    "lower",
+    "lowers",
+    "lowers_module",
+]
 
 
-class NotLocal(Exception):  # noqa: N818 - not an error: the node goes to the head
+class NotLocal(Exception):
     """A call that cannot run piece by piece; the message is the reason."""
 
 
@@ -81,8 +95,13 @@ class Op(Protocol):
     as no two returned tensors overlap.
     """
 
-    rows: Window
-    cols: Window
+    @property
+    def rows(self) -> Window:
+        """Geometry along rows."""
+
+    @property
+    def cols(self) -> Window:
+        """Geometry along columns."""
 
     def channels(self, inputs: Sequence[int]) -> int:
         """Channels of the output for inputs of these channels."""
@@ -115,24 +134,25 @@ class Reduction:
 
 
 Lowered = Local | Reduction | Value
+_Lowering = TypeVar("_Lowering", bound=Callable[..., Lowered])
 _FUNCTIONS: dict[Any, Callable[..., Lowered]] = {}
 _MODULES: dict[type[nn.Module], Callable[..., Lowered]] = {}
 
 
-def lowers(*targets: Any) -> Callable[[Callable[..., Lowered]], Callable[..., Lowered]]:
+def lowers(*targets: Any) -> Callable[[_Lowering], _Lowering]:
     """Register how calls of these functions (or tensor methods, by name) are lowered."""
 
-    def register(function: Callable[..., Lowered]) -> Callable[..., Lowered]:
+    def register(function: _Lowering) -> _Lowering:
         _FUNCTIONS.update(dict.fromkeys(targets, function))
         return function
 
     return register
 
 
-def lowers_module(*kinds: type[nn.Module]) -> Callable[[Callable[..., Lowered]], Callable[..., Lowered]]:
+def lowers_module(*kinds: type[nn.Module]) -> Callable[[_Lowering], _Lowering]:
     """Register how calls of modules of these types are lowered; the function gets the module, then the call's arguments."""
 
-    def register(function: Callable[..., Lowered]) -> Callable[..., Lowered]:
+    def register(function: _Lowering) -> _Lowering:
         _MODULES.update(dict.fromkeys(kinds, function))
         return function
 
@@ -170,6 +190,12 @@ def lower(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Lowered
         return _FUNCTIONS[target](*args, **kwargs)
     except TypeError as error:
         raise NotLocal(f"{getattr(target, '__name__', target)}: {error}") from None
+
+
+def layout(tensor: Tensor) -> torch.memory_format:
+    """The memory format in which a tensor of four dimensions lies, channels_last or contiguous."""
+    _, channels, _, columns = tensor.stride()
+    return torch.channels_last if channels < columns or tensor.shape[1] == 1 else torch.contiguous_format
 
 
 def local_vjp(

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from streamview.streaming.ops.bits import pack, unpack
-from streamview.streaming.ops.registry import Local, NotLocal, Piece, Value, Wants, Weight, lowers, lowers_module
+from streamview.streaming.ops.registry import Local, NotLocal, Piece, Value, Wants, Weight, layout, lowers, lowers_module
 from streamview.streaming.schedule import Window
 
 __all__ = ["AveragePool", "Convolution", "MaxPool", "Pad"]
@@ -49,7 +49,7 @@ def _crop(grad: Tensor, piece: Piece, native: tuple[int, int], shape: Sequence[i
 
 def _like(shape: Sequence[int], grad: Tensor) -> Tensor:
     """An input of this shape for torch's backward kernels that look at its shape alone; its memory is never touched."""
-    return torch.empty(shape, dtype=grad.dtype, device=grad.device, memory_format=torch.channels_last)
+    return torch.empty(shape, dtype=grad.dtype, device=grad.device, memory_format=layout(grad))
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +111,10 @@ class MaxPool:
     @property
     def _halves(self) -> bool:
         """Whether this is the usual 2 x 2 pool, which pairs of comparisons do faster."""
-        return self.rows.kernel == self.rows.stride == self.cols.kernel == self.cols.stride == 2 and self.rows.dilation == 1 == self.cols.dilation
+        return (
+            self.rows.kernel == self.rows.stride == self.cols.kernel == self.cols.stride == 2
+            and self.rows.dilation == 1 == self.cols.dilation
+        )
 
     def run(self, inputs: Sequence[Tensor], weights: Sequence[Tensor], piece: Piece, wants: Wants | None) -> tuple[Tensor, Any]:
         """Pool the piece; save where each maximum was found, the first of equals as in torch."""
@@ -194,9 +197,7 @@ class AveragePool:
         padded, shape, native = saved
         kernel, stride = self._geometry()
         grad = grad.div_(self._divisors(piece, grad))
-        grad_x = torch.ops.aten.avg_pool2d_backward(
-            grad, _like(padded, grad), list(kernel), list(stride), list(native), False, True, 1
-        )
+        grad_x = torch.ops.aten.avg_pool2d_backward(grad, _like(padded, grad), list(kernel), list(stride), list(native), False, True, 1)
         return [_crop(grad_x, piece, native, shape)], []
 
     def _geometry(self) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -262,9 +263,7 @@ def _conv2d(
 ) -> Local:
     shape = weight.read().shape
     kernel, stride, dilation = (shape[2], shape[3]), _pair(stride), _pair(dilation)
-    rows, cols = (
-        Window(k, s, d, *p) for k, s, d, p in zip(kernel, stride, dilation, _padding(padding, kernel, dilation), strict=True)
-    )
+    rows, cols = (Window(k, s, d, *p) for k, s, d, p in zip(kernel, stride, dilation, _padding(padding, kernel, dilation), strict=True))
     return Local(Convolution(rows, cols, groups, shape[0]), (input,), (weight,) if bias is None else (weight, bias))
 
 
@@ -291,9 +290,7 @@ def _max_pool2d(
 
 @lowers_module(nn.MaxPool2d)
 def _max_pool2d_module(module: nn.MaxPool2d, input: Value) -> Local:
-    return _max_pool2d(
-        input, module.kernel_size, module.stride, module.padding, module.dilation, module.ceil_mode, module.return_indices
-    )
+    return _max_pool2d(input, module.kernel_size, module.stride, module.padding, module.dilation, module.ceil_mode, module.return_indices)
 
 
 @lowers(F.avg_pool2d, torch._C._nn.avg_pool2d)
