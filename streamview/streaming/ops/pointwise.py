@@ -321,9 +321,10 @@ def _batch_norm(
 
 @lowers_module(nn.BatchNorm2d)
 def _batch_norm_module(module: nn.BatchNorm2d, input: Value) -> Local:
-    names = ("running_mean", "running_var", "weight", "bias")
-    tensors = [Weight.of(module, name) if getattr(module, name) is not None else None for name in names]
-    return _batch_norm(input, *tensors, training=module.training, eps=module.eps)
+    mean, variance, scale, shift = (
+        None if getattr(module, name) is None else Weight.of(module, name) for name in ("running_mean", "running_var", "weight", "bias")
+    )
+    return _batch_norm(input, mean, variance, scale, shift, module.training, eps=module.eps)
 
 
 @lowers(F.dropout, torch.dropout, F.dropout2d, F.alpha_dropout, F.feature_alpha_dropout)
