@@ -1,5 +1,6 @@
 """The wheel holds the three packages with all they read at run time, and nothing else."""
 
+import re
 import subprocess
 import sys
 import zipfile
@@ -56,6 +57,5 @@ def test_every_package_that_an_extra_names_is_pinned(wheel):
     fields = Parser().parsestr(wheel.read(metadata).decode())
     lines = (ROOT / "constraints.txt").read_text().splitlines()
     pinned = {line.split("==")[0].lower().replace("_", "-") for line in lines if "==" in line and not line.startswith("#")}
-    named = {requirement.split(";")[0].strip() for requirement in fields.get_all("Requires-Dist")}
-    named = {requirement.split("<")[0].split(">")[0].split("=")[0].strip().lower().replace("_", "-") for requirement in named}
+    named = {re.match(r"[\w-]+", requirement)[0].lower().replace("_", "-") for requirement in fields.get_all("Requires-Dist")}
     assert named <= pinned
