@@ -105,7 +105,7 @@ def _optimise(network: nn.Module, stage: str, steps: int, rate: float, loss_of_s
     for step in range(steps):
         loss = loss_of_step()
         optimiser.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimiser.step()
         schedule.step()
         if (step + 1) % 25 == 0:
