@@ -30,7 +30,7 @@ from streamview.streaming.execute import Backward, Forward, Grid, build_grid, wa
 from streamview.streaming.graph import Program, capture
 from streamview.streaming.module import check_size
 from streamview.streaming.ops import Wants
-from streamview.streaming.plan import Plan, format_bytes, make_plan, parse_bytes
+from streamview.streaming.plan import Plan, format_bytes, make_plan, parse_bytes, return_freed_blocks
 from streamview.streaming.sinks import Sinks
 
 __all__ = ["Forecast", "find_device", "find_target", "forecast", "format_seconds", "predict", "saliency"]
@@ -375,6 +375,7 @@ class _Run:
         """Choose the steps so that the process stays below `memory` bytes, `results` of them held for the result."""
         growth = None
         if memory is not None:
+            return_freed_blocks()
             limit = parse_bytes(memory)
             growth = limit - self.base() - self.reserve((256, self.sampler.shape[1])) - results
             if growth <= 0:

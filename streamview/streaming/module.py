@@ -15,7 +15,7 @@ from streamview.errors import NotStreamableError, RegionError
 from streamview.streaming.execute import Backward, Forward, Grid, build_grid, wanted
 from streamview.streaming.graph import Program, capture
 from streamview.streaming.ops import Wants
-from streamview.streaming.plan import make_plan, parse_bytes
+from streamview.streaming.plan import make_plan, parse_bytes, return_freed_blocks
 from streamview.streaming.sinks import Sinks
 
 __all__ = ["Streamed", "stream"]
@@ -31,7 +31,7 @@ def stream(module: nn.Module, *, memory: str | int | None = None, tile: tuple[in
         and ``requires_grad`` are read at every call.
     memory
         Bound on the growth of memory over a forward and backward pass, in bytes or as ``"2GB"`` (GB = 2^30); the step is chosen
-        to keep it. Default: a safe share of what the machine has free.
+        to keep it, and the C library is told to return freed memory at once. Default: half of what the machine has free.
     tile
         Rows and columns of a step in pixels of the image, instead of `memory`; may be larger than the image.
 
@@ -72,6 +72,8 @@ class Streamed(nn.Module):
         self.module = module
         self.cut = nn.Identity()
         self._memory, self._tile = memory, tile
+        if memory is not None:
+            return_freed_blocks()
         self._captured: tuple[Any, Program] | None = None
         self.program()
 

@@ -1,0 +1,111 @@
+"""The plan: budgets kept, memory forecast, refusals before the run."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from networks import seed_network
+
+from streamview.errors import MemoryBudgetError
+from streamview.streaming.execute import wanted
+from streamview.streaming.graph import capture
+from streamview.streaming.module import stream
+from streamview.streaming.plan import Plan, format_bytes, make_plan, parse_bytes
+
+MB = 2**20
+pytestmark = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peaks are read from Linux's /proc")
+
+# A process of its own for each run: the peak of resident memory never falls.
+MEASURE = """
+import json, re, sys, torch
+sys.path.insert(0, {folder!r})
+from networks import seed_network
+from streamview.streaming import stream
+torch.set_num_threads(1)
+height, memory, train = {height}, {memory}, {train}
+network = seed_network(16, 4).requires_grad_(train).to(memory_format=torch.channels_last)
+def peak():  # ru_maxrss would include what the parent had before exec
+    return int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1])
+def run(module, image):
+    out = module(image.requires_grad_(not train))
+    (out.sum().backward() if train else torch.autograd.grad(out.sum(), image))
+run(stream(network, memory={memory}), torch.rand(1, 3, 64, 64))
+image = torch.rand(1, 3, height, 1024).to(memory_format=torch.channels_last)
+before = peak()
+run(network if memory is None else stream(network, memory=memory), image)
+after = peak()
+print(json.dumps((after - before) * 1024))
+"""
+
+
+def growth(height: int, memory: int | None, train: bool) -> int:
+    """Bytes by which a process of its own grows over a forward and a reverse pass."""
+    script = MEASURE.format(folder=str(Path(__file__).parent), height=height, memory=memory, train=train)
+    return int(json.loads(subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True).stdout))
+
+
+def plan_for(height: int, width: int, memory: int, *, train: bool = False) -> Plan:
+    program = capture(seed_network(16, 4))
+    weights = [w.read() for w in program.weights]
+    wants = wanted(program, not train, [train] * len(weights))
+    return make_plan(program, (1, 3, height, width), torch.float32, wants, weights, memory=memory)
+
+
+@pytest.mark.parametrize("train", [False, True], ids=["saliency", "training"])
+def test_a_budget_is_kept_whatever_the_height(train: bool) -> None:
+    budget = 96 * MB
+    image = 2048 * 1024 * 3 * 4  # the gradient of the image, which the caller asked for, is his
+    for height in (1024, 2048):
+        assert growth(height, budget, train) <= budget + image
+    assert growth(1024, None, train) > 2 * budget
+
+
+def test_peak_is_forecast() -> None:
+    budget = 96 * MB
+    predicted = plan_for(2048, 1024, budget, train=True).peak_bytes
+    measured = growth(2048, budget, True)
+    assert 0.8 * measured < predicted < 1.25 * measured
+
+
+def test_more_memory_keeps_more_tapes() -> None:
+    small, large = plan_for(2048, 1024, 90 * MB, train=True), plan_for(2048, 1024, 4096 * MB, train=True)
+    assert small.tapes < small.steps
+    assert large.tapes == large.steps
+    assert small.peak_bytes <= 90 * MB < large.peak_bytes
+
+
+def test_tapes_change_nothing() -> None:
+    torch.manual_seed(0)
+    network = seed_network(4, 3).double()
+    image = torch.randn(1, 3, 400, 90, dtype=torch.float64, requires_grad=True)
+    found = [torch.autograd.grad(stream(network, **how)(image).sum(), image)[0] for how in ({"memory": "1GB"}, {"tile": (33, 90)})]
+    assert (found[0] - found[1]).abs().max() <= 1e-12 * found[0].abs().max()
+
+
+def test_wide_images_are_cut_into_tiles() -> None:
+    plan = plan_for(1024, 60_000, 400 * MB)
+    assert plan.tile[1] < 60_000
+    assert plan.peak_bytes <= 400 * MB
+
+
+def test_refused_before_running() -> None:
+    with pytest.raises(MemoryBudgetError, match=r"needs at least \d+ MB more memory .* budget leaves 1 MB: give more memory"):
+        plan_for(4096, 4096, MB)
+
+
+@pytest.mark.parametrize(("text", "amount"), [("2GB", 2**31), ("1.5 gb", 3 * 2**29), ("512MB", 2**29), (1000, 1000), ("3GiB", 3 * 2**30)])
+def test_amounts(text: str | int, amount: int) -> None:
+    assert parse_bytes(text) == amount
+
+
+@pytest.mark.parametrize("text", ["", "GB", "-1GB", "two", 0])
+def test_amounts_that_are_none(text: str | int) -> None:
+    with pytest.raises(MemoryBudgetError, match="expected an amount such as 2GB"):
+        parse_bytes(text)
+
+
+def test_amounts_for_people() -> None:
+    assert [format_bytes(n) for n in (12, 3 * 2**20, 2.5 * 2**30)] == ["12 B", "3 MB", "2.5 GB"]
