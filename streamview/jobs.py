@@ -30,7 +30,7 @@ from streamview.errors import StreamviewError
 from streamview.geometry import Region
 from streamview.results import RESEARCH_USE, Prediction
 
-__all__ = ["AGGREGATION", "Job", "RegionResult", "Run", "SlideRecord", "new_run_id", "region_id", "versions"]
+__all__ = ["AGGREGATION", "Job", "RegionResult", "Run", "SlideRecord", "in_words", "new_run_id", "region_id", "versions"]
 
 AGGREGATION = "mean of the regions' logits, unweighted"
 _AGGREGATE = "aggregate"
@@ -362,7 +362,7 @@ def _summary(records: list[SlideRecord]) -> str:
             answer, covered = _aggregate(results), _covered(results)
             network = answer.model_name if answer.trained else f"{answer.model_name} (untrained, random weights)"
             share = "not measured" if covered is None else f"{covered:.1%}"
-            lines.append(f"| {record.slide_id} | {network} | {_in_words(answer)} | {len(results)} | {share} |")
+            lines.append(f"| {record.slide_id} | {network} | {in_words(answer)} | {len(results)} | {share} |")
             warnings |= dict.fromkeys(f"{record.slide_id}: {warning}" for result in results for warning in result.prediction.warnings)
     for title, items in (("Failed", [f"{record.slide_id}: {record.error}" for record in failed]), ("Warnings", list(warnings))):
         if items:
@@ -370,7 +370,8 @@ def _summary(records: list[SlideRecord]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _in_words(prediction: Prediction) -> str:
+def in_words(prediction: Prediction) -> str:
+    """Say an answer in one line: label and probability, every present label, or the values of a regression."""
     probabilities = prediction.probabilities
     if probabilities is None:
         return ", ".join(f"{name} = {logit:.4g}" for name, logit in zip(prediction.class_names, prediction.logits, strict=True))

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from napari import Viewer
     from napari.components import ViewerModel
 
-__all__ = ["add_layers", "describe", "view"]
+__all__ = ["add_layers", "describe", "run", "view"]
 
 
 def view(path: str | os.PathLike[str], *, show: bool = True) -> Viewer:
@@ -79,3 +79,18 @@ def describe(viewer: ViewerModel) -> None:
     text = viewer.canvas.overlays.text
     text.text = "\n".join(layer.metadata["streamview"]["caption"] for layer in visible)
     text.visible = bool(visible)
+
+
+def run(path: str | os.PathLike[str]) -> None:
+    """Open the window of `view` and return when it is closed.
+
+    Raises
+    ------
+    StreamviewError
+        As `view`.
+    """
+    import napari
+
+    viewer = view(path)
+    del viewer  # napari keeps it
+    napari.run()

@@ -1,0 +1,246 @@
+"""The slides of a job, one at a time: open, say what it will take, answer, record. What the command line and the demo share."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+from streamview.display import PRESETS, Preset, default_preset
+from streamview.errors import Cancelled, StreamviewError
+from streamview.evidence import linear_head
+from streamview.export.png import render_png
+from streamview.geometry import Region
+from streamview.inference import Forecast, find_device, forecast, predict, saliency
+from streamview.jobs import Job, RegionResult, Run
+from streamview.loading import Model
+from streamview.machine import describe_device, peak_memory
+from streamview.progress import Report
+from streamview.results import Prediction, Saliency
+from streamview.slides import Slide, open_slide
+from streamview.streaming.graph import capture
+
+__all__ = ["Answer", "Work", "check_display", "explain_slide", "predict_slide", "run_slides"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Work:
+    """What all slides of a run share.
+
+    Parameters
+    ----------
+    model
+        The network.
+    job, run_id
+        Where answers are recorded, and under which run.
+    announce
+        Told the forecast before each slide's long work.
+    report
+        Called after every step.
+    region
+        In level-0 pixels; None for the whole slide.
+    mpp, memory, device
+        As for `streamview.predict`.
+    """
+
+    model: Model
+    job: Job
+    run_id: str
+    announce: Callable[[Slide, Forecast], None]
+    report: Report | None = None
+    region: Region | None = None
+    mpp: float | None = None
+    memory: str | int | None = None
+    device: str = "auto"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Answer:
+    """What was made of one slide.
+
+    Parameters
+    ----------
+    prediction
+        The answer.
+    ahead
+        What was expected before.
+    saliency
+        Its maps, stored in the job; None where only a prediction was asked for.
+    pictures
+        The display PNGs.
+    """
+
+    prediction: Prediction
+    ahead: Forecast
+    saliency: Saliency | None = None
+    pictures: tuple[Path, ...] = ()
+
+
+def predict_slide(work: Work, path: str | os.PathLike[str]) -> Answer:
+    """Predict for one slide and record it.
+
+    Raises
+    ------
+    StreamviewError
+        As `streamview.predict`, or when the job cannot be written.
+    """
+    with open_slide(path, work.mpp) as slide:
+        ahead = forecast(work.model, slide, work.region, memory=work.memory, device=work.device)
+        work.announce(slide, ahead)
+        prediction = predict(work.model, slide, work.region, memory=work.memory, device=work.device, report=work.report)
+        work.job.add(RegionResult(prediction, work.run_id, mpp=slide.mpp, source=os.path.abspath(path)))
+    return Answer(prediction, ahead)
+
+
+def explain_slide(
+    work: Work, path: str | os.PathLike[str], *, target: str | None = None, displays: Sequence[Preset] | None = None
+) -> Answer:
+    """Predict for one slide, store its saliency maps and pictures, and record them.
+
+    Parameters
+    ----------
+    work
+        What all slides share.
+    path
+        The slide.
+    target
+        Class to explain; default the predicted one.
+    displays
+        Presets to draw, the first of which stands in the record; default the usual one for the network.
+
+    Raises
+    ------
+    StreamviewError
+        As `streamview.saliency`, when the job holds maps of this region by another network, or when it cannot be written.
+    """
+    job = work.job
+    with open_slide(path, work.mpp) as slide:
+        region = work.region or Region(0, 0, *slide.shape)
+        stored = job.saliency_path(slide.name, region)
+        _check_free(work, slide, stored)
+        ahead = forecast(work.model, slide, region, explain=True, memory=work.memory, device=work.device)
+        work.announce(slide, ahead)
+        maps = saliency(work.model, slide, region, target, out=stored, memory=work.memory, device=work.device, report=work.report)
+        presets = displays or (default_preset(maps),)
+        pictures = tuple(render_png(slide, maps, PRESETS[preset], job.picture_path(slide.name, region, preset)) for preset in presets)
+        inside = [made.relative_to(job.folder).as_posix() for made in (stored, pictures[0])]
+        result = RegionResult(
+            maps.prediction, work.run_id, mpp=slide.mpp, saliency=inside[0], picture=inside[1], source=os.path.abspath(path)
+        )
+        job.add(result)
+    return Answer(maps.prediction, ahead, maps, pictures)
+
+
+def run_slides(
+    work: Work,
+    paths: Sequence[str | os.PathLike[str]],
+    answer: Callable[[Work, str | os.PathLike[str]], Answer],
+    *,
+    command: Sequence[str],
+    answered: Callable[[Answer], None],
+    failed: Callable[[str, StreamviewError], None],
+    skip_errors: bool = False,
+) -> Run:
+    """Work through slides and keep the run's record; a slide that fails stays in the job as failed.
+
+    Parameters
+    ----------
+    work
+        What all slides share.
+    paths
+        The slides.
+    answer
+        What to do with each, such as `predict_slide`.
+    command
+        The command line's arguments, for the record.
+    answered, failed
+        Told of each slide as it ends, the latter with its name and why.
+    skip_errors
+        Whether to go on past a slide that fails.
+
+    Returns
+    -------
+    Run
+        As recorded: what it took and which slides failed.
+
+    Raises
+    ------
+    StreamviewError
+        When two slides have the same name, or the job cannot be written.
+    Cancelled
+        When the user stops it; the record of the run then stays unfinished.
+    """
+    names = [Path(path).name for path in paths]
+    for name in names:
+        if names.count(name) > 1:
+            found = f"{names.count(name)} slides are named {name}"
+            raise StreamviewError(f"{found}, but a job tells slides apart by name; use one job for each, or rename them")
+    start = time.monotonic()
+    run = Run(work.run_id, tuple(command), describe_device(find_device(work.device)), {}, _now())
+    work.job.record_run(run)
+    plan, missed = {}, []
+    for name, path in zip(names, paths, strict=True):
+        try:
+            made = answer(work, path)
+        except Cancelled:
+            raise
+        except StreamviewError as error:
+            work.job.fail(name, str(error), work.run_id)
+            missed.append(name)
+            failed(name, error)
+            if not skip_errors:
+                break
+        else:
+            plan[name] = _plan(work, made.ahead)
+            answered(made)
+    took = time.monotonic() - start
+    run = replace(run, plan=plan, finished=_now(), seconds=took, peak_bytes=peak_memory(), failed=tuple(missed))
+    work.job.record_run(run)
+    return run
+
+
+def check_display(model: Model, display: Preset | None) -> None:
+    """Refuse a display that the network cannot offer before anything long begins.
+
+    Raises
+    ------
+    StreamviewError
+        When class evidence is asked of a network whose head is not pooling and one linear layer.
+    """
+    if display == "evidence" and linear_head(capture(model.module)) is None:
+        raise StreamviewError(
+            f"--display evidence: the model {model.card.name} does not end in pooling and one linear layer, so it has no class evidence; "
+            "use --display detail or paper"
+        )
+
+
+def _check_free(work: Work, slide: Slide, stored: Path) -> None:
+    """Refuse to write the maps of one network, slide or scale over those of another: the table would point at the wrong ones."""
+    ours = (work.model.sha256, work.model.card.sha256, slide.identity, slide.mpp)
+    for record in work.job.slides():
+        for result in record.regions:
+            identity = result.prediction.identity
+            theirs = (identity.weights_sha256, identity.card_sha256, identity.source, result.mpp)
+            if result.saliency and work.job.folder / result.saliency == stored and theirs != ours:
+                raise StreamviewError(
+                    f"{stored}: holds maps of {result.prediction.slide_name} by {result.prediction.model_name} with other weights, mpp or "
+                    "pixels; choose another job folder"
+                )
+
+
+def _plan(work: Work, ahead: Forecast) -> dict[str, object]:
+    return {
+        "tile": list(ahead.plan.tile),
+        "steps": ahead.plan.steps,
+        "tapes": ahead.plan.tapes,
+        "memory": work.memory,
+        "forecast_bytes": ahead.peak_bytes,
+        "forecast_seconds": ahead.seconds,
+    }
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,0 +1,53 @@
+"""The command line: a thin shell that parses, calls one core function and shows one result.
+
+Results go to stdout, progress, warnings and errors to stderr. Everything heavy is imported by the command that needs it, so that
+``streamview --help`` is instant.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+from streamview.cli.console import complain, one_line
+from streamview.cli.parser import build_parser
+from streamview.errors import Cancelled, StreamviewError
+
+__all__ = ["main"]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Parameters
+    ----------
+    argv
+        Arguments; default those of the process.
+
+    Returns
+    -------
+    int
+        Exit status: 0 when all went well, 1 after an error or when a slide failed, 2 for a command line that makes no sense (then by
+        `SystemExit`), 130 when cancelled, 141 when nobody reads the output any more.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    parser = build_parser()
+    options = parser.parse_args(arguments)
+    if options.command is None:
+        parser.print_help()
+        return 2
+    from streamview.cli.commands import COMMANDS
+
+    try:
+        return COMMANDS[options.command](options, arguments)
+    except (KeyboardInterrupt, Cancelled):
+        complain("cancelled")
+        return 130
+    except StreamviewError as error:
+        complain(f"error: {one_line(error)}")
+        return 1
+    except BrokenPipeError:
+        # as `streamview models | head` does; what is still buffered must not fail again when Python flushes it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141

@@ -1,0 +1,145 @@
+"""One function a command: call the core, show what came back, return the exit status."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from argparse import Namespace
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from streamview.cli.console import Bars, amount, say, warn
+from streamview.cli.run import predict, saliency, show_answer, show_cost, show_forecast
+from streamview.errors import StreamviewError
+
+if TYPE_CHECKING:
+    from streamview.slides import Slide
+
+__all__ = ["COMMANDS"]
+
+
+def _info(options: Namespace, arguments: list[str]) -> int:
+    from streamview.slides import open_slide
+
+    with open_slide(options.slide, options.mpp) as slide:
+        _show_slide(slide)
+    return 0
+
+
+def _show_slide(slide: Slide) -> None:
+    height, width = slide.shape
+    rows = [("size", f"{width} x {height} px")]
+    if slide.mpp is None:
+        rows.append(("mpp", f"{slide.mpp_source}; state it with --mpp where a network needs it"))
+    else:
+        y, x = slide.mpp
+        pitch = " across, ".join(dict.fromkeys((f"{x:.4g} um/px", f"{y:.4g} um/px")))
+        rows.append(("mpp", f"{pitch}{' down' if 'across' in pitch else ''} ({slide.mpp_source})"))
+        rows.append(("extent", f"{width * x / 1000:.4g} x {height * y / 1000:.4g} mm"))
+    levels = [f"{level.shape[1]} x {level.shape[0]} (1/{level.downsample[1]:.4g})" for level in slide.levels]
+    rows += [("levels", f"{len(levels)}: {', '.join(levels)}"), ("glass", "#{:02x}{:02x}{:02x}".format(*slide.background))]
+    say(slide.name)
+    for name, value in [*rows, ("identity", slide.identity)]:
+        say(f"  {name:<9} {value}")
+
+
+def _convert(options: Namespace, arguments: list[str]) -> int:
+    from streamview.pyramid import build_pyramid
+    from streamview.slides import open_slide
+
+    start = time.monotonic()
+    with open_slide(options.slide, options.mpp) as slide, Bars() as bars:
+        height, width = slide.shape
+        folder = next(parent for parent in Path(options.output).absolute().parents if parent.exists())
+        free = shutil.disk_usage(folder).free
+        largest = 4 * height * width  # three channels and a third more for the coarser levels, before compression
+        say(f"{slide.name}: {width} x {height} px; writes at most {amount(largest)}, {amount(free)} are free")
+        pyramid = build_pyramid(slide, options.output, report=bars)
+        if slide.mpp is None:
+            warn("the micrometres per pixel are unknown, and the pyramid says so: state them with --mpp")
+        say(f"written: {options.output} ({len(pyramid.levels)} levels)")
+        pyramid.close()
+    show_cost(time.monotonic() - start)
+    return 0
+
+
+def _models(options: Namespace, arguments: list[str]) -> int:
+    from streamview_models import ALIASES, MODELS
+
+    from streamview.loading import load_card
+
+    rows = [("MODEL", "CLASSES", "MPP", "TRAINED", "LICENCE")]
+    for name in MODELS:
+        card = load_card(name)
+        classes = ", ".join(card.class_names) if len(card.class_names) <= 2 else f"{len(card.class_names)}: {card.class_names[0]} ..."
+        mpp = "any" if card.mpp is None else f"{card.mpp:g}"
+        rows.append((name, classes, mpp, "yes" if card.trained else "no (--untrained)", card.licence or "not stated"))
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    for row in rows:
+        say("  ".join([*(f"{cell:<{width}}" for cell, width in zip(row[:4], widths, strict=True)), row[4]]))
+    short = ", ".join(f"{alias} = {name}" for alias, name in ALIASES.items())
+    say(f"short names: {short}; -m also takes a folder with card.json and weights.safetensors")
+    return 0
+
+
+def _doctor(options: Namespace, arguments: list[str]) -> int:
+    from streamview.doctor import examine
+
+    fine = True
+    for check in examine():
+        state = "ok" if check.ok else "missing" if check.needed else "-"
+        say(f"{state:<8} {check.name:<16} {check.found}{'' if check.ok else f'; {check.remedy}'}")
+        fine &= check.ok or not check.needed
+    say("ready" if fine else "not ready: mend what is missing")
+    return 0 if fine else 1
+
+
+def _view(options: Namespace, arguments: list[str]) -> int:
+    from streamview.doctor import check_window
+
+    check = check_window()
+    if not check.ok:
+        raise StreamviewError(f"no window can be opened: {check.found}; {check.remedy}")
+    from streamview_napari.view import run
+
+    run(options.path)
+    return 0
+
+
+def _demo(options: Namespace, arguments: list[str]) -> int:
+    from streamview.demo import run_demo
+
+    with Bars() as bars:
+        shown = run_demo(
+            options.output,
+            size=options.size,
+            untrained=options.untrained,
+            memory=options.memory,
+            device=options.device,
+            tell=say,
+            announce=show_forecast,
+            report=bars,
+            command=arguments,
+        )
+    say("")
+    show_answer(shown.answer)
+    say(f"slide, pyramid and job: {options.output} (look: streamview view {shown.job})")
+    say(f"\nthe lesion covers {shown.lesion_share:.2%} of the slide; share of each map's positive mass inside it, and times that area:")
+    for row in shown.localisation:
+        say(f"  {row.what:<58} {row.inside:6.1%}  {row.inside / shown.lesion_share:5.1f}x")
+    say("")
+    show_cost(shown.seconds)
+    return 0
+
+
+COMMANDS: Mapping[str, Callable[[Namespace, list[str]], int]] = {
+    "demo": _demo,
+    "info": _info,
+    "convert": _convert,
+    "predict": predict,
+    "saliency": saliency,
+    "models": _models,
+    "doctor": _doctor,
+    "view": _view,
+}

@@ -1,0 +1,76 @@
+"""What the user sees: lines, bars with the time left, and what the work took."""
+
+from __future__ import annotations
+
+import sys
+from types import TracebackType
+from typing import Any, Self
+
+from streamview.progress import Step
+
+__all__ = ["Bars", "amount", "complain", "one_line", "say", "warn"]
+
+
+def say(line: str) -> None:
+    """Print a line of the result at once, also into a pipe."""
+    print(line, flush=True)
+
+
+def complain(line: str) -> None:
+    """Print a line on stderr."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def warn(line: str) -> None:
+    """Print what the reader of a result must know, on stderr."""
+    complain(f"warning: {line}")
+
+
+def amount(size: float) -> str:
+    """Bytes for people: ``"1.9 GB"``, ``"21 MB"``; as `streamview.streaming.plan.format_bytes`, without loading torch."""
+    return f"{size / 2**30:.1f} GB" if size >= 2**30 else f"{size / 2**20:.0f} MB" if size >= 2**20 else f"{size / 2**10:.0f} KB"
+
+
+def one_line(error: BaseException) -> str:
+    """The message of an error without line breaks."""
+    return " ".join(str(error).split())
+
+
+class Bars:
+    """Draws steps as progress bars on stderr: the `Report` of every command.
+
+    Each task has its own bar with the time left; where stderr is no terminal, one line when it is done. As a context manager it
+    leaves the terminal clean when the work fails.
+    """
+
+    def __init__(self) -> None:
+        self._bar: Any = None
+
+    def __call__(self, step: Step) -> None:
+        """Show a step."""
+        if sys.stderr.isatty():
+            self._draw(step)
+        elif step.done == step.total:
+            complain(f"{step.task}: {step.total} steps, {step.elapsed:.1f} s")
+
+    def _draw(self, step: Step) -> None:
+        from tqdm import tqdm
+
+        if self._bar is None:
+            form = "{desc}: {percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt} steps, {elapsed} gone, {remaining} left"
+            self._bar = tqdm(total=step.total, desc=step.task, bar_format=form, file=sys.stderr, dynamic_ncols=True)
+        self._bar.update(step.done - self._bar.n)
+        if step.done == step.total:
+            self.close()
+
+    def close(self) -> None:
+        """End the bar being drawn, if any."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()

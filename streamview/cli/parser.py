@@ -1,0 +1,95 @@
+"""The grammar of the command line; every command's help ends with an example that parses."""
+
+from __future__ import annotations
+
+import argparse
+
+from streamview import __version__
+
+__all__ = ["build_parser"]
+
+_REGION = "X,Y,WIDTH,HEIGHT"
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Make the parser; ``command`` is None where none was given."""
+    parser = argparse.ArgumentParser(
+        prog="streamview",
+        description="Exact streamed prediction and full-resolution saliency of whole-slide regions with any CNN, in bounded memory. "
+        "Research use only.",
+        epilog="example:\n  streamview demo",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"streamview {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+
+    def add(name: str, does: str, example: str) -> argparse.ArgumentParser:
+        return commands.add_parser(
+            name,
+            help=does,
+            description=f"{does[0].upper()}{does[1:]}.",
+            epilog=f"example:\n  streamview {name} {example}".rstrip(),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+
+    demo = add("demo", "make a synthetic slide with a planted lesion, predict and explain it; needs no download", "-o demo-output")
+    demo.add_argument("-o", "--output", metavar="FOLDER", default="demo-output", help="where everything goes (default: demo-output)")
+    demo.add_argument("--size", type=int, metavar="PX", default=4096, help="side of the slide in px, 512 or more (default: 4096)")
+    _machine(demo)
+
+    info = add("info", "say what a slide is: size, mpp, levels", "slide.svs")
+    info.add_argument("slide", metavar="SLIDE")
+    _mpp(info)
+
+    convert = add("convert", "convert a slide to an OME-Zarr 0.5 pyramid", "slide.svs -o slide.ome.zarr")
+    convert.add_argument("slide", metavar="SLIDE")
+    convert.add_argument("-o", "--output", metavar="OUT.ome.zarr", required=True, help="folder to make; must not exist")
+    _mpp(convert)
+
+    example = "-i a.svs b.svs -o job -m camelyon17 --untrained --skip-errors"
+    predict = add("predict", "predict for whole slides or a region of each", example)
+    _job(predict)
+
+    saliency = add(
+        "saliency",
+        "predict, and map what the network saw at full resolution",
+        "-i slide.svs -o job -m demo --target lesion --region 1024,2048,4096,4096 --display detail --memory 2GB",
+    )
+    _job(saliency)
+    saliency.add_argument("--target", metavar="CLASS", help="class to explain (default: the predicted one)")
+    saliency.add_argument(
+        "--display",
+        choices=("evidence", "detail", "paper"),
+        help="how the picture shows the maps: class evidence (extent), signed gradient (detail), or as in the paper "
+        "(default: evidence where the network offers it, else paper)",
+    )
+
+    add("models", "list the networks that come with streamview", "")
+    add("doctor", "check this machine and say what to do", "")
+
+    view = add("view", "open a slide, or a job with its maps in place, in napari", "job")
+    view.add_argument("path", metavar="SLIDE|JOB", help="a slide, a pyramid, a saved saliency map or a job folder")
+    return parser
+
+
+def _mpp(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--mpp", type=float, metavar="UM", help="micrometres per level-0 pixel of the slide, instead of what the file says")
+
+
+def _machine(parser: argparse.ArgumentParser) -> None:
+    bound = "bound on the memory of the process, on CUDA of the device (default: half of what is free)"
+    parser.add_argument("--memory", metavar="2GB", help=bound)
+    parser.add_argument("--device", default="auto", metavar="auto|cpu|cuda", help="where to compute (default: CUDA where there is one)")
+    parser.add_argument("--untrained", action="store_true", help="use seeded random weights; every output then says so")
+
+
+def _job(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-i", "--slides", nargs="+", metavar="SLIDE", required=True, help="slides or pyramids")
+    parser.add_argument("-o", "--output", metavar="JOB", required=True, help="job folder; an existing one is added to")
+    model = "a name from `streamview models`, or a folder with card and weights"
+    parser.add_argument("-m", "--model", metavar="MODEL", required=True, help=model)
+    parser.add_argument("--region", metavar=_REGION, help="part to work on, in level-0 pixels (default: the whole slide)")
+    _mpp(parser)
+    _machine(parser)
+    skip = "go on past a slide that fails; it stays as a row of the table, and the exit status is 1"
+    parser.add_argument("--skip-errors", action="store_true", help=skip)

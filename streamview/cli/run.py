@@ -1,0 +1,115 @@
+"""``predict`` and ``saliency``: a run over the slides of a job."""
+
+from __future__ import annotations
+
+import os
+from argparse import Namespace
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from streamview.cli.console import Bars, amount, complain, one_line, say, warn
+
+if TYPE_CHECKING:
+    from streamview.batch import Answer, Work
+    from streamview.errors import StreamviewError
+    from streamview.inference import Forecast
+    from streamview.loading import Model
+    from streamview.slides import Slide
+
+__all__ = ["predict", "saliency", "show_answer", "show_cost", "show_forecast"]
+
+
+def predict(options: Namespace, arguments: list[str]) -> int:
+    """Predict for every slide."""
+    from streamview.batch import predict_slide
+
+    return _run(options, arguments, predict_slide)
+
+
+def saliency(options: Namespace, arguments: list[str]) -> int:
+    """Predict for every slide and map what the network saw."""
+    from streamview.batch import check_display, explain_slide
+    from streamview.inference import find_target
+
+    def explain(work: Work, path: str | os.PathLike[str]) -> Answer:
+        return explain_slide(work, path, target=options.target, displays=[options.display] if options.display else None)
+
+    def check(model: Model) -> None:
+        check_display(model, options.display)
+        if options.target is not None:
+            find_target(model, options.target)
+
+    return _run(options, arguments, explain, check)
+
+
+def show_forecast(slide: Slide, ahead: Forecast) -> None:
+    """Say which slide is next and what it will take."""
+    scale = slide.mpp_source if slide.mpp is None else f"{slide.mpp[1]:.4g} um/px, {slide.mpp_source}"
+    say(f"\n{slide.name}: {slide.shape[1]} x {slide.shape[0]} px ({scale})")
+    say(f"forecast: {ahead}")
+
+
+def show_answer(answer: Answer) -> None:
+    """Say what the network answered, what to know of it, and where the maps are."""
+    from streamview.jobs import in_words
+
+    prediction = answer.prediction
+    for warning in prediction.warnings:
+        warn(warning)
+    say(f"prediction: {in_words(prediction)}")
+    if answer.saliency is not None:
+        say(f"maps of {answer.saliency.target}: {', '.join(answer.saliency.maps)} in {os.path.relpath(str(answer.saliency.path))}")
+    for picture in answer.pictures:
+        say(f"picture: {os.path.relpath(picture)}")
+
+
+def show_cost(seconds: float) -> None:
+    """Say what the command took."""
+    from streamview.machine import peak_device_memory, peak_memory
+
+    device = peak_device_memory()
+    reserved = "" if device is None else f", {amount(device)} on the device"
+    say(f"took {seconds:.1f} s, peak memory {amount(peak_memory())}{reserved}")
+
+
+def _run(
+    options: Namespace,
+    arguments: list[str],
+    answer: Callable[[Work, str | os.PathLike[str]], Answer],
+    check: Callable[[Model], None] | None = None,
+) -> int:
+    """Check all that concerns every slide, then work through them."""
+    from streamview.batch import Work, run_slides
+    from streamview.geometry import Region
+    from streamview.inference import find_device
+    from streamview.jobs import Job, new_run_id
+    from streamview.loading import load_model
+    from streamview.machine import describe_device
+    from streamview.streaming.plan import parse_bytes
+
+    region = None if options.region is None else Region.parse(options.region)
+    memory = None if options.memory is None else parse_bytes(options.memory)
+    device = find_device(options.device)
+    job = Job(options.output)
+    model = load_model(options.model, untrained=options.untrained)
+    if check is not None:
+        check(model)
+    say(f"network: {model.card.name}{'' if model.card.trained else ' (untrained, random weights)'} on {describe_device(device)}")
+    say(f"use: {model.card.use}")
+    with Bars() as bars:
+
+        def failed(name: str, error: StreamviewError) -> None:
+            bars.close()
+            complain(f"error: {one_line(error)}")
+
+        work = Work(model, job, new_run_id(), show_forecast, bars, region, options.mpp, memory, str(device))
+        run = run_slides(
+            work, options.slides, answer, command=arguments, answered=show_answer, failed=failed, skip_errors=options.skip_errors
+        )
+    done = len(run.plan)
+    left = len(options.slides) - done - len(run.failed)
+    say(f"\n{done} of {len(options.slides)} slides answered: {os.path.relpath(job.folder / 'predictions.csv')}")
+    if left:
+        warn(f"stopped at {run.failed[-1]} with {left} slides left: --skip-errors goes on past a slide that fails")
+    show_cost(run.seconds or 0.0)
+    return 1 if run.failed else 0

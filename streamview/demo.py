@@ -1,0 +1,205 @@
+"""The demo: a synthetic slide with a planted lesion, from the file to its prediction and maps, and how well each map finds it."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from scipy import sparse
+
+from streamview import atomic
+from streamview.batch import Answer, Work, explain_slide, predict_slide, run_slides
+from streamview.display import PRESETS, Preset, blur
+from streamview.errors import StreamviewError
+from streamview.inference import Forecast
+from streamview.jobs import Job, new_run_id
+from streamview.loading import load_model
+from streamview.progress import Report
+from streamview.pyramid import build_pyramid
+from streamview.results import Saliency, SaliencyMap
+from streamview.slides import Slide, open_slide
+from streamview.synthetic import write_synthetic_slide
+
+__all__ = ["DemoResult", "Localisation", "localise", "run_demo", "share_inside"]
+
+_SMALLEST = 512  # px: the lesion of a smaller slide is a few cells
+_TARGET = "lesion"
+
+
+@dataclass(frozen=True, slots=True)
+class Localisation:
+    """How much of a map lies on the lesion.
+
+    Parameters
+    ----------
+    what
+        The map and how it was treated.
+    inside
+        Share (0..1) of its positive mass inside the lesion; NaN for a map without any.
+    """
+
+    what: str
+    inside: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DemoResult:
+    """What the demo made.
+
+    Parameters
+    ----------
+    answer
+        Prediction, maps and pictures.
+    job
+        The job folder.
+    lesion_share
+        Share (0..1) of the slide's area that is lesion.
+    localisation
+        For each map, how much of it lies on the lesion.
+    seconds
+        What it all took.
+    """
+
+    answer: Answer
+    job: Path
+    lesion_share: float
+    localisation: tuple[Localisation, ...]
+    seconds: float
+
+
+def run_demo(
+    folder: str | os.PathLike[str],
+    *,
+    tell: Callable[[str], None],
+    announce: Callable[[Slide, Forecast], None],
+    report: Report | None = None,
+    size: int = 4096,
+    untrained: bool = False,
+    memory: str | int | None = None,
+    device: str = "auto",
+    command: Sequence[str] = ("demo",),
+) -> DemoResult:
+    """Synthesise a slide file, convert it, predict, explain, and measure.
+
+    Parameters
+    ----------
+    folder
+        Gets ``synthetic.svs``, ``synthetic.ome.zarr``, ``lesion.png`` (the planted lesion, 1 bit a level-0 pixel) and ``job``; what an
+        earlier demo left there is replaced.
+    tell, announce
+        Told what is being done, and the forecasts.
+    report
+        Called after every step; may raise `Cancelled`.
+    size
+        Side of the slide in px, 512 or more.
+    untrained, memory, device
+        As for `load_model` and `predict`.
+    command
+        For the run's record.
+
+    Raises
+    ------
+    StreamviewError
+        When the folder cannot be written, the slide would be too small, or memory or device do not fit.
+    """
+    if size < _SMALLEST:
+        raise StreamviewError(f"a demo slide of {size} px: expected {_SMALLEST} px a side or more")
+    start = time.monotonic()
+    model = load_model("demo", untrained=untrained)
+    folder = Path(folder)
+    slide_path = folder / "synthetic.svs"
+    tell(f"painting a synthetic slide of {size} x {size} px with one lesion: {slide_path}")
+    with atomic.replacing(slide_path) as temporary:
+        painted = temporary.with_suffix(".svs")
+        try:
+            lesion = write_synthetic_slide(painted, size=(size, size))
+            os.replace(painted, temporary)
+        finally:
+            atomic.discard(painted)
+    with atomic.replacing(folder / "lesion.png") as temporary:
+        Image.fromarray(lesion).save(temporary, "PNG")
+    pyramid_path = folder / "synthetic.ome.zarr"
+    tell(f"converting it to a pyramid: {pyramid_path}")
+    atomic.discard(pyramid_path)
+    with open_slide(slide_path) as slide:
+        build_pyramid(slide, pyramid_path, report=report).close()
+
+    job = Job(folder / "job")
+    work = Work(model, job, new_run_id(), announce, report, memory=memory, device=device)
+    answers: list[Answer] = []
+
+    def both(work: Work, path: str | os.PathLike[str]) -> Answer:
+        tell("\npredicting")
+        predict_slide(work, path)
+        tell("\nexplaining the prediction")
+        return explain_slide(work, path, target=_TARGET, displays=displays)
+
+    displays: list[Preset] = ["evidence", "detail", "paper"]
+    run_slides(work, [slide_path], both, command=command, answered=answers.append, failed=_give_up)
+    maps = answers[0].saliency
+    assert maps is not None
+    return DemoResult(answers[0], job.folder, float(lesion.mean()), localise(maps, lesion), time.monotonic() - start)
+
+
+def localise(saliency: Saliency, lesion: NDArray[np.bool_]) -> tuple[Localisation, ...]:
+    """Measure how much of each map lies on a lesion.
+
+    Every map as it is, and the signed one also as the detail display shows it: blurred, then negatives cut.
+
+    Parameters
+    ----------
+    saliency
+        Maps of the whole slide.
+    lesion
+        bool (height, width) of level 0.
+    """
+    found = []
+    for method, saliency_map in saliency.maps.items():
+        found.append(Localisation(f"{method}, positive part of the raw map", share_inside(saliency_map, lesion)))
+        mpp = saliency.mpp
+        if method == "signed" and mpp is not None:
+            width = PRESETS["detail"].blur_um
+            sigma = width / (mpp[0] * saliency_map.step[0]), width / (mpp[1] * saliency_map.step[1])
+            values = blur(np.asarray(saliency_map.values, np.float32), sigma)
+            blurred = SaliencyMap(method, values, saliency_map.step, saliency_map.origin)
+            found.append(Localisation(f"signed, blurred by {width:g} um, then negatives cut", share_inside(blurred, lesion)))
+    return tuple(found)
+
+
+def share_inside(saliency_map: SaliencyMap, lesion: NDArray[np.bool_]) -> float:
+    """Share of a map's positive mass on a lesion; every level-0 pixel has the value of the map's nearest one.
+
+    Parameters
+    ----------
+    saliency_map
+        Of the whole slide.
+    lesion
+        bool (height, width) of level 0.
+
+    Returns
+    -------
+    float
+        0..1; NaN for a map without a positive value.
+    """
+    mass = np.maximum(np.asarray(saliency_map.values, np.float32), 0)
+    rows, columns = (_nearest(saliency_map, axis, lesion.shape[axis]) for axis in (0, 1))
+    inside = (rows @ (columns @ lesion.T.astype(np.float32)).T).astype(np.float32, copy=False)  # level-0 px of lesion nearest to each
+    total = np.sum((mass @ columns.sum(1)) * rows.sum(1), dtype=np.float64)
+    return float(np.sum(np.multiply(mass, inside, out=inside), dtype=np.float64) / total) if total > 0 else float("nan")
+
+
+def _nearest(saliency_map: SaliencyMap, axis: int, size: int) -> sparse.csr_array:
+    """Matrix (map pixels, level-0 pixels) along one axis: 1 where the map's pixel is the nearest."""
+    count = saliency_map.values.shape[axis]
+    nearest = ((np.arange(size) - saliency_map.origin[axis]) / saliency_map.step[axis]).round().astype(np.intp).clip(0, count - 1)
+    return sparse.csr_array((np.ones(size, np.float32), (nearest, np.arange(size))), shape=(count, size))
+
+
+def _give_up(name: str, error: StreamviewError) -> None:
+    raise error

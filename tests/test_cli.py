@@ -1,0 +1,276 @@
+"""The commands as a user runs them: what they print, write and return."""
+
+import csv
+import json
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+from argparse import ArgumentParser, _SubParsersAction
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import SyntheticSlide
+from PIL import Image
+
+from streamview import __version__
+from streamview.cli import main
+from streamview.cli.console import Bars
+from streamview.cli.parser import build_parser
+from streamview.doctor import Check, check_window, examine
+from streamview.jobs import Job
+from streamview.progress import Step
+from streamview.pyramid import open_pyramid
+from streamview.results import open_saliency
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+def subparsers() -> dict[str, ArgumentParser]:
+    (action,) = (action for action in build_parser()._actions if isinstance(action, _SubParsersAction))
+    return dict(action.choices)
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run a command; return its status, stdout and stderr."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        status = main([str(argument) for argument in arguments])
+        return status, *capsys.readouterr()
+
+    return call
+
+
+def rows_of(job: Path) -> list[dict[str, str]]:
+    with (job / "predictions.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_commands_are_those_of_the_product() -> None:
+    assert list(subparsers()) == ["demo", "info", "convert", "predict", "saliency", "models", "doctor", "view"]
+
+
+@pytest.mark.parametrize("name", list(subparsers()))
+def test_every_command_has_help_with_an_example_that_parses(name: str) -> None:
+    parser = subparsers()[name]
+    text = parser.format_help()
+    (example,) = re.findall(r"^example:\n  streamview (.+)$", text, re.MULTILINE)
+    assert build_parser().parse_args(shlex.split(example)).command == name
+    assert parser.description
+    for action in parser._actions:
+        assert action.help or action.dest == "slide", f"{name}: {action.dest} says nothing"
+    for flag in re.findall(r"--[a-z_-]+", text):
+        assert "_" not in flag
+
+
+def test_version_and_no_command(capsys: pytest.CaptureFixture[str], run: Run) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == f"streamview {__version__}\n"
+    status, out, _ = run()
+    assert status == 2
+    assert "streamview demo" in out
+    with pytest.raises(SystemExit) as ended:
+        main(["predict"])
+    assert ended.value.code == 2
+
+
+def test_info(run: Run, synthetic_slide: SyntheticSlide, tmp_path: Path) -> None:
+    status, out, err = run("info", synthetic_slide.path)
+    assert (status, err) == (0, "")
+    for expected in ("synthetic.svs", "2203 x 1501 px", "0.5 um/px (aperio.MPP)", "1.101 x 0.7505 mm", "2: 2203 x 1501 (1/1)"):
+        assert expected in out
+    assert "0.25 um/px (given (--mpp))" in run("info", synthetic_slide.path, "--mpp", "0.25")[1]
+    plain = tmp_path / "plain.tif"
+    Image.fromarray(np.zeros((40, 30, 3), np.uint8)).save(plain)
+    assert "state it with --mpp" in run("info", plain)[1]
+
+
+def test_convert(run: Run, synthetic_slide: SyntheticSlide, tmp_path: Path) -> None:
+    out_path = tmp_path / "new" / "slide.ome.zarr"
+    status, out, err = run("convert", synthetic_slide.path, "-o", out_path)
+    assert status == 0
+    assert out.index("writes at most") < out.index("written: ")
+    assert "peak memory" in out
+    assert "pyramid: " in err
+    with open_pyramid(out_path) as pyramid:
+        assert pyramid.shape == (1501, 2203)
+        assert pyramid.mpp == (0.5, 0.5)
+    assert run("info", out_path)[0] == 0
+
+
+def test_predict_keeps_failed_slides_as_rows_and_says_so(run: Run, synthetic_slide: SyntheticSlide, tmp_path: Path) -> None:
+    bad, other, job = tmp_path / "bad.svs", tmp_path / "other.svs", tmp_path / "job"
+    bad.write_text("no slide")
+    shutil.copy(synthetic_slide.path, other)
+    command = ["predict", "-o", job, "-m", "demo", "--region", "600,300,640,512", "--memory", "2GB", "--device", "cpu", "-i"]
+
+    status, out, err = run(*command, bad, other)
+    assert status == 1
+    assert "0 of 2 slides answered" in out
+    assert err.startswith("error: bad.svs: not a slide")
+    assert "1 slides left: --skip-errors" in err
+    assert [(row["slide_id"], row["status"]) for row in rows_of(job)] == [("bad.svs", "failed")]
+
+    status, out, err = run(*command, bad, other, synthetic_slide.path, "--skip-errors")
+    assert status == 1
+    assert "2 of 3 slides answered" in out
+    assert "network: demo on cpu" in out
+    assert len(re.findall(r"forecast: 640 x 512 px in \d+ steps of .* on cpu: peak memory \d+ MB, a few seconds", out)) == 2
+    assert "forward pass: " in err
+    rows = rows_of(job)
+    assert [(row["slide_id"], row["region_id"], row["status"]) for row in rows] == [
+        ("bad.svs", "aggregate", "failed"),
+        ("other.svs", "x600-y300-w640-h512", "ok"),
+        ("other.svs", "aggregate", "ok"),
+        ("synthetic.svs", "x600-y300-w640-h512", "ok"),
+        ("synthetic.svs", "aggregate", "ok"),
+    ]
+    assert rows[0]["error"].startswith("bad.svs: not a slide")
+    assert rows[1]["prob_lesion"] == rows[3]["prob_lesion"] != ""
+    assert rows[1]["mpp"] == "0.5"
+    records = [json.loads(path.read_text()) for path in sorted((job / "runs").glob("*.json"))]
+    last = max(records, key=lambda record: len(record["plan"]))
+    assert last["failed"] == ["bad.svs"]
+    assert last["command"][0] == "predict"
+    assert set(last["plan"]) == {"other.svs", "synthetic.svs"}
+    assert last["finished"]
+    assert last["peak_bytes"] > 0
+
+
+def test_slides_of_the_same_name_are_refused(run: Run, synthetic_slide: SyntheticSlide, tmp_path: Path) -> None:
+    twin = tmp_path / synthetic_slide.path.name
+    shutil.copy(synthetic_slide.path, twin)
+    status, _, err = run("predict", "-i", synthetic_slide.path, twin, "-o", tmp_path / "job", "-m", "demo")
+    assert status == 1
+    assert err == "error: 2 slides are named synthetic.svs, but a job tells slides apart by name; use one job for each, or rename them\n"
+    assert not (tmp_path / "job").exists()
+
+
+def test_saliency(run: Run, synthetic_slide: SyntheticSlide, tmp_path: Path) -> None:
+    job = tmp_path / "job"
+    command = ["saliency", "-i", synthetic_slide.path, "-o", job, "-m", "demo", "--region", "600,300,700,513", "--target"]
+    status, out, err = run(*command, "lesion")
+    assert status == 0
+    for earlier, later in (("forecast: ", "prediction: "), ("prediction: ", "maps of lesion: "), ("picture: ", "took ")):
+        assert out.index(earlier) < out.index(later)
+    assert err.index("forward pass: ") < err.index("backward pass: ")
+    stored = job / "saliency/synthetic.svs/x600-y300-w700-h513.ome.zarr"
+    maps = open_saliency(stored)
+    assert maps.target == "lesion"
+    assert maps.maps["absolute"].values.shape == (513, 700)
+    assert sorted(path.name for path in stored.parent.iterdir()) == ["x600-y300-w700-h513-evidence.png", stored.name]
+    (record,) = Job(job).slides()
+    (result,) = record.regions
+    assert (job / str(result.picture)).is_file()
+    assert job / str(result.saliency) == stored
+    assert result.source == str(synthetic_slide.path)
+    assert result.prediction.identity.key == maps.prediction.identity.key
+
+    assert run(*command, "normal", "--display", "detail")[0] == 0
+    assert open_saliency(stored).target == "normal"
+    assert len(Job(job).slides()[0].regions) == 1
+    status, _, err = run(*command, "lesion", "--untrained")
+    assert status == 1
+    assert "holds maps of synthetic.svs by demo" in err
+    assert "choose another job folder" in err
+    assert open_saliency(stored).prediction.trained
+
+
+def test_untrained_is_said_everywhere(run: Run, synthetic_slide: SyntheticSlide, tmp_path: Path) -> None:
+    command = ["-i", synthetic_slide.path, "-o", tmp_path / "job", "-m", "imagenette", "--region", "700,400,256,256"]
+    assert "--untrained" in run("predict", *command)[2]
+    status, out, err = run("saliency", *command, "--untrained", "--display", "paper")
+    assert status == 0
+    assert "imagenette (untrained, random weights)" in out
+    assert "warning: The weights are random (--untrained)" in err
+    assert "untrained" in (tmp_path / "job/summary.md").read_text()
+    assert not open_saliency(tmp_path / "job/saliency/synthetic.svs/x700-y400-w256-h256.ome.zarr").prediction.trained
+
+
+def test_models_lists_what_a_user_chooses_by(run: Run) -> None:
+    from streamview_models import ALIASES, MODELS
+
+    status, out, _ = run("models")
+    lines = {line.split()[0]: line for line in out.splitlines()}
+    assert status == 0
+    assert set(MODELS) <= set(lines)
+    assert re.search(r"normal, lesion +0\.5 +yes +Apache-2\.0", lines["demo"])
+    assert "no (--untrained)" in lines["resnet18"]
+    for short, name in ALIASES.items():
+        assert f"{short} = {name}" in out
+
+
+def test_the_doctor_says_what_is_missing_and_what_to_do(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    window = Check("napari and Qt", True, "napari", needed=False)
+    monkeypatch.setattr("streamview.doctor.check_window", lambda: window)
+    status, out, _ = run("doctor")
+    assert (status, out.splitlines()[-1]) == (0, "ready")
+    for name in ("python", "torch", "cuda", "openslide", "tifffile", "zarr", "napari and Qt", "disk", "memory"):
+        assert re.search(rf"^(ok|-) +{name} ", out, re.MULTILINE), name
+
+    monkeypatch.setitem(sys.modules, "zarr", None)  # importing it now fails as if it were not installed
+    (check,) = (check for check in examine() if check.name == "zarr")
+    assert not check.ok
+    status, out, _ = run("doctor")
+    assert status == 1
+    assert re.search(r"^missing  zarr .*; pip install --force-reinstall zarr$", out, re.MULTILINE)
+    assert out.splitlines()[-1].startswith("not ready")
+
+
+def test_a_window_without_a_display_is_refused_before_qt_is_touched(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for key in ("DISPLAY", "WAYLAND_DISPLAY", "QT_QPA_PLATFORM"):
+        monkeypatch.delenv(key, raising=False)
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr("streamview.doctor.importlib.util.find_spec", lambda name: object())
+    assert not check_window().ok
+    status, _, err = run("view", tmp_path)
+    assert status == 1
+    assert err.startswith("error: no window can be opened: installed, but there is no display; ")
+    monkeypatch.setattr("streamview.doctor.importlib.util.find_spec", lambda name: None)
+    assert "pip install 'streamview[napari]'" in run("view", tmp_path)[2]
+
+
+def test_bars_show_the_time_left_on_a_terminal_and_one_line_elsewhere(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Bars() as bars:
+        for done in range(5):
+            bars(Step("forward pass", done, 4, done * 0.5))
+    assert capsys.readouterr().err == "forward pass: 4 steps, 2.0 s\n"
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    with Bars() as bars:
+        for task in ("forward pass", "backward pass"):
+            for done in range(3):
+                bars(Step(task, done, 4, done * 0.5))
+            bars(Step(task, 4, 4, 2.0))
+    err = capsys.readouterr().err
+    assert "100%" in err
+    assert "4/4 steps" in err
+    assert " left" in err
+    assert err.index("forward pass") < err.index("backward pass")
+
+
+def test_ctrl_c_leaves_nothing_that_looks_finished(synthetic_slide: SyntheticSlide, tmp_path: Path) -> None:
+    command = ["saliency", "-i", str(synthetic_slide.path), "-o", "job", "-m", "demo", "--region", "100,100,1400,1400"]
+    with subprocess.Popen(
+        [sys.executable, "-m", "streamview.cli", *command], cwd=tmp_path, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stderr is not None
+        first = process.stderr.readline()
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    assert first.startswith("forward pass: ")  # so it was stopped in the backward pass, with maps partly written
+    assert err == "cancelled\n"
+    assert process.returncode == 130
+    assert "forecast: " in out
+    (record,) = (path for path in tmp_path.rglob("*") if path.is_file())
+    assert record.parent == tmp_path / "job/runs"
+    assert json.loads(record.read_text())["finished"] is None
