@@ -266,6 +266,8 @@ def _finish(module: nn.Module, graph: fx.Graph, body: _Body) -> Program:
             continue
         crossing[node] = head_graph.node_copy(node, lambda source: crossing[source])
     head = fx.GraphModule(module, head_graph, class_name="Head")
+    head.graph.eliminate_dead_code()  # constants that only the body uses
+    head.recompile()
     head.train(module.training)
 
     nodes, kept = _fuse(body, [sink.value for sink in distinct])

@@ -12,9 +12,7 @@ from hypothesis import strategies as st
 from streamview.streaming import schedule
 from streamview.streaming.schedule import Window, schedule_axis
 
-windows = st.builds(
-    Window, st.integers(1, 7), st.integers(1, 4), st.integers(1, 3), st.integers(-2, 5), st.integers(-2, 5), st.booleans()
-)
+windows = st.builds(Window, st.integers(1, 7), st.integers(1, 4), st.integers(1, 3), st.integers(-2, 5), st.integers(-2, 5), st.booleans())
 
 
 def reads(window: Window, o: int) -> range:
