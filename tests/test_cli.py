@@ -22,6 +22,7 @@ from streamview.cli import main
 from streamview.cli.console import Bars
 from streamview.cli.parser import build_parser
 from streamview.doctor import Check, check_window, examine
+from streamview.errors import Cancelled
 from streamview.jobs import Job
 from streamview.progress import Step
 from streamview.pyramid import open_pyramid
@@ -258,6 +259,17 @@ def test_bars_show_the_time_left_on_a_terminal_and_one_line_elsewhere(
     assert err.index("forward pass") < err.index("backward pass")
 
 
+def test_a_second_ctrl_c_stops_at_once() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with Bars() as bars:
+        signal.raise_signal(signal.SIGINT)
+        with pytest.raises(Cancelled):
+            bars(Step("forward pass", 1, 4, 0.5))
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
 def test_ctrl_c_leaves_nothing_that_looks_finished(synthetic_slide: SyntheticSlide, tmp_path: Path) -> None:
     command = ["saliency", "-i", str(synthetic_slide.path), "-o", "job", "-m", "demo", "--region", "100,100,1400,1400"]
     with subprocess.Popen(
@@ -267,8 +279,8 @@ def test_ctrl_c_leaves_nothing_that_looks_finished(synthetic_slide: SyntheticSli
         first = process.stderr.readline()
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=60)
-    assert first.startswith("forward pass: ")  # so it was stopped in the backward pass, with maps partly written
-    assert err == "cancelled\n"
+    assert first.startswith("forward pass: ")
+    assert err == "\ncancelling at the next step; Ctrl-C again stops at once\ncancelled\n"
     assert process.returncode == 130
     assert "forecast: " in out
     (record,) = (path for path in tmp_path.rglob("*") if path.is_file())

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import Any, Self
 
+from streamview.errors import Cancelled
 from streamview.progress import Step
 
 __all__ = ["Bars", "amount", "complain", "one_line", "say", "warn"]
@@ -37,17 +40,28 @@ def one_line(error: BaseException) -> str:
 
 
 class Bars:
-    """Draws steps as progress bars on stderr: the `Report` of every command.
+    """Draws steps as progress bars on stderr, and cancels: the `Report` of every command.
 
-    Each task has its own bar with the time left; where stderr is no terminal, one line when it is done. As a context manager it
-    leaves the terminal clean when the work fails.
+    Each task has its own bar with the time left; where stderr is no terminal, one line when it is done. While its context lasts, a
+    first Ctrl-C stops the work at its next step, where everything can be tidied up, and a second one at once; on leaving it the
+    terminal is clean again.
     """
 
     def __init__(self) -> None:
         self._bar: Any = None
+        self._cancelled = False
+        self._before: Any = None
 
     def __call__(self, step: Step) -> None:
-        """Show a step."""
+        """Show a step.
+
+        Raises
+        ------
+        Cancelled
+            When the user asked for it.
+        """
+        if self._cancelled:
+            raise Cancelled("stopped by the user")
         if sys.stderr.isatty():
             self._draw(step)
         elif step.done == step.total:
@@ -69,8 +83,17 @@ class Bars:
             self._bar.close()
             self._bar = None
 
+    def _interrupt(self, number: int, frame: FrameType | None) -> None:
+        if self._cancelled:
+            raise KeyboardInterrupt
+        self._cancelled = True
+        # not print: a handler may interrupt another print
+        os.write(2, b"\ncancelling at the next step; Ctrl-C again stops at once\n")
+
     def __enter__(self) -> Self:
+        self._before = signal.signal(signal.SIGINT, self._interrupt)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        signal.signal(signal.SIGINT, self._before)
         self.close()
