@@ -90,7 +90,9 @@ def predict_slide(work: Work, path: str | os.PathLike[str]) -> Answer:
     with open_slide(path, work.mpp) as slide:
         ahead = forecast(work.model, slide, work.region, memory=work.memory, device=work.device)
         work.announce(slide, ahead)
-        prediction = predict(work.model, slide, work.region, memory=work.memory, device=work.device, report=work.report)
+        prediction = predict(
+            work.model, slide, work.region, memory=work.memory, tile=_tile(work, ahead), device=work.device, report=work.report
+        )
         work.job.add(RegionResult(prediction, work.run_id, mpp=slide.mpp, source=os.path.abspath(path)))
     return Answer(prediction, ahead)
 
@@ -123,7 +125,10 @@ def explain_slide(
         _check_free(work, slide, stored)
         ahead = forecast(work.model, slide, region, explain=True, memory=work.memory, device=work.device)
         work.announce(slide, ahead)
-        maps = saliency(work.model, slide, region, target, out=stored, memory=work.memory, device=work.device, report=work.report)
+        maps = saliency(
+            work.model, slide, region, target, out=stored,
+            memory=work.memory, tile=_tile(work, ahead), device=work.device, report=work.report,
+        )  # fmt: skip
         presets = displays or (default_preset(maps),)
         pictures = tuple(render_png(slide, maps, PRESETS[preset], job.picture_path(slide.name, region, preset)) for preset in presets)
         inside = [made.relative_to(job.folder).as_posix() for made in (stored, pictures[0])]
@@ -229,6 +234,11 @@ def _check_free(work: Work, slide: Slide, stored: Path) -> None:
                     f"{stored}: holds maps of {result.prediction.slide_name} by {result.prediction.model_name} with other weights, mpp or "
                     "pixels; choose another job folder"
                 )
+
+
+def _tile(work: Work, ahead: Forecast) -> tuple[int, int] | None:
+    """The steps announced, under a budget: the forecast's own sample has taken memory since, and nothing may be refused after it."""
+    return None if work.memory is None else ahead.plan.tile
 
 
 def _plan(work: Work, ahead: Forecast) -> dict[str, object]:

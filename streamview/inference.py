@@ -254,16 +254,14 @@ def forecast(
     run = _Run.prepare(model, source, region, mpp, device)
     height, width = run.sampler.shape
     wants = run.wants if explain else None
-    sampled = None
-    if height * width >= 4 * _SAMPLE[0] * _SAMPLE[1]:
-        sampled = run.time_sample(explain)
+    base = run.base()  # before the sample, which leaves memory with the allocator that the run will use again
     plan = run.plan(wants, memory, tile, 0 if out or not explain else 8 * height * width)
     seconds = None
-    if sampled is not None:
-        forward, again, backward = sampled
+    if height * width >= 4 * _SAMPLE[0] * _SAMPLE[1]:
+        forward, again, backward = run.time_sample(explain)
         untaped = (plan.steps - plan.tapes) / plan.steps if explain else 0.0
         seconds = (forward + untaped * again + backward) * height * width
-    return Forecast(plan, (height, width), run.base() + plan.peak_bytes + run.reserve(plan.tile), seconds, str(run.device))
+    return Forecast(plan, (height, width), base + plan.peak_bytes + run.reserve(plan.tile), seconds, str(run.device))
 
 
 def find_target(model: Model, target: int | str) -> int:
