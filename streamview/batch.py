@@ -13,11 +13,12 @@ from streamview.display import PRESETS, Preset, default_preset
 from streamview.errors import Cancelled, StreamviewError
 from streamview.evidence import linear_head
 from streamview.export.png import render_png
+from streamview.forecasts import Forecast, forecast
 from streamview.geometry import Region
-from streamview.inference import Forecast, find_device, forecast, predict, saliency
+from streamview.inference import predict, saliency
 from streamview.jobs import Job, RegionResult, Run
 from streamview.loading import Model
-from streamview.machine import describe_device, peak_memory
+from streamview.machine import describe_device, find_device, peak_memory
 from streamview.progress import Report
 from streamview.results import Prediction, Saliency
 from streamview.slides import Slide, open_slide
@@ -90,9 +91,7 @@ def predict_slide(work: Work, path: str | os.PathLike[str]) -> Answer:
     with open_slide(path, work.mpp) as slide:
         ahead = forecast(work.model, slide, work.region, memory=work.memory, device=work.device)
         work.announce(slide, ahead)
-        prediction = predict(
-            work.model, slide, work.region, memory=work.memory, tile=_tile(work, ahead), device=work.device, report=work.report
-        )
+        prediction = predict(work.model, slide, work.region, plan=ahead.plan, device=work.device, report=work.report)
         work.job.add(RegionResult(prediction, work.run_id, mpp=slide.mpp, source=os.path.abspath(path)))
     return Answer(prediction, ahead)
 
@@ -125,10 +124,7 @@ def explain_slide(
         _check_free(work, slide, stored)
         ahead = forecast(work.model, slide, region, explain=True, memory=work.memory, device=work.device)
         work.announce(slide, ahead)
-        maps = saliency(
-            work.model, slide, region, target, out=stored,
-            memory=work.memory, tile=_tile(work, ahead), device=work.device, report=work.report,
-        )  # fmt: skip
+        maps = saliency(work.model, slide, region, target, out=stored, plan=ahead.plan, device=work.device, report=work.report)
         presets = displays or (default_preset(maps),)
         pictures = tuple(render_png(slide, maps, PRESETS[preset], job.picture_path(slide.name, region, preset)) for preset in presets)
         inside = [made.relative_to(job.folder).as_posix() for made in (stored, pictures[0])]
@@ -234,11 +230,6 @@ def _check_free(work: Work, slide: Slide, stored: Path) -> None:
                     f"{stored}: holds maps of {result.prediction.slide_name} by {result.prediction.model_name} with other weights, mpp or "
                     "pixels; choose another job folder"
                 )
-
-
-def _tile(work: Work, ahead: Forecast) -> tuple[int, int] | None:
-    """The steps announced, under a budget: the forecast's own sample has taken memory since, and nothing may be refused after it."""
-    return None if work.memory is None else ahead.plan.tile
 
 
 def _plan(work: Work, ahead: Forecast) -> dict[str, object]:

@@ -17,7 +17,7 @@ from streamview import atomic
 from streamview.batch import Answer, Work, explain_slide, predict_slide, run_slides
 from streamview.display import PRESETS, Preset, blur
 from streamview.errors import StreamviewError
-from streamview.inference import Forecast
+from streamview.forecasts import Forecast
 from streamview.jobs import Job, new_run_id
 from streamview.loading import load_model
 from streamview.progress import Report

@@ -2,17 +2,36 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import TYPE_CHECKING
+
+from streamview.errors import ModelError
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["describe_device", "peak_device_memory", "peak_memory"]
+__all__ = ["describe_device", "find_device", "peak_device_memory", "peak_memory", "resident_memory"]
 
 
 def peak_memory() -> int:
     """Largest resident memory of this process so far, in bytes."""
+    return _status("VmHWM")
+
+
+def resident_memory() -> int:
+    """Resident memory of this process now, in bytes."""
+    return _status("VmRSS")
+
+
+def _status(field: str) -> int:
+    """A field of Linux's ``/proc/self/status`` in bytes; elsewhere the largest resident memory so far.
+
+    The kernel's ``ru_maxrss`` is the second choice, since a process inherits it from the one that started it.
+    """
+    if os.path.exists("/proc/self/status"):
+        with open("/proc/self/status") as lines:
+            return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
@@ -31,3 +50,24 @@ def describe_device(device: torch.device) -> str:
     if device.type == "cuda":
         return f"cuda ({torch.cuda.get_device_name(device)})"
     return f"{device.type} ({torch.get_num_threads()} threads)"
+
+
+def find_device(name: str = "auto") -> torch.device:
+    """The device of this name; ``"auto"`` takes CUDA where there is one.
+
+    Raises
+    ------
+    ModelError
+        When the device is unknown or absent.
+    """
+    import torch
+
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ModelError(f"device {name!r} is unknown: expected auto, cpu or cuda") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ModelError(f"device {name!r} was asked for, but torch sees no CUDA device: use --device cpu, or see `streamview doctor`")
+    return device

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from streamview.cards import parse_card
 from streamview.errors import Cancelled, MemoryBudgetError, ModelError, RegionError, SlideError
+from streamview.forecasts import forecast
 from streamview.geometry import Region
-from streamview.inference import forecast, predict, saliency
+from streamview.inference import predict, saliency
 from streamview.loading import Model
 from streamview.progress import Step
 from streamview.slides import as_slide

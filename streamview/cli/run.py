@@ -12,7 +12,7 @@ from streamview.cli.console import Bars, amount, complain, one_line, say, warn
 if TYPE_CHECKING:
     from streamview.batch import Answer, Work
     from streamview.errors import StreamviewError
-    from streamview.inference import Forecast
+    from streamview.forecasts import Forecast
     from streamview.loading import Model
     from streamview.slides import Slide
 
@@ -81,10 +81,9 @@ def _run(
     """Check all that concerns every slide, then work through them."""
     from streamview.batch import Work, run_slides
     from streamview.geometry import Region
-    from streamview.inference import find_device
     from streamview.jobs import Job, new_run_id
     from streamview.loading import load_model
-    from streamview.machine import describe_device
+    from streamview.machine import describe_device, find_device
     from streamview.streaming.plan import parse_bytes
 
     region = None if options.region is None else Region.parse(options.region)

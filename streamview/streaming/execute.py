@@ -20,7 +20,7 @@ from streamview.streaming.graph import Program
 from streamview.streaming.ops import Piece, Wants, layout
 from streamview.streaming.schedule import AxisSchedule, schedule_axis
 
-__all__ = ["Backward", "Carry", "Forward", "Grid", "Step", "Tape", "build_grid", "reverse_step", "run_step", "wanted"]
+__all__ = ["Backward", "Carry", "Forward", "Grid", "SinkGrads", "Span", "Step", "Tape", "build_grid", "reverse_step", "run_step", "wanted"]
 
 Span = tuple[int, int]
 Read = Callable[[Span, Span], Tensor]

@@ -122,6 +122,7 @@ class Sinks:
                 self._gathered.append((sink.value, RunningMax(size)))
             elif sink.kind in ("mean", "sum"):
                 self._gathered.append((sink.value, RunningMean(size[0] * size[1] if sink.kind == "mean" else 1)))
+        self._results: list[Tensor] | None = None
 
     def add(self, value: int, piece: Tensor, rows: Span, cols: Span) -> None:
         """Take a piece of a value: its rows and columns."""
@@ -130,8 +131,10 @@ class Sinks:
                 sink.add(piece, rows, cols)
 
     def results(self) -> list[Tensor]:
-        """The gathered tensors, in the order of the program's sinks."""
-        return [sink.result() for _, sink in self._gathered]
+        """The gathered tensors, in the order of the program's sinks; the same ones at every call."""
+        if self._results is None:
+            self._results = [sink.result() for _, sink in self._gathered]
+        return self._results
 
     def gradient(self, grads: Sequence[Tensor | None], value: int, rows: Span, cols: Span) -> Tensor | None:
         """Gradient of a piece of a value, from the gradients of `results`; None for zero."""

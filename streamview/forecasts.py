@@ -1,0 +1,150 @@
+"""What a run will take, said before it starts: its plan by the shapes alone, its time from a sample."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from streamview.errors import RegionError
+from streamview.geometry import Region
+from streamview.loading import Model
+from streamview.session import Session, Source
+from streamview.streaming.execute import Backward, Forward, build_grid
+from streamview.streaming.module import check_size
+from streamview.streaming.plan import Plan, format_bytes
+from streamview.streaming.sinks import Sinks
+
+__all__ = ["Forecast", "forecast", "format_seconds"]
+
+_SAMPLE = (512, 1024)  # rows and columns that are timed
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """What a run will take, said before it starts.
+
+    Parameters
+    ----------
+    plan
+        Its steps.
+    shape
+        Height and width of the network's grid in px.
+    peak_bytes
+        Peak of the process's resident memory (on CUDA: of reserved device memory).
+    seconds
+        Time on this machine; None for a region so small that timing a sample would take as long as the session.
+    device
+        Where it will session.
+    """
+
+    plan: Plan
+    shape: tuple[int, int]
+    peak_bytes: int
+    seconds: float | None
+    device: str
+
+    def __str__(self) -> str:
+        """One line for people."""
+        rows, cols = self.plan.tile
+        step = f"{self.plan.steps} steps of {min(rows, self.shape[0])} x {min(cols, self.shape[1])} px"
+        duration = "a few seconds" if self.seconds is None else f"about {format_seconds(self.seconds)}"
+        return f"{self.shape[1]} x {self.shape[0]} px in {step} on {self.device}: peak memory {format_bytes(self.peak_bytes)}, {duration}"
+
+
+def forecast(
+    model: Model,
+    source: Source,
+    region: Region | None = None,
+    *,
+    explain: bool = False,
+    out: bool = True,
+    memory: str | int | None = None,
+    tile: tuple[int, int] | None = None,
+    device: str = "auto",
+    mpp: float | None = None,
+) -> Forecast:
+    """Say what `predict` (or, with `explain`, `saliency`) will take: the plan by its shapes, the time from a sample of the region.
+
+    Parameters
+    ----------
+    explain
+        Whether the gradient is wanted too.
+    out
+        Whether the maps will be written to disk rather than kept in memory.
+    model, source, region, memory, tile, device, mpp
+        As for `predict`.
+
+    Raises
+    ------
+    SlideError, RegionError, ModelError, NotStreamableError, MemoryBudgetError
+        As for `predict`.
+    """
+    session = Session.prepare(model, source, region, mpp, device)
+    height, width = session.sampler.shape
+    wants = session.wants if explain else None
+    base = session.base()  # before the sample, which leaves memory with the allocator that the run will use again
+    plan = session.plan(wants, memory, tile, 0 if out or not explain else 8 * height * width)
+    seconds = None
+    if height * width >= 4 * _SAMPLE[0] * _SAMPLE[1]:
+        forward, again, backward = _time_sample(session, explain)
+        untaped = (plan.steps - plan.tapes) / plan.steps if explain else 0.0
+        seconds = (forward + untaped * again + backward) * height * width
+    return Forecast(plan, (height, width), base + plan.peak_bytes + session.reserve(plan.tile), seconds, str(session.device))
+
+
+def format_seconds(seconds: float) -> str:
+    """Seconds for people: ``"2 min 5 s"``."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s" if whole else "under 1 s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def _time_sample(session: Session, explain: bool) -> tuple[float, float, float]:
+    """Seconds per pixel of the forward pass, of computing a step again, and of the reverse pass, reading included."""
+    height, width = (min(s, n) for s, n in zip(_SAMPLE, session.sampler.shape, strict=True))
+    try:
+        check_size(session.program, (height, width))
+    except RegionError:
+        height, width = session.sampler.shape
+    pixels = height * width
+    top, left = (session.sampler.shape[0] - height) // 2, (session.sampler.shape[1] - width) // 2
+    image = torch.rand((1, 3, height, width), device=session.device).to(memory_format=torch.channels_last)
+
+    def part(rows: tuple[int, int], cols: tuple[int, int]) -> Tensor:
+        return image[:, :, rows[0] : rows[1], cols[0] : cols[1]]
+
+    grid = build_grid(session.program, (height, width), (256, width))
+    wants = session.wants if explain else None
+    times: list[tuple[float, float, float]] = []
+    for _ in range(2):  # the first run also pays for what torch sets up once
+        with torch.no_grad():
+            start = time.perf_counter()
+            session.sampler.read(top, top + height, left, left + width)
+            reading = time.perf_counter() - start
+            sinks = Sinks(session.program, grid)
+            passed = Forward(session.program, grid, session.weights, wants, len(grid.steps()))
+            start = time.perf_counter()
+            passed.run(part, sinks.add)
+            results = sinks.results()
+            session.wait()
+            forward = time.perf_counter() - start
+            backward = 0.0
+            if explain:
+                grads = [torch.ones_like(t) for t in results]
+                start = time.perf_counter()
+                Backward(passed).run(part, partial(sinks.gradient, grads), _drop)
+                session.wait()
+                backward = time.perf_counter() - start + reading
+            times.append(((forward + reading) / pixels, forward / pixels, backward / pixels))
+    return times[-1]
+
+
+def _drop(grad: Tensor, rows: tuple[int, int], cols: tuple[int, int]) -> None:
+    """Take a finished gradient and forget it."""

@@ -1,0 +1,223 @@
+"""A model, a source and a region brought together: the pixels that both passes read and the results that they write."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from streamview.errors import MemoryBudgetError, ModelError, RegionError
+from streamview.evidence import Evidence
+from streamview.geometry import Region
+from streamview.loading import Model
+from streamview.machine import find_device, resident_memory
+from streamview.progress import Progress, Report
+from streamview.results import Identity, Prediction
+from streamview.slides import Slide, as_slide
+from streamview.slides.sampling import Sampler
+from streamview.streaming.execute import Forward, Grid, wanted
+from streamview.streaming.graph import Program, Sink, capture
+from streamview.streaming.module import check_size
+from streamview.streaming.ops import Wants
+from streamview.streaming.plan import Plan, format_bytes, make_plan, parse_bytes, return_freed_blocks
+from streamview.streaming.sinks import Sinks
+
+__all__ = ["Session", "Source"]
+
+Source = Slide | NDArray[np.uint8]
+_SIZE_SLACK = 1.1  # a region's side may differ by this factor from what the card states before a warning
+
+
+@dataclass(slots=True, eq=False)
+class Session:
+    """A model, a source and a region brought together: what both passes read and write."""
+
+    model: Model
+    slide: Slide
+    sampler: Sampler
+    program: Program
+    weights: Sequence[Tensor]
+    device: torch.device
+    warnings: tuple[str, ...]
+    mean: Tensor
+    scale: Tensor
+    glass: Tensor
+    last: tuple[tuple[int, int, int, int], Tensor] | None = None
+
+    @classmethod
+    def prepare(cls, model: Model, source: Source, region: Region | None, mpp: float | None, device: str) -> Session:
+        """Check that model, source and region fit together."""
+        slide = as_slide(source, mpp)
+        card = model.card
+        sampler = Sampler(slide, region, card.mpp)
+        where = find_device(device)
+        module = model.module.to(where)
+        program = capture(module)
+        if program.channels[0] != 3:
+            raise ModelError(f"the model {card.name} takes images of {program.channels[0]} channels, a slide has 3: use a model for RGB")
+        try:
+            check_size(program, sampler.shape)
+        except RegionError as error:
+            raise RegionError(f"{slide.name}: {error}") from None
+        weights = [w.read().detach() for w in program.weights]
+        # pixel p becomes (p / 255 - mean) / std, as p * scale - mean / std
+        std, mean = (torch.tensor(v, device=where).view(1, 3, 1, 1) for v in (card.std, card.mean))
+        glass = torch.tensor(slide.background, dtype=torch.float32, device=where).view(1, 3, 1, 1)
+        scale = 1 / (255 * std)
+        return cls(model, slide, sampler, program, weights, where, _warnings(model, sampler), mean / std, scale, glass * scale - mean / std)
+
+    @property
+    def wants(self) -> list[Wants]:
+        """Gradients of the image alone."""
+        return wanted(self.program, True, [False] * len(self.weights))
+
+    def read(self, rows: tuple[int, int], cols: tuple[int, int]) -> Tensor:
+        """Normalised pixels of a part of the grid, (1, 3, h, w) float32; the last part is remembered."""
+        key = (*rows, *cols)
+        if self.last is None or self.last[0] != key:
+            pixels = torch.from_numpy(self.sampler.read(*rows, *cols)).to(self.device)
+            image = pixels.permute(2, 0, 1)[None].to(torch.float32).mul_(self.scale).sub_(self.mean)
+            self.last = key, image
+        return self.last[1]
+
+    def reduce(self, grad: Tensor, rows: tuple[int, int], cols: tuple[int, int]) -> NDArray[np.float32]:
+        """Both maps of a finished part of the image's gradient (1, 3, h, w): float32 (2, h, w)."""
+        signed = (self.read(rows, cols) - self.glass).mul_(grad).sum(1)
+        return torch.stack([grad.abs().amax(1), signed]).squeeze(1).cpu().numpy()
+
+    def plan(self, wants: Sequence[Wants] | None, memory: str | int | None, tile: tuple[int, int] | None, results: int) -> Plan:
+        """Choose the steps so that the process stays below `memory` bytes, `results` of them held for the result."""
+        growth = None
+        if memory is not None:
+            return_freed_blocks()
+            limit = parse_bytes(memory)
+            growth = limit - self.base() - self.reserve((256, self.sampler.shape[1])) - results
+            if growth <= 0:
+                raise MemoryBudgetError(
+                    f"memory {format_bytes(limit)}: the process needs {format_bytes(limit - growth)} before the first step; give more"
+                )
+        return make_plan(self.program, (1, 3, *self.sampler.shape), torch.float32, wants, self.weights, memory=growth, tile=tile)
+
+    @contextlib.contextmanager
+    def memory_errors(self, plan: Plan) -> Iterator[None]:
+        """Turn torch's running out of memory into an error that says what was planned and what to do."""
+        try:
+            yield
+        except (torch.OutOfMemoryError, RuntimeError) as error:
+            if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+                raise
+            raise MemoryBudgetError(
+                f"{self.device} ran out of memory in a run planned for {format_bytes(plan.peak_bytes)} in steps of "
+                f"{plan.tile[0]} x {plan.tile[1]} px: give a smaller --memory, or a smaller region"
+            ) from None
+
+    def base(self) -> int:
+        """Bytes resident in the process now (on CUDA: reserved on the device)."""
+        if self.device.type == "cuda":
+            return int(torch.cuda.memory_reserved(self.device))
+        return resident_memory()
+
+    def reserve(self, tile: tuple[int, int]) -> int:
+        """Bytes beside the steps themselves: decoding and buffers of rows."""
+        return 128 * 2**20 + 24 * min(tile[0], self.sampler.shape[0]) * self.sampler.shape[1]
+
+    def forward(
+        self, passed: Forward, grid: Grid, layer: torch.nn.Linear | None, report: Report | None
+    ) -> tuple[Tensor, Sinks, Evidence | None]:
+        """Run the forward pass and the head: logits (K,), the sinks, the evidence if a linear layer is given."""
+        sinks = Sinks(self.program, grid)
+        cut = self.program.sinks[0].value
+        evidence = None if layer is None else Evidence(layer, grid.size(cut))
+        progress = Progress("forward pass", len(grid.steps()), report)
+
+        def emit(value: int, piece: Tensor, rows: tuple[int, int], cols: tuple[int, int]) -> None:
+            sinks.add(value, piece, rows, cols)
+            if evidence is not None and value == cut:
+                evidence.add(piece, rows, cols)
+
+        with torch.no_grad():
+            passed.run(self.read, emit, progress.advance)
+        tensors = sinks.results()
+        for tensor in tensors:
+            tensor.requires_grad_(passed.wants is not None)
+        arguments = iter(tensors)
+        with torch.set_grad_enabled(passed.wants is not None):
+            heads = [self._argument(sink, arguments, grid) for sink in self.program.sinks]
+            try:
+                logits = self.program.head(*heads)
+            except RuntimeError as error:
+                height, width = self.sampler.shape
+                found = f"{self.slide.name}: the model {self.model.card.name} cannot answer for {width} x {height} px"
+                raise RegionError(f"{found} ({str(error).splitlines()[0]}); use a region of the size it was made for") from None
+        if not isinstance(logits, Tensor) or logits.shape != (1, len(self.model.card.class_names)):
+            shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            raise ModelError(f"the model {self.model.card.name} answered {shape}: expected one logit for each of its classes")
+        if not logits.isfinite().all():
+            raise ModelError(
+                f"the model {self.model.card.name} answered {logits.tolist()}: not finite; check its weights and normalisation"
+            )
+        return logits[0], sinks, evidence
+
+    def _argument(self, sink: Sink, tensors: Iterator[Tensor], grid: Grid) -> Tensor:
+        if sink.kind == "shape":
+            return torch.empty((), device=self.device).expand(1, self.program.channels[sink.value], *grid.size(sink.value))
+        found: Tensor = next(tensors)
+        return found if sink.keepdim else found.flatten(1)
+
+    def prediction(self, logits: Tensor) -> Prediction:
+        """The result of a forward pass."""
+        card, sampler = self.model.card, self.sampler
+        identity = Identity(self.model.sha256, card.sha256, self.slide.identity, sampler.region, sampler.mpp, "float32")
+        values = logits.detach().cpu().numpy().astype(np.float32)
+        return Prediction(
+            self.slide.name, sampler.region, sampler.shape, sampler.mpp, card.task, card.class_names, values, identity, card.name,
+            card.trained, self.warnings,
+        )  # fmt: skip
+
+    def placed(self, value: int) -> tuple[tuple[float, float], tuple[float, float]]:
+        """Step and origin (y, x), in level-0 pixels, of a value's elements: where the centre of what each sees lies."""
+        strides, centres = _centres(self.program, value)
+        start = (self.sampler.region.y, self.sampler.region.x)
+        scale = self.sampler.scale
+        step = (strides[0] * scale[0], strides[1] * scale[1])
+        origin = tuple(start[a] + (centres[a] + 0.5) * scale[a] - 0.5 for a in (0, 1))
+        return step, (origin[0], origin[1])
+
+    def wait(self) -> None:
+        """Wait for the device to finish."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+
+def _centres(program: Program, value: int) -> tuple[tuple[int, int], tuple[float, float]]:
+    """Total stride, and centre of what the first element sees, of a value, (y, x) in pixels of the image."""
+    found: list[tuple[tuple[int, int], tuple[float, float]]] = [((1, 1), (0.0, 0.0))]
+    for node in program.nodes:
+        (sy, sx), (cy, cx) = found[node.inputs[0]]
+        rows, cols = node.op.rows, node.op.cols
+        centre = cy + sy * ((rows.extent - 1) / 2 - rows.before), cx + sx * ((cols.extent - 1) / 2 - cols.before)
+        found.append(((sy * rows.stride, sx * cols.stride), centre))
+    return found[value]
+
+
+def _warnings(model: Model, sampler: Sampler) -> tuple[str, ...]:
+    """What the reader of a result must know of how region and card differ."""
+    card, found = model.card, []
+    height, width = sampler.shape
+    if not card.trained:
+        found.append("The weights are random (--untrained): the answer and the maps mean nothing.")
+    if card.input_size is not None:
+        low, high = card.input_size
+        if min(height, width) * _SIZE_SLACK < low or max(height, width) > high * _SIZE_SLACK:
+            sides = f"{low} px" if low == high else f"{low} to {high} px"
+            found.append(f"The region is {width} x {height} px on the network's grid; the model was trained on sides of {sides}.")
+    if card.mpp is None:
+        found.append("The card states no mpp: the region was read at the slide's full resolution as it is.")
+    elif sampler.mpp is not None and max(abs(m / card.mpp - 1) for m in sampler.mpp) > 0.01:
+        found.append(f"The region was read at {sampler.mpp[0]:.3f} um/px; the model was trained at {card.mpp:.3f} um/px.")
+    return tuple(found)
