@@ -1,1 +1,1 @@
-"""Benchmarks: `make bench` runs `benchmarks.cost`; `benchmarks.size` measures the run of a whole slide."""
+"""Benchmarks: `make bench` runs `benchmarks.cost`."""

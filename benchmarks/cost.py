@@ -33,7 +33,7 @@ def saliency(module: nn.Module, image: Tensor) -> None:
     """The gradient of one logit with respect to the image."""
     module.requires_grad_(False)
     leaf = image.detach().requires_grad_()
-    torch.autograd.grad(module(leaf)[0, 0], leaf)
+    module(leaf)[0, 0].backward()
 
 
 def training(module: nn.Module, image: Tensor) -> None:

@@ -61,7 +61,7 @@ class Recipe:
     blur_um
         Standard deviation of the Gaussian blur in um; negatives are cut after it.
     cap_percentile
-        Values at or above this percentile of the blurred map are shown at full strength: the cap.
+        Values at or above this percentile of the blurred map's positive values are shown at full strength: the cap.
     threshold
         Share of the cap (0..1) below which nothing is shown.
     floor_percentile
@@ -220,8 +220,10 @@ def show(saliency: Saliency, recipe: Recipe) -> Shown:
     first = max((level for level, sigma in enumerate(sigmas) if min(sigma) >= _RESOLVED), default=0)
     placed = [saliency_map.placed(level) for level in range(first, len(raws))]
     overview = next((level for level in range(first, len(raws)) if max(raws[level].shape) <= _OVERVIEW), len(raws) - 1)
-    seen = np.maximum(blur(np.asarray(raws[overview][:, :], np.float32), sigmas[overview]), 0)
-    cap = _percentile(seen, recipe.cap_percentile) or float(seen.max())
+    seen = blur(np.asarray(raws[overview][:, :], np.float32), sigmas[overview])
+    # of the positive values: the gradient through a maximum is zero nearly everywhere, and its percentiles over all would say so
+    seen = seen[seen > 0]
+    cap = _percentile(seen, recipe.cap_percentile)
     floor = _percentile(seen, recipe.floor_percentile) / cap if cap else 0.0
     threshold = max(recipe.threshold, floor if recipe.floor_percentile else 0.0)
     grid = saliency.prediction.region.height / saliency.prediction.shape[0], saliency.prediction.region.width / saliency.prediction.shape[1]
@@ -326,6 +328,8 @@ def _levels(values: NDArray[np.float32] | Plane) -> tuple[NDArray[np.float32] | 
 
 def _percentile(values: NDArray[np.float32], percentile: float) -> float:
     """Value at a percentile, by selection: the smallest with at least that share at or below it."""
+    if not values.size:
+        return 0.0
     flat = values.ravel()
     rank = max(math.ceil(percentile / 100 * flat.size) - 1, 0)
     return float(np.partition(flat, rank)[rank])

@@ -76,7 +76,7 @@ def predict(
     """
     session = Session.prepare(model, source, region, mpp, device)
     plan = plan or session.plan(None, memory, tile, 0)
-    with session.memory_errors(plan):
+    with session.running(plan):
         grid = build_grid(session.program, session.sampler.shape, plan.tile)
         logits, _, _ = session.forward(Forward(session.program, grid, session.weights, None), grid, None, report)
     return session.prediction(logits)
@@ -123,7 +123,7 @@ def saliency(
     fixed = None if target is None else find_target(model, target)
     height, width = session.sampler.shape
     plan = plan or session.plan(session.wants, memory, tile, 0 if out is not None else 8 * height * width)
-    with session.memory_errors(plan):
+    with session.running(plan):
         grid = build_grid(session.program, session.sampler.shape, plan.tile)
         passed = Forward(session.program, grid, session.weights, session.wants, plan.tapes)
         logits, sinks, evidence = session.forward(passed, grid, linear_head(session.program), report)

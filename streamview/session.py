@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -56,8 +57,8 @@ class Session:
         card = model.card
         sampler = Sampler(slide, region, card.mpp)
         where = find_device(device)
-        module = model.module.to(where)
-        program = capture(module)
+        # the caller's module stays where it is
+        program = capture(model.module if where.type == "cpu" else copy.deepcopy(model.module).to(where))
         if program.channels[0] != 3:
             raise ModelError(f"the model {card.name} takes images of {program.channels[0]} channels, a slide has 3: use a model for RGB")
         try:
@@ -104,10 +105,12 @@ class Session:
         return make_plan(self.program, (1, 3, *self.sampler.shape), torch.float32, wants, self.weights, memory=growth, tile=tile)
 
     @contextlib.contextmanager
-    def memory_errors(self, plan: Plan) -> Iterator[None]:
-        """Turn torch's running out of memory into an error that says what was planned and what to do."""
+    def running(self, plan: Plan) -> Iterator[None]:
+        """Run in full float32 (CUDA convolves in TF32 by default), and say what was planned where torch runs out of memory."""
+        cudnn = torch.backends.cudnn
         try:
-            yield
+            with cudnn.flags(enabled=True, allow_tf32=False) if self.device.type == "cuda" else contextlib.nullcontext():
+                yield
         except (torch.OutOfMemoryError, RuntimeError) as error:
             if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
                 raise

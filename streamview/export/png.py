@@ -202,10 +202,11 @@ def _header(slide: Slide, saliency: Saliency, shown: Shown) -> list[_Block]:
         blur = f"{recipe.blur_um:g} um ({blur})"
     floor = f"percentile {recipe.floor_percentile:g}" if recipe.floor_percentile else f"{recipe.threshold:.0%} of the cap"
     blocks.append(_Block((place, f"blur {blur} | cap: percentile {recipe.cap_percentile:g} | shown above {floor}"), _TEXT, _GREY))
-    warnings = [] if prediction.trained else ["Untrained network (random weights): this map says nothing about the tissue."]
+    warnings = list(prediction.warnings)
+    if not prediction.trained and not warnings:
+        warnings.append("The weights are random: the map says nothing about the tissue.")
     if shown.cap <= 0:
         warnings.append("The map has no positive value: nothing is shown.")
-    warnings += [warning[:1].upper() + warning[1:] for warning in prediction.warnings]
     if warnings:
         blocks.append(_Block(tuple(warnings), _TEXT, _WARNING_INK, fill=_WARNING_FILL))
     return blocks

@@ -199,8 +199,11 @@ def _lower_body(module: nn.Module, graph: fx.Graph, image: fx.Node) -> _Body:
         if target is operator.getitem and isinstance(lowered, Local):
             slices[body.values[node]] = lowered.inputs[0].index
         if changed is not None and _in_place(node, target):
-            if changed in slices or changed in slices.values():
-                raise NotStreamableError(f"{name} changes a value in place that shares memory with a slice: use its out-of-place form")
+            read = {body.values.get(source) for reader in body.refusals for source in reader.all_input_nodes}
+            if changed in slices or changed in slices.values() or changed in read:
+                raise NotStreamableError(
+                    f"{name} changes a value in place that shares memory with a slice, or that the head reads too: do not do it in place"
+                )
             # whoever reads the old value afterwards sees the changed one, as in plain torch
             body.values.update({n: body.values[node] for n, value in body.values.items() if value == changed})
     return body

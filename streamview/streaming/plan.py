@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
 from streamview.errors import MemoryBudgetError
@@ -213,7 +213,8 @@ def _step_cost(
         step = Step(program, grid, i, j)
         above, left, below, right = ([_blank(step, v, side, shape, dtype) for v in range(len(program.channels))] for side in _SIDES)
         carries.append(sum(t.nbytes for t in (*above, *left) if t is not None))
-        with torch.no_grad(), _Meter() as meter:
+        # outside of the caller's modes, which would count these operations as real
+        with _disable_current_modes(), torch.no_grad(), _Meter() as meter:
             rows, cols = step.new(0)
             pixels = torch.empty(
                 (*shape[:2], rows[1] - rows[0], cols[1] - cols[0]), dtype=dtype, device="meta", memory_format=torch.channels_last

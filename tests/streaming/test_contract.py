@@ -313,6 +313,24 @@ class Squeezed(nn.Module):
         return x * F.adaptive_avg_pool2d(x, 1)
 
 
+class ReadThenChanged(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 1, 3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        before = x.amax((2, 3))
+        return x.relu_().mean((2, 3)) + before
+
+
+class SliceChanged(ReadThenChanged):
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        margin = x[:, :, 1:]
+        return x.relu_().mean((2, 3)) + margin.mean((2, 3))
+
+
 class Branching(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x if x.sum() > 0 else -x
@@ -328,6 +346,8 @@ class Branching(nn.Module):
         (Squeezed(), "mul: it joins a map with the result of a layer that needs the whole map"),
         (nn.Sequential(nn.Conv2d(3, 4, 3, padding=1, padding_mode="circular")), "0: Conv2d with padding_mode='circular'"),
         (Branching(), "cannot be traced"),
+        (ReadThenChanged(), "relu_ changes a value in place .* the head reads too"),
+        (SliceChanged(), "relu_ changes a value in place that shares memory with a slice"),
         (nn.Linear(3, 3), "Linear"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else "",

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from networks import seed_network
+from torch.utils.flop_counter import FlopCounterMode
 
 from streamview.errors import MemoryBudgetError
 from streamview.streaming.execute import wanted
@@ -23,6 +24,7 @@ MEASURE = """
 import json, re, sys, torch
 sys.path.insert(0, {folder!r})
 from networks import seed_network
+from torch.utils.flop_counter import FlopCounterMode
 from streamview.streaming import stream
 torch.set_num_threads(1)
 height, memory, train = {height}, {memory}, {train}
@@ -83,6 +85,16 @@ def test_tapes_change_nothing() -> None:
     image = torch.randn(1, 3, 400, 90, dtype=torch.float64, requires_grad=True)
     found = [torch.autograd.grad(stream(network, **how)(image).sum(), image)[0] for how in ({"memory": "1GB"}, {"tile": (33, 90)})]
     assert (found[0] - found[1]).abs().max() <= 1e-12 * found[0].abs().max()
+
+
+def test_planning_counts_as_no_work() -> None:
+    network, image = seed_network(8, 3).eval(), torch.rand(1, 3, 128, 128)
+    counts = []
+    for module in (network, stream(network)):
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            module(image)
+        counts.append(counter.get_total_flops())
+    assert counts[0] == counts[1]
 
 
 def test_wide_images_are_cut_into_tiles() -> None:
