@@ -6,9 +6,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["Bits", "pack", "unpack"]
+__all__ = ["Bits", "pack", "select_", "unpack"]
 
 Bits = tuple[Tensor, torch.Size, tuple[int, ...]]
+_CHUNK = 2**18  # elements that stay in the processor's cache; a multiple of 8
 
 
 def pack(mask: Tensor) -> Bits:
@@ -25,8 +26,28 @@ def unpack(bits: Bits, like: Tensor) -> Tensor:
     """The mask as zeros and ones of the dtype of `like`."""
     data, shape, stride = bits
     if data.device.type == "cpu":
-        flat = torch.from_numpy(np.unpackbits(data.numpy(), count=shape.numel())).to(like.dtype)
-        return flat.as_strided(shape, stride)
+        return _unpack(data, shape.numel()).to(like.dtype).as_strided(shape, stride)
     if data.device.type == "meta":
         return torch.empty_strided(shape, stride, dtype=like.dtype, device="meta")
     return data.to(like.dtype)
+
+
+def select_(grad: Tensor, bits: Bits) -> Tensor:
+    """Set `grad` to zero where the mask is not set, in place."""
+    data, shape, stride = bits
+    same = all(n == 1 or a == b for n, a, b in zip(shape, grad.stride(), stride, strict=True))
+    if not same or data.device.type not in ("cpu", "meta"):
+        return grad.mul_(unpack(bits, grad))
+    if data.device.type == "meta":
+        return grad
+    # the same dense layout: in chunks, so that the mask never stands in memory as numbers
+    flat = grad.as_strided((shape.numel(),), (1,), grad.storage_offset())
+    for start in range(0, shape.numel(), _CHUNK):
+        part = flat[start : start + _CHUNK]
+        part.mul_(_unpack(data[start // 8 :], part.numel()).to(grad.dtype))
+    return grad
+
+
+def _unpack(data: Tensor, count: int) -> Tensor:
+    """The first `count` bits as uint8."""
+    return torch.from_numpy(np.unpackbits(data[: (count + 7) // 8].numpy(), count=count))

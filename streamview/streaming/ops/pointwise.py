@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from streamview.streaming.ops.bits import pack, unpack
+from streamview.streaming.ops.bits import pack, select_
 from streamview.streaming.ops.registry import (
     Local,
     NotLocal,
@@ -112,7 +112,7 @@ class Relu:
 
     def vjp(self, grad: Tensor, saved: Any, weights: Sequence[Tensor], piece: Piece, wants: Wants) -> Gradients:
         """Pass the gradient where the output is positive."""
-        return [grad.mul_(unpack(saved, grad))], []
+        return [select_(grad, saved)], []
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +144,7 @@ class Rectified:
     def vjp(self, grad: Tensor, saved: Any, weights: Sequence[Tensor], piece: Piece, wants: Wants) -> Gradients:
         """Pass the gradient where the output is positive, then through the inner operation."""
         mask, inner = saved
-        return self.inner.vjp(grad.mul_(unpack(mask, grad)), inner, weights, piece, wants)
+        return self.inner.vjp(select_(grad, mask), inner, weights, piece, wants)
 
 
 @dataclass(frozen=True, slots=True)
