@@ -124,7 +124,7 @@ def test_predict_keeps_failed_slides_as_rows_and_says_so(run: Run, synthetic_sli
     assert status == 1
     assert "2 of 3 slides answered" in out
     assert "network: demo on cpu" in out
-    assert len(re.findall(r"forecast: 640 x 512 px in \d+ steps of .* on cpu: peak memory \d+ MB, a few seconds", out)) == 2
+    assert len(re.findall(r"forecast: 640 x 512 px in \d+ steps of .* on cpu: peak memory [\d.]+ [MG]B, a few seconds", out)) == 2
     assert "forward pass: " in err
     rows = rows_of(job)
     assert [(row["slide_id"], row["region_id"], row["status"]) for row in rows] == [

@@ -198,7 +198,7 @@ def _lower_body(module: nn.Module, graph: fx.Graph, image: fx.Node) -> _Body:
         body.values[node] = lowered.index if isinstance(lowered, Value) else body.add(name, lowered)
         if target is operator.getitem and isinstance(lowered, Local):
             slices[body.values[node]] = lowered.inputs[0].index
-        if changed is not None and _in_place(node, target):
+        if changed not in (None, body.values[node]) and _in_place(node, target):
             read = {body.values.get(source) for reader in body.refusals for source in reader.all_input_nodes}
             if changed in slices or changed in slices.values() or changed in read:
                 raise NotStreamableError(
@@ -219,7 +219,7 @@ def _path(node: fx.Node) -> str:
 def _in_place(node: fx.Node, target: Any) -> bool:
     name = target if isinstance(target, str) else getattr(target, "__name__", "")
     if isinstance(target, nn.Module):
-        return bool(getattr(target, "inplace", False)) and not isinstance(target, nn.Dropout | nn.Dropout2d)
+        return bool(getattr(target, "inplace", False))
     augmented = target in (operator.iadd, operator.isub, operator.imul, operator.itruediv)
     return augmented or bool(node.kwargs.get("inplace")) or (name.endswith("_") and not name.endswith("__"))
 

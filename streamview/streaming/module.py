@@ -77,6 +77,10 @@ class Streamed(nn.Module):
         self._captured: tuple[Any, Program] | None = None
         self.program()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the captured graph, which refers to this very network: a copy captures its own."""
+        return {**self.__dict__, "_captured": None}
+
     def program(self) -> Program:
         """The captured network in its present mode; captured anew when a mode, a submodule or a parameter object changed."""
         reduce = not (self.cut._forward_hooks or self.cut._forward_pre_hooks or self.cut._backward_hooks)

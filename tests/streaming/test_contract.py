@@ -1,5 +1,8 @@
 """What `stream` promises of the module it returns, line by line."""
 
+import copy
+import pickle
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -239,6 +242,15 @@ def test_old_weight_norm(image: Tensor) -> None:
         network[0].weight_g.mul_(3)
     assert close(streamed(image), network(image))
     assert max(errors(network, image, tile=TILE)) < 1e-10
+
+
+def test_copies_are_of_their_own_network(network: nn.Module, image: Tensor) -> None:
+    streamed = stream(network, tile=TILE)
+    for twin in (copy.deepcopy(streamed), pickle.loads(pickle.dumps(streamed))):
+        with torch.no_grad():
+            twin.module[0].weight.mul_(2)
+        assert close(twin(image), twin.module(image))
+        assert not close(twin(image), streamed(image))
 
 
 def test_double_backward_raises(network: nn.Module, image: Tensor) -> None:
