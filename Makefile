@@ -33,7 +33,7 @@ lint: .venv/.test  ## Style, format and types
 	$(BIN)/mypy
 
 bench: .venv/.base  ## Cost against conventional autograd, less than 15 minutes
-	$(BIN)/python -m benchmarks.cost
+	OMP_WAIT_POLICY=passive $(BIN)/python -m benchmarks.cost
 
 clean:  ## Remove the environment and all that the targets made
 	rm -rf .venv .pytest_cache .hypothesis .mypy_cache .ruff_cache demo-output

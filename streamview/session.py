@@ -25,7 +25,7 @@ from streamview.streaming.execute import Forward, Grid, wanted
 from streamview.streaming.graph import Program, Sink, capture
 from streamview.streaming.module import check_size
 from streamview.streaming.ops import Wants
-from streamview.streaming.plan import Plan, format_bytes, make_plan, parse_bytes, return_freed_blocks
+from streamview.streaming.plan import Plan, format_bytes, free_memory, make_plan, parse_bytes, return_freed_blocks
 from streamview.streaming.sinks import Sinks
 
 __all__ = ["Session", "Source"]
@@ -93,7 +93,7 @@ class Session:
 
     def plan(self, wants: Sequence[Wants] | None, memory: str | int | None, tile: tuple[int, int] | None, results: int) -> Plan:
         """Choose the steps so that the process stays below `memory` bytes, `results` of them held for the result."""
-        growth = None
+        growth = free_memory() // 2
         if memory is not None:
             return_freed_blocks()
             limit = parse_bytes(memory)

@@ -28,9 +28,7 @@ Emit = Callable[[int, Tensor, Span, Span], None]
 SinkGrads = Callable[[int, Span, Span], Tensor | None]
 Write = Callable[[Tensor, Span, Span], None]
 Blocks = list[Tensor | None]
-
-
-_WORTHWHILE = 512
+_WORTHWHILE = 512  # positions that a convolution of a deep value should have at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,8 +173,7 @@ def run_step(
             new, saved = node.op.run(parts, [weights[w] for w in node.weights], piece, want)
             if tape is not None:
                 tape.saved[index] = saved
-            if new is parts[0] or new.untyped_storage().data_ptr() == parts[0].untyped_storage().data_ptr() != 0:
-                new = new.clone()
+            del parts, saved
         if new is not None and emit is not None and value in sunk:
             emit(value, new, *step.new(value))
         block = _join([carry.left[value], _join([carry.above[value], new], 2)], 3)

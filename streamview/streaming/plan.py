@@ -24,7 +24,7 @@ from streamview.streaming.execute import Carry, Grid, Step, build_grid, reverse_
 from streamview.streaming.graph import Program
 from streamview.streaming.ops import Wants
 
-__all__ = ["Plan", "format_bytes", "make_plan", "parse_bytes", "return_freed_blocks"]
+__all__ = ["Plan", "format_bytes", "free_memory", "make_plan", "parse_bytes", "return_freed_blocks"]
 
 _UNITS = {"": 1, "B": 1, "KB": 2**10, "MB": 2**20, "GB": 2**30, "TB": 2**40}
 _STRIP_ROWS = (256, 128, 64, 32, 16, 8)
@@ -186,9 +186,9 @@ def _plan(
         fixed = max(fixed, budget + 1)
     if wants is None:
         return Plan(tile, steps, 0, fixed)
+    extra = cost.tape - cost.carry
     rest = budget - fixed - steps * cost.carry
-    extra = max(cost.tape - cost.carry, 1)
-    tapes = min(steps, max(rest // extra, 0))
+    tapes = steps if extra <= 0 else min(steps, max(rest // extra, 0))
     return Plan(tile, steps, tapes, fixed + (steps - tapes) * cost.carry + tapes * cost.tape)
 
 

@@ -107,7 +107,7 @@ class Op(Protocol):
         """Channels of the output for inputs of these channels."""
 
     def run(self, inputs: Sequence[Tensor], weights: Sequence[Tensor], piece: Piece, wants: Wants | None) -> tuple[Tensor, Any]:
-        """Output of the piece, a tensor of its own memory unless it is the input, and what `vjp` will need."""
+        """Output of the piece, never changed afterwards, so that it may be the input itself; and what `vjp` will need."""
 
     def vjp(
         self, grad: Tensor, saved: Any, weights: Sequence[Tensor], piece: Piece, wants: Wants
