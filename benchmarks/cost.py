@@ -3,8 +3,9 @@
     OMP_WAIT_POLICY=passive python -m benchmarks.cost [--sizes 1024 2048] [--networks camelyon17-2048 resnet18] [--repeat 3]
 
 Both run in channels_last float32 on the same image, in turn, so that a drift of the machine's speed meets both; the ratio is
-that of the fastest runs. Threads that wait must not spin, or process time counts their waiting. "least memory" keeps no step's tape (every step is computed again in the reverse pass), "kept" lets the
-plan keep what fits into memory. Operations are those that torch's FlopCounterMode counts, at the smallest size.
+that of the fastest runs. Threads that wait must not spin, or process time counts their waiting. "least" (memory) keeps no step's
+tape: every step is computed again in the reverse pass; "kept" lets the plan keep what fits into memory. Operations are those that
+torch's FlopCounterMode counts, at the smallest size.
 """
 
 from __future__ import annotations

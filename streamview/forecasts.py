@@ -36,9 +36,9 @@ class Forecast:
     peak_bytes
         Peak of the process's resident memory (on CUDA: of reserved device memory).
     seconds
-        Time on this machine; None for a region so small that timing a sample would take as long as the session.
+        Time on this machine; None for a region so small that timing a sample would take as long as the run.
     device
-        Where it will session.
+        Where it will run.
     """
 
     plan: Plan

@@ -129,7 +129,7 @@ def saliency(
         logits, sinks, evidence = session.forward(passed, grid, linear_head(session.program), report)
         prediction = session.prediction(logits)
         chosen = fixed if fixed is not None else int(logits.argmax()) if model.card.task != "regression" else 0
-        gradient = partial(sinks.gradient, torch.autograd.grad(logits[chosen], sinks.results()))
+        gradient = partial(sinks.gradient, torch.autograd.grad(logits[chosen], sinks.results(), allow_unused=True))
         step, origin = session.placed(0)
         found = None if evidence is None else SaliencyMap("evidence", evidence.of(chosen), *session.placed(session.program.sinks[0].value))
         progress = Progress("backward pass", plan.steps, report)
@@ -192,7 +192,7 @@ def find_target(model: Model, target: int | str) -> int:
     names = model.card.class_names
     if isinstance(target, str) and target in names:
         return names.index(target)
-    if not isinstance(target, str) and 0 <= target < len(names):
+    if isinstance(target, int) and not isinstance(target, bool) and 0 <= target < len(names):
         return target
     raise ModelError(
         f"target {target!r}: the model {model.card.name} has {', '.join(names[:10])}{' ...' if len(names) > 10 else ''}; name one of them"

@@ -68,6 +68,8 @@ def find_device(name: str = "auto") -> torch.device:
         device = torch.device(name)
     except RuntimeError:
         raise ModelError(f"device {name!r} is unknown: expected auto, cpu or cuda") from None
+    if device.type not in ("cpu", "cuda"):
+        raise ModelError(f"device {name!r} is not supported: expected auto, cpu or cuda")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ModelError(f"device {name!r} was asked for, but torch sees no CUDA device: use --device cpu, or see `streamview doctor`")
     return device

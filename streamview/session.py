@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from streamview.errors import MemoryBudgetError, ModelError, RegionError
-from streamview.evidence import Evidence
+from streamview.evidence import Evidence, linear_head
 from streamview.geometry import Region
 from streamview.loading import Model
 from streamview.machine import find_device, resident_memory
@@ -21,8 +21,8 @@ from streamview.progress import Progress, Report
 from streamview.results import Identity, Prediction
 from streamview.slides import Slide, as_slide
 from streamview.slides.sampling import Sampler
-from streamview.streaming.execute import Forward, Grid, wanted
-from streamview.streaming.graph import Program, Sink, capture
+from streamview.streaming.execute import Forward, Grid, build_grid, wanted
+from streamview.streaming.graph import Program, Sink, capture, refuse_hooks
 from streamview.streaming.module import check_size
 from streamview.streaming.ops import Wants
 from streamview.streaming.plan import Plan, format_bytes, free_memory, make_plan, parse_bytes, return_freed_blocks
@@ -58,7 +58,9 @@ class Session:
         sampler = Sampler(slide, region, card.mpp)
         where = find_device(device)
         # the caller's module stays where it is
-        program = capture(model.module if where.type == "cpu" else copy.deepcopy(model.module).to(where))
+        module = model.module if where.type == "cpu" else copy.deepcopy(model.module).to(where)
+        program = capture(module)
+        refuse_hooks(module, program)
         if program.channels[0] != 3:
             raise ModelError(f"the model {card.name} takes images of {program.channels[0]} channels, a slide has 3: use a model for RGB")
         try:
@@ -94,6 +96,8 @@ class Session:
     def plan(self, wants: Sequence[Wants] | None, memory: str | int | None, tile: tuple[int, int] | None, results: int) -> Plan:
         """Choose the steps so that the process stays below `memory` bytes, `results` of them held for the result."""
         growth = free_memory() // 2
+        if wants is not None:
+            results += self._evidence_bytes()
         if memory is not None:
             return_freed_blocks()
             limit = parse_bytes(memory)
@@ -103,6 +107,14 @@ class Session:
                     f"memory {format_bytes(limit)}: the process needs {format_bytes(limit - growth)} before the first step; give more"
                 )
         return make_plan(self.program, (1, 3, *self.sampler.shape), torch.float32, wants, self.weights, memory=growth, tile=tile)
+
+    def _evidence_bytes(self) -> int:
+        """What `Evidence` will hold until the target is known."""
+        layer = linear_head(self.program)
+        if layer is None:
+            return 0
+        height, width = build_grid(self.program, self.sampler.shape, self.sampler.shape).size(self.program.sinks[0].value)
+        return 4 * min(layer.out_features, layer.in_features) * height * width
 
     @contextlib.contextmanager
     def running(self, plan: Plan) -> Iterator[None]:
@@ -153,6 +165,8 @@ class Session:
             heads = [self._argument(sink, arguments, grid) for sink in self.program.sinks]
             try:
                 logits = self.program.head(*heads)
+            except torch.OutOfMemoryError:
+                raise
             except RuntimeError as error:
                 height, width = self.sampler.shape
                 found = f"{self.slide.name}: the model {self.model.card.name} cannot answer for {width} x {height} px"

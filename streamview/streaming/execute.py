@@ -402,7 +402,8 @@ def _reverse_node(
     for weight, found in zip(node.weights, found_weights, strict=True):
         if found is not None:
             total = weight_grads[weight]
-            found = found.to(weights[weight].dtype)
+            # sums over many steps would lose digits in half precision
+            found = found.to(torch.promote_types(weights[weight].dtype, torch.float32))
             weight_grads[weight] = found if total is None else total.add_(found)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -21,8 +21,9 @@ from streamview.streaming.ops.combine import Add
 from streamview.streaming.ops.pointwise import BatchNorm, Rectified, Relu
 from streamview.streaming.ops.window import Convolution
 
-__all__ = ["Node", "Program", "Sink", "capture"]
+__all__ = ["Node", "Program", "Sink", "capture", "refuse_hooks"]
 
+_MOST_CHANNELS = 129
 _SHAPE_QUERIES = {"size", "dim", "ndim", "shape", "dtype", "device"}
 
 
@@ -92,6 +93,11 @@ class Program:
     channels: tuple[int, ...]
     modules: Mapping[str, nn.Module]
 
+    def with_channels(self, image: int) -> Program | None:
+        """The same program for an image of so many channels; None where it does not fit."""
+        channels = _channels(self.nodes, self.weights, image)
+        return None if channels is None else replace(self, channels=channels)
+
     @property
     def inputs(self) -> list[tuple[int, ...]]:
         """Values that each node reads."""
@@ -127,8 +133,50 @@ for _function in (operator.iadd, operator.isub, operator.imul, operator.itruediv
 
 
 class _Tracer(fx.Tracer):
+    """Records in-place arithmetic, and refuses contexts inside the network, which a trace would forget."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._contexts = _contexts()
+
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return _Proxy(node, self)
+
+    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        if _contexts() != self._contexts:
+            raise NotStreamableError(
+                "the network switches gradients or autocast within itself: freeze by requires_grad, and put autocast around the call"
+            )
+        return super().create_node(*args, **kwargs)
+
+
+def _contexts() -> tuple[bool, ...]:
+    return torch.is_grad_enabled(), torch.is_autocast_enabled("cpu"), torch.is_autocast_enabled("cuda")
+
+
+def refuse_hooks(module: nn.Module, program: Program | None = None) -> None:
+    """Raise where hooks would be skipped: on containers, which a trace dissolves, and on layers that the body of a program replaces.
+
+    Hooks of weight and spectral norm are run instead.
+
+    Raises
+    ------
+    NotStreamableError
+        Naming the module.
+    """
+    tracer = fx.Tracer()
+    replaced = dict(program.modules) if program is not None else {}
+    replaced.update((path, m) for path, m in module.named_modules() if not path or not tracer.is_leaf_module(m, path))
+    for path, replacement in replaced.items():
+        found = [*replacement._forward_hooks.values(), *replacement._backward_hooks.values(), *replacement._backward_pre_hooks.values()]
+        for hook in replacement._forward_pre_hooks.values():
+            if type(hook).__module__ in ("torch.nn.utils.weight_norm", "torch.nn.utils.spectral_norm"):
+                hook(replacement, ())
+            else:
+                found.append(hook)
+        if found:
+            name = path or type(module).__name__
+            raise NotStreamableError(f"{name} has a hook, which streaming would skip: remove it, or hook `cut` of the streamed module")
 
 
 def capture(module: nn.Module, *, reduce: bool = True) -> Program:
@@ -150,6 +198,7 @@ def capture(module: nn.Module, *, reduce: bool = True) -> Program:
     NotStreamableError
         When the network cannot be traced, takes more than one image, or has no local part worth streaming.
     """
+    refuse_hooks(module)
     try:
         graph = _Tracer().trace(module)
     except (fx.proxy.TraceError, TypeError, ValueError, RuntimeError, AttributeError) as error:
@@ -171,7 +220,8 @@ def _lower_body(module: nn.Module, graph: fx.Graph, image: fx.Node) -> _Body:
     body = _Body()
     body.values[image] = 0
     constants = _constants(module, graph)
-    slices: dict[int, int] = {}  # value made by slicing -> the value sliced
+    slices: dict[int, int] = {}  # value that may share memory -> the value it shares it with
+    spoilt: dict[int, str] = {}  # value that the head changes in place -> the call that does
     for node in graph.nodes:
         if node.op not in ("call_module", "call_function", "call_method") or node in constants:
             continue
@@ -182,13 +232,18 @@ def _lower_body(module: nn.Module, graph: fx.Graph, image: fx.Node) -> _Body:
         try:
             if not all(source in body.values or source in constants for source in node.all_input_nodes):
                 raise NotLocal("it joins a map with the result of a layer that needs the whole map")
-            operands: Any = {s: Value(body.values[s]) if s in body.values else Weight(constants[s]) for s in node.all_input_nodes}
+            operands: Any = {s: Value(body.values[s]) if s in body.values else _constant(constants[s]) for s in node.all_input_nodes}
             args: Any = fx.node.map_arg(node.args, operands.__getitem__)
             kwargs: Any = fx.node.map_arg(node.kwargs, operands.__getitem__)
             lowered = lower(target, args, kwargs)
         except NotLocal as reason:
             body.refusals[node] = f"{name}: {reason}"
+            if node.args and node.args[0] in body.values and _in_place(node, target):
+                spoilt[body.values[node.args[0]]] = name
             continue
+        late = next((spoilt[body.values[s]] for s in node.all_input_nodes if s in body.values and body.values[s] in spoilt), None)
+        if late is not None:
+            raise NotStreamableError(f"{late} changes a value in place that {name} reads: do not do it in place")
         if isinstance(lowered, Reduction):
             body.reductions[node] = lowered
             continue
@@ -196,7 +251,7 @@ def _lower_body(module: nn.Module, graph: fx.Graph, image: fx.Node) -> _Body:
             body.modules[name] = target
         changed = body.values.get(node.args[0]) if node.args and isinstance(node.args[0], fx.Node) else None
         body.values[node] = lowered.index if isinstance(lowered, Value) else body.add(name, lowered)
-        if target is operator.getitem and isinstance(lowered, Local):
+        if target in (operator.getitem, "contiguous") and isinstance(lowered, Local):
             slices[body.values[node]] = lowered.inputs[0].index
         if changed not in (None, body.values[node]) and _in_place(node, target):
             read = {body.values.get(source) for reader in body.refusals for source in reader.all_input_nodes}
@@ -207,6 +262,12 @@ def _lower_body(module: nn.Module, graph: fx.Graph, image: fx.Node) -> _Body:
             # whoever reads the old value afterwards sees the changed one, as in plain torch
             body.values.update({n: body.values[node] for n, value in body.values.items() if value == changed})
     return body
+
+
+def _constant(read: Callable[[], Any]) -> Any:
+    """A weight, or the value itself where it is no tensor, such as a size of one."""
+    value = read()
+    return Weight(read) if isinstance(value, Tensor) else value
 
 
 def _path(node: fx.Node) -> str:
@@ -232,6 +293,8 @@ def _constants(module: nn.Module, graph: fx.Graph) -> dict[fx.Node, Callable[[],
         target: Any = node.target
         if node.op == "get_attr":
             return operator.attrgetter(target)(module)
+        if node.op == "placeholder":
+            return node.args[0]
         args: Any = fx.node.map_arg(node.args, evaluate)
         kwargs: Any = fx.node.map_arg(node.kwargs, evaluate)
         if node.op == "call_module":
@@ -241,20 +304,24 @@ def _constants(module: nn.Module, graph: fx.Graph) -> dict[fx.Node, Callable[[],
         return target(*args, **kwargs)
 
     for node in graph.nodes:
-        if node.op == "get_attr" or (node.op.startswith("call_") and all(s in constants for s in node.all_input_nodes)):
+        given = node.op == "get_attr" or (node.op == "placeholder" and node.args)
+        if given or (node.op.startswith("call_") and all(s in constants for s in node.all_input_nodes)):
             constants[node] = partial(evaluate, node)
     return constants
 
 
 def _finish(module: nn.Module, graph: fx.Graph, body: _Body) -> Program:
     """Split at the cut: sinks, head, then the body's nodes that lead to a sink."""
-    head_graph, sinks, crossing = fx.Graph(), {}, {}
+    constants = _constants(module, graph)
+    live = _live(module, graph, body, constants)
+    head_graph, sinks = fx.Graph(), {}
     for node in graph.nodes:
         if node in body.reductions:
             reduction = body.reductions[node]
-            sinks[node] = Sink(reduction.value.index, reduction.kind, reduction.keepdim)
+            if any(user in live for user in node.users):
+                sinks[node] = Sink(reduction.value.index, reduction.kind, reduction.keepdim)
         elif node in body.values:
-            readers = [user for user in node.users if user not in body.values and user not in body.reductions]
+            readers = [user for user in node.users if user in live]
             if readers:
                 sinks[node] = Sink(body.values[node], "shape" if all(map(_asks_shape, readers)) else "map")
     if not body.nodes or not sinks:
@@ -263,15 +330,13 @@ def _finish(module: nn.Module, graph: fx.Graph, body: _Body) -> Program:
     # one argument for each distinct sink: fx nodes that stand for the same value share it
     distinct = list(dict.fromkeys(sinks.values()))
     arguments = [head_graph.placeholder(f"cut{index}") for index in range(len(distinct))]
-    crossing = {node: arguments[distinct.index(sink)] for node, sink in sinks.items()}
+    crossing: dict[fx.Node, Any] = {node: arguments[distinct.index(sink)] for node, sink in sinks.items()}
     for node in graph.nodes:
-        if node in crossing or node in body.values or node in body.reductions or node.op == "placeholder":
-            continue
-        crossing[node] = head_graph.node_copy(node, lambda source: crossing[source])
+        if node.op == "placeholder" and node in constants:
+            crossing[node] = node.args[0]
+        elif node in live:
+            crossing[node] = head_graph.node_copy(node, lambda source: crossing[source])
     head = fx.GraphModule(module, head_graph, class_name="Head")
-    head.graph.eliminate_dead_code()  # constants that only the body uses
-    head.recompile()
-    head.train(module.training)
 
     nodes, kept = _fuse(body, [sink.value for sink in distinct])
     renumber = {0: 0, **{old: new + 1 for new, old in enumerate(kept)}}
@@ -280,7 +345,11 @@ def _finish(module: nn.Module, graph: fx.Graph, body: _Body) -> Program:
         Node(name, op, tuple(renumber[v] for v in inputs), tuple(weights.index(w) for w in ws)) for name, op, inputs, ws in nodes
     )
     program_sinks = tuple(Sink(renumber[sink.value], sink.kind, sink.keepdim) for sink in distinct)
-    program = Program(program_nodes, program_sinks, head, tuple(weights), _channels(program_nodes, weights), body.modules)
+    tried = (_channels(program_nodes, weights, image) for image in (3, 1, 2, *range(4, _MOST_CHANNELS)))
+    channels = next((found for found in tried if found is not None), None)
+    if channels is None:
+        raise NotStreamableError(f"{type(module).__name__} fits no image of fewer than {_MOST_CHANNELS} channels")
+    program = Program(program_nodes, program_sinks, head, tuple(weights), channels, body.modules)
     for node, sink in sinks.items():
         reasons = [
             body.refusals[user] for user in node.users if user in body.refusals and not _shrinks(module, user) and not _asks_shape(user)
@@ -309,6 +378,19 @@ def _share_of_image(program: Program, value: int) -> float:
     for node in program.nodes:
         area.append(area[node.inputs[0]] * node.op.rows.stride * node.op.cols.stride)
     return program.channels[value] / area[value] / program.channels[0]
+
+
+def _live(module: nn.Module, graph: fx.Graph, body: _Body, constants: Mapping[fx.Node, Any]) -> set[fx.Node]:
+    """The calls that the head makes: those that the output, a change in place or a module's own state depends on."""
+    live: set[fx.Node] = set()
+    for node in reversed(graph.nodes):
+        if node in body.values or node in body.reductions or node.op == "placeholder":
+            continue
+        effect = node.op in ("output", "call_module") and node not in constants
+        target = module.get_submodule(str(node.target)) if node.op == "call_module" else node.target
+        if effect or (node not in constants and _in_place(node, target)) or any(user in live for user in node.users):
+            live.add(node)
+    return live
 
 
 def _asks_shape(node: fx.Node) -> bool:
@@ -361,25 +443,26 @@ def _folded(convolution: Sequence[Weight], norm: Sequence[Weight], eps: float) -
         return found * norm[2].read() if len(norm) > 2 else found
 
     def kernel() -> Tensor:
-        return convolution[0].read() * scale()[:, None, None, None]
+        found = convolution[0].read()
+        return (found * scale()[:, None, None, None]).to(found.dtype)
 
     def bias() -> Tensor:
         shift = -norm[0].read() if len(convolution) < 2 else convolution[1].read() - norm[0].read()
         shift = shift * scale()
-        return shift + norm[3].read() if len(norm) > 2 else shift
+        return (shift + norm[3].read() if len(norm) > 2 else shift).to(convolution[0].read().dtype)
 
     return Weight(kernel), Weight(bias)
 
 
-def _channels(nodes: Sequence[Node], weights: Sequence[Weight]) -> tuple[int, ...]:
-    """Channels of every value; the image's are those that the first convolution on it takes, else three."""
-    image = 3
-    for node in nodes:
-        op = node.op.inner if isinstance(node.op, Rectified) else node.op
-        if isinstance(op, Convolution) and node.inputs == (0,):
-            image = weights[node.weights[0]].read().shape[1] * op.groups
-            break
+def _channels(nodes: Sequence[Node], weights: Sequence[Weight], image: int) -> tuple[int, ...] | None:
+    """Channels of every value for an image of so many; None where a convolution or normalisation takes another number."""
     channels = [image]
     for node in nodes:
-        channels.append(node.op.channels([channels[v] for v in node.inputs]))
+        op = node.op.inner if isinstance(node.op, Rectified) else node.op
+        found = [channels[v] for v in node.inputs]
+        if isinstance(op, Convolution) and weights[node.weights[0]].read().shape[1] * op.groups != found[0]:
+            return None
+        if isinstance(op, BatchNorm) and weights[node.weights[0]].read().shape[0] != found[0]:
+            return None
+        channels.append(op.channels(found))
     return tuple(channels)

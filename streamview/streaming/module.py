@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from streamview.errors import NotStreamableError, RegionError
+from streamview.errors import RegionError
 from streamview.streaming.execute import Backward, Forward, Grid, build_grid, wanted
-from streamview.streaming.graph import Program, capture
+from streamview.streaming.graph import Program, capture, refuse_hooks
 from streamview.streaming.ops import Wants
 from streamview.streaming.plan import make_plan, parse_bytes, return_freed_blocks
 from streamview.streaming.sinks import Sinks
@@ -85,7 +85,7 @@ class Streamed(nn.Module):
         """The captured network in its present mode; captured anew when a mode, a submodule or a parameter object changed."""
         reduce = not (self.cut._forward_hooks or self.cut._forward_pre_hooks or self.cut._backward_hooks)
         tensors = (*self.module.parameters(), *self.module.buffers())
-        key = (reduce, *((id(m), m.training) for m in self.module.modules()), *map(id, tensors))
+        key = (reduce, *map(_attributes, self.module.modules()), *map(id, tensors))
         if self._captured is None or self._captured[0] != key:
             self._captured = key, capture(self.module, reduce=reduce)
         return self._captured[1]
@@ -108,14 +108,16 @@ class Streamed(nn.Module):
         RegionError
             When the image is too small for the network, or has the wrong number of channels.
         NotStreamableError
-            When a submodule of the local part has hooks, which would be skipped.
+            When the local part or a container has hooks, which would be skipped.
         """
         program = self.program()
-        _refuse_hooks(program)
+        refuse_hooks(self.module, program)
         if image.dim() != 4 or not image.is_floating_point():
             raise RegionError(f"image of shape {tuple(image.shape)} and dtype {image.dtype}: expected a float tensor (N, C, H, W)")
-        if image.shape[1] != program.channels[0]:
+        fitting = program if image.shape[1] == program.channels[0] else program.with_channels(image.shape[1])
+        if fitting is None:
             raise RegionError(f"image of {image.shape[1]} channels: the network takes {program.channels[0]}")
+        program = fitting
         weights = [weight.read() for weight in program.weights]
         size = (image.shape[2], image.shape[3])
         differentiable = torch.is_grad_enabled() and any(t.requires_grad for t in (image, *weights))
@@ -141,18 +143,10 @@ class Streamed(nn.Module):
         return program.head(*arguments)
 
 
-def _refuse_hooks(program: Program) -> None:
-    """Raise where a module that the body replaces has hooks; those of weight and spectral norm are run instead."""
-    for path, module in program.modules.items():
-        for hook in module._forward_pre_hooks.values():
-            if type(hook).__module__ in ("torch.nn.utils.weight_norm", "torch.nn.utils.spectral_norm"):
-                hook(module, ())
-                continue
-            raise NotStreamableError(
-                f"{path} has a forward hook, which streaming would skip: remove it, or hook `cut` of the streamed module"
-            )
-        if module._forward_hooks or module._backward_hooks or module._backward_pre_hooks:
-            raise NotStreamableError(f"{path} has a hook, which streaming would skip: remove it, or hook `cut` of the streamed module")
+def _attributes(module: nn.Module) -> tuple[Any, ...]:
+    """What a capture of a module depends on: itself, its mode, its numbers, and tensors that are no parameters."""
+    plain = ((name, value) for name, value in vars(module).items() if isinstance(value, int | float | str | tuple))
+    return (id(module), *plain, *(id(value) for value in vars(module).values() if isinstance(value, Tensor)))
 
 
 def check_size(program: Program, size: tuple[int, int]) -> None:
@@ -180,7 +174,8 @@ class _StreamedBody(torch.autograd.Function):
         ctx.call = call
         # the guards are saved only so that torch notices when a weight is changed in place before the reverse pass
         ctx.save_for_backward(image, *weights, *call.guards)
-        return tuple(call.forward(image.detach(), [w.detach() for w in weights]))
+        # new tensors: autograd marks those it returns, and the call must not hold what holds the call
+        return tuple(t.detach() for t in call.forward(image.detach(), [w.detach() for w in weights]))
 
     @staticmethod
     @once_differentiable
@@ -220,7 +215,8 @@ class _Call:
         backward = Backward(self.passed)
         with torch.no_grad(), torch.autocast(device, dtype, enabled):
             backward.run(_reader(image), partial(self.sinks.gradient, grads), write if image_wanted else None)
-        return [found, *backward.weight_grads]
+        summed = zip(backward.weight_grads, self.passed.weights, strict=True)
+        return [found, *(None if grad is None else grad.to(weight.dtype) for grad, weight in summed)]
 
 
 def _reader(image: Tensor) -> Callable[[tuple[int, int], tuple[int, int]], Tensor]:

@@ -44,7 +44,7 @@ def parse_bytes(text: str | int) -> int:
     number = compact.rstrip("KMGTB")
     try:
         amount = int(float(number) * _UNITS[compact[len(number) :]])
-    except (ValueError, KeyError):
+    except (ValueError, KeyError, OverflowError):
         amount = 0
     if amount <= 0:
         raise MemoryBudgetError(f"memory {text!r}: expected an amount such as 2GB or 500MB")

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from streamview.streaming import stream
 from streamview.streaming.ops import bits
 
 
@@ -24,3 +25,19 @@ def test_a_part_of_a_larger_buffer_alone_is_changed() -> None:
     part = buffer[:, :, 2:4]
     bits.select_(part, bits.pack(torch.zeros_like(part, dtype=torch.bool)))
     assert buffer.sum() == 4 * 4 * 5
+
+
+@pytest.mark.parametrize("value", [torch.inf, -torch.inf, torch.nan])
+def test_what_is_not_finite_stays_where_it_belongs(value: float) -> None:
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(), torch.nn.MaxPool2d(2)).requires_grad_(False)
+    image = torch.randn(1, 3, 26, 30, requires_grad=True)
+    grads = []
+    for module in (network, stream(network, tile=(8, 30)), stream(network, memory="1GB")):
+        out = module(image)
+        cotangent = torch.ones_like(out)
+        cotangent[0, 1, 4, 5] = value
+        grads.append(torch.autograd.grad(out, image, cotangent)[0].isfinite())
+    assert not grads[0].all()
+    assert torch.equal(grads[0], grads[1])
+    assert torch.equal(grads[0], grads[2])

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["Bits", "pack", "select_", "unpack"]
+__all__ = ["Bits", "divide", "pack", "select_", "unpack"]
 
 Bits = tuple[Tensor, torch.Size, tuple[int, ...]]
 _CHUNK = 2**18  # elements that stay in the processor's cache; a multiple of 8
@@ -35,17 +35,32 @@ def unpack(bits: Bits, like: Tensor) -> Tensor:
 def select_(grad: Tensor, bits: Bits) -> Tensor:
     """Set `grad` to zero where the mask is not set, in place."""
     data, shape, stride = bits
-    same = all(n == 1 or a == b for n, a, b in zip(shape, grad.stride(), stride, strict=True))
-    if not same or data.device.type not in ("cpu", "meta"):
-        return grad.mul_(unpack(bits, grad))
     if data.device.type == "meta":
         return grad
+    same = all(n == 1 or a == b for n, a, b in zip(shape, grad.stride(), stride, strict=True))
+    if not same or data.device.type != "cpu":
+        return _keep_(grad, unpack(bits, grad))
     # the same dense layout: in chunks, so that the mask never stands in memory as numbers
     flat = grad.as_strided((shape.numel(),), (1,), grad.storage_offset())
     for start in range(0, shape.numel(), _CHUNK):
         part = flat[start : start + _CHUNK]
-        part.mul_(_unpack(data[start // 8 :], part.numel()).to(grad.dtype))
+        _keep_(part, _unpack(data[start // 8 :], part.numel()).to(grad.dtype))
     return grad
+
+
+def divide(grad: Tensor, mask: Tensor, chosen: Tensor, rest: Tensor) -> None:
+    """Write `grad` into `chosen` where the mask of zeros and ones is set and into `rest` where it is not, zero elsewhere."""
+    if grad.device.type == "meta" or grad.sum().isfinite():
+        torch.mul(grad, mask, out=chosen)
+        torch.sub(grad, chosen, out=rest)
+    else:
+        chosen.copy_(grad.where(mask > 0, 0))
+        rest.copy_(grad.where(mask == 0, 0))
+
+
+def _keep_(grad: Tensor, mask: Tensor) -> Tensor:
+    """Multiply in place by a mask of zeros and ones; infinities, which zero would turn into NaN, are replaced instead."""
+    return grad.mul_(mask) if grad.sum().isfinite() else grad.masked_fill_(mask == 0, 0)
 
 
 def _unpack(data: Tensor, count: int) -> Tensor:

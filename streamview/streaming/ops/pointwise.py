@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from streamview.errors import RegionError
 from streamview.streaming.ops.bits import pack, select_
 from streamview.streaming.ops.registry import (
     Local,
@@ -27,7 +28,7 @@ from streamview.streaming.ops.registry import (
 )
 from streamview.streaming.schedule import IDENTITY, Window
 
-__all__ = ["BatchNorm", "Pointwise", "Rectified", "Relu"]
+__all__ = ["BatchNorm", "Copy", "Pointwise", "Rectified", "Relu"]
 
 Gradients = tuple[list[Tensor | None], list[Tensor | None]]
 
@@ -47,18 +48,21 @@ class Pointwise:
     ----------
     broadcasts
         Whether weights broadcast against the map, so that those with extent in height or width are sliced.
+    least_channels
+        Channels of the widest weight that broadcasts.
     """
 
     function: Callable[..., Tensor]
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     broadcasts: bool = False
+    least_channels: int = 1
     rows: Window = field(default=IDENTITY, init=False)
     cols: Window = field(default=IDENTITY, init=False)
 
     def channels(self, inputs: Sequence[int]) -> int:
         """Channels of the output."""
-        return max(inputs)
+        return max(*inputs, self.least_channels)
 
     def run(self, inputs: Sequence[Tensor], weights: Sequence[Tensor], piece: Piece, wants: Wants | None) -> tuple[Tensor, Any]:
         """Call the function; save its inputs."""
@@ -82,8 +86,13 @@ class Pointwise:
 
     def _slices(self, weight: Tensor, piece: Piece) -> tuple[Any, ...]:
         """Index of the part of a broadcast weight that meets the piece."""
-        spans = (piece.rows, piece.cols)[-weight.dim() :] if weight.dim() else ()
-        return (..., *(slice(*span) if length > 1 else slice(None) for span, length in zip(spans, weight.shape[-2:], strict=True)))
+        axes = list(zip((piece.rows, piece.cols), piece.size, strict=True))[-weight.dim() :] if weight.dim() else []
+        index: list[Any] = [...]
+        for (span, n), length in zip(axes, weight.shape[-2:], strict=True):
+            if length not in (1, n):
+                raise RegionError(f"a constant of shape {tuple(weight.shape)} does not fit a map of {piece.size[0]} x {piece.size[1]}")
+            index.append(slice(*span) if length > 1 else slice(None))
+        return tuple(index)
 
     def _sliced(self, weights: Sequence[Tensor], piece: Piece) -> list[Tensor]:
         return [w[self._slices(w, piece)] for w in weights] if self.broadcasts else list(weights)
@@ -92,6 +101,26 @@ class Pointwise:
         whole = torch.zeros_like(weight)
         whole[self._slices(weight, piece)] = grad
         return whole
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """A value of its own with the same elements, as ``clone`` makes."""
+
+    rows: Window = field(default=IDENTITY, init=False)
+    cols: Window = field(default=IDENTITY, init=False)
+
+    def channels(self, inputs: Sequence[int]) -> int:
+        """Channels of the output."""
+        return inputs[0]
+
+    def run(self, inputs: Sequence[Tensor], weights: Sequence[Tensor], piece: Piece, wants: Wants | None) -> tuple[Tensor, Any]:
+        """The input itself: no piece is ever changed."""
+        return inputs[0], None
+
+    def vjp(self, grad: Tensor, saved: Any, weights: Sequence[Tensor], piece: Piece, wants: Wants) -> Gradients:
+        """The gradient itself."""
+        return [grad], []
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,7 +216,9 @@ def _pointwise(function: Callable[..., Tensor], args: tuple[Any, ...], kwargs: d
     def replace(a: Any) -> Any:
         return slots[a] if isinstance(a, (Value, Weight)) else a
 
-    op = Pointwise(function, tuple(map(replace, args)), {k: replace(a) for k, a in kwargs.items()}, broadcasts)
+    shapes = [w.read().shape for w in weights] if broadcasts else []
+    least = max((shape[-3] for shape in shapes if len(shape) > 2), default=1)
+    op = Pointwise(function, tuple(map(replace, args)), {k: replace(a) for k, a in kwargs.items()}, broadcasts, least)
     return Local(op, values, weights)
 
 
@@ -345,5 +376,5 @@ def _identity_module(module: nn.Identity, input: Value) -> Value:
 
 
 @lowers("contiguous", "clone", torch.clone)
-def _same(input: Value, *args: Any, **kwargs: Any) -> Value:
-    return input
+def _copied(input: Value, *, memory_format: Any = None) -> Local:
+    return Local(Copy(), (input,))

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from streamview.streaming.ops.bits import pack, unpack
+from streamview.streaming.ops.bits import divide, pack, unpack
 from streamview.streaming.ops.registry import Local, NotLocal, Piece, Value, Wants, Weight, layout, lowers, lowers_module
 from streamview.streaming.schedule import Window
 
@@ -153,12 +153,9 @@ class MaxPool:
     @staticmethod
     def _vjp_halves(grad: Tensor, right: Any, bottom: Any, shape: torch.Size) -> Tensor:
         rows = _like((*shape[:3], shape[3] // 2), grad)
-        lower = unpack(bottom, grad)
-        torch.mul(grad, lower, out=rows[:, :, 1::2])
-        torch.sub(grad, rows[:, :, 1::2], out=rows[:, :, 0::2])
+        divide(grad, unpack(bottom, grad), rows[:, :, 1::2], rows[:, :, 0::2])
         found = _like(shape, grad)
-        torch.mul(rows, unpack(right, rows), out=found[..., 1::2])
-        torch.sub(rows, found[..., 1::2], out=found[..., 0::2])
+        divide(rows, unpack(right, rows), found[..., 1::2], found[..., 0::2])
         return found
 
 
@@ -189,7 +186,9 @@ class AveragePool:
         """Average the piece; the gradient needs the shape alone."""
         x, native = _extend(inputs[0], self.rows, self.cols, piece, 0.0)
         kernel, stride = self._geometry()
-        out = F.avg_pool2d(x, kernel, stride, native, divisor_override=1).div_(self._divisors(piece, x))
+        # sums of half precision would overflow
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        out = F.avg_pool2d(wide, kernel, stride, native, divisor_override=1).div_(self._divisors(piece, wide)).to(x.dtype)
         return out, None if wants is None else (x.shape, inputs[0].shape, native)
 
     def vjp(self, grad: Tensor, saved: Any, weights: Sequence[Tensor], piece: Piece, wants: Wants) -> Gradients:
@@ -261,6 +260,8 @@ def _padding(padding: Any, kernel: tuple[int, int], dilation: tuple[int, int]) -
 def _conv2d(
     input: Value, weight: Weight, bias: Weight | None = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1
 ) -> Local:
+    if not isinstance(weight, Weight):
+        raise NotLocal("a convolution whose kernel depends on the image")
     shape = weight.read().shape
     kernel, stride, dilation = (shape[2], shape[3]), _pair(stride), _pair(dilation)
     rows, cols = (Window(k, s, d, *p) for k, s, d, p in zip(kernel, stride, dilation, _padding(padding, kernel, dilation), strict=True))
