@@ -3,14 +3,16 @@
     OMP_WAIT_POLICY=passive python -m benchmarks.cost [--sizes 1024 2048] [--networks camelyon17-2048 resnet18] [--repeat 3]
 
 Both run in channels_last float32 on the same image, in turn, so that a drift of the machine's speed meets both; the ratio is
-that of the fastest runs. Threads that wait must not spin, or process time counts their waiting. "least" (memory) keeps no step's
-tape: every step is computed again in the reverse pass; "kept" lets the plan keep what fits into memory. Operations are those that
-torch's FlopCounterMode counts, at the smallest size.
+that of the fastest runs. Each network and size has a process of its own, since what earlier runs leave to the allocator makes
+later ones cheaper, the whole image most of all. Threads that wait must not spin, or process time counts their waiting. "least"
+(memory) keeps no step's tape: every step is computed again in the reverse pass; "kept" lets the plan keep what fits into memory.
+Operations are those that torch's FlopCounterMode counts, at the smallest size.
 """
 
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import time
 from collections.abc import Callable
 
@@ -97,7 +99,11 @@ def main() -> None:
     print(f"{'network':16} {'size':>5} {'pass':9} {'whole image':>11}{columns}")
     for name in args.networks:
         for size in args.sizes:
-            compare(name, size, args.repeat, count=size == min(args.sizes))
+            process = multiprocessing.get_context("spawn").Process(target=compare, args=(name, size, args.repeat, size == min(args.sizes)))
+            process.start()
+            process.join()
+            if process.exitcode:
+                raise SystemExit(f"{name} at {size} px ended with exit code {process.exitcode}")
 
 
 if __name__ == "__main__":
