@@ -23,6 +23,7 @@ from streamview.errors import MemoryBudgetError
 from streamview.streaming.execute import Carry, Grid, Step, build_grid, reverse_step, run_step
 from streamview.streaming.graph import Program
 from streamview.streaming.ops import Wants
+from streamview.streaming.schedule import AxisSchedule
 
 __all__ = ["Plan", "format_bytes", "free_memory", "make_plan", "parse_bytes", "return_freed_blocks"]
 
@@ -180,7 +181,7 @@ def _plan(
     if budget is None:
         return Plan(tile, steps, 0, sinks)
     cost = _step_cost(program, grid, shape, dtype, wants, weights)
-    largest = max(shape[0] * c * min(tile[0], shape[2]) * min(tile[1], shape[3]) for c in program.channels[:2])
+    largest = shape[0] * max(c * _longest(grid.rows, v) * _longest(grid.cols, v) for v, c in enumerate(program.channels))
     fixed = sinks + cost.peak + (sum(w.nbytes for w in weights) if wants and any(any(w.weights) for w in wants) else 0)
     if largest >= _ELEMENTS:
         fixed = max(fixed, budget + 1)
@@ -190,6 +191,11 @@ def _plan(
     rest = budget - fixed - steps * cost.carry
     tapes = steps if extra <= 0 else min(steps, max(rest // extra, 0))
     return Plan(tile, steps, tapes, fixed + (steps - tapes) * cost.carry + tapes * cost.tape)
+
+
+def _longest(axis: AxisSchedule, value: int) -> int:
+    """Most elements of a value along one axis that a step has at hand."""
+    return max(stop - start for start, stop in (axis.block(value, step) for step in range(axis.steps)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -63,6 +63,7 @@ FORMS: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "F.prelu": lambda m, x: F.prelu(x, m.slope),
     "torch.prelu": lambda m, x: torch.prelu(x, m.slope),
     "F.dropout": lambda m, x: F.dropout(x, 0.5, training=False),
+    "softmax": lambda m, x: F.softmax(x, dim=1) + torch.log_softmax(x, 1) * x.softmax(-3),
     "F.relu": lambda m, x: F.relu(x),
     "F.relu inplace": lambda m, x: F.relu(x, inplace=True),
     "torch.relu": lambda m, x: torch.relu(x),

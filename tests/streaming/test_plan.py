@@ -103,6 +103,11 @@ def test_wide_images_are_cut_into_tiles() -> None:
     assert plan.peak_bytes <= 400 * MB
 
 
+def test_no_tensor_of_a_step_reaches_the_elements_where_torch_fails() -> None:
+    plan = plan_for(8192, 600_000, 2**44)
+    assert 16 * plan.tile[0] * plan.tile[1] < 2**31
+
+
 def test_refused_before_running() -> None:
     with pytest.raises(MemoryBudgetError, match=r"needs at least \d+ MB more memory .* budget leaves 1 MB: give more memory"):
         plan_for(4096, 4096, MB)

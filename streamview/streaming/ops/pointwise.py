@@ -318,16 +318,25 @@ def _activation_module(module: nn.Module, input: Value) -> Local:
     return _pointwise(plain.forward, (input,), {})
 
 
-@lowers(F.softmax, torch.softmax, "softmax", F.log_softmax, torch.log_softmax, "log_softmax")
-def _softmax(input: Value, dim: int | None = None, **kwargs: Any) -> Local:
-    raise NotLocal("a functional softmax: use nn.Softmax(dim=1), which acts on each pixel alone")
+def _softmax(function: Callable[..., Tensor], input: Value, dim: int | None, dtype: torch.dtype | None = None) -> Local:
+    if dim not in (1, -3):
+        raise NotLocal(f"softmax over dimension {dim} of the map rather than over channels")
+    return _pointwise(function, (input,), {"dim": dim, "dtype": dtype})
+
+
+@lowers(F.softmax, torch.softmax, "softmax")
+def _softmax_function(input: Value, dim: int | None = None, _stacklevel: int = 3, dtype: torch.dtype | None = None) -> Local:
+    return _softmax(torch.softmax, input, dim, dtype)
+
+
+@lowers(F.log_softmax, torch.log_softmax, "log_softmax")
+def _log_softmax_function(input: Value, dim: int | None = None, _stacklevel: int = 3, dtype: torch.dtype | None = None) -> Local:
+    return _softmax(torch.log_softmax, input, dim, dtype)
 
 
 @lowers_module(nn.Softmax, nn.LogSoftmax)
-def _softmax_module(module: nn.Softmax, input: Value) -> Local:
-    if module.dim not in (1, -3):
-        raise NotLocal(f"softmax over dimension {module.dim} of the map")
-    return _pointwise(module.forward, (input,), {})
+def _softmax_module(module: nn.Softmax | nn.LogSoftmax, input: Value) -> Local:
+    return _softmax(torch.softmax if isinstance(module, nn.Softmax) else torch.log_softmax, input, module.dim)
 
 
 @lowers_module(nn.RReLU)
