@@ -51,8 +51,11 @@ on_screen = if command -v xvfb-run >/dev/null; then \
 	$(BIN)/pip install -q -c constraints.txt -e .
 	@touch $@
 
+# timm and torchvision without what they ask for: the wheel of torchvision would replace torch by its build for CUDA, gigabytes of it.
+# tests/zoo.py makes them importable; what else timm imports is among what the extra test needs.
 .venv/.test: .venv/.base
 	$(BIN)/pip install -q -c constraints.txt -e '.[test]'
+	$(BIN)/pip install -q --no-deps timm==1.0.31 torchvision==0.28.0
 	@touch $@
 
 debian:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from streamview.pyramid import build_pyramid, open_pyramid
     from streamview.slides import open_slide
     from streamview.streaming import stream
+    from streamview.verification import verify
 
 __all__ = [
     "Region",
@@ -28,6 +29,7 @@ __all__ = [
     "predict",
     "saliency",
     "stream",
+    "verify",
 ]
 __version__ = "0.1.0"
 
@@ -41,6 +43,7 @@ _HOMES = {
     "predict": "inference",
     "saliency": "inference",
     "stream": "streaming",
+    "verify": "verification",
 }
 
 

@@ -22,7 +22,7 @@ from streamview.machine import describe_device, find_device, peak_memory
 from streamview.progress import Report
 from streamview.results import Prediction, Saliency
 from streamview.slides import Slide, open_slide
-from streamview.streaming.graph import capture
+from streamview.streaming.capture import capture
 
 __all__ = ["Answer", "Work", "check_display", "explain_slide", "predict_slide", "run_slides"]
 

@@ -11,14 +11,14 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args
 
 from streamview.errors import ModelError
 
-__all__ = ["ModelCard", "Task", "parse_card", "read_document"]
+__all__ = ["ModelCard", "Task", "assumed_document", "parse_card", "read_document"]
 
 Task = Literal["class", "multilabel", "regression"]
 """What the outputs are: one class of several (softmax), independent labels (sigmoid), or regressed values."""
@@ -37,7 +37,8 @@ class ModelCard:
     name
         What the user calls the model.
     architecture
-        Id of the network's definition in ``streamview_models.MODELS``.
+        Name of the network's definition: an id of ``streamview_models.MODELS``, ``timm:NAME``, ``torchvision:NAME``, or a bare name of
+        timm as WSInfer writes it; where the caller chose the network, what the caller wrote.
     class_names
         Name of every output, in order.
     patch_size_pixels, spacing_um_px
@@ -154,6 +155,41 @@ def parse_card(document: Mapping[str, Any], *, name: str, file: str) -> ModelCar
         input_size=_read_input_size(ours, default=(side, side) if side else None),
         sha256=hashlib.sha256(json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()).hexdigest(),
     )
+
+
+def assumed_document(
+    architecture: str,
+    class_names: Sequence[str],
+    *,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    side: int | None = None,
+) -> dict[str, Any]:
+    """Write the card of a network that came without one.
+
+    Parameters
+    ----------
+    architecture
+        Its name.
+    class_names
+        Name of every output.
+    mean, std
+        Of the pixels it was trained on, scaled to 0..1; None: pixels are only scaled.
+    side
+        Of the images it was trained on, px; None: unknown.
+    """
+    transform: list[dict[str, Any]] = [{"name": "ToTensor"}]
+    if mean is not None and std is not None:
+        transform.append({"name": "Normalize", "arguments": {"mean": list(mean), "std": list(std)}})
+    return {
+        "spec_version": "1.0",
+        "architecture": architecture,
+        "num_classes": len(class_names),
+        "class_names": list(class_names),
+        "patch_size_pixels": side,
+        "spacing_um_px": None,
+        "transform": transform,
+    }
 
 
 def _read_transform(card: _Fields) -> tuple[int | None, tuple[float, ...], tuple[float, ...]]:

@@ -11,25 +11,33 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-from streamview.streaming.graph import Program
+from streamview.streaming.graph import Graph, Sink
 
-__all__ = ["Evidence", "linear_head"]
+__all__ = ["Evidence", "linear_head", "pooled_sink"]
 
 
-def linear_head(program: Program) -> nn.Linear | None:
+def linear_head(graph: Graph) -> nn.Linear | None:
     """The linear layer of a head that is global pooling, flattening and that layer; None for any other head."""
-    if len(program.sinks) != 1 or program.sinks[0].kind not in ("mean", "max") or not isinstance(program.head, fx.GraphModule):
+    pooled = pooled_sink(graph)
+    if pooled is None:
         return None
     found = None
-    for node in program.head.graph.nodes:
+    head = graph.head.module
+    for node in head.graph.nodes:
         if node.op == "placeholder" or node.op == "output":
             continue
-        layer = program.head.get_submodule(str(node.target)) if node.op == "call_module" else None
+        layer = head.get_submodule(str(node.target)) if node.op == "call_module" else None
         if isinstance(layer, nn.Linear) and found is None:
             found = layer
         elif found is not None or not (isinstance(layer, nn.Flatten | nn.Identity | nn.Dropout) or _flattens(node)):
             return None
     return found
+
+
+def pooled_sink(graph: Graph) -> Sink | None:
+    """The global pooling that is all the head takes; None if it takes anything else."""
+    (first, *more) = graph.head.takes
+    return first if isinstance(first, Sink) and first.kind in ("mean", "max") and not more else None
 
 
 def _flattens(node: fx.Node) -> bool:

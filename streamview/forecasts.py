@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -13,10 +12,9 @@ from streamview.errors import RegionError
 from streamview.geometry import Region
 from streamview.loading import Model
 from streamview.session import Session, Source
-from streamview.streaming.execute import Backward, Forward, build_grid
-from streamview.streaming.module import check_size
-from streamview.streaming.plan import Plan, format_bytes
-from streamview.streaming.sinks import Sinks
+from streamview.streaming.graph import Sink, bind
+from streamview.streaming.plan import Plan, format_bytes, make_plan
+from streamview.streaming.run import Run
 
 __all__ = ["Forecast", "forecast", "format_seconds"]
 
@@ -61,6 +59,7 @@ def forecast(
     region: Region | None = None,
     *,
     explain: bool = False,
+    maps: int = 1,
     out: bool = True,
     memory: str | int | None = None,
     tile: tuple[int, int] | None = None,
@@ -73,6 +72,8 @@ def forecast(
     ----------
     explain
         Whether the gradient is wanted too.
+    maps
+        For how many targets.
     out
         Whether the maps will be written to disk rather than kept in memory.
     model, source, region, memory, tile, device, mpp
@@ -85,14 +86,12 @@ def forecast(
     """
     session = Session.prepare(model, source, region, mpp, device)
     height, width = session.sampler.shape
-    wants = session.wants if explain else None
+    needs = session.needs if explain else None
     base = session.base()  # before the sample, which leaves memory with the allocator that the run will use again
-    plan = session.plan(wants, memory, tile, 0 if out or not explain else 8 * height * width)
+    plan = session.plan(needs, memory, tile, 0 if out or not explain else 8 * height * width * maps)
     seconds = None
     if height * width >= 4 * _SAMPLE[0] * _SAMPLE[1]:
-        forward, again, backward = _time_sample(session, explain)
-        untaped = (plan.steps - plan.tapes) / plan.steps if explain else 0.0
-        seconds = (forward + untaped * again + backward) * height * width
+        seconds = _seconds(session, plan, maps if explain else 0)
     return Forecast(plan, (height, width), base + plan.peak_bytes + session.reserve(plan.tile), seconds, str(session.device))
 
 
@@ -106,45 +105,40 @@ def format_seconds(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
-def _time_sample(session: Session, explain: bool) -> tuple[float, float, float]:
-    """Seconds per pixel of the forward pass, of computing a step again, and of the reverse pass, reading included."""
+def _seconds(session: Session, plan: Plan, maps: int) -> float:
+    """Seconds of a whole run, from a sample of the region that runs in the same way."""
     height, width = (min(s, n) for s, n in zip(_SAMPLE, session.sampler.shape, strict=True))
     try:
-        check_size(session.program, (height, width))
+        bound = bind(session.bound.graph, (height, width))
     except RegionError:
-        height, width = session.sampler.shape
-    pixels = height * width
+        bound, (height, width) = session.bound, session.sampler.shape
     top, left = (session.sampler.shape[0] - height) // 2, (session.sampler.shape[1] - width) // 2
     image = torch.rand((1, 3, height, width), device=session.device).to(memory_format=torch.channels_last)
 
     def part(rows: tuple[int, int], cols: tuple[int, int]) -> Tensor:
         return image[:, :, rows[0] : rows[1], cols[0] : cols[1]]
 
-    grid = build_grid(session.program, (height, width), (256, width))
-    wants = session.wants if explain else None
-    times: list[tuple[float, float, float]] = []
+    needs = session.needs if maps else None
+    chosen = make_plan(bound, 1, torch.float32, needs, session.weights, memory=2**40, barriers=plan.barriers)
+    forward = backward = 0.0
     for _ in range(2):  # the first run also pays for what torch sets up once
-        with torch.no_grad():
+        start = time.perf_counter()
+        session.sampler.read(top, top + height, left, left + width)
+        reading = time.perf_counter() - start
+        run = Run(bound, chosen, session.weights, needs)
+        start = time.perf_counter()
+        run.forward(part)
+        session.wait()
+        forward = time.perf_counter() - start
+        if maps:
             start = time.perf_counter()
-            session.sampler.read(top, top + height, left, left + width)
-            reading = time.perf_counter() - start
-            sinks = Sinks(session.program, grid)
-            passed = Forward(session.program, grid, session.weights, wants, len(grid.steps()))
-            start = time.perf_counter()
-            passed.run(part, sinks.add)
-            results = sinks.results()
+            run.backward(part, {key: torch.ones_like(t) for key, t in run.tensors.items() if isinstance(key, Sink)}, _drop)
             session.wait()
-            forward = time.perf_counter() - start
-            backward = 0.0
-            if explain:
-                grads = [torch.ones_like(t) for t in results]
-                start = time.perf_counter()
-                Backward(passed).run(part, partial(sinks.gradient, grads), _drop)
-                session.wait()
-                backward = time.perf_counter() - start + reading
-            times.append(((forward + reading) / pixels, forward / pixels, backward / pixels))
-    return times[-1]
+            backward = time.perf_counter() - start + reading
+        forward += reading
+    again = (plan.steps - plan.tapes) / plan.steps * (forward - reading)
+    return (forward + maps * (backward + again)) * (session.sampler.shape[0] * session.sampler.shape[1]) / (height * width)
 
 
-def _drop(grad: Tensor, rows: tuple[int, int], cols: tuple[int, int]) -> None:
+def _drop(grad: Tensor | None, rows: tuple[int, int], cols: tuple[int, int]) -> None:
     """Take a finished gradient and forget it."""

@@ -3,6 +3,7 @@
 ::
 
     job/ predictions.csv  summary.md  runs/<run-id>.json  slides/<slide>.json  saliency/<slide>/<region>.ome.zarr
+         certificates/<pixels>-<weights>.json
 
 ``slides/*.json`` are the record; ``predictions.csv`` and ``summary.md`` are written from them after every slide, so that a crash loses at
 most the slide it fell on. Every file appears whole or not at all.
@@ -205,6 +206,10 @@ class Job:
     def picture_path(self, slide_id: str, region: Region, preset: str) -> Path:
         """Where the display PNG of a region belongs."""
         return self.folder / "saliency" / slide_id / f"{region_id(region)}-{preset}.png"
+
+    def certificate_path(self, what: str, weights_sha256: str) -> Path:
+        """Where an exactness certificate belongs; `what` names its pixels: a slide and region, or ``"random"``."""
+        return self.folder / "certificates" / f"{what}-{weights_sha256[:12]}.json"
 
     def slides(self) -> list[SlideRecord]:
         """Return all slides of the job, by name.

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from streamview.errors import MemoryBudgetError, ModelError, RegionError
-from streamview.evidence import Evidence, linear_head
+from streamview.evidence import Evidence, linear_head, pooled_sink
 from streamview.geometry import Region
 from streamview.loading import Model
 from streamview.machine import find_device, resident_memory
@@ -21,12 +21,11 @@ from streamview.progress import Progress, Report
 from streamview.results import Identity, Prediction
 from streamview.slides import Slide, as_slide
 from streamview.slides.sampling import Sampler
-from streamview.streaming.execute import Forward, Grid, build_grid, wanted
-from streamview.streaming.graph import Program, Sink, capture, refuse_hooks
-from streamview.streaming.module import check_size
-from streamview.streaming.ops import Wants
+from streamview.streaming.capture import capture, refuse_hooks
+from streamview.streaming.graph import Bound, Demands, bind, demands, placed
+from streamview.streaming.ops import OtherChannels
 from streamview.streaming.plan import Plan, format_bytes, free_memory, make_plan, parse_bytes, return_freed_blocks
-from streamview.streaming.sinks import Sinks
+from streamview.streaming.run import Run
 
 __all__ = ["Session", "Source"]
 
@@ -41,7 +40,7 @@ class Session:
     model: Model
     slide: Slide
     sampler: Sampler
-    program: Program
+    bound: Bound
     weights: Sequence[Tensor]
     device: torch.device
     warnings: tuple[str, ...]
@@ -59,25 +58,27 @@ class Session:
         where = find_device(device)
         # the caller's module stays where it is
         module = model.module if where.type == "cpu" else copy.deepcopy(model.module).to(where)
-        program = capture(module)
-        refuse_hooks(module, program)
-        if program.channels[0] != 3:
-            raise ModelError(f"the model {card.name} takes images of {program.channels[0]} channels, a slide has 3: use a model for RGB")
         try:
-            check_size(program, sampler.shape)
+            graph = capture(module, channels=3)
+        except OtherChannels:
+            found = f"the model {card.name} takes images of {capture(module).channels[0]} channels, a slide has 3"
+            raise ModelError(f"{found}: use a model for RGB") from None
+        refuse_hooks(module, graph)
+        try:
+            bound = bind(graph, sampler.shape)
         except RegionError as error:
             raise RegionError(f"{slide.name}: {error}") from None
-        weights = [w.read().detach() for w in program.weights]
+        weights = [w.read().detach() for w in graph.weights]
         # pixel p becomes (p / 255 - mean) / std, as p * scale - mean / std
         std, mean = (torch.tensor(v, device=where).view(1, 3, 1, 1) for v in (card.std, card.mean))
         glass = torch.tensor(slide.background, dtype=torch.float32, device=where).view(1, 3, 1, 1)
         scale = 1 / (255 * std)
-        return cls(model, slide, sampler, program, weights, where, _warnings(model, sampler), mean / std, scale, glass * scale - mean / std)
+        return cls(model, slide, sampler, bound, weights, where, _warnings(model, sampler), mean / std, scale, glass * scale - mean / std)
 
     @property
-    def wants(self) -> list[Wants]:
+    def needs(self) -> Demands:
         """Gradients of the image alone."""
-        return wanted(self.program, True, [False] * len(self.weights))
+        return demands(self.bound.graph, True, [False] * len(self.weights))
 
     def read(self, rows: tuple[int, int], cols: tuple[int, int]) -> Tensor:
         """Normalised pixels of a part of the grid, (1, 3, h, w) float32; the last part is remembered."""
@@ -93,10 +94,10 @@ class Session:
         signed = (self.read(rows, cols) - self.glass).mul_(grad).sum(1)
         return torch.stack([grad.abs().amax(1), signed]).squeeze(1).cpu().numpy()
 
-    def plan(self, wants: Sequence[Wants] | None, memory: str | int | None, tile: tuple[int, int] | None, results: int) -> Plan:
+    def plan(self, needs: Demands | None, memory: str | int | None, tile: tuple[int, int] | None, results: int) -> Plan:
         """Choose the steps so that the process stays below `memory` bytes, `results` of them held for the result."""
         growth = free_memory() // 2
-        if wants is not None:
+        if needs is not None:
             results += self._evidence_bytes()
         if memory is not None:
             return_freed_blocks()
@@ -106,14 +107,14 @@ class Session:
                 raise MemoryBudgetError(
                     f"memory {format_bytes(limit)}: the process needs {format_bytes(limit - growth)} before the first step; give more"
                 )
-        return make_plan(self.program, (1, 3, *self.sampler.shape), torch.float32, wants, self.weights, memory=growth, tile=tile)
+        return make_plan(self.bound, 1, torch.float32, needs, self.weights, memory=growth, tile=tile)
 
     def _evidence_bytes(self) -> int:
         """What `Evidence` will hold until the target is known."""
-        layer = linear_head(self.program)
-        if layer is None:
+        layer, pooled = linear_head(self.bound.graph), pooled_sink(self.bound.graph)
+        if layer is None or pooled is None:
             return 0
-        height, width = build_grid(self.program, self.sampler.shape, self.sampler.shape).size(self.program.sinks[0].value)
+        height, width = self.bound.sizes[pooled.value]
         return 4 * min(layer.out_features, layer.in_features) * height * width
 
     @contextlib.contextmanager
@@ -141,30 +142,22 @@ class Session:
         """Bytes beside the steps themselves: decoding and buffers of rows."""
         return 128 * 2**20 + 24 * min(tile[0], self.sampler.shape[0]) * self.sampler.shape[1]
 
-    def forward(
-        self, passed: Forward, grid: Grid, layer: torch.nn.Linear | None, report: Report | None
-    ) -> tuple[Tensor, Sinks, Evidence | None]:
-        """Run the forward pass and the head: logits (K,), the sinks, the evidence if a linear layer is given."""
-        sinks = Sinks(self.program, grid)
-        cut = self.program.sinks[0].value
-        evidence = None if layer is None else Evidence(layer, grid.size(cut))
-        progress = Progress("forward pass", len(grid.steps()), report)
+    def forward(self, run: Run, report: Report | None, *, explain: bool = False) -> tuple[Tensor, Evidence | None]:
+        """Run the forward pass and the head: logits (K,), and with `explain` the evidence where the network offers it."""
+        graph = self.bound.graph
+        layer, pooled = (linear_head(graph), pooled_sink(graph)) if explain else (None, None)
+        evidence = None if layer is None or pooled is None else Evidence(layer, self.bound.sizes[pooled.value])
+        progress = Progress("forward pass", run.steps, report)
 
-        def emit(value: int, piece: Tensor, rows: tuple[int, int], cols: tuple[int, int]) -> None:
-            sinks.add(value, piece, rows, cols)
-            if evidence is not None and value == cut:
+        def watch(value: int, piece: Tensor, rows: tuple[int, int], cols: tuple[int, int]) -> None:
+            if evidence is not None and pooled is not None and value == pooled.value:
                 evidence.add(piece, rows, cols)
 
-        with torch.no_grad():
-            passed.run(self.read, emit, progress.advance)
-        tensors = sinks.results()
-        for tensor in tensors:
-            tensor.requires_grad_(passed.wants is not None)
-        arguments = iter(tensors)
-        with torch.set_grad_enabled(passed.wants is not None):
-            heads = [self._argument(sink, arguments, grid) for sink in self.program.sinks]
+        run.forward(self.read, progress.advance, watch)
+        with torch.set_grad_enabled(run.needs is not None):
+            arguments = [run.argument(key) for key in graph.head.takes]
             try:
-                logits = self.program.head(*heads)
+                logits = graph.head.module(*arguments)
             except torch.OutOfMemoryError:
                 raise
             except RuntimeError as error:
@@ -178,13 +171,7 @@ class Session:
             raise ModelError(
                 f"the model {self.model.card.name} answered {logits.tolist()}: not finite; check its weights and normalisation"
             )
-        return logits[0], sinks, evidence
-
-    def _argument(self, sink: Sink, tensors: Iterator[Tensor], grid: Grid) -> Tensor:
-        if sink.kind == "shape":
-            return torch.empty((), device=self.device).expand(1, self.program.channels[sink.value], *grid.size(sink.value))
-        found: Tensor = next(tensors)
-        return found if sink.keepdim else found.flatten(1)
+        return logits[0], evidence
 
     def prediction(self, logits: Tensor) -> Prediction:
         """The result of a forward pass."""
@@ -198,7 +185,7 @@ class Session:
 
     def placed(self, value: int) -> tuple[tuple[float, float], tuple[float, float]]:
         """Step and origin (y, x), in level-0 pixels, of a value's elements: where the centre of what each sees lies."""
-        strides, centres = _centres(self.program, value)
+        strides, centres = placed(self.bound, value)
         start = (self.sampler.region.y, self.sampler.region.x)
         scale = self.sampler.scale
         step = (strides[0] * scale[0], strides[1] * scale[1])
@@ -209,17 +196,6 @@ class Session:
         """Wait for the device to finish."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
-
-
-def _centres(program: Program, value: int) -> tuple[tuple[int, int], tuple[float, float]]:
-    """Total stride, and centre of what the first element sees, of a value, (y, x) in pixels of the image."""
-    found: list[tuple[tuple[int, int], tuple[float, float]]] = [((1, 1), (0.0, 0.0))]
-    for node in program.nodes:
-        (sy, sx), (cy, cx) = found[node.inputs[0]]
-        rows, cols = node.op.rows, node.op.cols
-        centre = cy + sy * ((rows.extent - 1) / 2 - rows.before), cx + sx * ((cols.extent - 1) / 2 - cols.before)
-        found.append(((sy * rows.stride, sx * cols.stride), centre))
-    return found[value]
 
 
 def _warnings(model: Model, sampler: Sampler) -> tuple[str, ...]:

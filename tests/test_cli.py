@@ -54,7 +54,7 @@ def rows_of(job: Path) -> list[dict[str, str]]:
 
 
 def test_the_commands_are_those_of_the_product() -> None:
-    assert list(subparsers()) == ["demo", "info", "convert", "predict", "saliency", "models", "doctor", "view"]
+    assert list(subparsers()) == ["demo", "info", "convert", "predict", "saliency", "verify", "models", "doctor", "view"]
 
 
 @pytest.mark.parametrize("name", list(subparsers()))
@@ -165,7 +165,7 @@ def test_saliency(run: Run, synthetic_slide: SyntheticSlide, tmp_path: Path) -> 
     assert err.index("forward pass: ") < err.index("backward pass: ")
     stored = job / "saliency/synthetic.svs/x600-y300-w700-h513.ome.zarr"
     maps = open_saliency(stored)
-    assert maps.target == "lesion"
+    assert maps.target.name == "lesion"
     assert maps.maps["absolute"].values.shape == (513, 700)
     assert sorted(path.name for path in stored.parent.iterdir()) == ["x600-y300-w700-h513-evidence.png", stored.name]
     (record,) = Job(job).slides()
@@ -176,7 +176,7 @@ def test_saliency(run: Run, synthetic_slide: SyntheticSlide, tmp_path: Path) -> 
     assert result.prediction.identity.key == maps.prediction.identity.key
 
     assert run(*command, "normal", "--display", "detail")[0] == 0
-    assert open_saliency(stored).target == "normal"
+    assert open_saliency(stored).target.name == "normal"
     assert len(Job(job).slides()[0].regions) == 1
     status, _, err = run(*command, "lesion", "--untrained")
     assert status == 1

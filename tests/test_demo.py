@@ -61,7 +61,7 @@ def test_the_demo_from_the_slide_file_to_the_figures(tmp_path: Path) -> None:
     (record,) = Job(result.job).slides()
     (region,) = record.regions
     stored = open_saliency(result.job / str(region.saliency))
-    assert stored.target == "lesion"
+    assert stored.target.name == "lesion"
     assert stored.maps["signed"].values.shape == (768, 768)
 
 

@@ -15,7 +15,7 @@ from streamview.errors import StreamviewError
 from streamview.export.png import overlay, render_png
 from streamview.export.thumbnail import thumbnail
 from streamview.geometry import Region
-from streamview.results import Identity, Prediction, Saliency, SaliencyMap, save_saliency
+from streamview.results import Identity, Prediction, Saliency, SaliencyMap, Target, save_saliency
 from streamview.slides import as_slide
 
 
@@ -48,7 +48,7 @@ def spot_saliency(
         "signed": SaliencyMap("signed", signed, (1.0, 1.0), (0.0, 0.0)),
         "evidence": SaliencyMap("evidence", coarse, (16.0, 16.0), (7.5, 7.5)),
     }
-    return Saliency(prediction, "tumour", 1, (0.2, 0.2, 0.2), (255, 255, 255), maps)  # type: ignore[arg-type]
+    return Saliency(prediction, Target("tumour", 1), (0.2, 0.2, 0.2), (255, 255, 255), maps)  # type: ignore[arg-type]
 
 
 def tissue(side: int = 600) -> np.ndarray:

@@ -71,9 +71,9 @@ def distance(found: Any, expected: NDArray[np.float32]) -> float:
 @pytest.mark.parametrize("tile", [(32, 1000), (48, 80), None], ids=["strips", "tiles", "chosen"])
 def test_maps_equal_whole_image_autograd(model: Model, pixels: NDArray[np.uint8], tile: tuple[int, int] | None) -> None:
     found = saliency(model, pixels, tile=tile)
-    logits, absolute, signed = whole(model, pixels, found.target_index)
+    logits, absolute, signed = whole(model, pixels, found.target.index)
     assert distance(found.prediction.logits, logits.numpy()) < 1e-5
-    assert found.target == model.card.class_names[int(logits.argmax())]
+    assert found.target.name == model.card.class_names[int(logits.argmax())]
     assert distance(found.maps["absolute"].values, absolute) < 1e-4
     assert distance(found.maps["signed"].values, signed) < 1e-4
     assert np.array_equal(predict(model, pixels, tile=tile).logits, found.prediction.logits)
@@ -158,7 +158,7 @@ def test_warnings_stay_with_the_result(pixels: NDArray[np.uint8]) -> None:
 
 def test_regression(pixels: NDArray[np.uint8]) -> None:
     found = saliency(make_model(seed_network(4, 3), task="regression"), pixels)
-    assert found.target_index == 0
+    assert found.target.index == 0
     assert found.prediction.probabilities is None
 
 

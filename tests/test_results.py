@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from streamview import atomic
 from streamview.errors import StreamviewError
 from streamview.geometry import Region
-from streamview.results import Identity, MapWriter, Prediction, Saliency, SaliencyMap, open_saliency, save_saliency
+from streamview.results import Identity, MapWriter, Prediction, Saliency, SaliencyMap, Target, open_saliency, save_saliency
 
 IDENTITY = Identity("ab" * 32, "cd" * 32, "slide-hash", Region(100, 60, 1400, 1040), (0.5, 0.5), "float32")
 
@@ -49,7 +49,7 @@ def make_saliency(shape: tuple[int, int] = (700, 520), *, evidence: bool = True,
     if evidence:
         coarse = rng.normal(size=(shape[0] // 8, shape[1] // 8)).astype(np.float32)
         maps["evidence"] = SaliencyMap("evidence", coarse, (16.0, 16.0), (107.5, 67.5))
-    return Saliency(make_prediction(shape=shape, **changes), "tumour", 1, (0.2, 0.21, 0.22), (244, 243, 245), maps)  # type: ignore[arg-type]
+    return Saliency(make_prediction(shape=shape, **changes), Target("tumour", 1), (0.2, 0.21, 0.22), (244, 243, 245), maps)  # type: ignore[arg-type]
 
 
 def test_the_identity_changes_with_every_field() -> None:
@@ -102,7 +102,7 @@ def test_rows_in_any_adjoining_pieces_are_kept_exactly(data: st.DataObject, tmp_
             y = start - n if upwards else stop
             writer.write(y, rows[:, y : y + n])
             start, stop = min(start, y), max(stop, y + n)
-        saved = writer.finish(make_prediction(shape=(height, width)), target_index=0, std=(1.0,), glass=(255, 255, 255))
+        saved = writer.finish(make_prediction(shape=(height, width)), target=Target("normal", 0), std=(1.0,), glass=(255, 255, 255))
     np.testing.assert_array_equal(saved.maps["absolute"].values, rows[0])
     np.testing.assert_array_equal(saved.maps["signed"].values, rows[1])
 
@@ -120,7 +120,7 @@ def test_saving_and_opening_gives_the_same_saliency(tmp_path: Path) -> None:
     again = open_saliency(tmp_path / "job" / "r.ome.zarr")
     for opened in (saved, again):
         assert opened.prediction.to_json() == saliency.prediction.to_json()
-        assert (opened.target, opened.target_index, opened.std, opened.glass) == ("tumour", 1, saliency.std, saliency.glass)
+        assert (opened.target, opened.std, opened.glass) == (saliency.target, saliency.std, saliency.glass)
         assert list(opened.maps) == ["absolute", "signed", "evidence"]
         assert opened.mpp == (0.25, 0.25)
         for method, kept in saliency.maps.items():
@@ -204,7 +204,7 @@ def test_rows_that_do_not_fit_are_refused(tmp_path: Path) -> None:
             with pytest.raises(ValueError, match="rows"):
                 writer.write(y, np.zeros(shape, np.float32))
         with pytest.raises(ValueError, match=r"40\.\.50 of 0\.\.100"):
-            writer.finish(make_prediction(), target_index=0, std=(1.0,), glass=(255, 255, 255))
+            writer.finish(make_prediction(), target=Target("normal", 0), std=(1.0,), glass=(255, 255, 255))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -232,7 +232,7 @@ def test_memory_does_not_grow_with_the_height(tmp_path: Path) -> None:
             for y in range(height - 64, -1, -64):
                 rows[:] = y + 1
                 writer.write(y, rows)
-            writer.finish(make_prediction(shape=(height, 512)), target_index=0, std=(1.0,), glass=(255, 255, 255))
+            writer.finish(make_prediction(shape=(height, 512)), target=Target("normal", 0), std=(1.0,), glass=(255, 255, 255))
         memory = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         return memory

@@ -121,7 +121,7 @@ def map_layer(saliency: Saliency, recipe: Recipe, *, visible: bool = True) -> La
         "raw": None if saliency.path is None else str(saliency.path),
         "method": recipe.method,
         "reduction": saliency_map.reduction,
-        "target": saliency.target,
+        "target": saliency.target.name,
         "probability": saliency.target_probability,
         "trained": prediction.trained,
         "slide": prediction.slide_name,
@@ -135,7 +135,7 @@ def map_layer(saliency: Saliency, recipe: Recipe, *, visible: bool = True) -> La
         "note": RESEARCH_USE,
     }
     options = {
-        "name": f"{TITLES[recipe.method]}: {saliency.target}",
+        "name": f"{TITLES[recipe.method]}: {saliency.target.name}",
         "colormap": _colormap(recipe),
         "contrast_limits": (0.0, 1.0),
         "opacity": recipe.opacity,
@@ -193,7 +193,7 @@ def caption(saliency: Saliency, shown: Shown) -> str:
     recipe = shown.recipe
     blur = f"{shown.blur_px[0]:.3g} px" if saliency.mpp is None else f"{recipe.blur_um:g} um ({shown.blur_px[0]:.3g} px)"
     note = "research use only" if saliency.prediction.trained else "untrained network | research use only"
-    return f"{TITLES[recipe.method]}: {saliency.target}\nblur {blur} | above {shown.threshold:.0%} of the cap\n{note}"
+    return f"{TITLES[recipe.method]}: {saliency.target.name}\nblur {blur} | above {shown.threshold:.0%} of the cap\n{note}"
 
 
 def _source(regions: tuple[RegionResult, ...]) -> list[Slide]:

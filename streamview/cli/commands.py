@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import time
 from argparse import Namespace
@@ -62,6 +63,37 @@ def _convert(options: Namespace, arguments: list[str]) -> int:
         pyramid.close()
     show_cost(time.monotonic() - start)
     return 0
+
+
+def _verify(options: Namespace, arguments: list[str]) -> int:
+    from streamview.geometry import Region
+    from streamview.jobs import Job, region_id
+    from streamview.loading import load_model
+    from streamview.slides import open_slide
+    from streamview.verification import verify, write_certificate
+
+    if options.region is not None and options.slides is None:
+        raise StreamviewError(f"--region {options.region}: there is no slide it could be a part of; name one with -i, or leave it out")
+    start = time.monotonic()
+    region = None if options.region is None else Region.parse(options.region)
+    job = None if options.output is None else Job(options.output)
+    model = load_model(options.model, weights=options.weights, card=options.card, untrained=options.untrained)
+    for note in model.notes:
+        warn(note)
+    with contextlib.ExitStack() as open_while, Bars() as bars:
+        slide = None if options.slides is None else open_while.enter_context(open_slide(options.slides, options.mpp))
+        certificate = verify(
+            model, slide, region, windows=options.windows, seed=options.seed, memory=options.memory, device=options.device, report=bars
+        )
+        what = "random" if slide is None else f"{slide.name}-{region_id(region or Region(0, 0, *slide.shape))}"
+    say(str(certificate))
+    files = [] if options.json is None else [Path(options.json)]
+    files += [] if job is None else [job.certificate_path(what, model.sha256)]
+    for path in files:
+        write_certificate(certificate, path)
+        say(f"written: {path}")
+    show_cost(time.monotonic() - start)
+    return 0 if certificate.passed else 1
 
 
 def _models(options: Namespace, arguments: list[str]) -> int:
@@ -139,6 +171,7 @@ COMMANDS: Mapping[str, Callable[[Namespace, list[str]], int]] = {
     "convert": _convert,
     "predict": predict,
     "saliency": saliency,
+    "verify": _verify,
     "models": _models,
     "doctor": _doctor,
     "view": _view,

@@ -64,6 +64,17 @@ def build_parser() -> argparse.ArgumentParser:
         "(default: evidence where the network offers it, else paper)",
     )
 
+    verify = add("verify", "show that the streamed network equals the plain one, in float64", "-m demo -i slide.svs --region 0,0,4096,4096")
+    _model(verify)
+    verify.add_argument("-i", "--slides", metavar="SLIDE", help="slide to take the pixels from (default: random pixels)")
+    verify.add_argument("--region", metavar=_REGION, help="part of the slide, in level-0 pixels (default: all)")
+    verify.add_argument("--windows", type=int, default=3, metavar="N", help="how many random windows to compare on (default: 3)")
+    verify.add_argument("--seed", type=int, default=0, metavar="N", help="of the windows and their steps (default: 0)")
+    verify.add_argument("--json", metavar="FILE", help="write the certificate as JSON")
+    verify.add_argument("-o", "--output", metavar="JOB", help="keep the certificate in this job folder, under certificates/")
+    _mpp(verify)
+    _machine(verify)
+
     add("models", "list the networks that come with streamview", "")
     add("doctor", "check this machine and say what to do", "")
 
@@ -83,11 +94,18 @@ def _machine(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--untrained", action="store_true", help="use seeded random weights; every output then says so")
 
 
+def _model(parser: argparse.ArgumentParser) -> None:
+    model = "a name from `streamview models`, a folder with card and weights, timm:NAME, torchvision:NAME, module:function, or FILE.pt2"
+    parser.add_argument("-m", "--model", metavar="MODEL", required=True, help=model)
+    weights = "weights of the network: safetensors, a state_dict or a training checkpoint; no code in it is run (default: the model's own)"
+    parser.add_argument("--weights", metavar="FILE", help=weights)
+    parser.add_argument("--card", metavar="FILE", help="card that says what the network expects and answers (default: the model's own)")
+
+
 def _job(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-i", "--slides", nargs="+", metavar="SLIDE", required=True, help="slides or pyramids")
     parser.add_argument("-o", "--output", metavar="JOB", required=True, help="job folder; an existing one is added to")
-    model = "a name from `streamview models`, or a folder with card and weights"
-    parser.add_argument("-m", "--model", metavar="MODEL", required=True, help=model)
+    _model(parser)
     parser.add_argument("--region", metavar=_REGION, help="part to work on, in level-0 pixels (default: the whole slide)")
     _mpp(parser)
     _machine(parser)

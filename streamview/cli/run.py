@@ -90,11 +90,13 @@ def _run(
     memory = None if options.memory is None else parse_bytes(options.memory)
     device = find_device(options.device)
     job = Job(options.output)
-    model = load_model(options.model, untrained=options.untrained)
+    model = load_model(options.model, weights=options.weights, card=options.card, untrained=options.untrained)
     if check is not None:
         check(model)
     say(f"network: {model.card.name}{'' if model.card.trained else ' (untrained, random weights)'} on {describe_device(device)}")
     say(f"use: {model.card.use}")
+    for note in model.notes:
+        warn(note)
     with Bars() as bars:
 
         def failed(name: str, error: StreamviewError) -> None:

@@ -86,7 +86,7 @@ def render_png(slide: Slide, saliency: Saliency, recipe: Recipe, path: str | os.
     draw.text((total - _MARGIN, top + height + 60), RESEARCH_USE, _INK, _font(_TEXT), anchor="rm", stroke_width=0.4, stroke_fill=_INK)
 
     record = PngInfo()
-    record.add_text("streamview", f"identity {saliency.prediction.identity.key}; target {saliency.target}; {recipe}; {RESEARCH_USE}")
+    record.add_text("streamview", f"identity {saliency.prediction.identity.key}; target {saliency.target.name}; {recipe}; {RESEARCH_USE}")
     with atomic.replacing(path) as temporary:
         canvas.save(temporary, "PNG", pnginfo=record)
     return path
@@ -186,11 +186,11 @@ class _Block:
 def _header(slide: Slide, saliency: Saliency, shown: Shown) -> list[_Block]:
     prediction, recipe, region = saliency.prediction, shown.recipe, saliency.prediction.region
     probability = saliency.target_probability
-    answer = f"logit = {prediction.logits[saliency.target_index]:.3g}" if probability is None else f"p = {probability:.3f}"
-    blocks = [_Block((f"{TITLES[recipe.method]}: {saliency.target}, {answer}",), _TITLE, _INK, bold=True)]
-    if prediction.label is not None and prediction.label != saliency.target:
+    answer = f"score = {saliency.target_score:.3g}" if probability is None else f"p = {probability:.3f}"
+    blocks = [_Block((f"{TITLES[recipe.method]}: {saliency.target.name}, {answer}",), _TITLE, _INK, bold=True)]
+    if prediction.label is not None and prediction.label != saliency.target.name:
         said = prediction.label or "none of the classes"
-        blocks.append(_Block((f"The network's answer is {said}; this map explains {saliency.target}.",), _TEXT, _INK))
+        blocks.append(_Block((f"The network's answer is {said}; this map explains {saliency.target.name}.",), _TEXT, _INK))
     extent = f"{region.width} x {region.height} px"
     if saliency.mpp is None:
         extent += ", mpp unknown"

@@ -6,7 +6,7 @@ with its own coarser image where the network offers it, and everything else unde
 """
 
 from streamview.results.store import MapWriter, open_saliency, save_saliency
-from streamview.results.types import REDUCTIONS, RESEARCH_USE, Identity, Method, Plane, Prediction, Saliency, SaliencyMap
+from streamview.results.types import REDUCTIONS, RESEARCH_USE, Identity, Method, Plane, Prediction, Saliency, SaliencyMap, Target
 
 __all__ = [
     "REDUCTIONS",
@@ -18,6 +18,7 @@ __all__ = [
     "Prediction",
     "Saliency",
     "SaliencyMap",
+    "Target",
     "open_saliency",
     "save_saliency",
 ]

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from streamview import atomic
 from streamview.errors import StreamviewError
-from streamview.results.types import REDUCTIONS, RESEARCH_USE, Method, Plane, Prediction, Saliency, SaliencyMap, halve, level0_mpp
+from streamview.results.types import REDUCTIONS, RESEARCH_USE, Method, Plane, Prediction, Saliency, SaliencyMap, Target, halve, level0_mpp
 
 __all__ = ["MapWriter", "open_saliency", "save_saliency"]
 
@@ -103,7 +103,7 @@ class MapWriter:
         self,
         prediction: Prediction,
         *,
-        target_index: int,
+        target: Target,
         std: tuple[float, ...],
         glass: tuple[int, int, int],
         evidence: SaliencyMap | None = None,
@@ -114,8 +114,8 @@ class MapWriter:
         ----------
         prediction
             The answer explained.
-        target_index
-            Logit explained.
+        target
+            What the maps explain.
         std
             The card's standard deviations, of pixels scaled to 0..1.
         glass
@@ -140,8 +140,9 @@ class MapWriter:
         with atomic.disk_errors(self._path):
             root: dict[str, Any] = {
                 "format": _FORMAT,
-                "target": prediction.class_names[target_index],
-                "target_index": target_index,
+                "target": target.name,
+                "target_index": target.index,
+                "against_index": target.against,
                 "std": list(std),
                 "glass": list(glass),
                 "prediction": prediction.to_json(),
@@ -186,9 +187,7 @@ def save_saliency(saliency: Saliency, path: str | os.PathLike[str]) -> Saliency:
     with MapWriter(path, (shape[0], shape[1]), step=fine[0].step, origin=fine[0].origin, channels=methods) as writer:
         for y in range(0, shape[0], _CHUNK):
             writer.write(y, np.stack([np.asarray(saliency_map.values[y : y + _CHUNK], np.float32) for saliency_map in fine]))
-        return writer.finish(
-            saliency.prediction, target_index=saliency.target_index, std=saliency.std, glass=saliency.glass, evidence=evidence
-        )
+        return writer.finish(saliency.prediction, target=saliency.target, std=saliency.std, glass=saliency.glass, evidence=evidence)
 
 
 def open_saliency(path: str | os.PathLike[str]) -> Saliency:
@@ -211,8 +210,7 @@ def open_saliency(path: str | os.PathLike[str]) -> Saliency:
         red, green, blue = root["glass"]
         return Saliency(
             prediction=Prediction.from_json(root["prediction"]),
-            target=root["target"],
-            target_index=root["target_index"],
+            target=Target(root["target"], root["target_index"], root.get("against_index")),
             std=tuple(root["std"]),
             glass=(red, green, blue),
             maps={entry["method"]: _open_map(group, entry) for entry in root["maps"]},

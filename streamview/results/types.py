@@ -245,6 +245,28 @@ class SaliencyMap:
         return (sy * factor, sx * factor), (oy + sy * (factor - 1) / 2, ox + sx * (factor - 1) / 2)
 
 
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What a map explains.
+
+    Parameters
+    ----------
+    name
+        Of the class, or ``"a-b"``.
+    index
+        Of its logit.
+    against
+        Logit that is subtracted; None: none is.
+    """
+
+    name: str
+    index: int
+    against: int | None = None
+
+    def __str__(self) -> str:
+        return self.name
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Saliency:
     """Why a network answered as it did: raw maps for one target, on the network's grid.
@@ -253,8 +275,8 @@ class Saliency:
     ----------
     prediction
         The answer that the maps explain.
-    target, target_index
-        Name and logit of the class explained.
+    target
+        What the maps explain.
     std
         The card's standard deviations, of pixels scaled to 0..1: dividing a map by them gives it per unit of pixel value.
     glass
@@ -266,8 +288,7 @@ class Saliency:
     """
 
     prediction: Prediction
-    target: str
-    target_index: int
+    target: Target
     std: tuple[float, ...]
     glass: tuple[int, int, int]
     maps: dict[Method, SaliencyMap]
@@ -281,9 +302,15 @@ class Saliency:
 
     @property
     def target_probability(self) -> float | None:
-        """Probability of the target; None for regression."""
+        """Probability of the target; None for regression and for a difference of logits."""
         probabilities = self.prediction.probabilities
-        return None if probabilities is None else float(probabilities[self.target_index])
+        return None if probabilities is None or self.target.against is not None else float(probabilities[self.target.index])
+
+    @property
+    def target_score(self) -> float:
+        """The logit, or difference of logits, whose gradient the maps show."""
+        logits, against = self.prediction.logits, self.target.against
+        return float(logits[self.target.index] - (0 if against is None else logits[against]))
 
 
 def _region_to_json(region: Region) -> dict[str, int]:

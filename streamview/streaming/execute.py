@@ -1,4 +1,4 @@
-"""Forward and backward over the schedule: one step at a time, nothing computed twice, nothing held that is not needed.
+"""One pass, forward and backward, over the schedule: one step at a time, nothing computed twice, nothing held that is not needed.
 
 Step (i, j) of the grid has at hand, for every value, the *block* [kept, produced) in rows and columns. It is put together from
 what the step above left behind, what the step to the left left behind, and what the step itself computes. The reverse pass
@@ -17,16 +17,16 @@ import torch
 from torch import Tensor
 
 from streamview.streaming.graph import Program
-from streamview.streaming.ops import Piece, Wants, layout
+from streamview.streaming.ops import Piece, Size, Wants, layout
 from streamview.streaming.schedule import AxisSchedule, schedule_axis
 
 __all__ = ["Backward", "Carry", "Forward", "Grid", "SinkGrads", "Span", "Step", "Tape", "build_grid", "reverse_step", "run_step", "wanted"]
 
 Span = tuple[int, int]
-Read = Callable[[Span, Span], Tensor]
+Read = Callable[[int, Span, Span], Tensor]
 Emit = Callable[[int, Tensor, Span, Span], None]
 SinkGrads = Callable[[int, Span, Span], Tensor | None]
-Write = Callable[[Tensor, Span, Span], None]
+Write = Callable[[int, Tensor | None, Span, Span], None]
 Blocks = list[Tensor | None]
 _WORTHWHILE = 512  # positions that a convolution of a deep value should have at once
 
@@ -47,32 +47,24 @@ class Grid:
         return [(i, j) for i in range(self.rows.steps) for j in range(self.cols.steps)]
 
 
-def build_grid(program: Program, size: tuple[int, int], tile: tuple[int, int]) -> Grid:
-    """Schedule a program for an image of this height and width in steps of this many rows and columns.
+def build_grid(program: Program, tile: Size) -> Grid:
+    """Schedule a program in steps of this many rows and columns of its largest source.
 
     Deep values are small: they wait until they can produce rows of `_WORTHWHILE` positions at once, since a convolution of few
     positions costs mostly the reading of its kernel.
-
-    Raises
-    ------
-    ValueError
-        When the image is too small; ``args[1]`` is the index of the node that says so.
     """
-    cols = schedule_axis([n.op.cols for n in program.nodes], program.inputs, size[1], min(tile[1], size[1]))
+    ops = [program.op(value) for value in range(len(program.sources), len(program.values))]
+    cols = schedule_axis([op.cols for op in ops], program.inputs, [w for _, w in program.sources], tile[1])
     granules = [max(1, _WORTHWHILE * cols.steps // length) for length in cols.sizes]
-    rows = schedule_axis([n.op.rows for n in program.nodes], program.inputs, size[0], min(tile[0], size[0]), granules)
+    rows = schedule_axis([op.rows for op in ops], program.inputs, [h for h, _ in program.sources], tile[0], granules)
     return Grid(rows, cols)
 
 
-def wanted(program: Program, image: bool, weights: Sequence[bool]) -> list[Wants]:
-    """For every node, which gradients the reverse pass asks of it; a value needs one if anything before it does."""
-    needs = [image]
-    wants = []
-    for node in program.nodes:
-        want = Wants(tuple(needs[v] for v in node.inputs), tuple(weights[w] for w in node.weights))
-        wants.append(want)
-        needs.append(bool(want))
-    return wants
+def wanted(program: Program, values: Sequence[bool], operands: Sequence[bool]) -> list[Wants]:
+    """For every node, which gradients the reverse pass asks of it, given those that are needed of the graph's values and operands."""
+    return [
+        Wants(tuple(values[program.values[v]] for v in node.inputs), tuple(operands[w] for w in node.weights)) for node in program.nodes
+    ]
 
 
 @dataclass(slots=True)
@@ -112,6 +104,7 @@ class Step:
 
     def __init__(self, program: Program, grid: Grid, i: int, j: int) -> None:
         self.program, self.grid, self.i, self.j = program, grid, i, j
+        self.first = len(program.sources)
 
     def new(self, value: int) -> tuple[Span, Span]:
         """Rows and columns of the value that this step makes."""
@@ -131,49 +124,52 @@ class Step:
         (r0, r1), (c0, c1) = self.block(value)
         return (0, r1 - r0), (self.grid.cols.kept[value][self.j + 1] - c0, c1 - c0)
 
-    def piece(self, index: int) -> Piece | None:
-        """The piece that node `index` makes; None where it makes nothing."""
-        node = self.program.nodes[index]
-        rows, cols = self.new(index + 1)
+    def piece(self, value: int) -> Piece | None:
+        """The piece of a value that its operation makes; None where it makes nothing."""
+        rows, cols = self.new(value)
         if rows[0] == rows[1] or cols[0] == cols[1]:
             return None
-        size = self.grid.size(node.inputs[0])
-        _, _, top, bottom = node.op.rows.need(*rows, size[0])
-        _, _, left, right = node.op.cols.need(*cols, size[1])
-        return Piece(rows, cols, size, (top, bottom, left, right))
+        op = self.program.op(value)
+        size = self.grid.size(self.program.nodes[value - self.first].inputs[0])
+        y, _, top, bottom = op.rows.need(*rows, size[0])
+        x, _, left, right = op.cols.need(*cols, size[1])
+        return Piece(rows, cols, size, (top, bottom, left, right), (y, x))
 
-    def need(self, index: int, value: int, piece: Piece) -> tuple[Span, Span]:
-        """Within the block of an input of node `index`: what the piece reads."""
-        op = self.program.nodes[index].op
-        (r, _), (c, _) = self.block(value)
+    def need(self, value: int, source: int, piece: Piece) -> tuple[Span, Span]:
+        """Within the block of an input of a value's operation: what the piece reads."""
+        op = self.program.op(value)
+        (r, _), (c, _) = self.block(source)
         r0, r1, *_ = op.rows.need(*piece.rows, piece.size[0])
         c0, c1, *_ = op.cols.need(*piece.cols, piece.size[1])
         return (r0 - r, r1 - r), (c0 - c, c1 - c)
 
 
 def run_step(
-    step: Step, pixels: Tensor, carry: Carry, weights: Sequence[Tensor], wants: Sequence[Wants] | None, emit: Emit | None
+    step: Step, sources: Sequence[Tensor], carry: Carry, weights: Sequence[Any], wants: Sequence[Wants] | None, emit: Emit | None
 ) -> tuple[Blocks, Blocks, Tape | None]:
-    """Compute one step; return what the steps below and to the right take over, and its tape if asked."""
+    """Compute one step from the new part of every source; return what the steps below and to the right take over, and its tape if asked."""
     program = step.program
-    count = len(program.nodes) + 1
+    count = len(program.values)
     blocks: Blocks = [None] * count
     below: Blocks = [None] * count
     right: Blocks = [None] * count
     tape = Tape([None] * len(program.nodes), [None] * count) if wants is not None else None
     readers = _readers(program)
-    sunk = {sink.value for sink in program.sinks}
+    sunk = {value for value, _ in program.sinks}
     for value in range(count):
-        new: Tensor | None = pixels if value == 0 else None
-        piece = step.piece(value - 1) if value else None
-        if piece is not None:
-            index, node = value - 1, program.nodes[value - 1]
-            parts = [_needed(blocks[v], step.need(index, v, piece), pixels, program.channels[v]) for v in node.inputs]
-            want = wants[index] if wants is not None and wants[index] else None
-            new, saved = node.op.run(parts, [weights[w] for w in node.weights], piece, want)
-            if tape is not None:
-                tape.saved[index] = saved
-            del parts, saved
+        if value < step.first:
+            new: Tensor | None = sources[value] if sources[value].numel() else None
+            read: tuple[int, ...] = ()
+        else:
+            index, node = value - step.first, program.nodes[value - step.first]
+            piece, read, new = step.piece(value), node.inputs, None
+            if piece is not None:
+                parts = [_needed(blocks[v], step.need(value, v, piece), sources[0], program.channels[v]) for v in read]
+                want = wants[index] if wants is not None and wants[index] else None
+                new, saved = program.op(value).run(parts, [weights[w] for w in node.weights], piece, want)
+                if tape is not None:
+                    tape.saved[index] = saved
+                del parts, saved
         if new is not None and emit is not None and value in sunk:
             emit(value, new, *step.new(value))
         block = _join([carry.left[value], _join([carry.above[value], new], 2)], 3)
@@ -184,7 +180,7 @@ def run_step(
             if tape is not None:
                 tape.blocks[value] = block.shape, block.dtype
         del new, block
-        for source in {0} if value == 0 else {value, *program.nodes[value - 1].inputs}:
+        for source in {value, *read}:
             if readers[source] <= value:
                 blocks[source] = None
     return below, right, tape
@@ -192,10 +188,10 @@ def run_step(
 
 def _readers(program: Program) -> list[int]:
     """For every value, the last value computed from it (itself if none)."""
-    last = list(range(len(program.nodes) + 1))
+    last = list(range(len(program.values)))
     for index, node in enumerate(program.nodes):
         for value in node.inputs:
-            last[value] = index + 1
+            last[value] = index + len(program.sources)
     return last
 
 
@@ -208,6 +204,10 @@ def _needed(block: Tensor | None, part: tuple[Span, Span], like: Tensor, channel
     return found
 
 
+def _parts(step: Step, read: Read) -> list[Tensor]:
+    return [read(source, *step.new(source)) for source in range(step.first)]
+
+
 class Forward:
     """The forward pass over a grid, remembering what a reverse pass needs.
 
@@ -216,14 +216,14 @@ class Forward:
     program, grid
         What to run and in which steps.
     weights
-        The program's weights, detached.
+        The graph's operands, detached.
     wants
         Per node what the reverse pass will ask (see `wanted`); None when there is none.
     tapes
         How many of the last steps keep their tape, which saves their recomputation; the others keep what they took over.
     """
 
-    def __init__(self, program: Program, grid: Grid, weights: Sequence[Tensor], wants: Sequence[Wants] | None, tapes: int = 0) -> None:
+    def __init__(self, program: Program, grid: Grid, weights: Sequence[Any], wants: Sequence[Wants] | None, tapes: int = 0) -> None:
         self.program, self.grid, self.weights, self.wants = program, grid, weights, wants
         self.taped = len(grid.steps()) - tapes
         self.carries: dict[tuple[int, int], Carry] = {}
@@ -235,13 +235,13 @@ class Forward:
         Parameters
         ----------
         read
-            Gives the pixels (N, C, rows, columns) of these rows and columns of the image.
+            Gives (N, C, rows, columns) of a source: its index, rows, columns.
         emit
             Takes each piece of a sink's value: value, piece, rows, columns.
         done
             Called after every step.
         """
-        count = len(self.program.nodes) + 1
+        count = len(self.program.values)
         above: list[Blocks] = [[None] * count for _ in range(self.grid.cols.steps)]
         left: Blocks = [None] * count
         for number, (i, j) in enumerate(self.grid.steps()):
@@ -250,7 +250,7 @@ class Forward:
             step = Step(self.program, self.grid, i, j)
             carry = Carry(above[j], left)
             keep = self.wants is not None and number >= self.taped
-            above[j], left, tape = run_step(step, read(*step.new(0)), carry, self.weights, self.wants if keep else None, emit)
+            above[j], left, tape = run_step(step, _parts(step, read), carry, self.weights, self.wants if keep else None, emit)
             if tape is not None:
                 self.tapes[i, j] = tape
             elif self.wants is not None:
@@ -269,7 +269,7 @@ class Backward:
     release
         Let go of each step's memory once it is done; the pass can then not be repeated.
     weight_grads
-        Gradients of the program's weights, summed as the steps go by.
+        Gradients of the graph's operands, summed as the steps go by.
     """
 
     forward: Forward
@@ -280,7 +280,7 @@ class Backward:
         self,
         read: Read,
         sink_grads: SinkGrads,
-        write: Write | None,
+        write: Write,
         done: Callable[[], None] = lambda: None,
     ) -> None:
         """Run all steps in reverse.
@@ -288,12 +288,12 @@ class Backward:
         Parameters
         ----------
         read
-            The same pixels as in the forward pass.
+            The same as in the forward pass.
         sink_grads
             Gradient of these rows and columns of a sink's value, or None for zero.
         write
-            Takes the finished gradient of these rows and columns of the image, (N, C, rows, columns), from the last step to the
-            first; not called for a step whose gradient is zero.
+            Takes the finished gradient (N, C, rows, columns) of a source's rows and columns, from the last step to the first; None
+            for zero. Its arguments: index of the source, gradient, rows, columns.
         done
             Called after every step.
         """
@@ -301,8 +301,8 @@ class Backward:
         program, grid, wants = forward.program, forward.grid, forward.wants
         if wants is None:
             raise ValueError("the forward pass was told that no gradient is wanted")
-        count = len(program.nodes) + 1
-        self.weight_grads = [None] * len(program.weights)
+        count = len(program.values)
+        self.weight_grads = [None] * len(forward.weights)
         pending_above: list[Blocks] = [[None] * count for _ in range(grid.cols.steps)]
         pending_left: Blocks = [None] * count
         for i, j in reversed(grid.steps()):
@@ -311,7 +311,7 @@ class Backward:
             step = Step(program, grid, i, j)
             tape = forward.tapes.get((i, j))
             if tape is None:
-                tape = run_step(step, read(*step.new(0)), forward.carries[i, j], forward.weights, wants, None)[2]
+                tape = run_step(step, _parts(step, read), forward.carries[i, j], forward.weights, wants, None)[2]
             if tape is None:
                 raise AssertionError("a step that was asked for a tape returned none")
             if self.release:
@@ -327,11 +327,11 @@ class Backward:
 def reverse_step(
     step: Step,
     tape: Tape,
-    weights: Sequence[Tensor],
+    weights: Sequence[Any],
     wants: Sequence[Wants],
     pending: tuple[Blocks, Blocks],
     sink_grads: SinkGrads,
-    write: Write | None,
+    write: Write,
     weight_grads: list[Tensor | None],
 ) -> tuple[Blocks, Blocks]:
     """The reverse pass of one step.
@@ -350,14 +350,15 @@ def reverse_step(
     tuple
         Gradients of what this step took over from the steps above and to the left.
     """
-    count = len(step.program.nodes) + 1
-    sunk = {sink.value for sink in step.program.sinks}
+    count = len(step.program.values)
+    sunk = {value for value, _ in step.program.sinks}
     grads: Blocks = [None] * count
     to_above: Blocks = [None] * count
     to_left: Blocks = [None] * count
     for value in reversed(range(count)):
+        source = value < step.first
         info = tape.blocks[value]
-        if info is None or not (wants[value - 1] if value else write is not None):
+        if info is None or not (_asked(step.program, wants, value) if source else wants[value - step.first]):
             continue
         (r0, _), (c0, _) = step.block(value)
         rows, cols = step.new(value)
@@ -368,37 +369,46 @@ def reverse_step(
             _accumulate(grads, value, sink_grads(value, rows, cols), fresh, info, owned=False)
         grad, grads[value] = grads[value], None
         if grad is None:
+            if source and rows[0] < rows[1] and cols[0] < cols[1]:
+                write(value, None, rows, cols)
             continue
         to_above[value] = _copy(_part(grad, (0, fresh[0][0]), fresh[1]))
         to_left[value] = _copy(_part(grad, (0, info[0][2]), (0, fresh[1][0])))
         new = _part(grad, *fresh)
         del grad
-        if new is not None and value:
-            _reverse_node(step, value - 1, new, tape, weights, wants[value - 1], grads, weight_grads)
-        elif new is not None and write is not None:
-            write(new, rows, cols)
+        if new is not None and source:
+            write(value, new, rows, cols)
+        elif new is not None:
+            _reverse_node(step, value, new, tape, weights, wants[value - step.first], grads, weight_grads)
     return to_above, to_left
+
+
+def _asked(program: Program, wants: Sequence[Wants], source: int) -> bool:
+    """Whether the gradient of a source is wanted."""
+    read = zip(program.nodes, wants, strict=True)
+    return any(asked for node, want in read for value, asked in zip(node.inputs, want.inputs, strict=True) if value == source)
 
 
 def _reverse_node(
     step: Step,
-    index: int,
+    value: int,
     grad: Tensor,
     tape: Tape,
-    weights: Sequence[Tensor],
+    weights: Sequence[Any],
     wants: Wants,
     grads: Blocks,
     weight_grads: list[Tensor | None],
 ) -> None:
     """Through one operation: gradients of its inputs' blocks and of its weights."""
-    node, piece = step.program.nodes[index], step.piece(index)
+    node, piece = step.program.nodes[value - step.first], step.piece(value)
     if piece is None:
         raise AssertionError("a node without a piece has no gradient")
-    found_inputs, found_weights = node.op.vjp(grad, tape.saved[index], [weights[w] for w in node.weights], piece, wants)
-    for value, found, asked in zip(node.inputs, found_inputs, wants.inputs, strict=True):
-        info = tape.blocks[value]
+    saved = tape.saved[value - step.first]
+    found_inputs, found_weights = step.program.op(value).vjp(grad, saved, [weights[w] for w in node.weights], piece, wants)
+    for source, found, asked in zip(node.inputs, found_inputs, wants.inputs, strict=True):
+        info = tape.blocks[source]
         if asked and found is not None and info is not None:
-            _accumulate(grads, value, found, step.need(index, value, piece), info)
+            _accumulate(grads, source, found, step.need(value, source, piece), info)
     for weight, found in zip(node.weights, found_weights, strict=True):
         if found is not None:
             total = weight_grads[weight]

@@ -3,25 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
-from streamview.errors import RegionError
-from streamview.streaming.execute import Backward, Forward, Grid, build_grid, wanted
-from streamview.streaming.graph import Program, capture, refuse_hooks
-from streamview.streaming.ops import Wants
+from streamview.errors import NotStreamableError, RegionError
+from streamview.streaming.capture import capture, refuse_hooks
+from streamview.streaming.graph import Graph, Key, Sink, bind, demands
+from streamview.streaming.ops import OtherChannels, Statistic
 from streamview.streaming.plan import make_plan, parse_bytes, return_freed_blocks
-from streamview.streaming.sinks import Sinks
+from streamview.streaming.run import Run
+from streamview.streaming.trace import Split
 
 __all__ = ["Streamed", "stream"]
 
 
-def stream(module: nn.Module, *, memory: str | int | None = None, tile: tuple[int, int] | None = None) -> Streamed:
+def stream(
+    module: nn.Module,
+    *,
+    memory: str | int | None = None,
+    tile: tuple[int, int] | None = None,
+    barriers: str = "auto",
+    body: nn.Module | None = None,
+    head: nn.Module | None = None,
+) -> Streamed:
     """Wrap a network so that its local part runs in pieces, exactly.
 
     Parameters
@@ -34,6 +41,13 @@ def stream(module: nn.Module, *, memory: str | int | None = None, tile: tuple[in
         to keep it, and the C library is told to return freed memory at once. Default: half of what the machine has free.
     tile
         Rows and columns of a step in pixels of the image, instead of `memory`; may be larger than the image.
+    barriers
+        What becomes of the maps in front of layers that need a number from the whole map (squeeze-excitation, GroupNorm):
+        ``"kept"`` in memory, ``"spilled"`` to disk, ``"regenerated"`` from the image, which costs one more forward and backward
+        pass through what lies before for each of them; ``"auto"``: the first of these that fits the memory.
+    body, head
+        Parts of `module`, where it cannot be traced as a whole: the network is then ``head(body(image))``, and only `body` is
+        traced.
 
     Returns
     -------
@@ -50,7 +64,11 @@ def stream(module: nn.Module, *, memory: str | int | None = None, tile: tuple[in
     The method is that of Pinckaers, van Ginneken and Litjens (TPAMI 2020) without their overlap: what later steps still need is
     carried, so no convolution is computed twice in a pass.
     """
-    return Streamed(module, None if memory is None else parse_bytes(memory), tile)
+    if (body is None) != (head is None):
+        raise ValueError("body and head divide a network together: give both or neither")
+    if body is not None and head is not None:
+        module = Split(body, head).train(module.training)
+    return Streamed(module, None if memory is None else parse_bytes(memory), tile, barriers)
 
 
 class Streamed(nn.Module):
@@ -65,29 +83,34 @@ class Streamed(nn.Module):
         a pooling behind it is not streamed, so that the whole map passes.
     """
 
-    def __init__(self, module: nn.Module, memory: int | None, tile: tuple[int, int] | None) -> None:
+    def __init__(self, module: nn.Module, memory: int | None, tile: tuple[int, int] | None, barriers: str = "auto") -> None:
         super().__init__()
+        if barriers not in ("auto", "kept", "spilled", "regenerated"):
+            raise ValueError(f"barriers {barriers!r}: expected auto, kept, spilled or regenerated")
         if tile is not None and (len(tile) != 2 or min(tile) < 1):
             raise ValueError(f"tile {tile}: expected (rows, columns), both positive, in pixels of the image")
         self.module = module
         self.cut = nn.Identity()
-        self._memory, self._tile = memory, tile
+        self._memory, self._tile, self._barriers = memory, tile, barriers
         if memory is not None:
             return_freed_blocks()
-        self._captured: tuple[Any, Program] | None = None
-        self.program()
+        self._captured: tuple[Any, Graph] | None = None
+        self.graph()
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the captured graph, which refers to this very network: a copy captures its own."""
         return {**self.__dict__, "_captured": None}
 
-    def program(self) -> Program:
-        """The captured network in its present mode; captured anew when a mode, a submodule or a parameter object changed."""
+    def graph(self, channels: int | None = None) -> Graph:
+        """The captured network in its present mode, for an image of so many channels.
+
+        It is captured anew when a mode, a submodule or a parameter object changed.
+        """
         reduce = not (self.cut._forward_hooks or self.cut._forward_pre_hooks or self.cut._backward_hooks)
         tensors = (*self.module.parameters(), *self.module.buffers())
         key = (reduce, *map(_attributes, self.module.modules()), *map(id, tensors))
-        if self._captured is None or self._captured[0] != key:
-            self._captured = key, capture(self.module, reduce=reduce)
+        if self._captured is None or self._captured[0] != key or channels not in (None, self._captured[1].channels[0]):
+            self._captured = key, capture(self.module, reduce=reduce, channels=channels)
         return self._captured[1]
 
     def forward(self, image: Tensor) -> Any:
@@ -110,37 +133,39 @@ class Streamed(nn.Module):
         NotStreamableError
             When the local part or a container has hooks, which would be skipped.
         """
-        program = self.program()
-        refuse_hooks(self.module, program)
         if image.dim() != 4 or not image.is_floating_point():
             raise RegionError(f"image of shape {tuple(image.shape)} and dtype {image.dtype}: expected a float tensor (N, C, H, W)")
-        fitting = program if image.shape[1] == program.channels[0] else program.with_channels(image.shape[1])
-        if fitting is None:
-            raise RegionError(f"image of {image.shape[1]} channels: the network takes {program.channels[0]}")
-        program = fitting
-        weights = [weight.read() for weight in program.weights]
-        size = (image.shape[2], image.shape[3])
-        differentiable = torch.is_grad_enabled() and any(t.requires_grad for t in (image, *weights))
-        wants = wanted(program, image.requires_grad, [w.requires_grad for w in weights]) if differentiable else None
-        check_size(program, size)
-        plan = make_plan(program, image.shape, image.dtype, wants, weights, memory=self._memory, tile=self._tile)
+        try:
+            graph = self.graph(image.shape[1])
+        except OtherChannels:
+            raise RegionError(f"image of {image.shape[1]} channels: the network takes {self.graph().channels[0]}") from None
+        refuse_hooks(self.module, graph)
+        weights = [weight.read() for weight in graph.weights]
+        _refuse_transforms((image, *weights))
+        between = [p for bridge in graph.bridges for p in bridge.module.parameters()]
+        asked = [t for t in (image, *weights, *between) if t.requires_grad]
+        differentiable = torch.is_grad_enabled() and bool(asked)
+        needs = demands(graph, image.requires_grad, [w.requires_grad for w in weights]) if differentiable else None
+        bound = bind(graph, (image.shape[2], image.shape[3]))
+        plan = make_plan(bound, image.shape[0], image.dtype, needs, weights, memory=self._memory, tile=self._tile, barriers=self._barriers)
         kind = image.device.type
         autocast = (kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind))
-        guards = [t for m in program.modules.values() for t in (*m.parameters(), *m.buffers())]
-        call = _Call(program, build_grid(program, size, plan.tile), plan.tapes, wants, autocast, guards)
+        guards = [t for m in graph.modules.values() for t in (*m.parameters(), *m.buffers())]
+        run = Run(bound, plan, [w.detach() for w in weights], needs)
+        keys = [key for key in graph.head.takes if not isinstance(key, Sink) or key.kind != "shape"]
+        call = _Call(run, keys, between, autocast, guards)
         if differentiable:
-            results = iter(_StreamedBody.apply(call, image, *weights))  # type: ignore[no-untyped-call]
+            found = _StreamedBody.apply(call, image, *weights, *between)  # type: ignore[no-untyped-call]
         else:
-            results = iter(call.forward(image, weights))
+            found = call.forward(image)
+        results = dict(zip(keys, found, strict=True))
         arguments = []
-        for sink in program.sinks:
-            if sink.kind == "shape":
-                shape = (image.shape[0], program.channels[sink.value], *call.grid.size(sink.value))
-                arguments.append(image.new_empty(()).expand(shape))
-                continue
-            found = self.cut(next(results))
-            arguments.append(found if sink.keepdim else found.flatten(1))
-        return program.head(*arguments)
+        for key in graph.head.takes:
+            if isinstance(key, Sink) and key.kind == "shape":
+                arguments.append(image.new_empty(()).expand(image.shape[0], graph.channels[key.value], *bound.sizes[key.value]))
+            else:
+                arguments.append(self.cut(results[key]) if isinstance(key, Sink) else results[key])
+        return graph.head.module(*arguments)
 
 
 def _attributes(module: nn.Module) -> tuple[Any, ...]:
@@ -149,25 +174,18 @@ def _attributes(module: nn.Module) -> tuple[Any, ...]:
     return (id(module), *plain, *(id(value) for value in vars(module).values() if isinstance(value, Tensor)))
 
 
-def check_size(program: Program, size: tuple[int, int]) -> None:
-    """Refuse an image of this height and width if it is too small, naming the layer that says so.
-
-    Raises
-    ------
-    RegionError
-        When a layer would have no output.
-    """
-    try:
-        build_grid(program, size, size)
-    except ValueError as error:
-        name = program.nodes[error.args[1]].name
-        raise RegionError(
-            f"image of {size[0]} x {size[1]} px (height x width): {error.args[0]} at layer {name}; use a larger region"
-        ) from None
+def _refuse_transforms(tensors: Sequence[Tensor]) -> None:
+    """Refuse what would differentiate the pass itself, or run it for several images at once."""
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        raise NotStreamableError(
+            "torch.func (grad, vmap, jvp) cannot look into a streamed pass: use torch.autograd.grad, one output at a time"
+        )
+    if any(torch.autograd.forward_ad.unpack_dual(t).tangent is not None for t in tensors):
+        raise NotStreamableError("forward-mode differentiation of a streamed network is not possible: use torch.autograd.grad")
 
 
 class _StreamedBody(torch.autograd.Function):
-    """The local part as one function of the image and the body's weights; its outputs are the sinks' tensors."""
+    """The local part as one function of the image, the body's weights and the bridges' parameters; it returns what the head takes."""
 
     @staticmethod
     def forward(ctx: Any, call: _Call, image: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
@@ -175,48 +193,70 @@ class _StreamedBody(torch.autograd.Function):
         # the guards are saved only so that torch notices when a weight is changed in place before the reverse pass
         ctx.save_for_backward(image, *weights, *call.guards)
         # new tensors: autograd marks those it returns, and the call must not hold what holds the call
-        return tuple(t.detach() for t in call.forward(image.detach(), [w.detach() for w in weights]))
+        return tuple(t.detach() for t in call.forward(image.detach()))
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        image = ctx.saved_tensors[0]
-        return (None, *ctx.call.backward(image.detach(), grads, ctx.needs_input_grad[1]))
+        image, *weights = ctx.saved_tensors[: len(ctx.needs_input_grad) - 1]
+        if any(grad is not None and torch._C._functorch.is_legacy_batchedtensor(grad) for grad in grads):
+            raise NotStreamableError("batched gradients cannot run through a streamed pass: ask for one gradient after the other")
+        given = [None if grad is None else grad.detach() for grad in grads]
+        found = ctx.call.backward(image.detach(), given, ctx.needs_input_grad[1])
+        if torch.is_grad_enabled():
+            # so that a second derivative raises: a gradient cut off here would silently count as zero
+            made = [index for index, grad in enumerate(found) if grad is not None]
+            sources = [t for t in (image, *weights, *grads) if t is not None]
+            once = _Once.apply(len(made), *(found[index] for index in made), *sources)  # type: ignore[no-untyped-call]
+            for index, grad in zip(made, once, strict=True):
+                found[index] = grad
+        return (None, *found)
+
+
+class _Once(torch.autograd.Function):
+    """Hands gradients on, tied to what they depend on; cannot be differentiated."""
+
+    @staticmethod
+    def forward(ctx: Any, count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
+        return tuple(t.view_as(t) for t in tensors[:count])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        raise NotStreamableError(
+            "a streamed network can be differentiated once: second derivatives (a gradient penalty, a Hessian) need the plain network"
+        )
 
 
 @dataclass(slots=True, eq=False)
 class _Call:
-    """One call of a streamed module: its schedule, what the reverse pass is asked for, and what it needs to remember."""
+    """One call of a streamed module: its run, what the head takes, and what torch must know besides."""
 
-    program: Program
-    grid: Grid
-    tapes: int
-    wants: Sequence[Wants] | None
+    run: Run
+    keys: Sequence[Key]
+    between: Sequence[Tensor]
     autocast: tuple[str, torch.dtype, bool]
     guards: Sequence[Tensor]
-    sinks: Sinks = field(init=False)
-    passed: Forward = field(init=False)
 
-    def forward(self, image: Tensor, weights: Sequence[Tensor]) -> list[Tensor]:
-        self.sinks = Sinks(self.program, self.grid)
-        self.passed = Forward(self.program, self.grid, weights, self.wants, self.tapes)
-        with torch.no_grad():
-            self.passed.run(_reader(image), self.sinks.add)
-        return self.sinks.results()
+    def forward(self, image: Tensor) -> list[Tensor]:
+        self.run.forward(_reader(image))
+        return [self.run.tensors[key] for key in self.keys]
 
     def backward(self, image: Tensor, grads: Sequence[Tensor | None], image_wanted: bool) -> list[Tensor | None]:
         found = torch.zeros_like(image) if image_wanted else None
 
-        def write(part: Tensor, rows: tuple[int, int], cols: tuple[int, int]) -> None:
-            if found is not None:
+        def write(part: Tensor | None, rows: tuple[int, int], cols: tuple[int, int]) -> None:
+            if found is not None and part is not None:
                 found[:, :, rows[0] : rows[1], cols[0] : cols[1]] = part
 
         device, dtype, enabled = self.autocast
-        backward = Backward(self.passed)
+        given = dict(zip(self.keys, grads, strict=True))
         with torch.no_grad(), torch.autocast(device, dtype, enabled):
-            backward.run(_reader(image), partial(self.sinks.gradient, grads), write if image_wanted else None)
-        summed = zip(backward.weight_grads, self.passed.weights, strict=True)
-        return [found, *(None if grad is None else grad.to(weight.dtype) for grad, weight in summed)]
+            operands, between = self.run.backward(_reader(image), given, write if image_wanted else None, self.between)
+        summed = [
+            None if grad is None else grad.to(value.dtype)
+            for grad, value, operand in zip(operands, self.run.operands, self.run.bound.graph.operands, strict=True)
+            if not isinstance(operand, Statistic)
+        ]
+        return [found, *summed, *between]
 
 
 def _reader(image: Tensor) -> Callable[[tuple[int, int], tuple[int, int]], Tensor]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,12 +20,12 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from torch.utils._pytree import tree_leaves
 
 from streamview.errors import MemoryBudgetError
-from streamview.streaming.execute import Carry, Grid, Step, build_grid, reverse_step, run_step
-from streamview.streaming.graph import Program
-from streamview.streaming.ops import Wants
+from streamview.streaming.execute import Carry, Grid, Step, build_grid, reverse_step, run_step, wanted
+from streamview.streaming.graph import Bound, Demands, Graph, Program
+from streamview.streaming.ops import Size, Statistic, Wants
 from streamview.streaming.schedule import AxisSchedule
 
-__all__ = ["Plan", "format_bytes", "free_memory", "make_plan", "parse_bytes", "return_freed_blocks"]
+__all__ = ["PassPlan", "Plan", "format_bytes", "free_memory", "make_plan", "parse_bytes", "return_freed_blocks"]
 
 _UNITS = {"": 1, "B": 1, "KB": 2**10, "MB": 2**20, "GB": 2**30, "TB": 2**40}
 _STRIP_ROWS = (256, 128, 64, 32, 16, 8)
@@ -61,25 +61,61 @@ def format_bytes(amount: float) -> str:
 
 
 @dataclass(frozen=True, slots=True)
+class PassPlan:
+    """How one pass will run.
+
+    Parameters
+    ----------
+    tile
+        Rows and columns of a step, in px of the pass's largest source: of the image in the first pass.
+    steps
+        Number of steps.
+    tapes
+        How many of them keep what their reverse pass needs, which saves computing them again.
+    """
+
+    tile: Size
+    steps: int
+    tapes: int
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """How a call will run.
 
     Parameters
     ----------
-    tile
-        Rows and columns of a step, in pixels of the image.
-    steps
-        Number of steps.
-    tapes
-        How many of them keep what their reverse pass needs, which saves computing them again.
+    passes
+        One for each phase of the network.
+    barriers
+        What becomes of the maps between passes: ``"none"`` (there are none), ``"kept"`` in memory, ``"spilled"`` to disk, or
+        ``"regenerated"`` from the image.
     peak_bytes
         Predicted growth of memory over the call, without the image and its gradient.
     """
 
-    tile: tuple[int, int]
-    steps: int
-    tapes: int
+    passes: tuple[PassPlan, ...]
+    barriers: str
     peak_bytes: int
+
+    @property
+    def tile(self) -> Size:
+        """Rows and columns of a step of the first pass, in px of the image."""
+        return self.passes[0].tile
+
+    @property
+    def steps(self) -> int:
+        """Steps of all passes."""
+        return sum(p.steps for p in self.passes)
+
+    @property
+    def tapes(self) -> int:
+        """Steps that keep what their reverse pass needs."""
+        return sum(p.tapes for p in self.passes)
+
+    def stored(self, graph: Graph) -> list[int]:
+        """The graph's values that are stored between passes."""
+        return graph.crossing if self.barriers in ("kept", "spilled") else []
 
 
 def return_freed_blocks() -> None:
@@ -102,31 +138,34 @@ def free_memory() -> int:
 
 
 def make_plan(
-    program: Program,
-    shape: Sequence[int],
+    bound: Bound,
+    images: int,
     dtype: torch.dtype,
-    wants: Sequence[Wants] | None,
+    needs: Demands | None,
     weights: Sequence[Tensor],
     *,
     memory: int | None = None,
-    tile: tuple[int, int] | None = None,
+    tile: Size | None = None,
+    barriers: str = "auto",
 ) -> Plan:
     """Choose the steps for an image.
 
     Parameters
     ----------
-    program
-        The captured network.
-    shape, dtype
-        Of the image, (N, C, H, W).
-    wants
+    bound
+        The captured network for the image's size.
+    images, dtype
+        Number of images, and their type.
+    needs
         Gradients that will be asked for, or None.
     weights
-        The program's weights, for their shapes.
+        The graph's weights, for their shapes.
     memory
         Bytes by which the call may grow; default half of what the machine has free.
     tile
-        Rows and columns of a step, instead of choosing them.
+        Rows and columns of a step in px of the image, instead of choosing them.
+    barriers
+        ``"kept"``, ``"spilled"`` or ``"regenerated"`` (see `Plan`); ``"auto"``: the first of them that fits.
 
     Returns
     -------
@@ -138,21 +177,22 @@ def make_plan(
     MemoryBudgetError
         When no step fits; the message names the least that would do.
     """
-    height, width = shape[2], shape[3]
+    height, width = bound.sizes[0]
     budget = free_memory() // 2 if memory is None else memory
-    if tile is not None:
-        return _plan(program, shape, dtype, wants, weights, tile, budget if memory is not None else None)
-    candidates = [(rows, width) for rows in _STRIP_ROWS if rows <= max(height, _STRIP_ROWS[-1])]
-    columns = width
-    while columns > 256:
-        columns = -(-columns // 2)
-        candidates += [(rows, columns) for rows in (512, 256, 128, 64) if rows <= max(height, 64)]
+    if not bound.graph.crossing:
+        ways: Sequence[str] = ("none",)
+    else:
+        ways = ("kept", "spilled", "regenerated") if barriers == "auto" else (barriers,)
     least = None
-    for candidate in candidates:
-        plan = _plan(program, shape, dtype, wants, weights, candidate, budget)
-        if plan.peak_bytes <= budget:
-            return plan
-        least = plan if least is None or plan.peak_bytes < least.peak_bytes else least
+    for way in ways:
+        costs = _Costs(bound, images, dtype, needs, weights, way)
+        if tile is not None and (memory is None or len(ways) == 1):
+            return costs.plan(tile, budget if memory is not None else None)
+        for candidate in [tile] if tile is not None else _candidates(height, width):
+            plan = costs.plan(candidate, budget)
+            if plan.peak_bytes <= budget:
+                return plan
+            least = plan if least is None or plan.peak_bytes < least.peak_bytes else least
     if least is None:
         raise AssertionError("there is always a candidate")
     raise MemoryBudgetError(
@@ -161,36 +201,84 @@ def make_plan(
     )
 
 
-def _plan(
-    program: Program,
-    shape: Sequence[int],
-    dtype: torch.dtype,
-    wants: Sequence[Wants] | None,
-    weights: Sequence[Tensor],
-    tile: tuple[int, int],
-    budget: int | None,
-) -> Plan:
-    """The cost of one shape of the steps, with as many tapes as the budget allows (none without a budget)."""
-    grid = build_grid(program, (shape[2], shape[3]), tile)
-    steps = grid.rows.steps * grid.cols.steps
-    sinks = sum(
-        shape[0] * program.channels[sink.value] * grid.size(sink.value)[0] * grid.size(sink.value)[1] * dtype.itemsize * (2 if wants else 1)
-        for sink in program.sinks
-        if sink.kind == "map"
-    )
-    if budget is None:
-        return Plan(tile, steps, 0, sinks)
-    cost = _step_cost(program, grid, shape, dtype, wants, weights)
-    largest = shape[0] * max(c * _longest(grid.rows, v) * _longest(grid.cols, v) for v, c in enumerate(program.channels))
-    fixed = sinks + cost.peak + (sum(w.nbytes for w in weights) if wants and any(any(w.weights) for w in wants) else 0)
-    if largest >= _ELEMENTS:
-        fixed = max(fixed, budget + 1)
-    if wants is None:
-        return Plan(tile, steps, 0, fixed)
-    extra = cost.tape - cost.carry
-    rest = budget - fixed - steps * cost.carry
-    tapes = steps if extra <= 0 else min(steps, max(rest // extra, 0))
-    return Plan(tile, steps, tapes, fixed + (steps - tapes) * cost.carry + tapes * cost.tape)
+def _candidates(height: int, width: int) -> list[Size]:
+    """Shapes of a step, the best first: full strips, then tiles."""
+    found = [(rows, width) for rows in _STRIP_ROWS if rows <= max(height, _STRIP_ROWS[-1])]
+    columns = width
+    while columns > 256:
+        columns = -(-columns // 2)
+        found += [(rows, columns) for rows in (512, 256, 128, 64) if rows <= max(height, 64)]
+    return found
+
+
+class _Costs:
+    """What plans of one way with barriers cost."""
+
+    def __init__(self, bound: Bound, images: int, dtype: torch.dtype, needs: Demands | None, weights: Sequence[Tensor], way: str) -> None:
+        self.bound, self.images, self.dtype, self.needs, self.way = bound, images, dtype, needs, way
+        graph = bound.graph
+        self.stored = Plan((), way, 0).stored(graph)
+        self.programs = [bound.program(phase, self.stored) for phase in range(graph.passes)]
+        self.trained = sum(w.nbytes for w in weights) if needs is not None and any(needs.operands) else 0
+        given = iter(weights)
+        self.blank = [
+            torch.empty((images, *o.shape[1:]), dtype=dtype, device="meta") if isinstance(o, Statistic)
+            else torch.empty_like(next(given), device="meta")
+            for o in graph.operands
+        ]  # fmt: skip
+        self.wants = [None if needs is None else wanted(p, needs.values, needs.operands) for p in self.programs]
+
+    def plan(self, tile: Size, budget: int | None) -> Plan:
+        """The cost of one shape of the steps, with as many tapes as the budget allows (none without a budget)."""
+        grids = [build_grid(program, self._scaled(tile, program)) for program in self.programs]
+        tiles = [self._scaled(tile, program) for program in self.programs]
+        counts = [grid.rows.steps * grid.cols.steps for grid in grids]
+        sinks = sum(self._bytes(sink.value) for sink in self.bound.graph.sinks if sink.kind == "map") * (2 if self.needs else 1)
+        if budget is None:
+            return Plan(tuple(PassPlan(t, n, 0) for t, n in zip(tiles, counts, strict=True)), self.way, sinks + self._held_bytes(0))
+        costs = [
+            _step_cost(program, grid, self.images, self.dtype, wants, self.blank)
+            for program, grid, wants in zip(self.programs, grids, self.wants, strict=True)
+        ]
+        largest = max(
+            self.images * c * _longest(grid.rows, v) * _longest(grid.cols, v)
+            for program, grid in zip(self.programs, grids, strict=True)
+            for v, c in enumerate(program.channels)
+        )
+        fixed = sinks + self.trained + max(cost.peak + self._held_bytes(phase) for phase, cost in enumerate(costs))
+        if largest >= _ELEMENTS:
+            fixed = max(fixed, budget + 1)
+        if self.needs is None:
+            return Plan(tuple(PassPlan(t, n, 0) for t, n in zip(tiles, counts, strict=True)), self.way, fixed)
+        fixed += sum(n * cost.carry for n, cost in zip(counts, costs, strict=True))
+        passes: list[PassPlan] = []
+        for t, n, cost in reversed(list(zip(tiles, counts, costs, strict=True))):
+            extra = cost.tape - cost.carry
+            tapes = n if extra <= 0 else min(n, max((budget - fixed) // extra, 0))
+            fixed += tapes * extra
+            passes.insert(0, PassPlan(t, n, tapes))
+        return Plan(tuple(passes), self.way, fixed)
+
+    def _scaled(self, tile: Size, program: Program) -> Size:
+        """A step of the image in px of the program's largest source."""
+        (height, width), sources = self.bound.sizes[0], program.sources
+        rows, cols = max(h for h, _ in sources), max(w for _, w in sources)
+        return max(1, round(tile[0] * rows / height)), max(1, round(tile[1] * cols / width))
+
+    def _bytes(self, value: int) -> int:
+        height, width = self.bound.sizes[value]
+        return self.images * self.bound.graph.channels[value] * height * width * self.dtype.itemsize
+
+    def _held_bytes(self, phase: int) -> int:
+        """Bytes of maps between passes that are in memory during a pass, and of their gradients."""
+        graph = self.bound.graph
+        held = [v for v in self.stored if self.way == "kept"]
+        last = {v: max(graph.phases[r] for r, node in graph.nodes.items() if v in node.inputs) for v in held}
+        during = [v for v in held if graph.phases[v] <= phase <= last[v]]
+        if self.needs is None:
+            return sum(map(self._bytes, during))
+        image = self.needs.values[0] and self.way == "kept" and sum(0 in p.values[: len(p.sources)] for p in self.programs) > 1
+        return sum(map(self._bytes, held)) + sum(map(self._bytes, during)) + (self._bytes(0) if image else 0)
 
 
 def _longest(axis: AxisSchedule, value: int) -> int:
@@ -208,44 +296,45 @@ class _StepCost:
 
 
 def _step_cost(
-    program: Program, grid: Grid, shape: Sequence[int], dtype: torch.dtype, wants: Sequence[Wants] | None, weights: Sequence[Tensor]
+    program: Program, grid: Grid, images: int, dtype: torch.dtype, wants: Sequence[Wants] | None, blank: Sequence[Tensor]
 ) -> _StepCost:
     """Run a few inner steps on the meta device."""
-    blank = [torch.empty_like(w, device="meta") for w in weights]
     middle, j = grid.rows.steps // 2, grid.cols.steps // 2
     peak, carries, tapes = 0, [], []
     steps = range(middle, min(middle + _CYCLE, grid.rows.steps))
+
+    def empty(value: int, rows: int, cols: int) -> Tensor:
+        size = (images, program.channels[value], rows, cols)
+        return torch.empty(size, dtype=dtype, device="meta", memory_format=torch.channels_last)
+
     for i in steps:
         step = Step(program, grid, i, j)
-        above, left, below, right = ([_blank(step, v, side, shape, dtype) for v in range(len(program.channels))] for side in _SIDES)
+        above, left, below, right = ([_blank(step, v, side, empty) for v in range(len(program.channels))] for side in _SIDES)
         carries.append(sum(t.nbytes for t in (*above, *left) if t is not None))
         # outside of the caller's modes, which would count these operations as real
         with _disable_current_modes(), torch.no_grad(), _Meter() as meter:
-            rows, cols = step.new(0)
-            pixels = torch.empty(
-                (*shape[:2], rows[1] - rows[0], cols[1] - cols[0]), dtype=dtype, device="meta", memory_format=torch.channels_last
-            )
-            made = run_step(step, pixels, Carry(above, left), blank, None, None)
+            parts = [empty(v, r1 - r0, c1 - c0) for v in range(step.first) for (r0, r1), (c0, c1) in [step.new(v)]]
+            made = run_step(step, parts, Carry(above, left), blank, None, None)
             del made
             if wants is not None:
-                tape = run_step(step, pixels, Carry(above, left), blank, wants, None)[2]
-                del pixels
+                tape = run_step(step, parts, Carry(above, left), blank, wants, None)[2]
+                del parts
                 tapes.append(meter.live())
                 if tape is not None:
-                    reverse_step(step, tape, blank, wants, (below, right), lambda *_: None, _ignore, [None] * len(weights))
+                    reverse_step(step, tape, blank, wants, (below, right), lambda *_: None, _ignore, [None] * len(blank))
         peak = max(peak, meter.peak)
-    return _StepCost(peak, sum(carries) // len(steps), sum(tapes) // len(steps))
+    return _StepCost(peak, sum(carries) // len(steps), sum(tapes) // len(steps) if tapes else 0)
 
 
 _SIDES = ("above", "left", "below", "right")
 _CYCLE = 4
 
 
-def _ignore(grad: Tensor, rows: tuple[int, int], cols: tuple[int, int]) -> None:
+def _ignore(source: int, grad: Tensor | None, rows: tuple[int, int], cols: tuple[int, int]) -> None:
     """Take a finished gradient and forget it."""
 
 
-def _blank(step: Step, value: int, side: str, shape: Sequence[int], dtype: torch.dtype) -> Tensor | None:
+def _blank(step: Step, value: int, side: str, empty: Callable[[int, int, int], Tensor]) -> Tensor | None:
     """What a step exchanges with its neighbour on one side, without memory."""
     (r0, r1), (c0, c1) = step.block(value)
     (n0, _), (m0, _) = step.new(value)
@@ -253,10 +342,7 @@ def _blank(step: Step, value: int, side: str, shape: Sequence[int], dtype: torch
         (r0, r1), (c0, c1) = step.below(value) if side == "below" else step.right(value)
     else:
         r1, c0, c1 = (n0, m0, c1) if side == "above" else (r1, c0, m0)
-    if r0 >= r1 or c0 >= c1:
-        return None
-    size = (shape[0], step.program.channels[value], r1 - r0, c1 - c0)
-    return torch.empty(size, dtype=dtype, device="meta", memory_format=torch.channels_last)
+    return None if r0 >= r1 or c0 >= c1 else empty(value, r1 - r0, c1 - c0)
 
 
 class _Meter(TorchDispatchMode):

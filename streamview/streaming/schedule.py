@@ -1,18 +1,40 @@
 """Which rows and columns of every value exist, and are still needed, after each step: integers only, no torch.
 
-A *value* is the image or the output of an operation. Along one axis an operation is a `Window`: output ``o`` reads the inputs
-``[o * stride - before, o * stride - before + extent)``. Stepping through the image, a value has been *produced* up to P and is
-*kept* from K = min(P, first input that a later output of any consumer still reads). Both grow monotonically, K <= P, and the
-last P is the whole axis, so the pieces [P_before, P) partition every value exactly: nothing is computed twice. The
-two-dimensional schedule is rows x columns; strips are tiles as wide as the image.
+A *value* is a source (the image, or a map that an earlier pass stored) or the output of an operation. Along one axis an operation
+has a geometry: a `Window` (output ``o`` reads the inputs ``[o * stride - before, o * stride - before + extent)``), a `Spread`
+(transposed convolution) or a `Table` (anything else, such as resampling). Stepping through the sources, a value has been
+*produced* up to P and is *kept* from K = min(P, first input that a later output of any consumer still reads). Both grow
+monotonically, K <= P, and the last P is the whole axis, so the pieces [P_before, P) partition every value exactly: nothing is
+computed twice. The two-dimensional schedule is rows x columns; strips are tiles as wide as the image.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
-__all__ = ["IDENTITY", "AxisSchedule", "Window", "schedule_axis"]
+__all__ = ["IDENTITY", "Axis", "AxisSchedule", "Spread", "Table", "Window", "schedule_axis"]
+
+
+class Axis(Protocol):
+    """Geometry of one operation along one axis, in elements of its input of length `n`."""
+
+    def size(self, n: int) -> int:
+        """Number of outputs; zero or negative when the input is too small."""
+
+    def frontier(self, p: int, n: int) -> int:
+        """How many outputs can exist once the first `p` inputs exist."""
+
+    def first(self, o: int, n: int) -> int:
+        """The first input that outputs from `o` on still read."""
+
+    def need(self, o0: int, o1: int, n: int) -> tuple[int, int, int, int]:
+        """What the outputs [o0, o1) read: first and last + 1 of the inputs, then the padding before and after them."""
+
+    def place(self, n: int) -> tuple[float, float]:
+        """Distance between the centres of what neighbouring outputs see, and the centre of what the first one sees, in inputs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +90,10 @@ class Window:
         before = min(max(i0 - start, 0), stop - start)
         return i0, i1, before, stop - start - before - (i1 - i0)
 
+    def place(self, n: int) -> tuple[float, float]:
+        """Distance between the centres of what neighbouring outputs see, and the centre of what the first one sees, in inputs."""
+        return self.stride, (self.extent - 1) / 2 - self.before
+
     def symmetric(self, before: int, after: int, length: int, outputs: int) -> int | None:
         """A padding of both sides of `length` inputs that yields just these outputs, or None when there is none."""
         if before == after or (length + 2 * before - self.extent) // self.stride + 1 == outputs:
@@ -76,6 +102,101 @@ class Window:
 
 
 IDENTITY = Window()
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """Geometry of a transposed convolution: input ``i`` adds to the outputs ``[i * stride - before, i * stride - before + extent)``.
+
+    Parameters
+    ----------
+    kernel, stride, dilation
+        As in convolution.
+    before, after
+        Outputs dropped at the two ends of the axis; a negative `after` appends outputs that no input reaches.
+    """
+
+    kernel: int = 1
+    stride: int = 1
+    dilation: int = 1
+    before: int = 0
+    after: int = 0
+
+    @property
+    def extent(self) -> int:
+        """Outputs from the first to the last that one input adds to."""
+        return (self.kernel - 1) * self.dilation + 1
+
+    def size(self, n: int) -> int:
+        """Number of outputs."""
+        return (n - 1) * self.stride + self.extent - self.before - self.after
+
+    def frontier(self, p: int, n: int) -> int:
+        """Outputs before the first one that input `p` adds to."""
+        return self.size(n) if p >= n else min(max(p * self.stride - self.before, 0), self.size(n))
+
+    def first(self, o: int, n: int) -> int:
+        """The first input that adds to output `o`."""
+        return min(max(-(-(o + self.before - self.extent + 1) // self.stride), 0), n)
+
+    def need(self, o0: int, o1: int, n: int) -> tuple[int, int, int, int]:
+        """Inputs that add to the outputs [o0, o1); there is no padding."""
+        i0 = self.first(o0, n)
+        return i0, min(max((o1 - 1 + self.before) // self.stride + 1, i0), n), 0, 0
+
+    def place(self, n: int) -> tuple[float, float]:
+        """As in `Axis`."""
+        return 1 / self.stride, (self.before - (self.extent - 1) / 2) / self.stride
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Geometry given output by output, for one length of the input.
+
+    Parameters
+    ----------
+    low
+        For every output the first input that it or any later output reads.
+    high
+        For every output one more than the last input that it or any earlier output reads.
+    step, centre
+        What `place` returns.
+    """
+
+    low: tuple[int, ...]
+    high: tuple[int, ...]
+    step: float
+    centre: float
+
+    @classmethod
+    def of(cls, low: Sequence[int], high: Sequence[int], step: float, centre: float) -> Table:
+        """From the first and last input of every output."""
+        lows, highs = list(low), [h + 1 for h in high]
+        for o in range(len(lows) - 1, 0, -1):
+            lows[o - 1] = min(lows[o - 1], lows[o])
+        for o in range(1, len(highs)):
+            highs[o] = max(highs[o], highs[o - 1])
+        return cls(tuple(lows), tuple(highs), step, centre)
+
+    def size(self, n: int) -> int:
+        """Number of outputs."""
+        return len(self.low)
+
+    def frontier(self, p: int, n: int) -> int:
+        """Outputs that read none but the first `p` inputs."""
+        return bisect_right(self.high, p)
+
+    def first(self, o: int, n: int) -> int:
+        """The first input that outputs from `o` on still read."""
+        return self.low[o] if o < len(self.low) else n
+
+    def need(self, o0: int, o1: int, n: int) -> tuple[int, int, int, int]:
+        """Inputs that the outputs [o0, o1) read, and perhaps some that are at hand besides."""
+        return self.low[o0], self.high[o1 - 1], 0, 0
+
+    def place(self, n: int) -> tuple[float, float]:
+        """As in `Axis`."""
+        return self.step, self.centre
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,53 +230,43 @@ class AxisSchedule:
 
 
 def schedule_axis(
-    windows: Sequence[Window], inputs: Sequence[tuple[int, ...]], n: int, step: int, granules: Sequence[int] | None = None
+    axes: Sequence[Axis], inputs: Sequence[tuple[int, ...]], sources: Sequence[int], step: int, granules: Sequence[int] | None = None
 ) -> AxisSchedule:
     """Schedule every value along one axis.
 
     Parameters
     ----------
-    windows, inputs
-        Operation ``i`` makes value ``i + 1`` from the values ``inputs[i]``, all of them earlier; value 0 is the image.
-    n
-        Length of the image.
+    axes, inputs
+        Operation ``i`` makes value ``len(sources) + i`` from the values ``inputs[i]``, all of them earlier.
+    sources
+        Lengths of the sources.
     step
-        New elements of the image in each step.
+        New elements of the longest source in each step; the others grow in proportion.
     granules
         For every value the least number of elements worth producing at once; a value waits until it can produce a multiple.
 
     Returns
     -------
     AxisSchedule
-
-    Raises
-    ------
-    ValueError
-        When an operation would have no output, or its inputs differ in length; ``args[1]`` is the operation's index.
     """
-    sizes = [n]
-    for index, (window, sources) in enumerate(zip(windows, inputs, strict=True)):
-        lengths = {sizes[source] for source in sources}
-        if len(lengths) > 1:
-            raise ValueError(f"its inputs differ in length: {sorted(lengths)}", index)
-        size = window.size(lengths.pop())
-        if size <= 0:
-            raise ValueError("the image is too small for it", index)
-        sizes.append(size)
-
-    count = -(-n // step)
-    produced = [[0, *(min(step * (t + 1), n) for t in range(count))]]
-    for index, (window, sources) in enumerate(zip(windows, inputs, strict=True)):
-        granule = granules[index + 1] if granules else 1
-        ready = [min(window.frontier(produced[s][t], sizes[s]) for s in sources) for t in range(count + 1)]
+    sizes = list(sources)
+    for axis, read in zip(axes, inputs, strict=True):
+        sizes.append(axis.size(sizes[read[0]]))
+    longest = max(sources)
+    count = -(-longest // step)
+    produced = [[min(-(-step * t * n // longest), n) for t in range(count + 1)] for n in sources]
+    for axis, read in zip(axes, inputs, strict=True):
+        size = sizes[len(produced)]
+        granule = granules[len(produced)] if granules else 1
+        ready = [min(axis.frontier(produced[s][t], sizes[s]) for s in read) for t in range(count + 1)]
         ready[0] = 0
-        produced.append([p if p == sizes[index + 1] else p // granule * granule for p in ready])
+        produced.append([p if p == size else p // granule * granule for p in ready])
 
     kept = [list(p) for p in produced]
-    for index, (window, sources) in enumerate(zip(windows, inputs, strict=True)):
-        made = produced[index + 1]
-        for source in sources:
+    for index, (axis, read) in enumerate(zip(axes, inputs, strict=True)):
+        made, size = produced[len(sources) + index], sizes[len(sources) + index]
+        for source in read:
             for t in range(count + 1):
-                if made[t] < sizes[index + 1]:
-                    kept[source][t] = min(kept[source][t], window.first(made[t], sizes[source]))
+                if made[t] < size:
+                    kept[source][t] = min(kept[source][t], axis.first(made[t], sizes[source]))
     return AxisSchedule(tuple(sizes), tuple(map(tuple, produced)), tuple(map(tuple, kept)))

@@ -1,4 +1,4 @@
-"""Where the pieces at the cut go: assembled maps, and running reductions that never hold the map.
+"""Where the pieces of a pass go: maps that are held or spilled to disk, and running reductions that never hold the map.
 
 Sums run in float64 (a float32 sum over a slide's positions loses percents), maxima with the position of the first of equals, as
 in torch.
@@ -6,51 +6,26 @@ in torch.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from streamview.streaming.execute import Grid
-from streamview.streaming.graph import Program
-from streamview.streaming.ops import layout
+from streamview.streaming.graph import Program, Sink
+from streamview.streaming.stores import Held, Spilled, Store
 
-__all__ = ["Assembled", "RunningMax", "RunningMean", "Sinks"]
+__all__ = ["RunningMax", "RunningMean", "Sinks"]
 
 Span = tuple[int, int]
-
-
-class Assembled:
-    """A whole map put together from its pieces."""
-
-    def __init__(self, size: tuple[int, int]) -> None:
-        self._size = size
-        self._whole: Tensor | None = None
-
-    def add(self, piece: Tensor, rows: Span, cols: Span) -> None:
-        """Take the piece of these rows and columns."""
-        if self._whole is None:
-            shape = (*piece.shape[:2], *self._size)
-            self._whole = torch.empty(shape, dtype=piece.dtype, device=piece.device, memory_format=layout(piece))
-        self._whole[:, :, rows[0] : rows[1], cols[0] : cols[1]] = piece
-
-    def result(self) -> Tensor:
-        """The whole map."""
-        if self._whole is None:
-            raise AssertionError("no piece was added")
-        return self._whole
-
-    def vjp(self, grad: Tensor, rows: Span, cols: Span) -> Tensor:
-        """Gradient of the piece of these rows and columns; a view, not to be changed."""
-        return grad[:, :, rows[0] : rows[1], cols[0] : cols[1]]
 
 
 class RunningMean:
     """Sum over a map (N, C, H, W) that arrives in pieces, divided by `count`; the result has shape (N, C, 1, 1)."""
 
-    def __init__(self, count: int) -> None:
-        self._count = count
+    def __init__(self, count: int, dtype: torch.dtype | None = None) -> None:
+        self._count, self._result_dtype = count, dtype
         self._total: Tensor | None = None
         self._dtype = torch.float32
 
@@ -64,11 +39,11 @@ class RunningMean:
         """The reduced map."""
         if self._total is None:
             raise AssertionError("no piece was added")
-        return (self._total / self._count).to(self._dtype)
+        return (self._total / self._count).to(self._result_dtype or self._dtype)
 
     def vjp(self, grad: Tensor, rows: Span, cols: Span) -> Tensor:
         """Gradient of the piece of these rows and columns; a view, not to be changed."""
-        return (grad / self._count).expand(-1, -1, rows[1] - rows[0], cols[1] - cols[0])
+        return (grad / self._count).to(self._dtype).expand(-1, -1, rows[1] - rows[0], cols[1] - cols[0])
 
 
 class RunningMax:
@@ -110,37 +85,58 @@ class RunningMax:
 
 
 class Sinks:
-    """Gathers the pieces of all sinks of a program in one pass, and gives their gradients back piece by piece."""
+    """Gathers the pieces of all sinks of a program in one pass, and gives their gradients back piece by piece.
 
-    def __init__(self, program: Program, grid: Grid) -> None:
-        self._gathered: list[tuple[int, Assembled | RunningMean | RunningMax]] = []
-        for sink in program.sinks:
-            size = grid.size(sink.value)
-            if sink.kind == "map":
-                self._gathered.append((sink.value, Assembled(size)))
+    Parameters
+    ----------
+    program, grid
+        Of the pass.
+    stores
+        Where maps for later passes go, by the graph's value.
+    """
+
+    def __init__(self, program: Program, grid: Grid, stores: Mapping[int, Store]) -> None:
+        self._program = program
+        self._gathered: list[tuple[int, Sink | None, Store | RunningMean | RunningMax]] = []
+        for value, sink in program.sinks:
+            size = grid.size(value)
+            found: Store | RunningMean | RunningMax
+            if sink is None:
+                found = stores[program.values[value]]
+            elif sink.kind == "map":
+                found = Held(size)
             elif sink.kind == "max":
-                self._gathered.append((sink.value, RunningMax(size)))
-            elif sink.kind in ("mean", "sum"):
-                self._gathered.append((sink.value, RunningMean(size[0] * size[1] if sink.kind == "mean" else 1)))
-        self._results: list[Tensor] | None = None
+                found = RunningMax(size)
+            else:
+                found = RunningMean(size[0] * size[1] if sink.kind == "mean" else 1, sink.dtype)
+            self._gathered.append((value, sink, found))
 
     def add(self, value: int, piece: Tensor, rows: Span, cols: Span) -> None:
         """Take a piece of a value: its rows and columns."""
-        for owner, sink in self._gathered:
+        for owner, _, found in self._gathered:
             if owner == value:
-                sink.add(piece, rows, cols)
+                found.add(piece, rows, cols)
 
-    def results(self) -> list[Tensor]:
-        """The gathered tensors, in the order of the program's sinks; the same ones at every call."""
-        if self._results is None:
-            self._results = [sink.result() for _, sink in self._gathered]
-        return self._results
+    def results(self) -> dict[Sink, Tensor]:
+        """The gathered tensors, but for stored maps."""
+        return {sink: found.result() for _, sink, found in self._gathered if sink is not None and not isinstance(found, Spilled)}
 
-    def gradient(self, grads: Sequence[Tensor | None], value: int, rows: Span, cols: Span) -> Tensor | None:
-        """Gradient of a piece of a value, from the gradients of `results`; None for zero."""
+    def gradient(
+        self, grads: Mapping[Sink, Tensor | None], stored: Mapping[int, Store], value: int, rows: Span, cols: Span
+    ) -> Tensor | None:
+        """Gradient of a piece of a value, from the gradients of `results` and of stored maps; None for zero."""
         total = None
-        for (owner, sink), grad in zip(self._gathered, grads, strict=True):
-            if owner == value and grad is not None:
-                part = sink.vjp(grad, rows, cols)
+        for owner, sink, found in self._gathered:
+            if owner != value:
+                continue
+            part = None
+            if sink is None:
+                store = stored.get(self._program.values[value])
+                part = None if store is None else store.read(rows, cols)
+            else:
+                grad = grads.get(sink)
+                if grad is not None:
+                    part = grad[:, :, rows[0] : rows[1], cols[0] : cols[1]] if sink.kind == "map" else found.vjp(grad, rows, cols)  # type: ignore[union-attr]
+            if part is not None:
                 total = part if total is None else total + part
         return total

@@ -11,6 +11,7 @@ import pytest
 import safetensors.torch
 import torch
 from streamview_models import MODELS, folder
+from zoo import import_timm
 
 from streamview.errors import ModelError
 from streamview.loading import load_card, load_model
@@ -104,7 +105,9 @@ def test_unknown_models_list_near_and_known_ids(tmp_path: Path) -> None:
     assert all(name in text for name in MODELS)
     assert "(near: " not in refusal(tmp_path / "nothing")
     (tmp_path / "w.safetensors").touch()
-    assert "is a file; expected" in refusal(tmp_path / "w.safetensors")
+    assert "is a file of weights alone; name the network too: -m timm:NAME --weights " in refusal(tmp_path / "w.safetensors")
+    (tmp_path / "network.onnx").touch()
+    assert "is a file; expected one of demo" in refusal(tmp_path / "network.onnx")
 
 
 def test_folder_without_card_or_weights(home: Path) -> None:
@@ -115,6 +118,7 @@ def test_folder_without_card_or_weights(home: Path) -> None:
 
 
 def test_unknown_architecture(home: Path) -> None:
+    import_timm()
     card = json.loads((home / "card.json").read_text())
     for found, near in (("resnet19", "near: resnet1"), ("../../evil", "expected one of demo")):
         (home / "card.json").write_text(json.dumps(card | {"architecture": found}))

@@ -23,7 +23,7 @@ from streamview.errors import StreamviewError
 from streamview.geometry import Region
 from streamview.jobs import Job, RegionResult
 from streamview.pyramid import build_pyramid
-from streamview.results import Identity, Prediction, Saliency, SaliencyMap, save_saliency
+from streamview.results import Identity, Prediction, Saliency, SaliencyMap, Target, save_saliency
 from streamview.slides import Slide, as_slide, open_slide
 from streamview.synthetic import write_synthetic_slide
 
@@ -53,7 +53,7 @@ def make_saliency(slide: Slide, *, mpp: tuple[float, float] | None = (1.0, 1.0))
         "signed": SaliencyMap("signed", fine, (2.0, 2.0), (256.5, 384.5)),
         "evidence": SaliencyMap("evidence", coarse, (32.0, 32.0), (271.5, 399.5)),
     }
-    return Saliency(prediction, "lesion", 1, (0.2, 0.2, 0.2), (255, 255, 255), maps)
+    return Saliency(prediction, Target("lesion", 1), (0.2, 0.2, 0.2), (255, 255, 255), maps)
 
 
 @pytest.fixture

@@ -171,7 +171,7 @@ def test_a_call_is_freed_with_its_output() -> None:
     try:
         out = streamed(torch.rand(1, 3, 40, 40, requires_grad=True))
         function = out.grad_fn
-        call = weakref.ref(function.call.passed)
+        call = weakref.ref(function.call.run)
         del out, function
         assert call() is None
     finally:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from oracle import errors
 from torch import Tensor, nn
 
-from streamview.streaming.graph import capture
+from streamview.streaming.capture import capture
 
 TILES = [(5, 60), (9, 11)]
 
@@ -112,10 +112,10 @@ def _augmented(x: Tensor) -> Tensor:
 
 def check(network: nn.Module, sinks: str = "map") -> None:
     image = torch.randn(2, 3, 21, 25, dtype=torch.float64)
-    program = capture(network)
-    assert [sink.kind for sink in program.sinks] == [sinks]
+    graph = capture(network)
+    assert [sink.kind for sink in graph.sinks] == [sinks]
     if sinks == "map":
-        calls = [node for node in program.head.graph.nodes if node.op.startswith("call")]
+        calls = [node for node in graph.head.module.graph.nodes if node.op.startswith("call")]
         assert not calls, f"{calls} were left to the head"
     for tile in TILES:
         assert max(errors(network, image, tile=tile)) < 1e-10

@@ -11,8 +11,8 @@ from networks import seed_network
 from torch.utils.flop_counter import FlopCounterMode
 
 from streamview.errors import MemoryBudgetError
-from streamview.streaming.execute import wanted
-from streamview.streaming.graph import capture
+from streamview.streaming.capture import capture
+from streamview.streaming.graph import bind, demands
 from streamview.streaming.module import stream
 from streamview.streaming.plan import Plan, format_bytes, make_plan, parse_bytes
 
@@ -50,10 +50,10 @@ def growth(height: int, memory: int | None, train: bool) -> int:
 
 
 def plan_for(height: int, width: int, memory: int, *, train: bool = False) -> Plan:
-    program = capture(seed_network(16, 4))
-    weights = [w.read() for w in program.weights]
-    wants = wanted(program, not train, [train] * len(weights))
-    return make_plan(program, (1, 3, height, width), torch.float32, wants, weights, memory=memory)
+    graph = capture(seed_network(16, 4))
+    weights = [w.read() for w in graph.weights]
+    needs = demands(graph, not train, [train] * len(weights))
+    return make_plan(bind(graph, (height, width)), 1, torch.float32, needs, weights, memory=memory)
 
 
 @pytest.mark.parametrize("train", [False, True], ids=["saliency", "training"])

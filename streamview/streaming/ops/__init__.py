@@ -5,22 +5,44 @@ To add an operation, write a class with the attributes of `Op`, and functions th
 map) raises `NotLocal` with the reason.
 """
 
-from streamview.streaming.ops import combine, pointwise, reduce, window
-from streamview.streaming.ops.registry import Local, NotLocal, Op, Piece, Reduction, Value, Wants, Weight, layout, lower
+from streamview.streaming.ops import combine, margins, pointwise, reduce, resample, reshape, window
+from streamview.streaming.ops.registry import (
+    Extent,
+    Local,
+    NotLocal,
+    Op,
+    OtherChannels,
+    Piece,
+    Reduction,
+    Size,
+    Statistic,
+    Value,
+    Wants,
+    Weight,
+    layout,
+    lower,
+)
 
 __all__ = [
+    "Extent",
     "Local",
     "NotLocal",
     "Op",
+    "OtherChannels",
     "Piece",
     "Reduction",
+    "Size",
+    "Statistic",
     "Value",
     "Wants",
     "Weight",
     "combine",
     "layout",
     "lower",
+    "margins",
     "pointwise",
     "reduce",
+    "resample",
+    "reshape",
     "window",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -10,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from streamview.streaming.ops.layouts import Layout, is_canonical
+from streamview.streaming.ops.margins import Pad
 from streamview.streaming.ops.pointwise import _pointwise
 from streamview.streaming.ops.registry import Local, NotLocal, Piece, Value, Wants, lowers
-from streamview.streaming.ops.window import Pad
 from streamview.streaming.schedule import IDENTITY, Window
 
 __all__ = ["Add", "Channels", "Concatenate"]
@@ -27,10 +29,6 @@ class Add:
     factor: float
     rows: Window = field(default=IDENTITY, init=False)
     cols: Window = field(default=IDENTITY, init=False)
-
-    def channels(self, inputs: Sequence[int]) -> int:
-        """Channels of the output."""
-        return max(inputs)
 
     def run(self, inputs: Sequence[Tensor], weights: Sequence[Tensor], piece: Piece, wants: Wants | None) -> tuple[Tensor, Any]:
         """Add the pieces."""
@@ -48,10 +46,6 @@ class Concatenate:
 
     rows: Window = field(default=IDENTITY, init=False)
     cols: Window = field(default=IDENTITY, init=False)
-
-    def channels(self, inputs: Sequence[int]) -> int:
-        """Channels of the output."""
-        return sum(inputs)
 
     def run(self, inputs: Sequence[Tensor], weights: Sequence[Tensor], piece: Piece, wants: Wants | None) -> tuple[Tensor, Any]:
         """Concatenate the pieces."""
@@ -71,10 +65,6 @@ class Channels:
     rows: Window = field(default=IDENTITY, init=False)
     cols: Window = field(default=IDENTITY, init=False)
 
-    def channels(self, inputs: Sequence[int]) -> int:
-        """Channels of the output."""
-        return len(range(*slice(self.start, self.stop).indices(inputs[0])))
-
     def run(self, inputs: Sequence[Tensor], weights: Sequence[Tensor], piece: Piece, wants: Wants | None) -> tuple[Tensor, Any]:
         """A copy, so that the rest of the channels can go."""
         return inputs[0][:, self.start : self.stop].clone(), None if wants is None else inputs[0].shape
@@ -87,28 +77,43 @@ class Channels:
 
 
 def _sum(a: Any, b: Any, factor: float) -> Local:
-    if isinstance(a, Value) and isinstance(b, Value):
-        return Local(Add(factor), (a, b))
+    if isinstance(a, Value) and isinstance(b, Value) and (a.layout == b.layout or (is_canonical(a.layout) and is_canonical(b.layout))):
+        channels = max(a.channels, b.channels)
+        return Local(Add(factor), (a, b), (), channels, a.layout if a.channels == channels else b.layout)
     return _pointwise(torch.sub if factor < 0 else torch.add, (a, b), {"alpha": abs(factor)} if abs(factor) != 1 else {}, True)
 
 
-@lowers(operator.add, operator.iadd, torch.add, "add", "add_")
+@lowers(operator.add, operator.iadd, torch.add, "add", "add_", any_layout=True)
 def _add(input: Any, other: Any, *, alpha: float = 1) -> Local:
     return _sum(input, other, alpha)
 
 
-@lowers(operator.sub, operator.isub, torch.sub, torch.subtract, "sub", "sub_", "subtract")
+@lowers(operator.sub, operator.isub, torch.sub, torch.subtract, "sub", "sub_", "subtract", any_layout=True)
 def _sub(input: Any, other: Any, *, alpha: float = 1) -> Local:
     return _sum(input, other, -alpha)
 
 
-@lowers(torch.cat, torch.concat, torch.concatenate)
+@lowers(torch.cat, torch.concat, torch.concatenate, any_layout=True)
 def _cat(tensors: Sequence[Any], dim: int = 0, axis: int | None = None) -> Local:
-    if (dim if axis is None else axis) not in (1, -3):
-        raise NotLocal("concatenation over other dimensions than channels")
     if not all(isinstance(t, Value) for t in tensors):
         raise NotLocal("concatenation with a tensor that is not a map")
-    return Local(Concatenate(), tuple(tensors))
+    first: Layout = tensors[0].layout
+    at = (dim if axis is None else axis) % len(first)
+    if len(first) != 4 or not isinstance(first[at], tuple) or any(_places(t.layout) != _places(first) for t in tensors):
+        raise NotLocal("concatenation over other dimensions than channels")
+    channels = sum(t.channels for t in tensors)
+    return Local(Concatenate(), tuple(tensors), (), channels, tuple((1, channels) if isinstance(d, tuple) else d for d in first))
+
+
+def _places(layout: Layout) -> list[str]:
+    return ["C" if isinstance(d, tuple) else d for d in layout]
+
+
+def _channels(input: Value, start: int, stop: int) -> Local:
+    """Channels [start, stop) of a map with one dimension of channels."""
+    found = len(range(*slice(start, stop).indices(input.channels)))
+    layout: Layout = tuple((1, found) if isinstance(d, tuple) else d for d in input.layout)
+    return Local(Channels(start, stop), (input,), (), found, layout, shares=True)
 
 
 @lowers(operator.getitem)
@@ -125,7 +130,37 @@ def _getitem(input: Value, index: Any) -> Local | Value:
         raise NotLocal("slices of a map other than channels and margins counted from its borders")
     if channels == slice(None):
         (top, left), (bottom, right) = crops
-        return Local(Pad(Window(before=-top, after=bottom), Window(before=-left, after=right), 0.0), (input,))
+        return Local(Pad(Window(before=-top, after=bottom), Window(before=-left, after=right), 0.0), (input,), shares=True)
     if any(crops[0]) or any(crops[1]) or not all(isinstance(b, int | None) for b in (channels.start, channels.stop)):
         raise NotLocal("slicing channels together with rows or columns")
-    return Local(Channels(channels.start or 0, channels.stop if channels.stop is not None else 2**31), (input,))
+    return _channels(input, channels.start or 0, channels.stop if channels.stop is not None else input.channels)
+
+
+@lowers(torch.ops.aten.slice.Tensor)
+def _slice(input: Value, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1) -> Local | Value:
+    stop = None if isinstance(end, int) and end >= 2**62 else end
+    if start in (None, 0) and stop is None and step == 1:
+        return input
+    return _getitem(input, (*[slice(None)] * (dim % 4), slice(start, stop, step)))
+
+
+def _split_at(input: Value, sizes: Sequence[int], dim: int, call: str) -> list[Local]:
+    if len(input.layout) != 4 or not -4 <= dim < 4 or not isinstance(input.layout[dim], tuple):
+        raise NotLocal(f"{call} over dimension {dim} rather than over channels")
+    stops = list(itertools.accumulate(sizes))
+    return [_channels(input, stop - size, stop) for size, stop in zip(sizes, stops, strict=True)]
+
+
+@lowers("split", torch.split, "split_with_sizes", torch.split_with_sizes, torch.functional.split, any_layout=True)
+def _split(tensor: Value, split_size_or_sections: Any, dim: int = 0) -> list[Local]:
+    if isinstance(split_size_or_sections, int):
+        size = split_size_or_sections
+        sizes = [min(size, tensor.channels - start) for start in range(0, tensor.channels, size)]
+    else:
+        sizes = list(split_size_or_sections)
+    return _split_at(tensor, sizes, dim, "split")
+
+
+@lowers("chunk", torch.chunk, any_layout=True)
+def _chunk(input: Value, chunks: int, dim: int = 0) -> list[Local]:
+    return _split(input, -(-input.channels // chunks), dim)

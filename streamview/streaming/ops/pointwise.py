@@ -14,21 +14,26 @@ from torch import Tensor, nn
 
 from streamview.errors import RegionError
 from streamview.streaming.ops.bits import pack, select_
+from streamview.streaming.ops.layouts import Layout, canonical, from_layout, is_canonical, parts, to_layout
 from streamview.streaming.ops.registry import (
+    BATCH,
+    Extent,
     Local,
     NotLocal,
     Op,
     Piece,
+    Statistic,
     Value,
     Wants,
     Weight,
+    fits,
     local_vjp,
     lowers,
     lowers_module,
 )
 from streamview.streaming.schedule import IDENTITY, Window
 
-__all__ = ["BatchNorm", "Copy", "Pointwise", "Rectified", "Relu"]
+__all__ = ["BatchNorm", "Copy", "Pointwise", "Rectified", "Relu", "over_channels"]
 
 Gradients = tuple[list[Tensor | None], list[Tensor | None]]
 
@@ -46,52 +51,59 @@ class Pointwise:
 
     Parameters
     ----------
+    inputs
+        Layout in which the function gets its maps; None: it acts on every element alone, whatever the layout.
+    output
+        Layout of what it returns.
     broadcasts
         Whether weights broadcast against the map, so that those with extent in height or width are sliced.
-    least_channels
-        Channels of the widest weight that broadcasts.
     """
 
     function: Callable[..., Tensor]
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
+    inputs: Layout | None = None
+    output: Layout | None = None
     broadcasts: bool = False
-    least_channels: int = 1
     rows: Window = field(default=IDENTITY, init=False)
     cols: Window = field(default=IDENTITY, init=False)
 
-    def channels(self, inputs: Sequence[int]) -> int:
-        """Channels of the output."""
-        return max(*inputs, self.least_channels)
-
     def run(self, inputs: Sequence[Tensor], weights: Sequence[Tensor], piece: Piece, wants: Wants | None) -> tuple[Tensor, Any]:
         """Call the function; save its inputs."""
-        out = self._call(*inputs, *self._sliced(weights, piece))
+        out = self._caller(len(inputs))(*inputs, *self._sliced(weights, piece))
         return out, None if wants is None else list(inputs)
 
     def vjp(self, grad: Tensor, saved: Any, weights: Sequence[Tensor], piece: Piece, wants: Wants) -> Gradients:
         """Torch's own derivative of the function, computed anew from its inputs."""
         parts = self._sliced(weights, piece)
-        grads_x, grads_w = local_vjp(self._call, saved, parts, grad, wants)
+        grads_x, grads_w = local_vjp(self._caller(len(saved)), saved, parts, grad, wants)
         whole = [
             None if g is None else g if g.shape == w.shape else self._unsliced(g, w, piece) for g, w in zip(grads_w, weights, strict=True)
         ]
         return grads_x, whole
 
-    def _call(self, *tensors: Tensor) -> Tensor:
-        def pick(a: Any) -> Any:
-            return tensors[a.index] if isinstance(a, _Slot) else a
+    def _caller(self, maps: int) -> Callable[..., Tensor]:
+        def call(*tensors: Tensor) -> Tensor:
+            def pick(a: Any) -> Any:
+                return tensors[a.index] if isinstance(a, _Slot) else a
 
-        return self.function(*map(pick, self.args), **{k: pick(a) for k, a in self.kwargs.items()})
+            if self.inputs is not None:
+                tensors = (*(to_layout(t, self.inputs) for t in tensors[:maps]), *tensors[maps:])
+            out = self.function(*map(pick, self.args), **{k: pick(a) for k, a in self.kwargs.items()})
+            return out if self.output is None else from_layout(out, self.output)
+
+        return call
 
     def _slices(self, weight: Tensor, piece: Piece) -> tuple[Any, ...]:
         """Index of the part of a broadcast weight that meets the piece."""
-        axes = list(zip((piece.rows, piece.cols), piece.size, strict=True))[-weight.dim() :] if weight.dim() else []
-        index: list[Any] = [...]
-        for (span, n), length in zip(axes, weight.shape[-2:], strict=True):
-            if length not in (1, n):
+        dims = self.inputs or ("N", (1, 0), "H", "W")
+        spans = {"H": (piece.rows, piece.size[0]), "W": (piece.cols, piece.size[1])}
+        index: list[Any] = []
+        for dim, length in zip(dims[len(dims) - weight.dim() :], weight.shape, strict=True):
+            span, n = spans.get(dim, (None, 0)) if isinstance(dim, str) else (None, 0)
+            if span is not None and length not in (1, n):
                 raise RegionError(f"a constant of shape {tuple(weight.shape)} does not fit a map of {piece.size[0]} x {piece.size[1]}")
-            index.append(slice(*span) if length > 1 else slice(None))
+            index.append(slice(*span) if span is not None and length > 1 else slice(None))
         return tuple(index)
 
     def _sliced(self, weights: Sequence[Tensor], piece: Piece) -> list[Tensor]:
@@ -110,10 +122,6 @@ class Copy:
     rows: Window = field(default=IDENTITY, init=False)
     cols: Window = field(default=IDENTITY, init=False)
 
-    def channels(self, inputs: Sequence[int]) -> int:
-        """Channels of the output."""
-        return inputs[0]
-
     def run(self, inputs: Sequence[Tensor], weights: Sequence[Tensor], piece: Piece, wants: Wants | None) -> tuple[Tensor, Any]:
         """The input itself: no piece is ever changed."""
         return inputs[0], None
@@ -129,10 +137,6 @@ class Relu:
 
     rows: Window = field(default=IDENTITY, init=False)
     cols: Window = field(default=IDENTITY, init=False)
-
-    def channels(self, inputs: Sequence[int]) -> int:
-        """Channels of the output."""
-        return inputs[0]
 
     def run(self, inputs: Sequence[Tensor], weights: Sequence[Tensor], piece: Piece, wants: Wants | None) -> tuple[Tensor, Any]:
         """Rectify into new memory."""
@@ -160,10 +164,6 @@ class Rectified:
         """Geometry of the inner operation."""
         return self.inner.cols
 
-    def channels(self, inputs: Sequence[int]) -> int:
-        """Channels of the output."""
-        return self.inner.channels(inputs)
-
     def run(self, inputs: Sequence[Tensor], weights: Sequence[Tensor], piece: Piece, wants: Wants | None) -> tuple[Tensor, Any]:
         """Run the inner operation and rectify its output in place."""
         out, saved = self.inner.run(inputs, weights, piece, wants)
@@ -185,10 +185,6 @@ class BatchNorm:
     rows: Window = field(default=IDENTITY, init=False)
     cols: Window = field(default=IDENTITY, init=False)
 
-    def channels(self, inputs: Sequence[int]) -> int:
-        """Channels of the output."""
-        return inputs[0]
-
     def run(self, inputs: Sequence[Tensor], weights: Sequence[Tensor], piece: Piece, wants: Wants | None) -> tuple[Tensor, Any]:
         """Normalise the piece; the input is needed again only for the gradient of the scale."""
         out = self._call(inputs[0], *weights)
@@ -207,19 +203,59 @@ class BatchNorm:
 
 
 def _pointwise(function: Callable[..., Tensor], args: tuple[Any, ...], kwargs: dict[str, Any], broadcasts: bool = False) -> Local:
-    """A call of `function`, its tensors replaced by slots."""
+    """A call of `function`, which acts on every element alone, its tensors replaced by slots."""
     flat = [*args, *kwargs.values()]
+    if any(isinstance(a, Extent) or a is BATCH for a in flat):
+        raise NotLocal(f"{function.__name__} with a number that depends on the size of the map")
     values = tuple(dict.fromkeys(a for a in flat if isinstance(a, Value)))
-    weights = tuple(dict.fromkeys(a for a in flat if isinstance(a, Weight)))
+    weights = tuple(dict.fromkeys(a for a in flat if isinstance(a, Weight | Statistic)))
     slots = {tensor: _Slot(index) for index, tensor in enumerate([*values, *weights])}
 
     def replace(a: Any) -> Any:
-        return slots[a] if isinstance(a, (Value, Weight)) else a
+        return slots[a] if isinstance(a, Value | Weight | Statistic) else a
 
-    shapes = [w.read().shape for w in weights] if broadcasts else []
-    least = max((shape[-3] for shape in shapes if len(shape) > 2), default=1)
-    op = Pointwise(function, tuple(map(replace, args)), {k: replace(a) for k, a in kwargs.items()}, broadcasts, least)
-    return Local(op, values, weights)
+    if any(isinstance(w, Statistic) for w in weights) and not broadcasts:
+        raise NotLocal(f"{function.__name__} with an argument that depends on the whole map")
+    plain = all(is_canonical(v.layout) for v in values)
+    seen = values[0].layout
+    if not plain and any(v.layout != seen for v in values):
+        raise NotLocal(f"{function.__name__} of maps whose dimensions were permuted or split in different ways")
+    channels = max(v.channels for v in values)
+    shapes = [w.shape for w in weights] if broadcasts else []
+    if plain:
+        channels = max([channels, *(shape[-3] for shape in shapes if len(shape) > 2)])
+        if any(len(shape) > 4 for shape in shapes):
+            raise NotLocal(f"{function.__name__} with a constant of more dimensions than the map")
+        seen = canonical(channels)
+    else:
+        lengths = [d[1] if isinstance(d, tuple) else None for d in seen]
+        for shape in shapes:
+            for n, length in zip(reversed(shape), reversed(lengths), strict=False):
+                if length is not None and n not in (1, length):
+                    raise NotLocal(f"{function.__name__} of a map and a constant that broadcast over channels")
+    seen_by_function = None if plain or not weights else seen
+    op = Pointwise(
+        function,
+        tuple(map(replace, args)),
+        {k: replace(a) for k, a in kwargs.items()},
+        seen_by_function,
+        seen_by_function,
+        broadcasts,
+    )
+    return Local(op, values, weights, channels, seen)
+
+
+def _within(function: Callable[[Tensor], Tensor], input: Value, output: Layout, channels: int, weights: Sequence[Weight] = ()) -> Local:
+    """A call of a function that mixes channels at each position, from a map in its layout to another layout."""
+    slots = tuple(_Slot(index) for index in range(1 + len(weights)))
+    return Local(Pointwise(function, slots, {}, input.layout, output), (input,), tuple(weights), channels, output)
+
+
+def _dimension(input: Value, dim: int | None, call: str) -> int:
+    """A dimension of a map that must be (a part of) the channels, counted from the front."""
+    if dim is None or not -len(input.layout) <= dim < len(input.layout) or not isinstance(input.layout[dim], tuple):
+        raise NotLocal(f"{call} over dimension {dim} of the map rather than over channels")
+    return dim % len(input.layout)
 
 
 def _register(function: Callable[..., Tensor], *targets: Any, broadcasts: bool = False) -> None:
@@ -228,7 +264,7 @@ def _register(function: Callable[..., Tensor], *targets: Any, broadcasts: bool =
     def lowered(*args: Any, inplace: bool = False, **kwargs: Any) -> Local:
         return _pointwise(function, args, kwargs, broadcasts)
 
-    lowers(*targets)(lowered)
+    lowers(*targets, any_layout=True)(lowered)
 
 
 _ACTIVATIONS = [
@@ -275,7 +311,7 @@ _UNARY = [
     "softplus",
     "hardswish",
 ]
-_ARITHMETIC = ["mul", "div", "true_divide", "maximum", "minimum", "rsub"]
+_ARITHMETIC = ["mul", "div", "true_divide", "maximum", "minimum", "rsub", "addcmul"]
 
 for _name in _ACTIVATIONS:
     _register(getattr(F, _name), getattr(F, _name), *(getattr(F, n) for n in [_name + "_"] if hasattr(F, n)))
@@ -291,12 +327,12 @@ _register(torch.neg, operator.neg)
 _register(torch.prelu, "prelu", torch.prelu)
 
 
-@lowers(F.relu, torch.relu, F.relu_, torch.relu_, "relu", "relu_")
+@lowers(F.relu, torch.relu, F.relu_, torch.relu_, "relu", "relu_", any_layout=True)
 def _relu(input: Value, inplace: bool = False) -> Local:
     return Local(Relu(), (input,))
 
 
-@lowers_module(nn.ReLU)
+@lowers_module(nn.ReLU, any_layout=True)
 def _relu_module(module: nn.ReLU, input: Value) -> Local:
     return Local(Relu(), (input,))
 
@@ -309,7 +345,7 @@ def _prelu_module(module: nn.PReLU, input: Value) -> Local:
 @lowers_module(
     nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish, nn.Hardswish, nn.Hardsigmoid, nn.Hardtanh,
     nn.Sigmoid, nn.Tanh, nn.Softplus, nn.Softsign, nn.Tanhshrink, nn.LogSigmoid, nn.Threshold, nn.Hardshrink, nn.Softshrink,
-    nn.Softmax2d, nn.LocalResponseNorm,
+    any_layout=True,
 )  # fmt: skip
 def _activation_module(module: nn.Module, input: Value) -> Local:
     plain: Any = copy.copy(module)
@@ -318,23 +354,27 @@ def _activation_module(module: nn.Module, input: Value) -> Local:
     return _pointwise(plain.forward, (input,), {})
 
 
+@lowers_module(nn.Softmax2d, nn.LocalResponseNorm)
+def _over_channels(module: nn.Module, input: Value) -> Local:
+    return _pointwise(module.forward, (input,), {})
+
+
 def _softmax(function: Callable[..., Tensor], input: Value, dim: int | None, dtype: torch.dtype | None = None) -> Local:
-    if dim not in (1, -3):
-        raise NotLocal(f"softmax over dimension {dim} of the map rather than over channels")
-    return _pointwise(function, (input,), {"dim": dim, "dtype": dtype})
+    at = _dimension(input, dim, "softmax")
+    return _within(lambda x: function(x, dim=at, dtype=dtype), input, input.layout, input.channels)
 
 
-@lowers(F.softmax, torch.softmax, "softmax")
+@lowers(F.softmax, torch.softmax, "softmax", any_layout=True)
 def _softmax_function(input: Value, dim: int | None = None, _stacklevel: int = 3, dtype: torch.dtype | None = None) -> Local:
     return _softmax(torch.softmax, input, dim, dtype)
 
 
-@lowers(F.log_softmax, torch.log_softmax, "log_softmax")
+@lowers(F.log_softmax, torch.log_softmax, "log_softmax", any_layout=True)
 def _log_softmax_function(input: Value, dim: int | None = None, _stacklevel: int = 3, dtype: torch.dtype | None = None) -> Local:
     return _softmax(torch.log_softmax, input, dim, dtype)
 
 
-@lowers_module(nn.Softmax, nn.LogSoftmax)
+@lowers_module(nn.Softmax, nn.LogSoftmax, any_layout=True)
 def _softmax_module(module: nn.Softmax | nn.LogSoftmax, input: Value) -> Local:
     return _softmax(torch.softmax if isinstance(module, nn.Softmax) else torch.log_softmax, input, module.dim)
 
@@ -353,10 +393,19 @@ def _batch_norm(
 ) -> Local:  # fmt: skip
     if training or running_mean is None or running_var is None:
         raise NotLocal("BatchNorm in training mode needs the statistics of the whole map; call .eval() to use its running statistics")
+    fits(input, running_mean.shape[0])
     affine = [w for w in (weight, bias) if w is not None]
     if len(affine) == 1:
         raise NotLocal("batch_norm with a scale but no shift")
     return Local(BatchNorm(eps, bool(affine)), (input,), (running_mean, running_var, *affine))
+
+
+@lowers(torch.ops.aten.batch_norm.default)
+def _aten_batch_norm(
+    input: Value, weight: Weight | None, bias: Weight | None, running_mean: Weight | None, running_var: Weight | None,
+    training: bool, momentum: float, eps: float, cudnn_enabled: bool,
+) -> Local:  # fmt: skip
+    return _batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
 
 
 @lowers_module(nn.BatchNorm2d)
@@ -367,23 +416,90 @@ def _batch_norm_module(module: nn.BatchNorm2d, input: Value) -> Local:
     return _batch_norm(input, mean, variance, scale, shift, module.training, eps=module.eps)
 
 
-@lowers(F.dropout, torch.dropout, F.dropout2d, F.alpha_dropout, F.feature_alpha_dropout)
+@lowers(F.dropout, torch.dropout, F.dropout2d, F.alpha_dropout, F.feature_alpha_dropout, any_layout=True)
 def _dropout(input: Value, p: float = 0.5, training: bool = True, inplace: bool = False) -> Value:
     if training:
         raise NotLocal("dropout in training mode draws random numbers")
     return input
 
 
-@lowers_module(nn.Dropout, nn.Dropout2d, nn.AlphaDropout, nn.FeatureAlphaDropout)
+@lowers_module(nn.Dropout, nn.Dropout2d, nn.AlphaDropout, nn.FeatureAlphaDropout, any_layout=True)
 def _dropout_module(module: nn.Dropout, input: Value) -> Value:
     return _dropout(input, training=module.training)
 
 
-@lowers_module(nn.Identity)
+@lowers_module(nn.Identity, any_layout=True)
 def _identity_module(module: nn.Identity, input: Value) -> Value:
     return input
 
 
-@lowers("contiguous", "clone", torch.clone)
-def _copied(input: Value, *, memory_format: Any = None) -> Local:
+@lowers("clone", torch.clone, any_layout=True)
+def _cloned(input: Value, *, memory_format: Any = None) -> Local:
     return Local(Copy(), (input,))
+
+
+@lowers("contiguous", any_layout=True)
+def _contiguous(input: Value, *, memory_format: Any = None) -> Local:
+    return Local(Copy(), (input,), shares=True)
+
+
+@lowers(F.layer_norm, torch.layer_norm, any_layout=True)
+def _layer_norm(
+    input: Value, normalized_shape: Sequence[int], weight: Weight | None = None, bias: Weight | None = None, eps: float = 1e-5
+) -> Local:
+    if tuple(normalized_shape) != (input.channels,) or input.layout[-1] != (1, input.channels):
+        raise NotLocal(f"LayerNorm over {tuple(normalized_shape)} rather than over the channels of each position")
+    if weight is None and bias is not None:
+        raise NotLocal("layer_norm with a shift but no scale")
+    weights = [w for w in (weight, bias) if w is not None]
+    return _within(lambda x, *w: F.layer_norm(x, x.shape[-1:], *w, eps=eps), input, input.layout, input.channels, weights)
+
+
+@lowers_module(nn.LayerNorm, any_layout=True)
+def _layer_norm_module(module: nn.LayerNorm, input: Value) -> Local:
+    weight, bias = (None if getattr(module, n) is None else Weight.of(module, n) for n in ("weight", "bias"))
+    return _layer_norm(input, module.normalized_shape, weight, bias, module.eps)
+
+
+def over_channels(function: Callable[..., Tensor], input: Value, dim: int, keepdim: bool) -> Local:
+    """A reduction over (a part of) the channels of each position."""
+    at = _dimension(input, dim, function.__name__)
+    part = input.layout[at]
+    if len(input.layout) == 4 and keepdim:
+        output: Layout = tuple((1, 1) if d == part else d for d in input.layout)
+        channels = 1
+    elif len(parts(input.layout)) == 2 and not keepdim:
+        (rest,) = (p for p in parts(input.layout) if p != part)
+        output = tuple((1, rest[1]) if d == rest else d for d in input.layout if d != part)
+        channels = rest[1]
+    else:
+        raise NotLocal(f"{function.__name__} over channels that drops their dimension")
+    return _within(lambda x: function(x, dim=at, keepdim=keepdim), input, output, channels)
+
+
+@lowers("amax", torch.amax, any_layout=True)
+def _amax(input: Value, dim: Any = (), keepdim: bool = False) -> Local:
+    return over_channels(torch.amax, input, *_single(dim), keepdim)
+
+
+@lowers("amin", torch.amin, any_layout=True)
+def _amin(input: Value, dim: Any = (), keepdim: bool = False) -> Local:
+    return over_channels(torch.amin, input, *_single(dim), keepdim)
+
+
+def _largest(x: Tensor, dim: int, keepdim: bool) -> Tensor:
+    return torch.max(x, dim, keepdim)[0]
+
+
+@lowers("max", torch.max, any_layout=True)
+def _max(input: Value, dim: Any = None, keepdim: bool = False) -> list[Local] | Local:
+    if isinstance(dim, Value):
+        return _pointwise(torch.maximum, (input, dim), {}, True)
+    return [over_channels(_largest, input, *_single(dim), keepdim)]
+
+
+def _single(dim: Any) -> tuple[int]:
+    dims = dim if isinstance(dim, tuple | list) else (dim,)
+    if len(dims) != 1 or not isinstance(dims[0], int):
+        raise NotLocal(f"a reduction over dimensions {dim}")
+    return (dims[0],)

@@ -1,4 +1,4 @@
-"""Which calls reduce a whole map to one number per channel, and so end the local part (see `streamview.streaming.sinks`)."""
+"""Which calls reduce a whole map to one number per channel: running reductions (see `streamview.streaming.sinks`)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from streamview.streaming.ops.registry import NotLocal, Reduction, Value, lowers, lowers_module
+from streamview.streaming.ops.pointwise import over_channels
+from streamview.streaming.ops.registry import Local, NotLocal, Reduction, Value, lowers, lowers_module
 
 __all__: list[str] = []
 
@@ -42,17 +43,22 @@ def _adaptive_max_pool2d_module(module: nn.AdaptiveMaxPool2d, input: Value) -> R
     return _adaptive_max_pool2d(input, module.output_size, module.return_indices)
 
 
-def _reduction(kind: str, input: Value, dim: Sequence[int] | int | None, keepdim: bool) -> Reduction:
-    if not isinstance(dim, (tuple, list)) or sorted(d % 4 for d in dim) != [2, 3]:
-        raise NotLocal(f"a {kind} over dimensions {dim} rather than over rows and columns")
-    return Reduction(kind, input, keepdim)
+def _reduction(kind: str, input: Value, dim: Sequence[int] | int | None, keepdim: bool, dtype: torch.dtype | None) -> Reduction | Local:
+    dims = [dim] if isinstance(dim, int) else list(dim or [])
+    count = len(input.layout)
+    reduced = sorted(str(input.layout[d]) for d in dims if -count <= d < count)
+    if reduced in (["H", "W"], ["HW"]):
+        return Reduction(kind, input, keepdim, dtype)
+    if len(dims) == 1 and len(reduced) == 1 and isinstance(input.layout[dims[0]], tuple) and dtype is None:
+        return over_channels(torch.mean if kind == "mean" else torch.sum, input, dims[0], keepdim)
+    raise NotLocal(f"a {kind} over dimensions {dim} rather than over rows and columns")
 
 
-@lowers(torch.mean, "mean")
-def _mean(input: Value, dim: Any = None, keepdim: bool = False) -> Reduction:
-    return _reduction("mean", input, dim, keepdim)
+@lowers(torch.mean, "mean", any_layout=True)
+def _mean(input: Value, dim: Any = None, keepdim: bool = False, *, dtype: torch.dtype | None = None) -> Reduction | Local:
+    return _reduction("mean", input, dim, keepdim, dtype)
 
 
-@lowers(torch.sum, "sum")
-def _sum(input: Value, dim: Any = None, keepdim: bool = False) -> Reduction:
-    return _reduction("sum", input, dim, keepdim)
+@lowers(torch.sum, "sum", any_layout=True)
+def _sum(input: Value, dim: Any = None, keepdim: bool = False, *, dtype: torch.dtype | None = None) -> Reduction | Local:
+    return _reduction("sum", input, dim, keepdim, dtype)

@@ -9,17 +9,24 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
-from streamview.streaming.schedule import Window
+from streamview.streaming.ops.layouts import Layout, canonical, is_canonical
+from streamview.streaming.schedule import Axis
 
 __all__ = [
+    "BATCH",
+    "Extent",
     "Local",
     "NotLocal",
     "Op",
+    "OtherChannels",
     "Piece",
     "Reduction",
+    "Size",
+    "Statistic",
     "Value",
     "Wants",
     "Weight",
+    "fits",
     "layout",
     "local_vjp",
     "lower",
@@ -27,16 +34,110 @@ __all__ = [
     "lowers_module",
 ]
 
+Size = tuple[int, int]
+
 
 class NotLocal(Exception):
     """A call that cannot run piece by piece; the message is the reason."""
 
 
+class OtherChannels(NotLocal):
+    """A call that takes another number of channels than its map has."""
+
+
+class _Batch:
+    """Stands for the number of images."""
+
+
+BATCH = _Batch()
+
+
 @dataclass(frozen=True, slots=True)
 class Value:
-    """A streamed value, standing for a tensor (N, C, H, W) in a call that is being lowered."""
+    """A streamed value, standing for a tensor in a call that is being lowered.
+
+    Parameters
+    ----------
+    index
+        The value; stored as (N, C, H, W).
+    channels
+        C.
+    layout
+        Dimensions of the tensor it stands for, if not (N, C, H, W) itself.
+    """
 
     index: int
+    channels: int
+    layout: Layout
+
+    @classmethod
+    def plain(cls, index: int, channels: int) -> Value:
+        """A value that stands for (N, C, H, W)."""
+        return cls(index, channels, canonical(channels))
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """A number that follows from the heights (axis 0) or the widths (axis 1) of earlier values, such as ``2 * x.shape[2]``.
+
+    Parameters
+    ----------
+    axis
+        Which of the two.
+    of
+        The number, given that length of every value.
+    value
+        The value whose plain length it is, if it is one.
+    """
+
+    axis: int
+    of: Callable[[Sequence[int]], int]
+    value: int | None = None
+
+    def _apply(self, function: Callable[[Any, Any], Any], other: Any, swapped: bool = False) -> Extent:
+        if isinstance(other, Extent):
+            if other.axis != self.axis:
+                raise NotLocal("a number that mixes height and width of a map")
+            second = other.of
+        elif isinstance(other, int | float):
+
+            def second(lengths: Sequence[int]) -> Any:
+                return other
+        else:
+            raise NotLocal(f"a number made from the size of a map and {other!r}")
+        first = self.of
+        if swapped:
+            first, second = second, first
+        return Extent(self.axis, lambda lengths: function(first(lengths), second(lengths)))
+
+    def __add__(self, other: Any) -> Extent:
+        return self._apply(lambda a, b: a + b, other)
+
+    def __radd__(self, other: Any) -> Extent:
+        return self._apply(lambda a, b: a + b, other, True)
+
+    def __sub__(self, other: Any) -> Extent:
+        return self._apply(lambda a, b: a - b, other)
+
+    def __rsub__(self, other: Any) -> Extent:
+        return self._apply(lambda a, b: a - b, other, True)
+
+    def __mul__(self, other: Any) -> Extent:
+        return self._apply(lambda a, b: a * b, other)
+
+    __rmul__ = __mul__
+
+    def __floordiv__(self, other: Any) -> Extent:
+        return self._apply(lambda a, b: a // b, other)
+
+    def __truediv__(self, other: Any) -> Extent:
+        return self._apply(lambda a, b: a / b, other)
+
+    def __mod__(self, other: Any) -> Extent:
+        return self._apply(lambda a, b: a % b, other)
+
+    def __neg__(self) -> Extent:
+        return 0 - self
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +150,19 @@ class Weight:
     def of(cls, module: nn.Module, name: str) -> Weight:
         """Attribute `name` of a module: a parameter, a buffer, or a parametrization evaluated when read."""
         return cls(lambda: getattr(module, name))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its shape now."""
+        return tuple(self.read().shape)
+
+
+@dataclass(frozen=True, slots=True)
+class Statistic:
+    """A small tensor computed from reductions of whole maps, such as the gates of squeeze-excitation; `shape` with one image."""
+
+    name: str
+    shape: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,15 +177,18 @@ class Piece:
         Height and width of the whole input value.
     pad
         Padding of the piece at true borders of the image: top, bottom, left, right.
+    origin
+        First row and column of the input that the piece gets.
     """
 
     rows: tuple[int, int]
     cols: tuple[int, int]
-    size: tuple[int, int]
+    size: Size
     pad: tuple[int, int, int, int]
+    origin: tuple[int, int] = (0, 0)
 
     @property
-    def shape(self) -> tuple[int, int]:
+    def shape(self) -> Size:
         """Height and width of the piece."""
         return self.rows[1] - self.rows[0], self.cols[1] - self.cols[0]
 
@@ -96,15 +213,12 @@ class Op(Protocol):
     """
 
     @property
-    def rows(self) -> Window:
+    def rows(self) -> Axis:
         """Geometry along rows."""
 
     @property
-    def cols(self) -> Window:
+    def cols(self) -> Axis:
         """Geometry along columns."""
-
-    def channels(self, inputs: Sequence[int]) -> int:
-        """Channels of the output for inputs of these channels."""
 
     def run(self, inputs: Sequence[Tensor], weights: Sequence[Tensor], piece: Piece, wants: Wants | None) -> tuple[Tensor, Any]:
         """Output of the piece, never changed afterwards, so that it may be the input itself; and what `vjp` will need."""
@@ -115,45 +229,84 @@ class Op(Protocol):
         """Gradients of the inputs and of the weights, given that of the output."""
 
 
+Sized = Callable[[Sequence[Size]], Op]
+"""Makes an operation whose geometry follows from the sizes of earlier values, once these are known."""
+
+
 @dataclass(frozen=True, slots=True)
 class Local:
-    """A lowered call: an operation on streamed values with weights."""
+    """A lowered call: an operation on streamed values with weights.
 
-    op: Op
+    Parameters
+    ----------
+    op
+        The operation, or what makes it once the image's size is known.
+    inputs, weights
+        What it reads.
+    channels
+        Of its output; None: as many as its first input.
+    layout
+        Of the tensor that its output stands for; None: that of its first input, with these channels.
+    shares
+        Whether the output of the call shares memory with its input, in torch.
+    """
+
+    op: Op | Sized
     inputs: tuple[Value, ...]
-    weights: tuple[Weight, ...] = ()
+    weights: tuple[Weight | Statistic, ...] = ()
+    channels: int | None = None
+    layout: Layout | None = None
+    shares: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Reduction:
-    """A lowered call that reduces a whole map to one number per channel and ends the local part."""
+    """A lowered call that reduces a whole map to one number per channel.
+
+    Parameters
+    ----------
+    kind
+        ``"mean"``, ``"sum"`` or ``"max"``.
+    value
+        The map.
+    keepdim
+        Whether rows and columns stay as dimensions of length one.
+    dtype
+        Of the result, if not that of the map.
+    """
 
     kind: str
     value: Value
     keepdim: bool
+    dtype: torch.dtype | None = None
 
 
-Lowered = Local | Reduction | Value
+Lowered = Local | Reduction | Value | list[Local] | tuple[Any, ...] | int
 _Lowering = TypeVar("_Lowering", bound=Callable[..., Lowered])
 _FUNCTIONS: dict[Any, Callable[..., Lowered]] = {}
 _MODULES: dict[type[nn.Module], Callable[..., Lowered]] = {}
+_ANY_LAYOUT: set[Callable[..., Lowered]] = set()
 
 
-def lowers(*targets: Any) -> Callable[[_Lowering], _Lowering]:
-    """Register how calls of these functions (or tensor methods, by name) are lowered."""
+def lowers(*targets: Any, any_layout: bool = False) -> Callable[[_Lowering], _Lowering]:
+    """Register how calls of these functions (or tensor methods, by name) are lowered; `any_layout`: also of permuted maps."""
 
     def register(function: _Lowering) -> _Lowering:
         _FUNCTIONS.update(dict.fromkeys(targets, function))
+        if any_layout:
+            _ANY_LAYOUT.add(function)
         return function
 
     return register
 
 
-def lowers_module(*kinds: type[nn.Module]) -> Callable[[_Lowering], _Lowering]:
+def lowers_module(*kinds: type[nn.Module], any_layout: bool = False) -> Callable[[_Lowering], _Lowering]:
     """Register how calls of modules of these types are lowered; the function gets the module, then the call's arguments."""
 
     def register(function: _Lowering) -> _Lowering:
         _MODULES.update(dict.fromkeys(kinds, function))
+        if any_layout:
+            _ANY_LAYOUT.add(function)
         return function
 
     return register
@@ -167,29 +320,65 @@ def lower(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Lowered
     target
         A function, the name of a tensor method, or a module.
     args, kwargs
-        The call's arguments, with `Value` and `Weight` in the place of tensors.
+        The call's arguments, with `Value`, `Weight`, `Statistic` and `Extent` in the place of tensors and sizes.
 
     Returns
     -------
-    Local or Reduction or Value
-        A bare value means that the call changes nothing.
+    Lowered
+        A bare value means that the call changes nothing; a list stands for a call with several results; numbers for questions
+        about the map's shape.
 
     Raises
     ------
     NotLocal
         When the call is unknown or mixes rows or columns.
     """
+    name = _name(target)
     if isinstance(target, nn.Module):
         kind = next((base for base in type(target).__mro__ if base in _MODULES), None)
-        if kind is None:
-            raise NotLocal(f"{type(target).__name__} is not an operation that can run piece by piece")
-        return _MODULES[kind](target, *args, **kwargs)
-    if target not in _FUNCTIONS:
-        raise NotLocal(f"{getattr(target, '__name__', target)} is not an operation that can run piece by piece")
+        found = None if kind is None else _MODULES[kind]
+        args = (target, *args)
+    else:
+        found = _find(target)
+    if found is None:
+        raise NotLocal(f"{name} is not an operation that can run piece by piece")
+    if found not in _ANY_LAYOUT:
+        for value in _values((*args, *kwargs.values())):
+            if not is_canonical(value.layout):
+                raise NotLocal(f"{name} of a map whose dimensions were permuted, split or flattened")
     try:
-        return _FUNCTIONS[target](*args, **kwargs)
+        return found(*args, **kwargs)
     except TypeError as error:
-        raise NotLocal(f"{getattr(target, '__name__', target)}: {error}") from None
+        raise NotLocal(f"{name}: {error}") from None
+
+
+def fits(input: Value, channels: int) -> None:
+    """Raise `OtherChannels` where a layer takes another number of channels than its map has."""
+    if input.channels != channels:
+        raise OtherChannels(f"it takes {channels} channels, its map has {input.channels}")
+
+
+def _name(target: Any) -> str:
+    return type(target).__name__ if isinstance(target, nn.Module) else str(getattr(target, "__name__", target))
+
+
+def _find(target: Any) -> Callable[..., Lowered] | None:
+    """How a function is lowered; an operator of the ATen library is looked up by name where it is not known itself."""
+    if target in _FUNCTIONS or not isinstance(target, torch._ops.OpOverload):
+        return _FUNCTIONS.get(target)
+    name = target._schema.name.split("::")[1]
+    known = [name, getattr(torch.Tensor, name, None), getattr(torch, name, None), getattr(nn.functional, name, None)]
+    return next((_FUNCTIONS[key] for key in known if key in _FUNCTIONS), None)
+
+
+def _values(arguments: Sequence[Any]) -> list[Value]:
+    found = []
+    for argument in arguments:
+        if isinstance(argument, Value):
+            found.append(argument)
+        elif isinstance(argument, tuple | list):
+            found += _values(argument)
+    return found
 
 
 def layout(tensor: Tensor) -> torch.memory_format:

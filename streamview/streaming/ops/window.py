@@ -1,4 +1,4 @@
-"""Convolution, pooling and padding: operations that slide a window over the map."""
+"""Convolution and pooling: operations that slide a window over the map."""
 
 from __future__ import annotations
 
@@ -11,10 +11,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from streamview.streaming.ops.bits import divide, pack, unpack
-from streamview.streaming.ops.registry import Local, NotLocal, Piece, Value, Wants, Weight, layout, lowers, lowers_module
-from streamview.streaming.schedule import Window
+from streamview.streaming.ops.registry import (
+    Local,
+    NotLocal,
+    Piece,
+    Value,
+    Wants,
+    Weight,
+    fits,
+    layout,
+    lowers,
+    lowers_module,
+)
+from streamview.streaming.schedule import IDENTITY, Window
 
-__all__ = ["AveragePool", "Convolution", "MaxPool", "Pad"]
+__all__ = ["AveragePool", "Convolution", "MaxPool"]
 
 Gradients = tuple[list[Tensor | None], list[Tensor | None]]
 
@@ -61,10 +72,6 @@ class Convolution:
     groups: int
     out_channels: int
 
-    def channels(self, inputs: Sequence[int]) -> int:
-        """Channels of the output."""
-        return self.out_channels
-
     def run(self, inputs: Sequence[Tensor], weights: Sequence[Tensor], piece: Piece, wants: Wants | None) -> tuple[Tensor, Any]:
         """Convolve the piece; save the input only where the kernel's gradient is wanted."""
         x, native = _extend(inputs[0], self.rows, self.cols, piece, 0.0)
@@ -103,10 +110,6 @@ class MaxPool:
 
     rows: Window
     cols: Window
-
-    def channels(self, inputs: Sequence[int]) -> int:
-        """Channels of the output."""
-        return inputs[0]
 
     @property
     def _halves(self) -> bool:
@@ -178,10 +181,6 @@ class AveragePool:
     include_pad: bool
     divisor: int | None
 
-    def channels(self, inputs: Sequence[int]) -> int:
-        """Channels of the output."""
-        return inputs[0]
-
     def run(self, inputs: Sequence[Tensor], weights: Sequence[Tensor], piece: Piece, wants: Wants | None) -> tuple[Tensor, Any]:
         """Average the piece; the gradient needs the shape alone."""
         x, native = _extend(inputs[0], self.rows, self.cols, piece, 0.0)
@@ -221,30 +220,6 @@ class AveragePool:
         return counts
 
 
-@dataclass(frozen=True, slots=True)
-class Pad:
-    """Constant padding of the image's borders, or cropping where the padding is negative."""
-
-    rows: Window
-    cols: Window
-    value: float
-
-    def channels(self, inputs: Sequence[int]) -> int:
-        """Channels of the output."""
-        return inputs[0]
-
-    def run(self, inputs: Sequence[Tensor], weights: Sequence[Tensor], piece: Piece, wants: Wants | None) -> tuple[Tensor, Any]:
-        """Pad the piece where it touches a border."""
-        top, bottom, left, right = piece.pad
-        out = F.pad(inputs[0], (left, right, top, bottom), value=self.value) if any(piece.pad) else inputs[0]
-        return out, None if wants is None else inputs[0].shape
-
-    def vjp(self, grad: Tensor, saved: Any, weights: Sequence[Tensor], piece: Piece, wants: Wants) -> Gradients:
-        """Drop the padding's gradient."""
-        top, _, left, _ = piece.pad
-        return [grad[:, :, top : top + saved[2], left : left + saved[3]]], []
-
-
 def _padding(padding: Any, kernel: tuple[int, int], dilation: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
     """Padding before and after, for rows and columns; torch puts the odd element of ``'same'`` behind."""
     if padding == "valid":
@@ -260,20 +235,40 @@ def _padding(padding: Any, kernel: tuple[int, int], dilation: tuple[int, int]) -
 def _conv2d(
     input: Value, weight: Weight, bias: Weight | None = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1
 ) -> Local:
-    if not isinstance(weight, Weight):
+    if not isinstance(weight, Weight) or not isinstance(bias, Weight | None):
         raise NotLocal("a convolution whose kernel depends on the image")
-    shape = weight.read().shape
+    shape = weight.shape
+    fits(input, shape[1] * groups)
     kernel, stride, dilation = (shape[2], shape[3]), _pair(stride), _pair(dilation)
     rows, cols = (Window(k, s, d, *p) for k, s, d, p in zip(kernel, stride, dilation, _padding(padding, kernel, dilation), strict=True))
-    return Local(Convolution(rows, cols, groups, shape[0]), (input,), (weight,) if bias is None else (weight, bias))
+    return Local(Convolution(rows, cols, groups, shape[0]), (input,), (weight,) if bias is None else (weight, bias), shape[0])
 
 
 @lowers_module(nn.Conv2d)
 def _conv2d_module(module: nn.Conv2d, input: Value) -> Local:
-    if module.padding_mode != "zeros":
-        raise NotLocal(f"Conv2d with padding_mode={module.padding_mode!r}: only zero padding can be streamed")
     bias = None if module.bias is None else Weight.of(module, "bias")
-    return _conv2d(input, Weight.of(module, "weight"), bias, module.stride, module.padding, module.dilation, module.groups)
+    found = _conv2d(input, Weight.of(module, "weight"), bias, module.stride, module.padding, module.dilation, module.groups)
+    if module.padding_mode != "zeros":
+        raise NotLocal(f"Conv2d with padding_mode={module.padding_mode!r}")
+    return found
+
+
+@lowers(F.linear, any_layout=True)
+def _linear(input: Value, weight: Weight, bias: Weight | None = None) -> Local:
+    if not isinstance(weight, Weight) or not isinstance(bias, Weight | None):
+        raise NotLocal("a linear layer whose weights depend on the image")
+    if input.layout[-1] != (1, input.channels):
+        raise NotLocal("a linear layer over another dimension than the channels")
+    outputs, inputs = weight.shape
+    fits(input, inputs)
+    kernel = Weight(lambda: weight.read()[:, :, None, None])
+    weights = (kernel,) if bias is None else (kernel, bias)
+    return Local(Convolution(IDENTITY, IDENTITY, 1, outputs), (input,), weights, outputs, (*input.layout[:-1], (1, outputs)))
+
+
+@lowers_module(nn.Linear, any_layout=True)
+def _linear_module(module: nn.Linear, input: Value) -> Local:
+    return _linear(input, Weight.of(module, "weight"), None if module.bias is None else Weight.of(module, "bias"))
 
 
 @lowers(F.max_pool2d, torch.max_pool2d)
@@ -310,16 +305,3 @@ def _avg_pool2d_module(module: nn.AvgPool2d, input: Value) -> Local:
     return _avg_pool2d(
         input, module.kernel_size, module.stride, module.padding, module.ceil_mode, module.count_include_pad, module.divisor_override
     )
-
-
-@lowers(F.pad)
-def _pad(input: Value, pad: Sequence[int], mode: str = "constant", value: float | None = None) -> Local:
-    if mode != "constant" or len(pad) not in (2, 4):
-        raise NotLocal(f"padding {tuple(pad)} with mode={mode!r}: only constant padding of rows and columns can be streamed")
-    left, right, top, bottom = (*pad, 0, 0)[:4]
-    return Local(Pad(Window(before=top, after=bottom), Window(before=left, after=right), value or 0.0), (input,))
-
-
-@lowers_module(nn.ConstantPad2d)
-def _pad_module(module: nn.ConstantPad2d, input: Value) -> Local:
-    return _pad(input, module.padding, value=module.value)

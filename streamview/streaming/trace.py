@@ -1,0 +1,281 @@
+"""From a module to a graph of calls: torch.fx first, torch.export where Python's control flow stands in the way.
+
+Normalisations over whole maps are rewritten as the means they consist of, so that the rest of the engine knows nothing of them.
+"""
+
+from __future__ import annotations
+
+import operator
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+from torch.fx.proxy import GraphAppendingTracer
+from torch.utils import _pytree
+
+from streamview.errors import NotStreamableError
+
+__all__ = ["Split", "is_container", "trace"]
+
+_EXAMPLE = (512, 768)  # height and width of the image that torch.export sees
+
+
+class Split(nn.Module):
+    """A network divided by hand: `body` is captured, `head` runs once on what it returns."""
+
+    def __init__(self, body: nn.Module, head: nn.Module) -> None:
+        super().__init__()
+        self.body, self.head = body, head
+
+    def forward(self, image: Tensor) -> Any:
+        """Run both."""
+        return self.head(self.body(image))
+
+
+class _Proxy(fx.Proxy):
+    """A proxy for which ``a += b`` is recorded as what it is, a change of a in place."""
+
+
+def _augmented(function: Callable[[Any, Any], Any]) -> Callable[[_Proxy, Any], Any]:
+    return lambda self, other: self.tracer.create_proxy("call_function", function, (self, other), {})
+
+
+for _function in (operator.iadd, operator.isub, operator.imul, operator.itruediv):
+    setattr(_Proxy, f"__{_function.__name__}__", _augmented(_function))
+
+
+class _Tracer(fx.Tracer):
+    """Records in-place arithmetic, and refuses contexts inside the network, which a trace would forget."""
+
+    def __init__(self, head: nn.Module | None = None) -> None:
+        super().__init__()
+        self._contexts = _contexts()
+        self._head = head
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Proxy(node, self)
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return m is self._head or bool(getattr(m, "streams_whole", False)) or super().is_leaf_module(m, module_qualified_name)
+
+    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        if _contexts() != self._contexts:
+            raise NotStreamableError(
+                "the network switches gradients or autocast within itself: freeze by requires_grad, and put autocast around the call"
+            )
+        return super().create_node(*args, **kwargs)
+
+
+def _contexts() -> tuple[bool, ...]:
+    return torch.is_grad_enabled(), torch.is_autocast_enabled("cpu"), torch.is_autocast_enabled("cuda")
+
+
+def is_container(module: nn.Module, path: str) -> bool:
+    """Whether a trace dissolves this module into the calls that it makes."""
+    return not path or not _Tracer().is_leaf_module(module, path)
+
+
+def trace(module: nn.Module, channels: int) -> tuple[fx.Graph, nn.Module]:
+    """Record the calls that a network makes.
+
+    Parameters
+    ----------
+    module
+        The network, in its present mode.
+    channels
+        Of the image, for torch.export, which needs an example.
+
+    Returns
+    -------
+    tuple
+        The graph, and the module that its targets are paths in.
+
+    Raises
+    ------
+    NotStreamableError
+        When neither way succeeds; the message gives both reasons.
+    """
+    root = module
+    if isinstance(module, fx.GraphModule):
+        graph = fx.Graph()
+        output = graph.graph_copy(module.graph, {})
+        graph.output(output)
+        spec = module.graph._codegen
+    else:
+        try:
+            graph = _Tracer(module.head if isinstance(module, Split) else None).trace(module)
+            spec = None
+        except (fx.proxy.TraceError, TypeError, ValueError, RuntimeError, AttributeError, AssertionError, KeyError) as error:
+            root = _export(module, channels, error)
+            graph, spec = root.graph, root.graph._codegen
+    for node in list(graph.nodes):
+        if node.op == "call_module" and str(node.target) == "_guards_fn" and not node.users:
+            graph.erase_node(node)
+    if isinstance(spec, fx.graph._PyTreeCodeGen):
+        _restore_outputs(graph, spec.pytree_info.out_spec)
+    _rewrite(graph, root)
+    return graph, root
+
+
+def _export(module: nn.Module, channels: int, reason: Exception) -> fx.GraphModule:
+    """Capture by torch.export with height and width left open."""
+    first = next((t for t in (*module.parameters(), *module.buffers()) if t.is_floating_point()), torch.empty(0))
+    example = torch.zeros(2, channels, *_EXAMPLE, dtype=first.dtype, device=first.device)
+    dims = {0: torch.export.Dim.AUTO, 2: torch.export.Dim.AUTO, 3: torch.export.Dim.AUTO}
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            exported = torch.export.export(module, (example,), dynamic_shapes=(dims,), strict=False)
+        found = exported.module(check_guards=False)
+        image = next(node for node in exported.graph.nodes if node.name in exported.graph_signature.user_inputs)
+        fixed = [n for n in image.meta["val"].shape[2:] if isinstance(n, int)]
+        if fixed:
+            raise ValueError(f"torch.export finds that it takes only images of {_EXAMPLE[0]} x {_EXAMPLE[1]} px")
+    except Exception as error:  # noqa: BLE001 - torch.export raises whatever the network's code and its own do
+        raise NotStreamableError(
+            f"{type(module).__name__} cannot be traced: {_first_line(reason)} (torch.fx); {_first_line(error)} (torch.export). Control "
+            "flow that depends on the image keeps a network from being streamed; stream a submodule without it, or give body= and head="
+        ) from error
+    if not isinstance(found, fx.GraphModule):
+        raise AssertionError("torch.export returned no graph")
+    return found
+
+
+def _first_line(error: Exception) -> str:
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)[:200]
+
+
+def _restore_outputs(graph: fx.Graph, spec: _pytree.TreeSpec | None) -> None:
+    """Let the graph return what the network returned, not the flat tuple that torch.export makes of it."""
+    if spec is None:
+        return
+    (output,) = (node for node in graph.nodes if node.op == "output")
+    leaves = output.args[0] if isinstance(output.args[0], tuple | list) else (output.args[0],)
+    output.args = (_pytree.tree_unflatten(list(leaves), spec),)
+
+
+# ----------------------------------------------------------------------------------------------------------------------------------
+
+
+def _group_norm(
+    x: Tensor, groups: int, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5, cudnn_enabled: bool = True
+) -> Tensor:
+    """``F.group_norm`` by running means: ``(x - mean) / sqrt(mean of squares - mean^2 + eps)`` (Wu and He, ECCV 2018)."""
+    # in float64, since the difference of the two loses digits
+    mean = x.mean((2, 3), True, dtype=torch.float64).unflatten(1, (groups, -1))
+    square = (x * x).mean((2, 3), True, dtype=torch.float64).unflatten(1, (groups, -1))
+    centre = mean.mean(2, True)
+    scale = torch.rsqrt((square.mean(2, True) - centre * centre).clamp(min=0) + eps)
+    scale, centre = scale.expand_as(mean).flatten(1, 2), centre.expand_as(mean).flatten(1, 2)
+    if weight is not None:
+        scale = scale * weight.view(1, -1, 1, 1)
+    shift = -centre * scale
+    if bias is not None:
+        shift = shift + bias.view(1, -1, 1, 1)
+    return x * scale.to(x.dtype) + shift.to(x.dtype)
+
+
+def _instance_norm(
+    input: Tensor, running_mean: Tensor | None = None, running_var: Tensor | None = None, weight: Tensor | None = None,
+    bias: Tensor | None = None, use_input_stats: bool = True, momentum: float = 0.1, eps: float = 1e-5, cudnn_enabled: bool = True,
+) -> Tensor:  # fmt: skip
+    if not use_input_stats:
+        return F.batch_norm(input, running_mean, running_var, weight, bias, False, 0.0, eps)
+    mean = input.mean((2, 3), True, dtype=torch.float64)
+    variance = (input * input).mean((2, 3), True, dtype=torch.float64) - mean * mean
+    scale = torch.rsqrt(variance.clamp(min=0) + eps)
+    if weight is not None:
+        scale = scale * weight.view(1, -1, 1, 1)
+    shift = -mean * scale
+    if bias is not None:
+        shift = shift + bias.view(1, -1, 1, 1)
+    return input * scale.to(input.dtype) + shift.to(input.dtype)
+
+
+def _norm(x: Tensor, dim: Any, keepdim: bool) -> Tensor:
+    """The Euclidean norm, with torch's gradient of zero at zero."""
+    square = (x * x).sum(dim, keepdim)
+    return torch.where(square > 0, square, 1).sqrt() * (square > 0)
+
+
+def _spatial_norm(input: Tensor, p: Any = 2, dim: Any = None, keepdim: bool = False, dtype: Any = None) -> Tensor | None:
+    if p not in (2, 2.0, "fro", None) or dtype is not None or not isinstance(dim, tuple | list):
+        return None
+    return _norm(input, dim, keepdim)
+
+
+def _vector_norm(x: Tensor, ord: Any = 2, dim: Any = None, keepdim: bool = False, *, dtype: Any = None) -> Tensor | None:
+    return _spatial_norm(x, ord, dim, keepdim, dtype)
+
+
+def _padded_convolution(module: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """A convolution whose padding is not zero: the padding, then the convolution."""
+    padded = F.pad(x, module._reversed_padding_repeated_twice, mode=module.padding_mode)
+    return F.conv2d(padded, weight, bias, module.stride, 0, module.dilation, module.groups)
+
+
+_FUNCTIONS: dict[Any, Callable[..., Any]] = {
+    F.group_norm: _group_norm,
+    torch.group_norm: _group_norm,
+    torch.ops.aten.group_norm.default: _group_norm,
+    F.instance_norm: _instance_norm,
+    torch.instance_norm: _instance_norm,
+    torch.norm: _spatial_norm,
+    torch.functional.norm: _spatial_norm,
+    "norm": _spatial_norm,
+    torch.ops.aten.norm.ScalarOpt_dim: _spatial_norm,
+    torch.linalg.vector_norm: _vector_norm,
+    torch.ops.aten.linalg_vector_norm.default: _vector_norm,
+}
+
+
+def _rewrite(graph: fx.Graph, root: nn.Module) -> None:
+    """Replace calls by what they consist of."""
+    tracer = GraphAppendingTracer(graph)
+    for node in list(graph.nodes):
+        if node.op == "call_module":
+            write = _of_module(graph, root.get_submodule(str(node.target)), str(node.target), tracer)
+        elif node.op in ("call_function", "call_method"):
+            write = _FUNCTIONS.get(node.target)
+        else:
+            continue
+        if write is None:
+            continue
+        args: Any = fx.node.map_arg(node.args, lambda n: fx.Proxy(n, tracer))
+        kwargs: Any = fx.node.map_arg(node.kwargs, lambda n: fx.Proxy(n, tracer))
+        before = node.prev
+        with graph.inserting_before(node):
+            found = write(*args, **kwargs)
+        if isinstance(found, fx.Proxy):
+            part = before.next
+            while part is not node:
+                part.meta = dict(node.meta) | ({"rewritten": str(node.target)} if node.op == "call_module" else {})
+                part = part.next
+            node.replace_all_uses_with(found.node)
+            graph.erase_node(node)
+
+
+def _of_module(graph: fx.Graph, module: nn.Module, path: str, tracer: GraphAppendingTracer) -> Callable[..., Any] | None:
+    """How a call of a module is rewritten, its weights read where they are."""
+
+    def tensor(name: str) -> fx.Proxy | None:
+        return None if getattr(module, name) is None else fx.Proxy(graph.get_attr(f"{path}.{name}"), tracer)
+
+    if isinstance(module, nn.GroupNorm):
+        norm = module
+        return lambda x: _group_norm(x, norm.num_groups, tensor("weight"), tensor("bias"), norm.eps)
+    if isinstance(module, nn.InstanceNorm2d):
+        instance = module
+        stats = instance.training or not instance.track_running_stats
+        if stats and instance.track_running_stats:
+            return None
+        return lambda x: _instance_norm(
+            x, tensor("running_mean"), tensor("running_var"), tensor("weight"), tensor("bias"), stats, 0.0, instance.eps
+        )
+    if isinstance(module, nn.Conv2d) and not isinstance(module, nn.LazyConv2d) and module.padding_mode not in ("zeros", "circular"):
+        convolution = module
+        return lambda x: _padded_convolution(convolution, x, tensor("weight"), tensor("bias"))  # type: ignore[arg-type]
+    return None
