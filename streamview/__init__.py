@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from streamview.errors import StreamviewError
     from streamview.geometry import Region
-    from streamview.inference import predict, saliency
+    from streamview.inference import explain, predict, saliency
     from streamview.loading import load_model
     from streamview.pyramid import build_pyramid, open_pyramid
     from streamview.slides import open_slide
@@ -23,6 +23,7 @@ __all__ = [
     "StreamviewError",
     "__version__",
     "build_pyramid",
+    "explain",
     "load_model",
     "open_pyramid",
     "open_slide",
@@ -37,6 +38,7 @@ _HOMES = {
     "Region": "geometry",
     "StreamviewError": "errors",
     "build_pyramid": "pyramid",
+    "explain": "inference",
     "load_model": "loading",
     "open_pyramid": "pyramid",
     "open_slide": "slides",

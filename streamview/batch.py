@@ -15,12 +15,12 @@ from streamview.evidence import linear_head
 from streamview.export.png import render_png
 from streamview.forecasts import Forecast, forecast
 from streamview.geometry import Region
-from streamview.inference import predict, saliency
-from streamview.jobs import Job, RegionResult, Run
+from streamview.inference import explain, find_targets, predict
+from streamview.jobs import Job, RegionResult, Run, StoredMap
 from streamview.loading import Model
 from streamview.machine import describe_device, find_device, peak_memory
 from streamview.progress import Report
-from streamview.results import Prediction, Saliency
+from streamview.results import Prediction, Saliency, Target
 from streamview.slides import Slide, open_slide
 from streamview.streaming.capture import capture
 
@@ -68,15 +68,15 @@ class Answer:
         The answer.
     ahead
         What was expected before.
-    saliency
-        Its maps, stored in the job; None where only a prediction was asked for.
+    maps
+        Its maps, stored in the job, one entry a target; none where only a prediction was asked for.
     pictures
         The display PNGs.
     """
 
     prediction: Prediction
     ahead: Forecast
-    saliency: Saliency | None = None
+    maps: tuple[Saliency, ...] = ()
     pictures: tuple[Path, ...] = ()
 
 
@@ -97,7 +97,7 @@ def predict_slide(work: Work, path: str | os.PathLike[str]) -> Answer:
 
 
 def explain_slide(
-    work: Work, path: str | os.PathLike[str], *, target: str | None = None, displays: Sequence[Preset] | None = None
+    work: Work, path: str | os.PathLike[str], *, targets: Sequence[str] = (), displays: Sequence[Preset] | None = None
 ) -> Answer:
     """Predict for one slide, store its saliency maps and pictures, and record them.
 
@@ -107,32 +107,38 @@ def explain_slide(
         What all slides share.
     path
         The slide.
-    target
-        Class to explain; default the predicted one.
+    targets
+        What to explain, as for `streamview.inference.find_targets`; default the predicted class.
     displays
         Presets to draw, the first of which stands in the record; default the usual one for the network.
 
     Raises
     ------
     StreamviewError
-        As `streamview.saliency`, when the job holds maps of this region by another network, or when it cannot be written.
+        As `streamview.explain`, when the job holds maps of this region by another network, or when it cannot be written.
     """
     job = work.job
     with open_slide(path, work.mpp) as slide:
         region = work.region or Region(0, 0, *slide.shape)
-        stored = job.saliency_path(slide.name, region)
+        wanted: list[Target | None] = [*find_targets(work.model, targets)] or [None]
+        apart = [target if len(wanted) > 1 else None for target in wanted]  # where there are several, each target is in the name
+        stored = [job.saliency_path(slide.name, region, target) for target in apart]
         _check_free(work, slide, stored)
-        ahead = forecast(work.model, slide, region, explain=True, memory=work.memory, device=work.device)
+        count = len(wanted)
+        ahead = forecast(work.model, slide, region, explain=True, maps=count, out=job.folder, memory=work.memory, device=work.device)
         work.announce(slide, ahead)
-        maps = saliency(work.model, slide, region, target, out=stored, plan=ahead.plan, device=work.device, report=work.report)
-        presets = displays or (default_preset(maps),)
-        pictures = tuple(render_png(slide, maps, PRESETS[preset], job.picture_path(slide.name, region, preset)) for preset in presets)
-        inside = [made.relative_to(job.folder).as_posix() for made in (stored, pictures[0])]
-        result = RegionResult(
-            maps.prediction, work.run_id, mpp=slide.mpp, saliency=inside[0], picture=inside[1], source=os.path.abspath(path)
-        )
-        job.add(result)
-    return Answer(maps.prediction, ahead, maps, pictures)
+        found = explain(work.model, slide, region, wanted, outs=stored, plan=ahead.plan, device=work.device, report=work.report)
+        pictures: list[Path] = []
+        entries = []
+        for maps, target, folder in zip(found, apart, stored, strict=True):
+            presets = displays or (default_preset(maps),)
+            drawn = [render_png(slide, maps, PRESETS[p], job.picture_path(slide.name, region, p, target)) for p in presets]
+            inside = [made.relative_to(job.folder).as_posix() for made in (folder, drawn[0])]
+            entries.append(StoredMap(inside[0], maps.target, inside[1]))
+            pictures += drawn
+        prediction = found[0].prediction
+        job.add(RegionResult(prediction, work.run_id, mpp=slide.mpp, maps=tuple(entries), source=os.path.abspath(path)))
+    return Answer(prediction, ahead, tuple(found), tuple(pictures))
 
 
 def run_slides(
@@ -218,16 +224,17 @@ def check_display(model: Model, display: Preset | None) -> None:
         )
 
 
-def _check_free(work: Work, slide: Slide, stored: Path) -> None:
+def _check_free(work: Work, slide: Slide, stored: Sequence[Path]) -> None:
     """Refuse to write the maps of one network, slide or scale over those of another: the table would point at the wrong ones."""
     ours = (work.model.sha256, work.model.card.sha256, slide.identity, slide.mpp)
     for record in work.job.slides():
         for result in record.regions:
             identity = result.prediction.identity
             theirs = (identity.weights_sha256, identity.card_sha256, identity.source, result.mpp)
-            if result.saliency and work.job.folder / result.saliency == stored and theirs != ours:
+            held = [path for known in result.maps for path in stored if work.job.folder / known.path == path]
+            if held and theirs != ours:
                 raise StreamviewError(
-                    f"{stored}: holds maps of {result.prediction.slide_name} by {result.prediction.model_name} with other weights, mpp or "
+                    f"{held[0]}: holds maps of {result.prediction.slide_name} by {result.prediction.model_name} with other weights, mpp or "
                     "pixels; choose another job folder"
                 )
 
@@ -240,6 +247,8 @@ def _plan(work: Work, ahead: Forecast) -> dict[str, object]:
         "memory": work.memory,
         "forecast_bytes": ahead.peak_bytes,
         "forecast_seconds": ahead.seconds,
+        "maps": ahead.maps,
+        "forecast_disk_bytes": ahead.disk_bytes,
     }
 
 

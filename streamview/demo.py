@@ -138,12 +138,11 @@ def run_demo(
         tell("\npredicting")
         predict_slide(work, path)
         tell("\nexplaining the prediction")
-        return explain_slide(work, path, target=_TARGET, displays=displays)
+        return explain_slide(work, path, targets=[_TARGET], displays=displays)
 
     displays: list[Preset] = ["evidence", "detail", "paper"]
     run_slides(work, [slide_path], both, command=command, answered=answers.append, failed=_give_up)
-    maps = answers[0].saliency
-    assert maps is not None
+    (maps,) = answers[0].maps
     return DemoResult(answers[0], job.folder, float(lesion.mean()), localise(maps, lesion), time.monotonic() - start)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import dataclass
 
@@ -11,6 +12,7 @@ from torch import Tensor
 from streamview.errors import RegionError
 from streamview.geometry import Region
 from streamview.loading import Model
+from streamview.machine import free_disk
 from streamview.session import Session, Source
 from streamview.streaming.graph import Sink, bind
 from streamview.streaming.plan import Plan, format_bytes, make_plan
@@ -19,6 +21,7 @@ from streamview.streaming.run import Run
 __all__ = ["Forecast", "forecast", "format_seconds"]
 
 _SAMPLE = (512, 1024)  # rows and columns that are timed
+_STORED = 4 * 4 / 3  # bytes a px of a map on disk: float32 and a third more for the coarser levels, before compression
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +40,12 @@ class Forecast:
         Time on this machine; None for a region so small that timing a sample would take as long as the run.
     device
         Where it will run.
+    maps
+        Targets that will be explained, each in a backward pass of its own.
+    disk_bytes
+        What they will take on disk at most.
+    disk_free
+        What is free there; None where nothing is written.
     """
 
     plan: Plan
@@ -44,13 +53,21 @@ class Forecast:
     peak_bytes: int
     seconds: float | None
     device: str
+    maps: int = 0
+    disk_bytes: int = 0
+    disk_free: int | None = None
 
     def __str__(self) -> str:
         """One line for people."""
         rows, cols = self.plan.tile
         step = f"{self.plan.steps} steps of {min(rows, self.shape[0])} x {min(cols, self.shape[1])} px"
         duration = "a few seconds" if self.seconds is None else f"about {format_seconds(self.seconds)}"
-        return f"{self.shape[1]} x {self.shape[0]} px in {step} on {self.device}: peak memory {format_bytes(self.peak_bytes)}, {duration}"
+        said = f"{self.shape[1]} x {self.shape[0]} px in {step} on {self.device}: peak memory {format_bytes(self.peak_bytes)}, {duration}"
+        if self.maps > 1:
+            said += f" for {self.maps} targets"
+        if self.disk_free is not None:
+            said += f"; writes at most {format_bytes(self.disk_bytes)}, {format_bytes(self.disk_free)} are free"
+        return said
 
 
 def forecast(
@@ -60,7 +77,7 @@ def forecast(
     *,
     explain: bool = False,
     maps: int = 1,
-    out: bool = True,
+    out: str | os.PathLike[str] | None = None,
     memory: str | int | None = None,
     tile: tuple[int, int] | None = None,
     device: str = "auto",
@@ -75,7 +92,7 @@ def forecast(
     maps
         For how many targets.
     out
-        Whether the maps will be written to disk rather than kept in memory.
+        Where the maps will be written; None: they are kept in memory.
     model, source, region, memory, tile, device, mpp
         As for `predict`.
 
@@ -88,11 +105,17 @@ def forecast(
     height, width = session.sampler.shape
     needs = session.needs if explain else None
     base = session.base()  # before the sample, which leaves memory with the allocator that the run will use again
-    plan = session.plan(needs, memory, tile, 0 if out or not explain else 8 * height * width * maps)
+    plan = session.plan(needs, memory, tile, 0 if out is not None or not explain else 8 * height * width * maps)
     seconds = None
     if height * width >= 4 * _SAMPLE[0] * _SAMPLE[1]:
         seconds = _seconds(session, plan, maps if explain else 0)
-    return Forecast(plan, (height, width), base + plan.peak_bytes + session.reserve(plan.tile), seconds, str(session.device))
+    peak = base + plan.peak_bytes + session.reserve(plan.tile)
+    made = maps if explain else 0
+    if out is None:
+        return Forecast(plan, (height, width), peak, seconds, str(session.device), made)
+    coarse = session.evidence_size
+    stored = round(_STORED * made * (2 * height * width + coarse[0] * coarse[1]))
+    return Forecast(plan, (height, width), peak, seconds, str(session.device), made, stored, free_disk(out))
 
 
 def format_seconds(seconds: float) -> str:

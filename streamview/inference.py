@@ -6,8 +6,9 @@ rows finish.
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import numpy as np
@@ -16,20 +17,21 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from streamview.errors import ModelError
-from streamview.evidence import Evidence, pooled_sink
+from streamview.evidence import pooled_sink
 from streamview.geometry import Region
 from streamview.loading import Model
 from streamview.progress import Progress, Report
 from streamview.results import MapWriter, Method, Prediction, Saliency, SaliencyMap, Target
-from streamview.session import Session, Source
+from streamview.session import Passed, Session, Source
 from streamview.streaming.execute import Span
-from streamview.streaming.graph import Key, Sink
+from streamview.streaming.graph import Key
 from streamview.streaming.plan import Plan
 from streamview.streaming.run import Run
 
-__all__ = ["explain", "find_target", "predict", "saliency"]
+__all__ = ["explain", "find_target", "find_targets", "predict", "saliency"]
 
 _Maps = NDArray[np.float32]
+_METHODS: tuple[Method, ...] = ("absolute", "signed")
 
 
 def predict(
@@ -79,7 +81,7 @@ def predict(
     session = Session.prepare(model, source, region, mpp, device)
     plan = plan or session.plan(None, memory, tile, 0)
     with session.running(plan):
-        logits, _ = session.forward(Run(session.bound, plan, session.weights, None), report)
+        logits = session.forward(Run(session.bound, plan, session.weights, None), report).logits
     return session.prediction(logits)
 
 
@@ -87,7 +89,7 @@ def saliency(
     model: Model,
     source: Source,
     region: Region | None = None,
-    target: int | str | None = None,
+    target: int | str | Target | None = None,
     *,
     out: str | os.PathLike[str] | None = None,
     memory: str | int | None = None,
@@ -122,16 +124,17 @@ def saliency(
         As for `predict`; ModelError also for an unknown target.
     """
     outs = None if out is None else [out]
-    return explain(model, source, region, [target], outs=outs, memory=memory, tile=tile, plan=plan, device=device, mpp=mpp, report=report)[
-        0
-    ]
+    (found,) = explain(
+        model, source, region, [target], outs=outs, memory=memory, tile=tile, plan=plan, device=device, mpp=mpp, report=report
+    )
+    return found
 
 
 def explain(
     model: Model,
     source: Source,
     region: Region | None = None,
-    targets: Sequence[int | str | None] = (None,),
+    targets: Sequence[int | str | Target | None] = (None,),
     *,
     outs: Sequence[str | os.PathLike[str]] | None = None,
     memory: str | int | None = None,
@@ -146,94 +149,89 @@ def explain(
     Parameters
     ----------
     targets
-        As `target` of `saliency`.
+        Each as `target` of `saliency`; ``model.card.class_names`` for every class.
     outs
-        One folder for each target; default keeps the maps in memory.
+        One folder ``NAME.ome.zarr`` for each target; all take their places when the last pass is done. Default keeps the maps in memory.
     model, source, region, memory, tile, plan, device, mpp, report
         As for `predict`.
 
     Returns
     -------
     list of Saliency
-        In the order of the targets.
+        In the order of the targets, each as `saliency` would give it.
 
     Raises
     ------
     SlideError, RegionError, ModelError, NotStreamableError, MemoryBudgetError
         As for `saliency`.
+    ValueError
+        When `targets` is empty or a bare string, or `outs` does not have a folder of its own for each.
     """
+    if isinstance(targets, str) or not targets:
+        raise ValueError(f"targets {targets!r}: expected a list of one target or more")
+    if outs is not None and len({os.path.abspath(out) for out in outs}) != len(targets):
+        raise ValueError(f"{len(targets)} targets, but {len(outs)} folders: give each a folder of its own")
+    wanted = [None if target is None else find_target(model, target) for target in targets]
     session = Session.prepare(model, source, region, mpp, device)
-    fixed = [None if target is None else find_target(model, target) for target in targets]
-    if outs is not None and len(outs) != len(fixed):
-        raise ValueError(f"{len(outs)} folders for {len(fixed)} targets: give one for each")
     height, width = session.sampler.shape
-    plan = plan or session.plan(session.needs, memory, tile, 0 if outs is not None else 8 * height * width * len(fixed))
-    with session.running(plan):
+    plan = plan or session.plan(session.needs, memory, tile, 0 if outs is not None else 8 * height * width * len(wanted))
+    with session.running(plan), contextlib.ExitStack() as unplaced:
         run = Run(session.bound, plan, session.weights, session.needs)
-        logits, evidence = session.forward(run, report, explain=True)
-        return [
-            _explain_target(
-                session, run, logits, evidence, target, None if outs is None else outs[number], report, number + 1 == len(fixed)
-            )
-            for number, target in enumerate(fixed)
-        ]
+        passed = session.forward(run, report, explain=True)
+        prediction = session.prediction(passed.logits)
+        likeliest = int(prediction.logits.argmax()) if model.card.task != "regression" else 0
+        fixed = [target or find_target(model, likeliest) for target in wanted]
+        task = "backward pass" if len(fixed) == 1 else f"{len(fixed)} backward passes"
+        progress = Progress(task, run.steps * len(fixed), report)
+        (std, glass), (step, origin) = (model.card.std, session.slide.background), session.placed(0)
+        writers: list[MapWriter] = []
+        kept: list[Saliency] = []
+        for number, target in enumerate(fixed):
+            back = partial(_reverse, session, run, passed, target, progress=progress, last=number + 1 == len(fixed))
+            if outs is None:
+                maps = np.empty((2, height, width), np.float32)
+                back(partial(_keep, maps))
+                planes = {method: SaliencyMap(method, values, step, origin) for method, values in zip(_METHODS, maps, strict=True)}
+                evidence = _evidence(session, passed, target)
+                kept.append(Saliency(prediction, target, std, glass, planes if evidence is None else planes | {"evidence": evidence}))
+            else:
+                writer = unplaced.enter_context(MapWriter(outs[number], (height, width), step=step, origin=origin, channels=_METHODS))
+                back(writer.write)
+                writer.complete(prediction, target=target, std=std, glass=glass, evidence=_evidence(session, passed, target))
+                writers.append(writer)
+        return [*kept, *(writer.place() for writer in writers)]
 
 
-def _explain_target(
-    session: Session,
-    run: Run,
-    logits: Tensor,
-    evidence: Evidence | None,
-    target: Target | None,
-    out: str | os.PathLike[str] | None,
-    report: Report | None,
-    last: bool,
-) -> Saliency:
-    """One backward pass; the last one lets go of the forward pass as it proceeds."""
-    model, prediction = session.model, session.prediction(logits)
-    if target is None:
-        target = find_target(model, int(logits.argmax()) if model.card.task != "regression" else 0)
-    keys = [key for key in session.bound.graph.head.takes if not isinstance(key, Sink) or key.kind != "shape"]
-    score = logits[target.index] if target.against is None else logits[target.index] - logits[target.against]
-    grads = torch.autograd.grad(score, [run.tensors[key] for key in keys], retain_graph=not last, allow_unused=True)
-    step, origin = session.placed(0)
-    found = None
+def _evidence(session: Session, passed: Passed, target: Target) -> SaliencyMap | None:
+    """The evidence map of a target, where the network offers it; that of a difference is the difference of both."""
     pooled = pooled_sink(session.bound.graph)
-    if evidence is not None and pooled is not None:
-        values = evidence.of(target.index)
-        values = values if target.against is None else values - evidence.of(target.against)
-        found = SaliencyMap("evidence", values, *session.placed(pooled.value))
-    progress = Progress("backward pass", run.steps, report)
-    std, glass = model.card.std, session.slide.background
-    height, width = session.sampler.shape
-
-    def reverse(write: Callable[[int, _Maps], None]) -> None:
-        _reverse(session, run, dict(zip(keys, grads, strict=True)), write, progress, release=last)
-
-    if out is not None:
-        with MapWriter(out, (height, width), step=step, origin=origin) as writer:
-            reverse(writer.write)
-            return writer.finish(prediction, target=target, std=std, glass=glass, evidence=found)
-    maps = np.empty((2, height, width), np.float32)
-    reverse(partial(_keep, maps))
-    planes: dict[Method, SaliencyMap] = {
-        "absolute": SaliencyMap("absolute", maps[0], step, origin),
-        "signed": SaliencyMap("signed", maps[1], step, origin),
-    }
-    if found is not None:
-        planes["evidence"] = found
-    return Saliency(prediction, target, std, glass, planes)
+    if passed.evidence is None or pooled is None:
+        return None
+    values = passed.evidence.of(target.index)
+    if target.against is not None:
+        values = values - passed.evidence.of(target.against)
+    return SaliencyMap("evidence", values, *session.placed(pooled.value))
 
 
 def _reverse(
     session: Session,
     run: Run,
-    grads: Mapping[Key, Tensor | None],
+    passed: Passed,
+    target: Target,
     write: Callable[[int, _Maps], None],
+    *,
     progress: Progress,
-    release: bool,
+    last: bool,
 ) -> None:
-    """Run the reverse pass; hand out the maps of each row of steps, float32 (2, rows, width), from the last to the first."""
+    """Run one reverse pass; hand out the maps of each row of steps, float32 (2, rows, width), from the last to the first.
+
+    The `last` one lets go of the forward pass as it proceeds.
+    """
+    logits = passed.logits
+    score = logits[target.index] if target.against is None else logits[target.index] - logits[target.against]
+    leaves = {key: tensor for key, tensor in passed.taken.items() if tensor.requires_grad}
+    found = torch.autograd.grad(score, list(leaves.values()), retain_graph=not last, allow_unused=True)
+    grads: dict[Key, Tensor | None] = dict(zip(leaves, found, strict=True))
     strip: _Maps = np.empty(0, np.float32)
     width = session.sampler.shape[1]
 
@@ -247,33 +245,71 @@ def _reverse(
             write(rows[0], strip)
 
     with torch.no_grad():
-        run.backward(session.read, grads, take, done=progress.advance, release=release)
+        run.backward(session.read, grads, take, done=progress.advance, release=last)
 
 
 def _keep(maps: _Maps, y: int, rows: _Maps) -> None:
     maps[:, y : y + rows.shape[1]] = rows
 
 
-def find_target(model: Model, target: int | str) -> Target:
+def find_target(model: Model, target: int | str | Target) -> Target:
     """What to explain: a class by name or index, or the difference of two logits as ``"a-b"``.
+
+    A class of just that name comes first. Where hyphens in names leave more than one difference, spaces show which hyphen is the minus:
+    ``"grade-1 - grade-2"``.
 
     Raises
     ------
     ModelError
-        When the model has no such class.
+        When the model has no such class, or several differences may be meant.
     """
     names = model.card.class_names
-    if isinstance(target, str) and target in names:
-        return Target(target, names.index(target))
-    if isinstance(target, int) and not isinstance(target, bool) and 0 <= target < len(names):
-        return Target(names[target], target)
-    if isinstance(target, str):
-        # a name may hold a hyphen itself
-        for at in (i for i, letter in enumerate(target) if letter == "-"):
-            first, second = target[:at].strip(), target[at + 1 :].strip()
-            if first in names and second in names and first != second:
-                return Target(f"{first}-{second}", names.index(first), names.index(second))
+    if isinstance(target, Target):
+        if all(index is None or 0 <= index < len(names) for index in (target.index, target.against)):
+            return target
+    elif isinstance(target, str):
+        if target in names:
+            return Target(target, names.index(target))
+        found = _differences(target, names)
+        if len(found) > 1:
+            listed = " or ".join(f'"{first} - {second}"' for first, second in found)
+            raise ModelError(f"target {target!r}: may be {listed}; write the one you mean, with spaces around the minus")
+        if found:
+            ((first, second),) = found
+            short = f"{first}-{second}"
+            clear = short not in names and len(_differences(short, names)) == 1
+            return Target(short if clear else f"{first} - {second}", names.index(first), names.index(second))
+    elif not isinstance(target, bool) and 0 <= target < len(names):
+        return Target(names[target], int(target))
+    known = f"{', '.join(names[:10])}{f' and {len(names) - 10} more' if len(names) > 10 else ''}"
     raise ModelError(
-        f"target {target!r}: the model {model.card.name} has {', '.join(names[:10])}{' ...' if len(names) > 10 else ''}; name one of them, "
-        "or two as a-b for the difference of their logits"
+        f"target {target if isinstance(target, int) else str(target)!r}: the model {model.card.name} has {known}; name one of them, or two "
+        "as a-b for the difference of their logits"
     )
+
+
+def find_targets(model: Model, targets: Sequence[str]) -> list[Target]:
+    """What a user named, each once: as `find_target`, or every class for the word ``"all"``.
+
+    Raises
+    ------
+    ModelError
+        As `find_target`.
+    """
+    names = model.card.class_names
+    found: list[Target] = []
+    for target in targets:
+        every = target == "all" and target not in names
+        found += [Target(name, index) for index, name in enumerate(names)] if every else [find_target(model, target)]
+    return list(dict.fromkeys(found))
+
+
+def _differences(text: str, names: Sequence[str]) -> list[tuple[str, str]]:
+    """Pairs of different classes that a text may subtract, by the hyphens with spaces around them if these give any."""
+    for minus in (" - ", "-"):
+        places = [at for at in range(len(text)) if text.startswith(minus, at)]
+        pairs = [(text[:at].strip(), text[at + len(minus) :].strip()) for at in places]
+        found = [(first, second) for first, second in pairs if first in names and second in names and first != second]
+        if found:
+            return found
+    return []

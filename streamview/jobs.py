@@ -2,7 +2,8 @@
 
 ::
 
-    job/ predictions.csv  summary.md  runs/<run-id>.json  slides/<slide>.json  saliency/<slide>/<region>.ome.zarr
+    job/ predictions.csv  summary.md  runs/<run-id>.json  slides/<slide>.json
+         saliency/<slide>/<region>.ome.zarr, or <region>-<target>.ome.zarr where several targets were asked for
          certificates/<pixels>-<weights>.json
 
 ``slides/*.json`` are the record; ``predictions.csv`` and ``summary.md`` are written from them after every slide, so that a crash loses at
@@ -17,6 +18,7 @@ import io
 import json
 import os
 import platform
+import re
 import secrets
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -29,13 +31,33 @@ import numpy as np
 from streamview import atomic
 from streamview.errors import StreamviewError
 from streamview.geometry import Region
-from streamview.results import RESEARCH_USE, Prediction
+from streamview.results import RESEARCH_USE, Prediction, Target
 
-__all__ = ["AGGREGATION", "Job", "RegionResult", "Run", "SlideRecord", "in_words", "new_run_id", "region_id", "versions"]
+__all__ = ["AGGREGATION", "Job", "RegionResult", "Run", "SlideRecord", "StoredMap", "in_words", "new_run_id", "region_id", "versions"]
 
 AGGREGATION = "mean of the regions' logits, unweighted"
 _AGGREGATE = "aggregate"
+_NAME = 40  # letters of a target in a file name
 _PACKAGES = ("streamview", "torch", "numpy", "zarr", "tifffile", "openslide-python", "openslide-bin")
+
+
+@dataclass(frozen=True, slots=True)
+class StoredMap:
+    """Where the maps of one target are.
+
+    Parameters
+    ----------
+    path
+        Of the maps, relative to the job folder.
+    target
+        What they explain; None in records of the first version, which did not say.
+    picture
+        Path of the display PNG relative to the job folder; None when there is none.
+    """
+
+    path: str
+    target: Target | None = None
+    picture: str | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -52,8 +74,8 @@ class RegionResult:
         ``(y, x)`` um/px of the slide's level 0; None when unknown.
     tissue_covered
         Share (0..1) of the slide's tissue inside the region; None when not measured.
-    saliency, picture
-        Paths of its map and its display PNG relative to the job folder; None when there is none.
+    maps
+        Its saliency maps, one entry a target.
     source
         Absolute path of the slide, so that a viewer finds it; None when it was no file.
     """
@@ -62,8 +84,7 @@ class RegionResult:
     run_id: str
     mpp: tuple[float, float] | None = None
     tissue_covered: float | None = None
-    saliency: str | None = None
-    picture: str | None = None
+    maps: tuple[StoredMap, ...] = ()
     source: str | None = None
 
 
@@ -98,8 +119,7 @@ class SlideRecord:
                 "run_id": result.run_id,
                 "mpp": None if result.mpp is None else list(result.mpp),
                 "tissue_covered": result.tissue_covered,
-                "saliency": result.saliency,
-                "picture": result.picture,
+                "maps": [asdict(stored) for stored in result.maps],
                 "source": result.source,
                 "prediction": result.prediction.to_json(),
             }
@@ -121,9 +141,27 @@ class SlideRecord:
         """Inverse of `to_json`."""
         regions = []
         for entry in values["regions"]:
-            mpp = None if entry["mpp"] is None else tuple(entry["mpp"])
-            regions.append(RegionResult(**(entry | {"mpp": mpp, "prediction": Prediction.from_json(entry["prediction"])})))
+            regions.append(
+                RegionResult(
+                    Prediction.from_json(entry["prediction"]),
+                    entry["run_id"],
+                    None if entry["mpp"] is None else tuple(entry["mpp"]),
+                    entry["tissue_covered"],
+                    _stored_maps(entry),
+                    entry["source"],
+                )
+            )
         return cls(values["slide_id"], tuple(regions), values["run_id"], values["error"], values["patient_id"])
+
+
+def _stored_maps(entry: Mapping[str, Any]) -> tuple[StoredMap, ...]:
+    """The maps of a region's record; the first version named one map and its picture."""
+    if "maps" not in entry:
+        return () if entry["saliency"] is None else (StoredMap(entry["saliency"], None, entry["picture"]),)
+    return tuple(
+        StoredMap(stored["path"], None if stored["target"] is None else Target(**stored["target"]), stored["picture"])
+        for stored in entry["maps"]
+    )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -199,13 +237,13 @@ class Job:
         if self.folder.exists() and not self.folder.is_dir():
             raise StreamviewError(f"{self.folder}: is a file; a job needs a folder, choose another output")
 
-    def saliency_path(self, slide_id: str, region: Region) -> Path:
-        """Where the maps of a region belong."""
-        return self.folder / "saliency" / slide_id / f"{region_id(region)}.ome.zarr"
+    def saliency_path(self, slide_id: str, region: Region, target: Target | None = None) -> Path:
+        """Where the maps of a region belong; with `target`, those of one target of several."""
+        return self.folder / "saliency" / slide_id / f"{region_id(region)}{_suffix(target)}.ome.zarr"
 
-    def picture_path(self, slide_id: str, region: Region, preset: str) -> Path:
-        """Where the display PNG of a region belongs."""
-        return self.folder / "saliency" / slide_id / f"{region_id(region)}-{preset}.png"
+    def picture_path(self, slide_id: str, region: Region, preset: str, target: Target | None = None) -> Path:
+        """Where the display PNG of a region belongs; with `target`, that of one target of several."""
+        return self.folder / "saliency" / slide_id / f"{region_id(region)}{_suffix(target)}-{preset}.png"
 
     def certificate_path(self, what: str, weights_sha256: str) -> Path:
         """Where an exactness certificate belongs; `what` names its pixels: a slide and region, or ``"random"``."""
@@ -222,7 +260,7 @@ class Job:
         return [self._read(path) for path in sorted((self.folder / "slides").glob("*.json"))]
 
     def add(self, result: RegionResult, *, patient_id: str = "") -> None:
-        """Record one region's answer; it replaces an earlier one of the same identity.
+        """Record one region's answer; it replaces an earlier one of the same identity, whose maps of other targets stay.
 
         Raises
         ------
@@ -232,6 +270,10 @@ class Job:
         prediction = result.prediction
         record = self._known(prediction.slide_name)
         kept = [other for other in record.regions if other.prediction.identity.key != prediction.identity.key]
+        earlier = [stored for other in record.regions if other not in kept for stored in other.maps]
+        paths, targets = {stored.path for stored in result.maps}, {stored.target for stored in result.maps}
+        earlier = [stored for stored in earlier if stored.path not in paths and (stored.target is None or stored.target not in targets)]
+        result = replace(result, maps=(*result.maps, *(stored for stored in earlier if (self.folder / stored.path).is_dir())))
         self._write(replace(record, regions=(*kept, result), run_id=result.run_id, error=None, patient_id=patient_id or record.patient_id))
 
     def fail(self, slide_id: str, error: str, run_id: str, *, patient_id: str = "") -> None:
@@ -274,6 +316,15 @@ class Job:
         atomic.write_text(self.folder / "summary.md", _summary(records))
 
 
+def _suffix(target: Target | None) -> str:
+    """What tells the files of one target from those of others: its indices, which are unique on any file system, and its name."""
+    if target is None:
+        return ""
+    index = f"{target.index}" if target.against is None else f"{target.index}v{target.against}"
+    name = re.sub(r"[^\w.+-]+", "_", target.name, flags=re.ASCII)[:_NAME].strip("._-")
+    return f"-{index}-{name}" if name else f"-{index}"
+
+
 def _write_json(path: Path, values: Mapping[str, Any]) -> None:
     atomic.write_text(path, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
 
@@ -310,7 +361,7 @@ def _table(records: Iterable[SlideRecord]) -> str:
         *["slide_id", "patient_id", "region_id", "level", "x", "y", "width", "height", "mpp", "width_um", "tissue_covered", "prediction"],
         *probabilities,
         *(name for name in names if name not in probabilities),
-        *["model_id", "weights_sha256", "run_id", "status", "error"],
+        *["model_id", "weights_sha256", "run_id", "status", "error", "maps"],
     ]
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
@@ -327,10 +378,15 @@ def _rows(record: SlideRecord) -> Iterable[dict[str, str]]:
             place = {key: str(getattr(region, key)) for key in ("level", "x", "y", "width", "height")}
             if result.mpp is not None:
                 place |= {"mpp": f"{result.mpp[1]:.6g}", "width_um": f"{region.width * result.mpp[1]:.6g}"}
-            yield slide | {"region_id": region_id(region)} | place | _answer(prediction, result.run_id, result.tissue_covered)
+            named = {"maps": "; ".join(_named(stored) for stored in result.maps)}
+            yield slide | {"region_id": region_id(region)} | place | _answer(prediction, result.run_id, result.tissue_covered) | named
         yield slide | {"region_id": _AGGREGATE} | _answer(_aggregate(results), results[-1].run_id, _covered(results))
     if record.error is not None:
         yield slide | {"region_id": _AGGREGATE, "run_id": record.run_id, "status": "failed", "error": record.error}
+
+
+def _named(stored: StoredMap) -> str:
+    return stored.path if stored.target is None else stored.target.name
 
 
 def _answer(prediction: Prediction, run_id: str, tissue_covered: float | None) -> dict[str, str]:
@@ -361,15 +417,21 @@ def _summary(records: list[SlideRecord]) -> str:
         "| slide | network | prediction | regions | tissue covered |",
         "|---|---|---|---|---|",
     ]
+    maps: list[str] = []
     warnings: dict[str, None] = {}
     for record in records:
+        for result in record.regions:
+            for stored in result.maps:
+                of = "" if stored.target is None else f"{stored.target} ({result.prediction.answer_for(stored.target)}), "
+                maps.append(f"{record.slide_id} {region_id(result.prediction.region)}: {of}{stored.path}")
         for results in _by_network(record):
             answer, covered = _aggregate(results), _covered(results)
             network = answer.model_name if answer.trained else f"{answer.model_name} (untrained, random weights)"
             share = "not measured" if covered is None else f"{covered:.1%}"
             lines.append(f"| {record.slide_id} | {network} | {in_words(answer)} | {len(results)} | {share} |")
             warnings |= dict.fromkeys(f"{record.slide_id}: {warning}" for result in results for warning in result.prediction.warnings)
-    for title, items in (("Failed", [f"{record.slide_id}: {record.error}" for record in failed]), ("Warnings", list(warnings))):
+    errors = [f"{record.slide_id}: {record.error}" for record in failed]
+    for title, items in (("Failed", errors), ("Maps", maps), ("Warnings", list(warnings))):
         if items:
             lines += ["", f"## {title}", "", *(f"- {item}" for item in items)]
     return "\n".join(lines) + "\n"

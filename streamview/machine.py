@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from streamview.errors import ModelError
@@ -11,7 +13,7 @@ from streamview.errors import ModelError
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["describe_device", "find_device", "peak_device_memory", "peak_memory", "resident_memory"]
+__all__ = ["describe_device", "find_device", "free_disk", "peak_device_memory", "peak_memory", "resident_memory"]
 
 
 def peak_memory() -> int:
@@ -35,6 +37,12 @@ def _status(field: str) -> int:
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def free_disk(path: str | os.PathLike[str]) -> int:
+    """Bytes that are free where a file or folder will be made."""
+    place = Path(os.path.abspath(path))
+    return shutil.disk_usage(next(folder for folder in (place, *place.parents) if folder.exists())).free
 
 
 def peak_device_memory() -> int | None:

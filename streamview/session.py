@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,15 +22,34 @@ from streamview.results import Identity, Prediction
 from streamview.slides import Slide, as_slide
 from streamview.slides.sampling import Sampler
 from streamview.streaming.capture import capture, refuse_hooks
-from streamview.streaming.graph import Bound, Demands, bind, demands, placed
+from streamview.streaming.graph import Bound, Demands, Key, Sink, bind, demands, placed
 from streamview.streaming.ops import OtherChannels
 from streamview.streaming.plan import Plan, format_bytes, free_memory, make_plan, parse_bytes, return_freed_blocks
 from streamview.streaming.run import Run
 
-__all__ = ["Session", "Source"]
+__all__ = ["Passed", "Session", "Source"]
 
 Source = Slide | NDArray[np.uint8]
 _SIZE_SLACK = 1.1  # a region's side may differ by this factor from what the card states before a warning
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Passed:
+    """What a forward pass leaves for reverse passes.
+
+    Parameters
+    ----------
+    logits
+        (K,), with a graph of autograd that ends at `taken`.
+    evidence
+        Where it was asked for and the network offers it.
+    taken
+        What the head took, by key: leaves, so that the gradient of a score there leaves out the bridges, which `Run.backward` adds.
+    """
+
+    logits: Tensor
+    evidence: Evidence | None
+    taken: Mapping[Key, Tensor]
 
 
 @dataclass(slots=True, eq=False)
@@ -109,13 +128,16 @@ class Session:
                 )
         return make_plan(self.bound, 1, torch.float32, needs, self.weights, memory=growth, tile=tile)
 
+    @property
+    def evidence_size(self) -> tuple[int, int]:
+        """Height and width of the evidence map; (0, 0) where the network offers none."""
+        layer, pooled = linear_head(self.bound.graph), pooled_sink(self.bound.graph)
+        return (0, 0) if layer is None or pooled is None else self.bound.sizes[pooled.value]
+
     def _evidence_bytes(self) -> int:
         """What `Evidence` will hold until the target is known."""
-        layer, pooled = linear_head(self.bound.graph), pooled_sink(self.bound.graph)
-        if layer is None or pooled is None:
-            return 0
-        height, width = self.bound.sizes[pooled.value]
-        return 4 * min(layer.out_features, layer.in_features) * height * width
+        layer, (height, width) = linear_head(self.bound.graph), self.evidence_size
+        return 0 if layer is None else 4 * min(layer.out_features, layer.in_features) * height * width
 
     @contextlib.contextmanager
     def running(self, plan: Plan) -> Iterator[None]:
@@ -142,8 +164,8 @@ class Session:
         """Bytes beside the steps themselves: decoding and buffers of rows."""
         return 128 * 2**20 + 24 * min(tile[0], self.sampler.shape[0]) * self.sampler.shape[1]
 
-    def forward(self, run: Run, report: Report | None, *, explain: bool = False) -> tuple[Tensor, Evidence | None]:
-        """Run the forward pass and the head: logits (K,), and with `explain` the evidence where the network offers it."""
+    def forward(self, run: Run, report: Report | None, *, explain: bool = False) -> Passed:
+        """Run the forward pass and the head, with `explain` for reverse passes."""
         graph = self.bound.graph
         layer, pooled = (linear_head(graph), pooled_sink(graph)) if explain else (None, None)
         evidence = None if layer is None or pooled is None else Evidence(layer, self.bound.sizes[pooled.value])
@@ -154,8 +176,17 @@ class Session:
                 evidence.add(piece, rows, cols)
 
         run.forward(self.read, progress.advance, watch)
+        taken: dict[Key, Tensor] = {}
         with torch.set_grad_enabled(run.needs is not None):
-            arguments = [run.argument(key) for key in graph.head.takes]
+            arguments = []
+            for key in graph.head.takes:
+                if isinstance(key, Sink) and key.kind == "shape":
+                    arguments.append(run.argument(key))
+                    continue
+                given = run.tensors[key]
+                taken[key] = given.detach().requires_grad_(run.needs is not None and given.requires_grad)
+                # a copy of what is small, since calls may change their argument in place, which autograd refuses for a leaf
+                arguments.append(taken[key] if isinstance(key, Sink) and key.kind == "map" else taken[key].clone())
             try:
                 logits = graph.head.module(*arguments)
             except torch.OutOfMemoryError:
@@ -171,7 +202,7 @@ class Session:
             raise ModelError(
                 f"the model {self.model.card.name} answered {logits.tolist()}: not finite; check its weights and normalisation"
             )
-        return logits[0], evidence
+        return Passed(logits[0], evidence, taken)
 
     def prediction(self, logits: Tensor) -> Prediction:
         """The result of a forward pass."""
@@ -199,7 +230,7 @@ class Session:
 
 
 def _warnings(model: Model, sampler: Sampler) -> tuple[str, ...]:
-    """What the reader of a result must know of how region and card differ."""
+    """What the reader of a result must know: of how region and card differ, and of what was assumed when the model was loaded."""
     card, found = model.card, []
     height, width = sampler.shape
     if not card.trained:
@@ -213,4 +244,4 @@ def _warnings(model: Model, sampler: Sampler) -> tuple[str, ...]:
         found.append("The card states no mpp: the region was read at the slide's full resolution as it is.")
     elif sampler.mpp is not None and max(abs(m / card.mpp - 1) for m in sampler.mpp) > 0.01:
         found.append(f"The region was read at {sampler.mpp[0]:.3f} um/px; the model was trained at {card.mpp:.3f} um/px.")
-    return tuple(found)
+    return (*found, *model.notes)

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from conftest import SyntheticSlide
 from PIL import Image
+from zoo import import_timm
 
 from streamview import __version__
 from streamview.cli import main
@@ -170,8 +171,9 @@ def test_saliency(run: Run, synthetic_slide: SyntheticSlide, tmp_path: Path) -> 
     assert sorted(path.name for path in stored.parent.iterdir()) == ["x600-y300-w700-h513-evidence.png", stored.name]
     (record,) = Job(job).slides()
     (result,) = record.regions
-    assert (job / str(result.picture)).is_file()
-    assert job / str(result.saliency) == stored
+    (kept,) = result.maps
+    assert (job / str(kept.picture)).is_file()
+    assert job / kept.path == stored
     assert result.source == str(synthetic_slide.path)
     assert result.prediction.identity.key == maps.prediction.identity.key
 
@@ -183,6 +185,73 @@ def test_saliency(run: Run, synthetic_slide: SyntheticSlide, tmp_path: Path) -> 
     assert "holds maps of synthetic.svs by demo" in err
     assert "choose another job folder" in err
     assert open_saliency(stored).prediction.trained
+
+
+def test_saliency_of_several_targets(run: Run, synthetic_slide: SyntheticSlide, tmp_path: Path) -> None:
+    job = tmp_path / "job"
+    command = ["saliency", "-i", synthetic_slide.path, "-o", job, "-m", "demo", "--region", "600,300,700,513", "--target"]
+    status, out, err = run(*command, "lesion-normal", "all", "lesion")
+    assert status == 0
+    assert re.search(r"a few seconds for 3 targets; writes at most \d+ MB, [\d.]+ [GT]B are free", out)
+    assert err.count("forward pass: ") == 1
+    assert err.count("3 backward passes: ") == 1
+    for named in (r"lesion-normal, score = [\d.]+", r"normal, p = 0\.\d+", r"lesion, p = [01]\.\d+"):
+        assert re.search(rf"^maps of {named}: absolute, signed, evidence in ", out, re.MULTILINE)
+    place = job / "saliency/synthetic.svs"
+    names = ["x600-y300-w700-h513-1v0-lesion-normal", "x600-y300-w700-h513-0-normal", "x600-y300-w700-h513-1-lesion"]
+    assert sorted(path.name for path in place.iterdir()) == sorted(name + end for name in names for end in (".ome.zarr", "-evidence.png"))
+    difference, normal, lesion = (open_saliency(place / f"{name}.ome.zarr") for name in names)
+    assert (difference.target.index, difference.target.against, difference.target_probability) == (1, 0, None)
+    evidence = lesion.maps["evidence"].values[:] - normal.maps["evidence"].values[:]
+    assert np.array_equal(difference.maps["evidence"].values, evidence)
+    with Image.open(place / f"{names[0]}-evidence.png") as picture:
+        assert "target lesion-normal" in picture.text["streamview"]
+    ((result,),) = (record.regions for record in Job(job).slides())
+    assert [(str(stored.target), (job / str(stored.picture)).is_file()) for stored in result.maps] == [
+        ("lesion-normal", True),
+        ("normal", True),
+        ("lesion", True),
+    ]
+    assert rows_of(job)[0]["maps"] == "lesion-normal; normal; lesion"
+    assert "1v0-lesion-normal.ome.zarr" in (job / "summary.md").read_text()
+    (record,) = (json.loads(path.read_text()) for path in (job / "runs").iterdir())
+    assert record["plan"]["synthetic.svs"]["maps"] == 3
+
+    status, _, err = run(*command, "normal", "tumour", "--device", "cpu")
+    assert status == 1
+    assert err.startswith("error: target 'tumour': the model demo has normal, lesion; name one of them, or two as a-b")
+    status, _, err = run(*command, "normal", "lesion", "--untrained")
+    assert status == 1
+    assert "h513-0-normal.ome.zarr: holds maps of synthetic.svs by demo" in err
+
+
+def test_a_full_disk_is_foreseen(run: Run, synthetic_slide: SyntheticSlide, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("streamview.forecasts.free_disk", lambda path: 2**20)
+    command = ["-i", synthetic_slide.path, "-o", tmp_path / "job", "-m", "demo", "--region", "600,300,300,300"]
+    _, out, err = run("saliency", *command, "--target", "all")
+    assert "writes at most 2 MB, 1 MB are free" in out
+    assert "warning: the disk may not hold the maps: free some space" in err
+    _, out, err = run("predict", *command)
+    assert "disk" not in err
+    assert "writes" not in out
+
+
+def test_what_was_assumed_of_a_model_is_said_once_and_kept(
+    run: Run, synthetic_slide: SyntheticSlide, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dataclasses import replace
+
+    from streamview import loading
+
+    load, note = loading.load_model, "w.ckpt: 'model.' was taken off every name"
+    monkeypatch.setattr(loading, "load_model", lambda *args, **options: replace(load(*args, **options), notes=(note,)))
+    twin, job = tmp_path / "twin.svs", tmp_path / "job"
+    shutil.copy(synthetic_slide.path, twin)
+    status, _, err = run("predict", "-i", synthetic_slide.path, twin, "-o", job, "-m", "demo", "--region", "600,300,256,256")
+    assert status == 0
+    assert err.count(note) == 1
+    assert all(note in record.regions[0].prediction.warnings for record in Job(job).slides())
+    assert f"- twin.svs: {note}" in (job / "summary.md").read_text()
 
 
 def test_untrained_is_said_everywhere(run: Run, synthetic_slide: SyntheticSlide, tmp_path: Path) -> None:
@@ -207,6 +276,36 @@ def test_models_lists_what_a_user_chooses_by(run: Run) -> None:
     assert "no (--untrained)" in lines["resnet18"]
     for short, name in ALIASES.items():
         assert f"{short} = {name}" in out
+
+
+def test_models_inspect_says_whether_a_network_streams(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    forms = ("timm:NAME", "torchvision:NAME", "package.module:function", "FILE.pt2", "a folder")
+    assert all(form in run("models")[1].splitlines()[-1] for form in forms)
+    status, out, err = run("models", "inspect", "resnet18")
+    assert (status, err) == (0, "")
+    assert "mean of layer4.1.relu: 512 channels, stride 32 x 32 px\n  sees   435 x 435 px" in out
+    status, out, _ = run("models", "inspect", "demo", "--json")
+    assert (status, json.loads(out)["cuts"][0]["kind"]) == (0, "max")
+
+    source = "from torch import nn\ndef build():\n    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), Sort(), nn.Linear(4, 2))\n"
+    sort = "class Sort(nn.Module):\n    def forward(self, x):\n        return x.flatten(2).sort(2)[0].mean(2)\n"
+    (tmp_path / "mine.py").write_text(source + sort)
+    monkeypatch.syspath_prepend(tmp_path)
+    status, out, err = run("models", "inspect", "mine:build")
+    assert (status, err) == (1, "")
+    assert out.startswith("Sequential cannot be streamed\n  reason  Sequential cannot be streamed: 2.sort: ")
+    assert "  layer   2.sort\n" in out
+    assert "  advice  " in out
+    status, _, err = run("models", "inspect", "no_such_network")
+    assert status == 1
+    assert err.startswith("error: model 'no_such_network' is unknown")
+
+
+def test_models_inspect_takes_names_without_weights(run: Run) -> None:
+    import_timm()
+    status, out, _ = run("models", "inspect", "timm:mobilenetv3_small_050")
+    assert status == 0
+    assert "barrier  blocks.0.0.se: mean of " in out
 
 
 def test_the_doctor_says_what_is_missing_and_what_to_do(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -60,7 +60,7 @@ def test_the_demo_from_the_slide_file_to_the_figures(tmp_path: Path) -> None:
         assert slide.mpp == pyramid.mpp == (0.5, 0.5)
     (record,) = Job(result.job).slides()
     (region,) = record.regions
-    stored = open_saliency(result.job / str(region.saliency))
+    stored = open_saliency(result.job / region.maps[0].path)
     assert stored.target.name == "lesion"
     assert stored.maps["signed"].values.shape == (768, 768)
 

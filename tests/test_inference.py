@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from networks import seed_network
+from networks import Excite, seed_network
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -16,21 +16,26 @@ from streamview.cards import parse_card
 from streamview.errors import Cancelled, MemoryBudgetError, ModelError, RegionError, SlideError
 from streamview.forecasts import forecast
 from streamview.geometry import Region
-from streamview.inference import predict, saliency
+from streamview.inference import explain, find_target, find_targets, predict, saliency
 from streamview.loading import Model
 from streamview.progress import Step
+from streamview.results import Target, open_saliency
+from streamview.session import Session
 from streamview.slides import as_slide
+from streamview.streaming.plan import Plan, make_plan
 from streamview.synthetic import synthetic_region
 
 MEAN, STD = (0.7, 0.5, 0.6), (0.2, 0.25, 0.3)
 
 
-def make_model(module: nn.Module, *, mpp: float | None = None, task: str = "class", **extra: Any) -> Model:
+def make_model(
+    module: nn.Module, *, mpp: float | None = None, task: str = "class", names: tuple[str, ...] = ("normal", "tumour"), **extra: Any
+) -> Model:
     card = {
         "spec_version": "1.0",
         "architecture": "camelyon17-2048",
-        "num_classes": 2,
-        "class_names": ["normal", "tumour"],
+        "num_classes": len(names),
+        "class_names": list(names),
         "patch_size_pixels": None,
         "spacing_um_px": mpp,
         "transform": [{"name": "ToTensor"}, {"name": "Normalize", "arguments": {"mean": list(MEAN), "std": list(STD)}}],
@@ -52,13 +57,16 @@ def model() -> Model:
     return make_model(seed_network(8, 4))
 
 
-def whole(model: Model, pixels: NDArray[np.uint8], target: int) -> tuple[Tensor, NDArray[np.float32], NDArray[np.float32]]:
+def whole(
+    model: Model, pixels: NDArray[np.uint8], target: int, against: int | None = None
+) -> tuple[Tensor, NDArray[np.float32], NDArray[np.float32]]:
     """Logits, max over channels of the gradient, and gradient x (input - glass), by plain autograd in float64."""
     module = model.module.double()
     mean, std = (torch.tensor(v, dtype=torch.float64).view(1, 3, 1, 1) for v in (MEAN, STD))
     image = ((torch.from_numpy(pixels).permute(2, 0, 1)[None].double() / 255 - mean) / std).requires_grad_()
     logits = module(image)[0]
-    grad = torch.autograd.grad(logits[target], image)[0]
+    score = logits[target] if against is None else logits[target] - logits[against]
+    grad = torch.autograd.grad(score, image)[0]
     signed = (grad * (image - (1 - mean) / std)).sum(1)
     model.module.float()
     return logits.detach(), grad.abs().amax(1)[0].numpy(), signed[0].detach().numpy()
@@ -85,6 +93,155 @@ def test_target_by_name_and_index(model: Model, pixels: NDArray[np.uint8]) -> No
     assert not np.array_equal(named.maps["signed"].values, saliency(model, pixels, target=0).maps["signed"].values)
     with pytest.raises(ModelError, match=r"target 'cat'.*normal, tumour"):
         saliency(model, pixels, target="cat")
+
+
+NAMES = ("normal", "grade-1", "grade-2")
+
+
+def test_targets_in_words() -> None:
+    model = make_model(seed_network(4, 3, 3), names=NAMES)
+    assert find_target(model, "grade-1") == find_target(model, 1) == Target("grade-1", 1)
+    assert find_target(model, "grade-1-grade-2") == Target("grade-1-grade-2", 1, 2)
+    assert find_target(model, "normal - grade-2") == find_target(model, Target("normal-grade-2", 0, 2)) == Target("normal-grade-2", 0, 2)
+    every = [Target(name, index) for index, name in enumerate(NAMES)]
+    assert find_targets(model, ["grade-1", "all", "grade-1-normal"]) == [every[1], every[0], every[2], Target("grade-1-normal", 1, 0)]
+    for wrong in ("grade", "grade-1-grade-1", "normal-", "-", "", 3, -1, True, Target("x", 0, 3)):
+        with pytest.raises(ModelError, match=r"^target .*: the model test has normal, grade-1, grade-2; name one of them, or two as a-b"):
+            find_target(model, wrong)
+    many = make_model(seed_network(4, 3, 12), names=tuple(f"c{index}" for index in range(12)))
+    with pytest.raises(ModelError, match="c8, c9 and 2 more; name"):
+        find_target(many, "cat")
+
+
+def test_hyphens_that_leave_it_open() -> None:
+    model = make_model(seed_network(4, 3, 6), names=("a", "b-c", "a-b", "c", "all", "a-c"))
+    with pytest.raises(ModelError, match=r'^target \'a-b-c\': may be "a - b-c" or "a-b - c"; write the one you mean'):
+        find_target(model, "a-b-c")
+    assert find_target(model, "a - b-c") == Target("a - b-c", 0, 1)
+    assert find_target(model, "a-b - c") == Target("a-b - c", 2, 3)
+    assert find_target(model, "a-c") == Target("a-c", 5)  # a class of that name comes first
+    assert find_target(model, "a - c") == Target("a - c", 0, 3)
+    assert find_targets(model, ["all"]) == [Target("all", 4)]
+
+
+@pytest.mark.parametrize("to_disk", [False, True], ids=["memory", "disk"])
+def test_several_targets_from_one_forward_pass_equal_each_alone(pixels: NDArray[np.uint8], tmp_path: Path, to_disk: bool) -> None:
+    torch.manual_seed(0)
+    model, steps = make_model(seed_network(8, 4, 3), names=NAMES), []
+    targets = ["grade-2", None, "normal", "grade-1-normal"]
+    outs = [tmp_path / f"{number}.ome.zarr" for number in range(4)] if to_disk else None
+    found = explain(model, pixels, targets=targets, outs=outs, tile=(48, 80), report=steps.append)
+    count = -(-250 // 48) * -(-333 // 80)
+    assert [step.done for step in steps if step.task == "forward pass"] == list(range(count + 1))
+    assert [step.done for step in steps if step.task == "4 backward passes"] == list(range(4 * count + 1))
+    assert len(steps) == 5 * count + 2
+    if to_disk:
+        assert sorted(tmp_path.iterdir()) == outs
+        found = [open_saliency(out) for out in outs]
+    for target, several in zip(targets, found, strict=True):
+        alone = saliency(model, pixels, target=target, tile=(48, 80))
+        assert several.target == alone.target
+        assert np.array_equal(several.prediction.logits, alone.prediction.logits)
+        for method, saliency_map in alone.maps.items():
+            assert np.array_equal(np.asarray(several.maps[method].values), saliency_map.values)
+            assert (several.maps[method].step, several.maps[method].origin) == (saliency_map.step, saliency_map.origin)
+
+
+def test_a_difference_is_explained_by_the_gradient_of_the_difference(pixels: NDArray[np.uint8]) -> None:
+    torch.manual_seed(0)
+    model = make_model(seed_network(8, 4, 3), names=NAMES)
+    difference, first, second = explain(model, pixels, targets=["grade-2-normal", "grade-2", "normal"], tile=(40, 100))
+    assert difference.target == Target("grade-2-normal", 2, 0)
+    logits, absolute, signed = whole(model, pixels, 2, 0)
+    assert distance(difference.maps["absolute"].values, absolute) < 1e-4
+    assert distance(difference.maps["signed"].values, signed) < 1e-4
+    assert difference.target_score == pytest.approx(float(logits[2] - logits[0]), rel=1e-4)
+    assert difference.target_probability is None
+    assert first.target_probability is not None
+    for method in ("signed", "evidence"):
+        subtracted = np.asarray(first.maps[method].values) - np.asarray(second.maps[method].values)
+        assert distance(difference.maps[method].values, subtracted) < 1e-5
+
+
+def test_targets_that_make_no_sense(model: Model, pixels: NDArray[np.uint8], tmp_path: Path) -> None:
+    for targets in ([], "normal"):
+        with pytest.raises(ValueError, match="expected a list of one target or more"):
+            explain(model, pixels, targets=targets)
+    for outs in ([tmp_path / "a.ome.zarr"], [tmp_path / "a.ome.zarr"] * 2):
+        with pytest.raises(ValueError, match=r"2 targets, but \d folders: give each a folder of its own"):
+            explain(model, pixels, targets=["normal", "tumour"], outs=outs)
+    steps: list[Step] = []
+    with pytest.raises(ModelError, match="target 'cat'"):
+        explain(model, pixels, targets=["normal", "cat"], report=steps.append)
+    assert steps == []
+
+
+def test_cancelled_in_the_last_of_several_passes_leaves_nothing(model: Model, pixels: NDArray[np.uint8], tmp_path: Path) -> None:
+    def cancel(step: Step) -> None:
+        if step.done == step.total - 1 and step.task == "2 backward passes":
+            raise Cancelled("stop")
+
+    outs = [tmp_path / "a.ome.zarr", tmp_path / "b.ome.zarr"]
+    saliency(model, pixels, target="normal", out=outs[0])
+    with pytest.raises(Cancelled):
+        explain(model, pixels, targets=["tumour", "normal"], outs=outs, tile=(64, 1000), report=cancel)
+    assert list(tmp_path.iterdir()) == outs[:1]
+    assert open_saliency(outs[0]).target.name == "normal"
+
+
+class Gated(nn.Module):
+    """Squeeze-excitation, twice, with a branch around the second, and a head that reads the first means too."""
+
+    def __init__(self, outputs: int) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.SiLU())
+        self.first, self.second = Excite(8), Excite(8)
+        self.middle = nn.Conv2d(8, 8, 3, padding=1)
+        self.last = nn.Linear(16, outputs)
+
+    def forward(self, image: Tensor) -> Tensor:
+        x = self.stem(image)
+        means = x.mean((2, 3))
+        x = self.first(x)
+        x = x + self.second(self.middle(x).relu())
+        return self.last(torch.cat([x.amax((2, 3)), means * torch.tanh(means)], 1))
+
+
+@pytest.mark.parametrize("barriers", ["kept", "spilled", "regenerated"])
+@pytest.mark.parametrize("tile", [(40, 1000), (48, 90)], ids=["strips", "tiles"])
+def test_networks_with_squeeze_excitation(pixels: NDArray[np.uint8], tmp_path: Path, tile: tuple[int, int], barriers: str) -> None:
+    torch.manual_seed(1)
+    model = make_model(Gated(3), names=NAMES)
+    session = Session.prepare(model, pixels, None, None, "cpu")
+    plan = make_plan(session.bound, 1, torch.float32, session.needs, session.weights, tile=tile, barriers=barriers)
+    assert (len(plan.passes), plan.barriers) == (3, barriers)
+    targets = ["grade-1", "grade-2", "grade-2-normal"]
+    steps: list[Step] = []
+    found = explain(model, pixels, targets=targets, plan=plan, report=steps.append)
+    assert max(step.total for step in steps) == 3 * plan.steps
+    assert steps[-1].done == 3 * plan.steps
+    for several, (target, against) in zip(found, [(1, None), (2, None), (2, 0)], strict=True):
+        logits, absolute, signed = whole(model, pixels, target, against)
+        assert distance(several.prediction.logits, logits.numpy()) < 1e-5
+        assert distance(several.maps["absolute"].values, absolute) < 1e-4
+        assert distance(several.maps["signed"].values, signed) < 1e-4
+    outs = [tmp_path / f"{number}.ome.zarr" for number in range(3)]
+    for kept, stored in zip(found, explain(model, pixels, targets=targets, outs=outs, plan=plan), strict=True):
+        assert np.array_equal(stored.maps["absolute"].values, kept.maps["absolute"].values)
+        assert np.array_equal(stored.maps["signed"].values, kept.maps["signed"].values)
+    assert np.array_equal(predict(model, pixels, plan=plan).logits, found[0].prediction.logits)
+
+
+def test_squeeze_excitation_by_the_plan_that_is_chosen(pixels: NDArray[np.uint8]) -> None:
+    torch.manual_seed(1)
+    model = make_model(Gated(2))
+    found = saliency(model, pixels, target=1)
+    _, absolute, signed = whole(model, pixels, 1)
+    assert distance(found.maps["absolute"].values, absolute) < 1e-4
+    assert distance(found.maps["signed"].values, signed) < 1e-4
+    planned = forecast(model, pixels, explain=True, memory="4GB")
+    assert isinstance(planned.plan, Plan)
+    assert planned.plan.barriers != "none"
 
 
 def test_evidence_is_the_linear_layer_on_the_last_features(model: Model, pixels: NDArray[np.uint8]) -> None:
@@ -157,9 +314,22 @@ def test_warnings_stay_with_the_result(pixels: NDArray[np.uint8]) -> None:
 
 
 def test_regression(pixels: NDArray[np.uint8]) -> None:
-    found = saliency(make_model(seed_network(4, 3), task="regression"), pixels)
-    assert found.target.index == 0
+    torch.manual_seed(0)
+    model = make_model(seed_network(4, 3), task="regression", names=("proliferation", "ki-67"))
+    found = saliency(model, pixels)
+    assert found.target == Target("proliferation", 0)
     assert found.prediction.probabilities is None
+    assert found.target_probability is None
+    assert found.target_score == found.prediction.logits[0]
+    assert found.prediction.answer_for(found.target).startswith("score = ")
+    _, _, signed = whole(model, pixels, 1)
+    assert distance(saliency(model, pixels, target="ki-67").maps["signed"].values, signed) < 1e-4
+
+
+def test_notes_of_the_model_stay_with_the_result(pixels: NDArray[np.uint8]) -> None:
+    model = make_model(seed_network(4, 3), mpp=0.5)
+    noted = Model(model.module, model.card, model.sha256, ("w.ckpt: 'model.' was taken off every name",))
+    assert predict(noted, pixels, mpp=0.5).warnings == noted.notes
 
 
 @pytest.mark.parametrize(
@@ -214,3 +384,20 @@ def test_forecast_names_plan_and_memory(model: Model) -> None:
     assert found.plan.steps == 24
     assert found.seconds is not None
     assert "1600 x 1500 px in 24 steps of 64 x 1600 px on cpu: peak memory" in str(found)
+    assert "targets" not in str(found)
+    assert "writes" not in str(found)
+
+
+def test_forecast_counts_the_maps(model: Model, tmp_path: Path) -> None:
+    slide = as_slide(np.full((1500, 1600, 3), 243, np.uint8))
+    one, four = (forecast(model, slide, explain=True, maps=maps, out=tmp_path / "not" / "yet", tile=(64, 1600)) for maps in (1, 4))
+    assert (one.maps, four.maps) == (1, 4)
+    assert one.disk_bytes == pytest.approx(1500 * 1600 * 4 * 4 / 3 * (2 + 1 / 64), rel=0.01)
+    assert four.disk_bytes == pytest.approx(4 * one.disk_bytes, abs=4)
+    assert one.seconds is not None
+    assert four.seconds is not None
+    assert four.seconds > one.seconds
+    assert " for 4 targets; writes at most " in str(four)
+    with pytest.raises(MemoryBudgetError, match="before the first step"):
+        forecast(model, slide, explain=True, maps=1000, memory="4GB")  # kept in memory
+    forecast(model, slide, explain=True, maps=1000, memory="4GB", out=tmp_path)

@@ -12,13 +12,16 @@ import pytest
 
 from streamview.errors import StreamviewError
 from streamview.geometry import Region
-from streamview.jobs import Job, RegionResult, Run, new_run_id, region_id, versions
-from streamview.results import Identity, Prediction
+from streamview.jobs import Job, RegionResult, Run, StoredMap, new_run_id, region_id, versions
+from streamview.results import Identity, Prediction, Target
 
 COLUMNS = (
     "slide_id,patient_id,region_id,level,x,y,width,height,mpp,width_um,tissue_covered,prediction,prob_normal,prob_tumour,"
-    "logit_normal,logit_tumour,model_id,weights_sha256,run_id,status,error"
+    "logit_normal,logit_tumour,model_id,weights_sha256,run_id,status,error,maps"
 )
+
+
+NORMAL, TUMOUR = Target("normal", 0), Target("tumour", 1)
 
 
 def answer(slide: str = "a.svs", logits: tuple[float, float] = (0.0, 1.0), weights: str = "ab", x: int = 0) -> RegionResult:
@@ -35,7 +38,7 @@ def answer(slide: str = "a.svs", logits: tuple[float, float] = (0.0, 1.0), weigh
         model_name="demo",
         trained=True,
     )
-    return RegionResult(prediction, "run-1", (0.25, 0.25), 0.75, f"saliency/{slide}/r.ome.zarr")
+    return RegionResult(prediction, "run-1", (0.25, 0.25), 0.75, (StoredMap(f"saliency/{slide}/r.ome.zarr", TUMOUR, "r.png"),))
 
 
 def rows(job: Job) -> list[dict[str, str]]:
@@ -99,8 +102,69 @@ def test_records_survive_the_disk(tmp_path: Path) -> None:
     assert record.slide_id == "a.svs"
     assert record.regions[0].prediction.to_json() == answer().prediction.to_json()
     assert record.regions[0].mpp == (0.25, 0.25)
-    assert record.regions[0].saliency == "saliency/a.svs/r.ome.zarr"
+    assert record.regions[0].maps == answer().maps
     assert job.saliency_path("a.svs", Region(1, 2, 3, 4)) == tmp_path / "saliency" / "a.svs" / "x2-y1-w4-h3.ome.zarr"
+
+
+def test_the_record_of_an_earlier_version_opens(tmp_path: Path) -> None:
+    job = Job(tmp_path)
+    job.add(answer())
+    job.add(answer("b.svs"))
+    for name, saliency in (("a.svs", "saliency/a.svs/r.ome.zarr"), ("b.svs", None)):
+        path = tmp_path / "slides" / f"{name}.json"
+        record = json.loads(path.read_text())
+        del record["regions"][0]["maps"]
+        record["regions"][0] |= {"saliency": saliency, "picture": saliency and "r.png"}
+        path.write_text(json.dumps(record))
+    first, second = Job(tmp_path).slides()
+    assert first.regions[0].maps == (StoredMap("saliency/a.svs/r.ome.zarr", None, "r.png"),)
+    assert second.regions[0].maps == ()
+    job.add(answer("c.svs"))
+    assert rows(job)[0]["maps"] == "saliency/a.svs/r.ome.zarr"
+
+
+def test_every_map_is_named_and_those_of_other_targets_stay(tmp_path: Path) -> None:
+    job, difference = Job(tmp_path), Target("tumour-normal", 1, 0)
+    paths = {target: job.saliency_path("a.svs", Region(1, 2, 3, 4), target) for target in (None, NORMAL, TUMOUR, difference)}
+    assert [path.name for path in paths.values()] == [
+        "x2-y1-w4-h3.ome.zarr",
+        "x2-y1-w4-h3-0-normal.ome.zarr",
+        "x2-y1-w4-h3-1-tumour.ome.zarr",
+        "x2-y1-w4-h3-1v0-tumour-normal.ome.zarr",
+    ]
+
+    def stored(*targets: Target | None, names: Target | None = None) -> RegionResult:
+        for target in targets:
+            paths[target].mkdir(parents=True, exist_ok=True)
+        return replace(answer(), maps=tuple(StoredMap(paths[t].relative_to(tmp_path).as_posix(), t or names) for t in targets))
+
+    job.add(stored(NORMAL, difference))
+    assert rows(job)[0]["maps"] == "normal; tumour-normal"
+    summary = (tmp_path / "summary.md").read_text()
+    assert "- a.svs x0-y10-w4096-h2048: normal (p = 0.269), saliency/a.svs/x2-y1-w4-h3-0-normal.ome.zarr" in summary
+    assert "tumour-normal (score = 1), saliency/" in summary
+    job.add(stored(None, names=TUMOUR))
+    assert rows(job)[0]["maps"] == "tumour; normal; tumour-normal"
+    job.add(stored(None, names=NORMAL))  # in the place of the map of the tumour; and the newer one of normal counts
+    assert job.slides()[0].regions[0].maps[0].path.endswith("h3.ome.zarr")
+    assert rows(job)[0]["maps"] == "normal; tumour-normal"
+    job.add(replace(answer(), maps=()))  # a prediction alone
+    assert rows(job)[0]["maps"] == "normal; tumour-normal"
+    paths[difference].rmdir()
+    job.add(replace(answer(), maps=()))
+    assert rows(job)[0]["maps"] == "normal"
+
+
+def test_files_of_targets_do_not_collide(tmp_path: Path) -> None:
+    job = Job(tmp_path)
+    names = ["a/b", "a:b", "A/B", "../..", "", "ö" * 300, "x" * 300, "x" * 301, "a b"]
+    targets = [Target(name, index) for index, name in enumerate(names)] + [Target("x-y", 1, 0), Target("x-y", 10, None)]
+    paths = [job.saliency_path("a.svs", Region(0, 0, 8, 8), target) for target in targets]
+    assert {path.parent for path in paths} == {tmp_path / "saliency" / "a.svs"}
+    assert len({path.name.lower() for path in paths}) == len(targets)
+    assert all(path.name.isascii() and len(path.name) < 100 for path in paths)
+    pictures = {job.picture_path("a.svs", Region(0, 0, 8, 8), "paper", target) for target in [None, *targets]}
+    assert len(pictures) == len(targets) + 1
 
 
 def test_the_summary_says_untrained_and_research_use(tmp_path: Path) -> None:

@@ -69,9 +69,10 @@ def test_predict_and_saliency(shared_data: Path, tmp_path: Path, capsys: pytest.
         (result,) = record.regions
         with open_slide(path) as slide:
             assert result.prediction.region.shape == slide.shape
-        maps = open_saliency(job / str(result.saliency))
+        (stored,) = result.maps
+        maps = open_saliency(job / stored.path)
         assert maps.maps["absolute"].values.shape == result.prediction.shape
-        assert (job / str(result.picture)).is_file()
+        assert (job / str(stored.picture)).is_file()
         grid = result.prediction.shape
         said = f"{result.prediction.label}, {grid[1]} x {grid[0]} px, maps {', '.join(maps.maps)}, {took:.1f} s"
     with capsys.disabled():

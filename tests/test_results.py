@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -133,6 +134,26 @@ def test_saving_and_opening_gives_the_same_saliency(tmp_path: Path) -> None:
         edge = np.asarray(finer)[:2, -1] if finer.shape[1] % 2 else np.asarray(finer)[:2, -2:]
         np.testing.assert_allclose(coarser[0, -1], edge.mean(), rtol=1e-5)
     assert [entry.name for entry in (tmp_path / "job").iterdir()] == ["r.ome.zarr"]
+
+
+def test_a_difference_keeps_both_of_its_classes_and_has_no_probability(tmp_path: Path) -> None:
+    made = replace(make_saliency(logits=(0.25, 2.5)), target=Target("tumour-normal", 1, 0))
+    saved = save_saliency(made, tmp_path / "r.ome.zarr")
+    assert saved.target == made.target
+    assert (saved.target_score, saved.target_probability) == (2.25, None)
+    assert saved.prediction.answer_for(saved.target) == "score = 2.25"
+    assert saved.prediction.answer_for(Target("tumour", 1)) == "p = 0.905"
+    assert make_prediction("regression", (0.5, -3.0)).answer_for(Target("tumour", 1)) == "score = -3"
+
+
+def test_only_a_complete_result_takes_its_place(tmp_path: Path) -> None:
+    with MapWriter(tmp_path / "r.ome.zarr", (8, 8), step=(1.0, 1.0), origin=(0.0, 0.0)) as writer:
+        with pytest.raises(ValueError, match="only a completed result"):
+            writer.place()
+        writer.write(0, np.zeros((2, 8, 8), np.float32))
+        writer.complete(make_prediction(shape=(8, 8)), target=Target("normal", 0), std=(1.0,), glass=(255, 255, 255))
+        assert not (tmp_path / "r.ome.zarr").exists()
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("mpp", [(0.5, 0.6), None])

@@ -101,12 +101,12 @@ def slide_layer(slide: Slide, mpp: tuple[float, float] | None = None) -> LayerTu
     return levels, options | _placed(mpp), "image"
 
 
-def saliency_layers(saliency: Saliency) -> list[LayerTuple]:
-    """Return one image layer per map, the default preset's on top and alone visible."""
+def saliency_layers(saliency: Saliency, *, visible: bool = True) -> list[LayerTuple]:
+    """Return one image layer per map, the default preset's on top and, with `visible`, alone visible."""
     default = default_preset(saliency)
     presets: list[Preset] = [preset for preset in ("paper", "detail", "evidence") if PRESETS[preset].method in saliency.maps]
     presets.sort(key=lambda preset: preset == default)
-    return [map_layer(saliency, PRESETS[preset], visible=preset == default) for preset in presets]
+    return [map_layer(saliency, PRESETS[preset], visible=visible and preset == default) for preset in presets]
 
 
 def map_layer(saliency: Saliency, recipe: Recipe, *, visible: bool = True) -> LayerTuple:
@@ -123,6 +123,7 @@ def map_layer(saliency: Saliency, recipe: Recipe, *, visible: bool = True) -> La
         "reduction": saliency_map.reduction,
         "target": saliency.target.name,
         "probability": saliency.target_probability,
+        "score": saliency.target_score,
         "trained": prediction.trained,
         "slide": prediction.slide_name,
         "region": str(prediction.region),
@@ -158,6 +159,8 @@ def mask_layer(mask: np.ndarray, name: str, mpp: tuple[float, float] | None, ste
 def job_layers(folder: str | os.PathLike[str], slide_id: str | None = None) -> list[LayerTuple]:
     """Return a job's slide with its maps in place.
 
+    Of the targets of a region, the predicted class (else the first target) is on top, and alone visible.
+
     Parameters
     ----------
     folder
@@ -172,17 +175,19 @@ def job_layers(folder: str | os.PathLike[str], slide_id: str | None = None) -> l
     """
     job = Job(folder)
     records = [record for record in job.slides() if slide_id in (None, record.slide_id)]
-    records.sort(key=lambda record: (not any(result.saliency for result in record.regions), not any(r.source for r in record.regions)))
+    records.sort(key=lambda record: (not any(result.maps for result in record.regions), not any(r.source for r in record.regions)))
     if not records or not records[0].regions:
         raise StreamviewError(
             f"{folder}: no result to show{f' for {slide_id}' if slide_id else ''}; expected a folder made by `streamview saliency`"
         )
     regions = records[0].regions
-    maps = [open_saliency(job.folder / result.saliency) for result in regions if result.saliency]
-    mpp = maps[0].mpp if maps else None
+    maps = [[open_saliency(job.folder / stored.path) for stored in result.maps] for result in regions if result.maps]
+    mpp = maps[0][0].mpp if maps else None
     layers = [slide_layer(slide, mpp) for slide in _source(regions)]
-    for saliency in maps:
-        layers += saliency_layers(saliency)
+    for found in maps:
+        top = next((saliency for saliency in found if saliency.target.name == saliency.prediction.label), found[0])
+        for saliency in [*(other for other in reversed(found) if other is not top), top]:
+            layers += saliency_layers(saliency, visible=saliency is top)
     if not layers:
         raise StreamviewError(f"{folder}: the slide {records[0].slide_id} has no map and its file is gone; put it back where it was")
     return layers

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import shutil
 import time
 from argparse import Namespace
@@ -97,6 +98,18 @@ def _verify(options: Namespace, arguments: list[str]) -> int:
 
 
 def _models(options: Namespace, arguments: list[str]) -> int:
+    return _list_models() if options.action is None else _inspect(options)
+
+
+def _inspect(options: Namespace) -> int:
+    from streamview.onboarding import inspect_model
+
+    found = inspect_model(options.model, weights=options.weights, card=options.card, untrained=options.untrained)
+    say(json.dumps(found.to_json(), indent=2, ensure_ascii=False) if options.json else str(found))
+    return 0 if found.streams else 1
+
+
+def _list_models() -> int:
     from streamview_models import ALIASES, MODELS
 
     from streamview.loading import load_card
@@ -111,7 +124,8 @@ def _models(options: Namespace, arguments: list[str]) -> int:
     for row in rows:
         say("  ".join([*(f"{cell:<{width}}" for cell, width in zip(row[:4], widths, strict=True)), row[4]]))
     short = ", ".join(f"{alias} = {name}" for alias, name in ALIASES.items())
-    say(f"short names: {short}; -m also takes a folder with card.json and weights.safetensors")
+    say(f"short names: {short}")
+    say("-m also takes timm:NAME, torchvision:NAME, package.module:function, FILE.pt2, and a folder with card.json and weights.safetensors")
     return 0
 
 

@@ -9,6 +9,7 @@ from streamview import __version__
 __all__ = ["build_parser"]
 
 _REGION = "X,Y,WIDTH,HEIGHT"
+_MODEL = "a name from `streamview models`, a folder with card and weights, timm:NAME, torchvision:NAME, module:function, or FILE.pt2"
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -56,7 +57,10 @@ def build_parser() -> argparse.ArgumentParser:
         "-i slide.svs -o job -m demo --target lesion --region 1024,2048,4096,4096 --display detail --memory 2GB",
     )
     _job(saliency)
-    saliency.add_argument("--target", metavar="CLASS", help="class to explain (default: the predicted one)")
+    target = (
+        "classes (of a regression: outputs) to explain; a-b: the difference of two logits; all: every class (default: the predicted one)"
+    )
+    saliency.add_argument("--target", nargs="+", metavar="CLASS", help=target)
     saliency.add_argument(
         "--display",
         choices=("evidence", "detail", "paper"),
@@ -75,7 +79,20 @@ def build_parser() -> argparse.ArgumentParser:
     _mpp(verify)
     _machine(verify)
 
-    add("models", "list the networks that come with streamview", "")
+    models = add("models", "list the networks that come with streamview, or inspect any network", "inspect timm:resnet50")
+    actions = models.add_subparsers(dest="action", metavar="inspect", help="say whether and how a network streams; has help of its own")
+    inspect = actions.add_parser(
+        "inspect",
+        description="Say whether a network streams, where it is cut, what it sees and which images it takes. Nothing is computed, and a "
+        "name needs no weights. The exit status is 1 when it cannot be streamed.",
+        epilog="example:\n  streamview models inspect timm:resnet50",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    inspect.add_argument("model", metavar="MODEL", help=_MODEL)
+    _files(inspect)
+    inspect.add_argument("--untrained", action="store_true", help="ignore the weights of a folder")
+    inspect.add_argument("--json", action="store_true", help="print the report as JSON")
+
     add("doctor", "check this machine and say what to do", "")
 
     view = add("view", "open a slide, or a job with its maps in place, in napari", "job")
@@ -95,8 +112,11 @@ def _machine(parser: argparse.ArgumentParser) -> None:
 
 
 def _model(parser: argparse.ArgumentParser) -> None:
-    model = "a name from `streamview models`, a folder with card and weights, timm:NAME, torchvision:NAME, module:function, or FILE.pt2"
-    parser.add_argument("-m", "--model", metavar="MODEL", required=True, help=model)
+    parser.add_argument("-m", "--model", metavar="MODEL", required=True, help=_MODEL)
+    _files(parser)
+
+
+def _files(parser: argparse.ArgumentParser) -> None:
     weights = "weights of the network: safetensors, a state_dict or a training checkpoint; no code in it is run (default: the model's own)"
     parser.add_argument("--weights", metavar="FILE", help=weights)
     parser.add_argument("--card", metavar="FILE", help="card that says what the network expects and answers (default: the model's own)")

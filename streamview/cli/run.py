@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING
 
 from streamview.cli.console import Bars, amount, complain, one_line, say, warn
@@ -29,15 +29,14 @@ def predict(options: Namespace, arguments: list[str]) -> int:
 def saliency(options: Namespace, arguments: list[str]) -> int:
     """Predict for every slide and map what the network saw."""
     from streamview.batch import check_display, explain_slide
-    from streamview.inference import find_target
+    from streamview.inference import find_targets
 
     def explain(work: Work, path: str | os.PathLike[str]) -> Answer:
-        return explain_slide(work, path, target=options.target, displays=[options.display] if options.display else None)
+        return explain_slide(work, path, targets=options.target or (), displays=[options.display] if options.display else None)
 
     def check(model: Model) -> None:
         check_display(model, options.display)
-        if options.target is not None:
-            find_target(model, options.target)
+        find_targets(model, options.target or ())
 
     return _run(options, arguments, explain, check)
 
@@ -47,18 +46,22 @@ def show_forecast(slide: Slide, ahead: Forecast) -> None:
     scale = slide.mpp_source if slide.mpp is None else f"{slide.mpp[1]:.4g} um/px, {slide.mpp_source}"
     say(f"\n{slide.name}: {slide.shape[1]} x {slide.shape[0]} px ({scale})")
     say(f"forecast: {ahead}")
+    if ahead.disk_free is not None and ahead.disk_bytes > ahead.disk_free:
+        warn("the disk may not hold the maps: free some space, write to another disk, or name fewer targets")
 
 
-def show_answer(answer: Answer) -> None:
-    """Say what the network answered, what to know of it, and where the maps are."""
+def show_answer(answer: Answer, said: Collection[str] = ()) -> None:
+    """Say what the network answered, what to know of it but for what was `said` before, and where the maps are."""
     from streamview.jobs import in_words
 
     prediction = answer.prediction
     for warning in prediction.warnings:
-        warn(warning)
+        if warning not in said:
+            warn(warning)
     say(f"prediction: {in_words(prediction)}")
-    if answer.saliency is not None:
-        say(f"maps of {answer.saliency.target}: {', '.join(answer.saliency.maps)} in {os.path.relpath(str(answer.saliency.path))}")
+    for made in answer.maps:
+        explained = f"{made.target}, {prediction.answer_for(made.target)}" if len(answer.maps) > 1 else made.target
+        say(f"maps of {explained}: {', '.join(made.maps)} in {os.path.relpath(str(made.path))}")
     for picture in answer.pictures:
         say(f"picture: {os.path.relpath(picture)}")
 
@@ -99,14 +102,15 @@ def _run(
         warn(note)
     with Bars() as bars:
 
+        def answered(made: Answer) -> None:
+            show_answer(made, model.notes)
+
         def failed(name: str, error: StreamviewError) -> None:
             bars.close()
             complain(f"error: {one_line(error)}")
 
         work = Work(model, job, new_run_id(), show_forecast, bars, region, options.mpp, memory, str(device))
-        run = run_slides(
-            work, options.slides, answer, command=arguments, answered=show_answer, failed=failed, skip_errors=options.skip_errors
-        )
+        run = run_slides(work, options.slides, answer, command=arguments, answered=answered, failed=failed, skip_errors=options.skip_errors)
     done = len(run.plan)
     left = len(options.slides) - done - len(run.failed)
     say(f"\n{done} of {len(options.slides)} slides answered: {os.path.relpath(job.folder / 'predictions.csv')}")

@@ -185,8 +185,7 @@ class _Block:
 
 def _header(slide: Slide, saliency: Saliency, shown: Shown) -> list[_Block]:
     prediction, recipe, region = saliency.prediction, shown.recipe, saliency.prediction.region
-    probability = saliency.target_probability
-    answer = f"score = {saliency.target_score:.3g}" if probability is None else f"p = {probability:.3f}"
+    answer = prediction.answer_for(saliency.target)
     blocks = [_Block((f"{TITLES[recipe.method]}: {saliency.target.name}, {answer}",), _TITLE, _INK, bold=True)]
     if prediction.label is not None and prediction.label != saliency.target.name:
         said = prediction.label or "none of the classes"

@@ -29,7 +29,7 @@ class MapWriter:
     """Write the maps of one region as they are computed, in memory independent of the region's height.
 
     Rows come in pieces that adjoin what was written before, above or below it; whole rows of
-    512-px chunks go to disk as they fill. Use it as a context manager: unless `finish` was reached, leaving the block removes
+    512-px chunks go to disk as they fill. Use it as a context manager: unless `place` was reached, leaving the block removes
     everything and a result stored before stays.
 
     Parameters
@@ -67,6 +67,7 @@ class MapWriter:
         self._bands: dict[int, NDArray[np.float32]] = {}  # rows of chunks that are only partly filled: one or two
         self._start, self._stop = -1, -1  # rows written so far
         self._low, self._high = np.zeros(len(channels)), np.zeros(len(channels))
+        self._complete = False
 
     def write(self, y: int, rows: NDArray[np.float32]) -> None:
         """Take the rows ``y .. y + n``, float32 (c, n, w).
@@ -99,7 +100,7 @@ class MapWriter:
                 with atomic.disk_errors(self._path):
                     _put(self._array, top, self._bands.pop(band))
 
-    def finish(
+    def complete(
         self,
         prediction: Prediction,
         *,
@@ -107,8 +108,8 @@ class MapWriter:
         std: tuple[float, ...],
         glass: tuple[int, int, int],
         evidence: SaliencyMap | None = None,
-    ) -> Saliency:
-        """Build the coarser levels, write the metadata and move the result into place; a result stored there before is replaced.
+    ) -> None:
+        """Build the coarser levels and write the metadata, when all rows are written.
 
         Parameters
         ----------
@@ -122,11 +123,6 @@ class MapWriter:
             RGB of empty glass.
         evidence
             The class evidence map, where the network offers it.
-
-        Returns
-        -------
-        Saliency
-            Opened from disk, with lazy maps.
 
         Raises
         ------
@@ -162,8 +158,40 @@ class MapWriter:
                 group.attrs["ome"] = _finish_image(group, windows, evidence.step, evidence.origin, mpp)
                 root["maps"].append(_map_to_json("evidence", "evidence", 0, evidence.step, evidence.origin))
             self._group.attrs.update({"streamview": root, "ome": image})
+        self._complete = True
+
+    def place(self) -> Saliency:
+        """Move the completed result into its place; one stored there before is replaced.
+
+        Returns
+        -------
+        Saliency
+            Opened from disk, with lazy maps.
+
+        Raises
+        ------
+        ValueError
+            When it is not complete.
+        StreamviewError
+            When the place may not be written.
+        """
+        if not self._complete:
+            raise ValueError(f"{self._path}: only a completed result may take its place")
         atomic.replace(self._temporary, self._path)
         return open_saliency(self._path)
+
+    def finish(
+        self,
+        prediction: Prediction,
+        *,
+        target: Target,
+        std: tuple[float, ...],
+        glass: tuple[int, int, int],
+        evidence: SaliencyMap | None = None,
+    ) -> Saliency:
+        """Do both: `complete`, then `place`."""
+        self.complete(prediction, target=target, std=std, glass=glass, evidence=evidence)
+        return self.place()
 
     def __enter__(self) -> Self:
         return self

@@ -17,7 +17,19 @@ from streamview.geometry import Region
 if TYPE_CHECKING:
     import zarr
 
-__all__ = ["REDUCTIONS", "RESEARCH_USE", "Identity", "Method", "Plane", "Prediction", "Saliency", "SaliencyMap", "halve", "level0_mpp"]
+__all__ = [
+    "REDUCTIONS",
+    "RESEARCH_USE",
+    "Identity",
+    "Method",
+    "Plane",
+    "Prediction",
+    "Saliency",
+    "SaliencyMap",
+    "Target",
+    "halve",
+    "level0_mpp",
+]
 
 Method = Literal["absolute", "signed", "evidence"]
 RESEARCH_USE = "Research use only. Not for diagnosis."
@@ -82,6 +94,28 @@ class Identity:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What a map explains.
+
+    Parameters
+    ----------
+    name
+        Of the class, or ``"a-b"``; ``"a - b"`` where hyphens in the classes' names would leave it open which are meant.
+    index
+        Of its logit.
+    against
+        Logit that is subtracted; None: none is.
+    """
+
+    name: str
+    index: int
+    against: int | None = None
+
+    def __str__(self) -> str:
+        return self.name
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Prediction:
     """A network's answer for one region of one slide.
@@ -144,6 +178,20 @@ class Prediction:
         if self.task == "class":
             return self.class_names[int(np.argmax(self.logits))]
         return "; ".join(name for name, p in zip(self.class_names, probabilities, strict=True) if p >= 0.5)
+
+    def probability_of(self, target: Target) -> float | None:
+        """Probability of a class; None for regression and for a difference of logits."""
+        probabilities = self.probabilities
+        return None if probabilities is None or target.against is not None else float(probabilities[target.index])
+
+    def score_of(self, target: Target) -> float:
+        """The logit, or difference of logits, that a target names."""
+        return float(self.logits[target.index] - (0 if target.against is None else self.logits[target.against]))
+
+    def answer_for(self, target: Target) -> str:
+        """Say it in words: ``"p = 0.980"``, or ``"score = 3.1"`` where there is no probability."""
+        probability = self.probability_of(target)
+        return f"score = {self.score_of(target):.3g}" if probability is None else f"p = {probability:.3f}"
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields, probabilities and label as plain JSON values."""
@@ -245,28 +293,6 @@ class SaliencyMap:
         return (sy * factor, sx * factor), (oy + sy * (factor - 1) / 2, ox + sx * (factor - 1) / 2)
 
 
-@dataclass(frozen=True, slots=True)
-class Target:
-    """What a map explains.
-
-    Parameters
-    ----------
-    name
-        Of the class, or ``"a-b"``.
-    index
-        Of its logit.
-    against
-        Logit that is subtracted; None: none is.
-    """
-
-    name: str
-    index: int
-    against: int | None = None
-
-    def __str__(self) -> str:
-        return self.name
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class Saliency:
     """Why a network answered as it did: raw maps for one target, on the network's grid.
@@ -303,14 +329,12 @@ class Saliency:
     @property
     def target_probability(self) -> float | None:
         """Probability of the target; None for regression and for a difference of logits."""
-        probabilities = self.prediction.probabilities
-        return None if probabilities is None or self.target.against is not None else float(probabilities[self.target.index])
+        return self.prediction.probability_of(self.target)
 
     @property
     def target_score(self) -> float:
         """The logit, or difference of logits, whose gradient the maps show."""
-        logits, against = self.prediction.logits, self.target.against
-        return float(logits[self.target.index] - (0 if against is None else logits[against]))
+        return self.prediction.score_of(self.target)
 
 
 def _region_to_json(region: Region) -> dict[str, int]:

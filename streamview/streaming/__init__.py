@@ -4,5 +4,6 @@ It imports nothing of streamview but its errors and is usable alone on any `torc
 """
 
 from streamview.streaming.module import Streamed, stream
+from streamview.streaming.ops.patches import PatchEncoder
 
-__all__ = ["Streamed", "stream"]
+__all__ = ["PatchEncoder", "Streamed", "stream"]

@@ -7,6 +7,7 @@ reductions of maps whose result a later local call needs becomes part of a *brid
 from __future__ import annotations
 
 import contextlib
+import itertools
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,23 +17,28 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.func import functional_call
 
 from streamview.errors import NotStreamableError, RegionError
 from streamview.streaming.graph import Bridge, Graph, Key, Node, Sink, bind
-from streamview.streaming.ops import Extent, Local, NotLocal, Op, OtherChannels, Reduction, Statistic, Value, Weight, lower
+from streamview.streaming.ops import Extent, Local, NotLocal, Op, OtherChannels, Reduction, Statistic, Value, Weight, computed, lower
 from streamview.streaming.ops.combine import Add
-from streamview.streaming.ops.layouts import is_canonical, to_layout
-from streamview.streaming.ops.pointwise import BatchNorm, Rectified, Relu
-from streamview.streaming.ops.registry import BATCH, Sized
+from streamview.streaming.ops.layouts import canonical, is_canonical, to_layout
+from streamview.streaming.ops.pointwise import BatchNorm, Copy, Rectified, Relu
+from streamview.streaming.ops.registry import BATCH, Size, Sized
 from streamview.streaming.ops.reshape import reduced
 from streamview.streaming.ops.window import Convolution
-from streamview.streaming.trace import is_container, trace
+from streamview.streaming.trace import admit, is_container, trace
 
 __all__ = ["capture", "refuse_hooks"]
 
 _MOST_CHANNELS = 129
 _SHAPE_QUERIES = {"size", "dim", "ndim", "shape", "dtype", "device", "sym_size"}
-_NOMINAL = (2, 64, 96)  # images, height and width where only a shape must be known
+_VIEWS = {
+    "view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "getitem", "select", "slice", "narrow", "transpose", "permute",
+    "expand", "expand_as", "chunk", "split", "split_with_sizes", "unbind", "detach", "t", "swapaxes", "contiguous", "alias", "view_as",
+}  # fmt: skip
+_NOMINAL = (10007, 4099, 6151)  # images, height and width where only a shape must be known: primes that no layer has
 
 
 def refuse_hooks(module: nn.Module, graph: Graph | None = None) -> None:
@@ -90,7 +96,11 @@ def capture(module: nn.Module, *, channels: int | None = None, reduce: bool = Tr
         raise NotStreamableError(f"{type(module).__name__} takes {len(images)} inputs: only networks of one image can be streamed")
     for count in (3, 1, 2, *range(4, _MOST_CHANNELS)) if channels is None else (channels,):
         with contextlib.suppress(OtherChannels):
-            return _Capture(root, calls, type(module).__name__).run(images[0], count, reduce)
+            # torch.export dissolves every layer, also those of the head
+            dissolved = {} if root is module else dict(module.named_modules())
+            graph = _Capture(root, calls, type(module).__name__, modules=dissolved).run(images[0], count, reduce)
+            refuse_hooks(module, graph)
+            return graph if root is module else replace(graph, tracer="torch.export")
     wanted = f"{channels} channels" if channels is not None else f"fewer than {_MOST_CHANNELS} channels"
     raise OtherChannels(f"{type(module).__name__} fits no image of {wanted}")
 
@@ -138,7 +148,7 @@ class _Capture:
         self.channels, self.phases = [channels], [0]
         self.known[image] = Value.plain(0, channels)
         self._walk()
-        inner = self._feeding({w.name for made in self.made for w in made.weights if isinstance(w, Statistic)})
+        inner = self._inner()
         if not reduce:
             self.reductions = {node: found for node, found in self.reductions.items() if node in inner}
         return _divide(self, inner)
@@ -155,6 +165,8 @@ class _Capture:
             read = [v.index for s in sources for v in _values(self.known.get(s))]
             if not read and not all(s in self.known or s in self.constants for s in sources):
                 self.results[node] = self._result(node)
+                self._rename(node, target)
+                self._spoil(node, target, slices, spoilt)
                 continue
             try:
                 lowered = self._lower(node, target)
@@ -163,9 +175,7 @@ class _Capture:
             except NotLocal as reason:
                 self.refusals[node] = f"{name}: {reason}"
                 self.results[node] = self._result(node)
-                changed = self._changed(node)
-                if changed is not None and _in_place(node, target):
-                    spoilt[changed] = name
+                self._spoil(node, target, slices, spoilt)
                 continue
             late = next((spoilt[index] for index in read if index in spoilt), None)
             if late is not None:
@@ -185,26 +195,42 @@ class _Capture:
                 self.known[node] = self._add(name, lowered, slices) if isinstance(lowered, Local) else lowered
             found = self.known[node]
             if changed is not None and isinstance(found, Value) and found.index != changed and _in_place(node, target):
-                self._update(changed, found, slices, name)
+                self._update(changed, found, slices, node)
 
     def _lower(self, node: fx.Node, target: Any) -> Any:
         """Lower one call on values or numbers."""
         for source in node.all_input_nodes:
             if source in self.results and (self.results[source].whole or self._shape(source) is None):
-                raise NotLocal("it joins a map with the result of a layer that needs the whole map")
+                raise NotLocal(f"it joins a map with the result of a layer that needs the whole map{self._cause(source)}")
         operands: Any = {s: self._operand(s) for s in node.all_input_nodes}
         args: Any = fx.node.map_arg(node.args, operands.__getitem__)
         kwargs: Any = fx.node.map_arg(node.kwargs, operands.__getitem__)
         args, kwargs = _plain(args), _plain(kwargs)
+        if node.op == "call_module" and node.target == "_guards_fn":
+            return _guarded(target, args[0])
         if any(isinstance(operands[s], Value) or _values(operands[s]) for s in operands) and not (
-            target is operator.getitem and isinstance(args[0], tuple)
+            _picks(node) and isinstance(args[0], tuple)
         ):
             return lower(target, args, kwargs)
+        if target is getattr and args[1:] == ("values",):
+            return args[0][0]
+        if _asserts(node) and not isinstance(args[0], bool):
+            raise NotLocal("a condition on the image")
         # numbers and tuples alone
         try:
-            return getattr(args[0], target)(*args[1:], **kwargs) if isinstance(target, str) else target(*args, **kwargs)
-        except (TypeError, AttributeError, IndexError, RuntimeError) as error:
+            return computed(target, args, kwargs)
+        except (TypeError, AttributeError, IndexError, RuntimeError, AssertionError) as error:
             raise NotLocal(f"{node.name}: {error}") from None
+
+    def _cause(self, node: fx.Node) -> str:
+        """Which call made a result that is not local, and why; in brackets, or nothing."""
+        while node not in self.refusals:
+            sources = [s for s in node.all_input_nodes if s in self.results]
+            if not sources:
+                return ""
+            node = next((s for s in sources if self.results[s].whole), sources[0])
+        reason = self.refusals[node]
+        return f" ({reason})" if "(" not in reason else reason[reason.index("(") - 1 :]
 
     def _operand(self, node: fx.Node) -> Any:
         if node in self.known:
@@ -213,14 +239,18 @@ class _Capture:
             value = self.constants[node]()
             return Weight(self.constants[node]) if isinstance(value, Tensor) else value
         fake = self._shape(node)
-        return Statistic(node.name, (1, *fake.shape[1:])) if isinstance(fake, Tensor) and fake.dim() else fake
+        if not isinstance(fake, Tensor):
+            raise NotLocal(f"{node.name} is a number or tuple that depends on the size of the image")
+        return Statistic(node.name, tuple(0 if n == _NOMINAL[0] else n for n in fake.shape))
 
     def _add(self, name: str, local: Local, slices: dict[int, int]) -> Value:
         """Append an operation and return the value that it makes."""
         self.made.append(_Made(name, local.op, tuple(v.index for v in local.inputs), local.weights))
         first = local.inputs[0]
         channels = first.channels if local.channels is None else local.channels
-        layout = first.layout if local.layout is None else local.layout
+        layout = local.layout
+        if layout is None:
+            layout = canonical(channels) if is_canonical(first.layout) else first.layout
         statistics = {w.name for w in local.weights if isinstance(w, Statistic)}
         self.channels.append(channels)
         self.phases.append(
@@ -234,20 +264,52 @@ class _Capture:
             slices[index] = first.index
         return Value(index, channels, layout)
 
+    def _spoil(self, node: fx.Node, target: Any, slices: Mapping[int, int], spoilt: dict[int, str]) -> None:
+        """Remember what value the head changes in place, which local calls behind may then not read."""
+        changed = self._changed(node)
+        if changed is None or not _in_place(node, target):
+            return
+        if changed in slices or changed in slices.values():
+            raise NotStreamableError(f"{_path(node)} changes a value in place that shares memory with a slice: do not do it in place")
+        spoilt[changed] = _path(node)
+
     def _changed(self, node: fx.Node) -> int | None:
-        first = self.known.get(node.args[0]) if node.args and isinstance(node.args[0], fx.Node) else None
+        """The value whose memory the first argument of a call is, or is a view of."""
+        argument = node.args[0] if node.args else node.kwargs.get("input")
+        while isinstance(argument, fx.Node) and argument in self.results and _name(argument) in _VIEWS:
+            argument = argument.args[0] if argument.args else argument.kwargs.get("input")
+        first = self.known.get(argument) if isinstance(argument, fx.Node) else None
         return first.index if isinstance(first, Value) else None
 
-    def _update(self, changed: int, found: Value, slices: Mapping[int, int], name: str) -> None:
+    def _update(self, changed: int, found: Value, slices: Mapping[int, int], node: fx.Node) -> None:
         """Whoever reads a value that was changed in place sees the changed one, as in plain torch."""
-        read = {v.index for reader in self.results for source in reader.all_input_nodes for v in _values(self.known.get(source))}
-        if changed in slices or changed in slices.values() or changed in read:
+        before = self._until(node)
+        # a reduction is done with its map once it has run
+        heads = [reader for reader in self.results if reader not in self.reductions]
+        read = {v.index for reader in heads for source in reader.all_input_nodes for v in _values(self.known.get(source))}
+        later = {v.index for source, known in self.known.items() if not before.issuperset(source.users) for v in _values(known)}
+        shared = {index for index in range(len(self.channels)) if _base(index, slices) == _base(changed, slices)}
+        if shared & read or (shared - {changed}) & later:
             raise NotStreamableError(
-                f"{name} changes a value in place that shares memory with a slice, or that the head reads too: do not do it in place"
+                f"{_path(node)} changes a value in place that shares memory with a slice, or that the head reads too: do not do it in place"
             )
-        for node, value in self.known.items():
-            if isinstance(value, Value) and value.index == changed:
-                self.known[node] = replace(value, index=found.index)
+        self.known |= {node: _renumbered(known, changed, found.index) for node, known in self.known.items()}
+
+    def _rename(self, node: fx.Node, target: Any) -> None:
+        """Let later calls read what a call changed in place from that call, so that it is made before them wherever they are."""
+        changed = node.args[0] if node.args else None
+        if isinstance(changed, fx.Node) and changed in self.results and _in_place(node, target):
+            before = self._until(node)
+            memory = _memory(changed)
+            others = (other for other in self.results if other not in (changed, node) and _memory(other) is memory)
+            if any(not before.issuperset(other.users) for other in others):
+                raise NotStreamableError(f"{_path(node)} changes a tensor in place of which another is a view: do not do it in place")
+            for user in [user for user in changed.users if user not in before]:
+                user.replace_input_with(changed, node)
+
+    def _until(self, node: fx.Node) -> set[fx.Node]:
+        """A call and those before it."""
+        return {*itertools.takewhile(lambda other: other is not node, self.calls.nodes), node}
 
     def _result(self, node: fx.Node) -> _Global:
         """A call that is not local."""
@@ -275,7 +337,7 @@ class _Capture:
                 return _shaped(gathered, layout, dropped)
         target: Any = node.target
         if node.op == "call_module":
-            target = self.root.get_submodule(target).forward  # without its hooks
+            target = self._without_effect(self.root.get_submodule(target))
         nominal: Any = {s: self._nominal(s) for s in node.all_input_nodes}
         args: Any = fx.node.map_arg(node.args, nominal.__getitem__)
         kwargs: Any = fx.node.map_arg(node.kwargs, nominal.__getitem__)
@@ -285,10 +347,17 @@ class _Capture:
         except Exception:  # noqa: BLE001 - whatever fails on a nominal shape is left to the head, which runs on true ones
             return None
 
+    def _without_effect(self, module: nn.Module) -> Callable[..., Any]:
+        """A module's forward without its hooks, on tensors without memory, so that running statistics stay as they are."""
+        plain = _Plain(module)
+        named = (*plain.named_parameters(), *plain.named_buffers())
+        tensors: dict[str, Tensor] = {name: self.fakes.from_tensor(tensor.detach()) for name, tensor in named}
+        return lambda *args, **kwargs: functional_call(plain, tensors, args, kwargs)
+
     def _nominal(self, node: fx.Node) -> Any:
         if node in self.constants:
             value = self.constants[node]()
-            return value.detach() if isinstance(value, Tensor) else value
+            return self.fakes.from_tensor(value.detach()) if isinstance(value, Tensor) else value
         return self._shape(node) if node in self.results else self._nominal_of(self.known[node])
 
     def _nominal_of(self, known: Any) -> Any:
@@ -307,6 +376,30 @@ class _Capture:
     def _dtype(self) -> torch.dtype:
         return next((p.dtype for p in self.root.parameters() if p.is_floating_point()), torch.float32)
 
+    def _inner(self) -> set[fx.Node]:
+        """The calls between passes: those that a statistic comes from which something that is needed in the end was made with."""
+        inner: set[fx.Node] = set()
+        live = _live(self)
+        while True:
+            used = self._used(live | inner)
+            found = self._feeding({w.name for v in used for w in self.made[v - 1].weights if isinstance(w, Statistic)})
+            if found <= inner:
+                return inner
+            inner |= found
+
+    def _used(self, calls: set[fx.Node]) -> set[int]:
+        """Values that these calls read, and those that they are made of, but for the image."""
+        sources = [s for node in calls if not _asks_shape(node) for s in node.all_input_nodes]
+        pending = [value.index for s in sources for value in _values(self.known.get(s))]
+        pending += [self.reductions[s].value.index for s in sources if s in self.reductions]
+        found: set[int] = set()
+        while pending:
+            index = pending.pop()
+            if index and index not in found:
+                found.add(index)
+                pending += self.made[index - 1].inputs
+        return found
+
     def _feeding(self, statistics: set[str]) -> set[fx.Node]:
         """The calls on gathered tensors that statistics come from."""
         found: set[fx.Node] = set()
@@ -314,6 +407,17 @@ class _Capture:
             if node in self.results and (node.name in statistics or any(user in found for user in node.users)):
                 found.add(node)
         return found
+
+
+class _Plain(nn.Module):
+    """A module whose own hooks are not run."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.module.forward(*args, **kwargs)
 
 
 def _plain(argument: Any) -> Any:
@@ -332,6 +436,33 @@ def _values(known: Any) -> list[Value]:
     return [known] if isinstance(known, Value) else []
 
 
+def _memory(node: fx.Node) -> fx.Node:
+    """The call that made the memory of a result."""
+    while isinstance(node.args[0] if node.args else None, fx.Node) and _name(node).removesuffix("_copy") in _VIEWS:
+        (node,) = [s for s in node.args[:1] if isinstance(s, fx.Node)]
+    return node
+
+
+def _name(node: fx.Node) -> str:
+    if isinstance(node.target, torch._ops.OpOverload):
+        return node.target._schema.name.split("::")[1]
+    return str(getattr(node.target, "__name__", node.target))
+
+
+def _base(value: int, slices: Mapping[int, int]) -> int:
+    """The value that has the memory of this one."""
+    while value in slices:
+        value = slices[value]
+    return value
+
+
+def _renumbered(known: Any, old: int, new: int) -> Any:
+    """What a call stands for, once value `old` is value `new`."""
+    if isinstance(known, tuple | list):
+        return type(known)(_renumbered(part, old, new) for part in known)
+    return replace(known, index=new) if isinstance(known, Value) and known.index == old else known
+
+
 def _path(node: fx.Node) -> str:
     """Where a call was made: the path of the module, or of the module around a function with the function's name."""
     if node.op == "call_module" or "rewritten" in node.meta:
@@ -343,12 +474,37 @@ def _path(node: fx.Node) -> str:
 
 def _in_place(node: fx.Node, target: Any) -> bool:
     name = target if isinstance(target, str) else getattr(target, "__name__", "")
+    if name in ("setitem", "__setitem__"):
+        return True
     if isinstance(target, nn.Module):
         return bool(getattr(target, "inplace", False))
     if isinstance(target, torch._ops.OpOverload):
         return target._schema.is_mutable
     augmented = target in (operator.iadd, operator.isub, operator.imul, operator.itruediv)
     return augmented or bool(node.kwargs.get("inplace")) or (name.endswith("_") and not name.endswith("__"))
+
+
+def _guarded(guards: nn.Module, image: Value) -> Local:
+    """A copy of the image that nothing reads; it is made only for the sizes for which torch.export recorded the network."""
+
+    def sized(sizes: Sequence[Size]) -> Op:
+        try:
+            admit(guards, 2, image.channels, sizes[0])
+        except ValueError as error:
+            raise RegionError(f"the network was recorded by torch.export, and {error}") from None
+        return Copy()
+
+    return Local(sized, (image,))
+
+
+def _asserts(node: fx.Node) -> bool:
+    """Whether a call only raises where the image is not as the network wants it."""
+    return node.target in (torch._assert, torch.ops.aten._assert_scalar.default, torch.ops.aten._assert_async.msg)
+
+
+def _picks(node: fx.Node) -> bool:
+    """Whether a call takes one of several results of another."""
+    return node.target in (operator.getitem, getattr)
 
 
 def _asks_shape(node: fx.Node) -> bool:
@@ -438,7 +594,7 @@ def _live(capture: _Capture) -> set[fx.Node]:
         streamed = node in capture.reductions or _values(capture.known.get(node))
         if streamed or node.op == "placeholder":
             continue
-        effect = node.op in ("output", "call_module") and node not in capture.constants
+        effect = (node.op in ("output", "call_module") or (_asserts(node) and node in capture.refusals)) and node not in capture.constants
         target = capture.root.get_submodule(str(node.target)) if node.op == "call_module" else node.target
         if effect or (node not in capture.constants and _in_place(node, target)) or any(user in live for user in node.users):
             live.add(node)
@@ -483,6 +639,8 @@ class _Writer:
             return self._values(known, "shape" if all(map(_asks_shape, self._readers(node))) else "map")
         if node in capture.results and node not in self.inside:
             return self.argument(node.name)
+        if node in capture.refusals and isinstance(capture.known.get(node.all_input_nodes[0]), tuple) and _picks(node):
+            raise NotStreamableError(f"{capture.title} cannot be streamed: {capture.refusals[node]}")
         return self.graph.node_copy(node, self.copy)
 
     def _readers(self, node: fx.Node) -> list[fx.Node]:
@@ -497,7 +655,9 @@ class _Writer:
         gathered = self.argument(Sink(known.index, kind))
         if is_canonical(known.layout):
             return gathered
-        return self.graph.call_function(to_layout, (gathered, known.layout))
+        found = self.graph.call_function(to_layout, (gathered, known.layout))
+        # as the network would have it where it asks for a view
+        return self.graph.call_method("contiguous", (found,)) if kind == "map" else found
 
     def bridge(self, gives: Sequence[str] = ()) -> Bridge:
         return Bridge(fx.GraphModule(self.capture.root, self.graph, class_name="Bridge"), tuple(self.takes), tuple(gives))
@@ -591,6 +751,16 @@ def _shrinks(module: nn.Module, node: fx.Node) -> bool:
     return name.startswith("adaptive_") or name in ("mean", "sum", "amax", "amin") or (name == "flatten" and node.args[1:] == (1,))
 
 
+def _attention(capture: _Capture) -> str:
+    """Where attention over a map is, if the head has any."""
+    names = ("scaled_dot_product_attention", "softmax", "Softmax", "MultiheadAttention", "multi_head_attention_forward")
+    for node, found in capture.results.items():
+        called: Any = type(capture.root.get_submodule(str(node.target))).__name__ if node.op == "call_module" else _name(node)
+        if found.whole and called in names:
+            return f" (attention in {_path(node)})"
+    return ""
+
+
 def _refuse_large_maps(capture: _Capture, graph: Graph) -> None:
     """Refuse a network whose head needs a map as large as the image, to give it to a layer that is not local."""
     maps = {sink.value for sink in graph.sinks if sink.kind == "map"}
@@ -603,10 +773,11 @@ def _refuse_large_maps(capture: _Capture, graph: Graph) -> None:
     for side in (512, 1024, 2048, 4096):
         with contextlib.suppress(RegionError):
             sizes = bind(graph, (side, side)).sizes
-            for value in sorted(maps & set(reasons)):
-                height, width = sizes[value]
-                if graph.channels[value] * height * width >= graph.channels[0] * side * side:
+            for index in sorted(maps & set(reasons)):
+                height, width = sizes[index]
+                if graph.channels[index] * height * width >= graph.channels[0] * side * side:
                     raise NotStreamableError(
-                        f"{capture.title} cannot be streamed: {reasons[value]}; the whole map it needs is no smaller than the image itself"
+                        f"{capture.title} cannot be streamed: {reasons[index]}; the whole map it needs is no smaller than the image itself"
+                        + _attention(capture)
                     )
             return

@@ -20,7 +20,21 @@ from streamview.streaming.graph import Program
 from streamview.streaming.ops import Piece, Size, Wants, layout
 from streamview.streaming.schedule import AxisSchedule, schedule_axis
 
-__all__ = ["Backward", "Carry", "Forward", "Grid", "SinkGrads", "Span", "Step", "Tape", "build_grid", "reverse_step", "run_step", "wanted"]
+__all__ = [
+    "Backward",
+    "Carry",
+    "Emit",
+    "Forward",
+    "Grid",
+    "SinkGrads",
+    "Span",
+    "Step",
+    "Tape",
+    "build_grid",
+    "reverse_step",
+    "run_step",
+    "wanted",
+]
 
 Span = tuple[int, int]
 Read = Callable[[int, Span, Span], Tensor]
@@ -28,6 +42,7 @@ Emit = Callable[[int, Tensor, Span, Span], None]
 SinkGrads = Callable[[int, Span, Span], Tensor | None]
 Write = Callable[[int, Tensor | None, Span, Span], None]
 Blocks = list[Tensor | None]
+_WIDE = 4  # stride from which an operation never waits
 _WORTHWHILE = 512  # positions that a convolution of a deep value should have at once
 
 
@@ -55,7 +70,9 @@ def build_grid(program: Program, tile: Size) -> Grid:
     """
     ops = [program.op(value) for value in range(len(program.sources), len(program.values))]
     cols = schedule_axis([op.cols for op in ops], program.inputs, [w for _, w in program.sources], tile[1])
-    granules = [max(1, _WORTHWHILE * cols.steps // length) for length in cols.sizes]
+    # an operation of wide steps does enough for every position, and would wait for much of its input
+    wide = [False] * len(program.sources) + [op.rows.place(1)[0] > _WIDE for op in ops]
+    granules = [1 if w else max(1, _WORTHWHILE * cols.steps // length) for w, length in zip(wide, cols.sizes, strict=True)]
     rows = schedule_axis([op.rows for op in ops], program.inputs, [h for h, _ in program.sources], tile[0], granules)
     return Grid(rows, cols)
 
@@ -358,7 +375,8 @@ def reverse_step(
     for value in reversed(range(count)):
         source = value < step.first
         info = tape.blocks[value]
-        if info is None or not (_asked(step.program, wants, value) if source else wants[value - step.first]):
+        # a source that is itself gathered has a gradient even where nothing in this pass reads it
+        if info is None or not (value in sunk or _asked(step.program, wants, value) if source else wants[value - step.first]):
             continue
         (r0, _), (c0, _) = step.block(value)
         rows, cols = step.new(value)

@@ -105,6 +105,8 @@ class Graph:
         Submodules that the nodes replace, by path; hooks on them would be skipped.
     refusals
         Calls that the head makes because they are not local, and why.
+    tracer
+        What recorded the calls, ``"torch.fx"`` or ``"torch.export"``.
     """
 
     lowered: tuple[Node, ...]
@@ -116,6 +118,7 @@ class Graph:
     head: Bridge
     modules: Mapping[str, nn.Module]
     refusals: tuple[str, ...]
+    tracer: str = "torch.fx"
 
     @property
     def passes(self) -> int:
@@ -132,6 +135,10 @@ class Graph:
     def weights(self) -> list[Weight]:
         """The operands that do not depend on the image."""
         return [operand for operand in self.operands if isinstance(operand, Weight)]
+
+    def last_reader(self, value: int) -> int:
+        """Phase of the last pass that reads a value."""
+        return max((self.phases[v] for v, node in self.nodes.items() if value in node.inputs), default=self.phases[value])
 
     @property
     def crossing(self) -> list[int]:
@@ -288,7 +295,7 @@ def demands(graph: Graph, image: bool, weights: Sequence[bool]) -> Demands:
 
 
 def placed(bound: Bound, value: int) -> tuple[tuple[float, float], tuple[float, float]]:
-    """Distance between the centres of what neighbouring elements of a value see, and the centre of the first, in px of the image, (y, x)."""
+    """Distance between the centres of what neighbouring elements of a value see, and the first centre, in px of the image, (y, x)."""
     found: list[tuple[tuple[float, float], tuple[float, float]]] = [((1.0, 1.0), (0.0, 0.0))]
     for node in bound.graph.lowered[:value]:
         (sy, sx), (cy, cx) = found[node.inputs[0]]

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from streamview.errors import NotStreamableError, RegionError
 from streamview.streaming.capture import capture, refuse_hooks
+from streamview.streaming.execute import Span
 from streamview.streaming.graph import Graph, Key, Sink, bind, demands
 from streamview.streaming.ops import OtherChannels, Statistic
 from streamview.streaming.plan import make_plan, parse_bytes, return_freed_blocks
@@ -135,11 +136,7 @@ class Streamed(nn.Module):
         """
         if image.dim() != 4 or not image.is_floating_point():
             raise RegionError(f"image of shape {tuple(image.shape)} and dtype {image.dtype}: expected a float tensor (N, C, H, W)")
-        try:
-            graph = self.graph(image.shape[1])
-        except OtherChannels:
-            raise RegionError(f"image of {image.shape[1]} channels: the network takes {self.graph().channels[0]}") from None
-        refuse_hooks(self.module, graph)
+        graph = self._graph_of(image.shape[1])
         weights = [weight.read() for weight in graph.weights]
         _refuse_transforms((image, *weights))
         between = [p for bridge in graph.bridges for p in bridge.module.parameters()]
@@ -166,6 +163,68 @@ class Streamed(nn.Module):
             else:
                 arguments.append(self.cut(results[key]) if isinstance(key, Sink) else results[key])
         return graph.head.module(*arguments)
+
+    def write(
+        self,
+        read: Callable[[Span, Span], Tensor],
+        shape: tuple[int, int, int, int],
+        write: Callable[[Tensor, Span, Span], None],
+        done: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Run a network whose output is a map, such as a U-Net, with neither image nor output ever in memory as a whole.
+
+        Parameters
+        ----------
+        read
+            Gives the pixels (N, C, h, w) of these rows and columns of the image; every pixel is read once in each pass.
+        shape
+            Of the image, (N, C, H, W).
+        write
+            Takes each piece (N, K, h, w) of the output as it is finished, with its rows and columns; the pieces partition the output.
+        done
+            Called after every step.
+
+        Raises
+        ------
+        NotStreamableError
+            When the output is not one streamed map.
+        RegionError
+            When the image is too small for the network, or has the wrong number of channels.
+        """
+        graph = self._graph_of(shape[1])
+        (output,) = (node for node in graph.head.module.graph.nodes if node.op == "output")
+        (sink, *more) = graph.head.takes
+        if (
+            more
+            or not isinstance(sink, Sink)
+            or sink.kind != "map"
+            or not isinstance(output.args[0], fx.Node)
+            or output.args[0].op != "placeholder"
+        ):
+            raise NotStreamableError(
+                f"{type(self.module).__name__} does not end in a streamed map: {graph.refusals[0] if graph.refusals else 'it is reduced'}; "
+                "call the module itself"
+            )
+        bound = bind(graph, (shape[2], shape[3]))
+        weights = [weight.read().detach() for weight in graph.weights]
+        dtype = next((w.dtype for w in weights if w.is_floating_point()), torch.float32)
+        plan = make_plan(bound, shape[0], dtype, None, weights, memory=self._memory, tile=self._tile, barriers=self._barriers, held=False)
+
+        def watch(value: int, piece: Tensor, rows: Span, cols: Span) -> None:
+            if value == sink.value:
+                write(piece, rows, cols)
+
+        with torch.no_grad():
+            Run(bound, plan, weights, None).forward(read, done, watch, hold=False)
+
+    def _graph_of(self, channels: int) -> Graph:
+        """The captured network for an image of so many channels, after a look at its hooks."""
+        try:
+            graph = self.graph(channels)
+        except OtherChannels:
+            raise RegionError(f"image of {channels} channels: the network takes {self.graph().channels[0]}") from None
+        refuse_hooks(self.module, graph)
+        return graph
 
 
 def _attributes(module: nn.Module) -> tuple[Any, ...]:

@@ -72,11 +72,14 @@ class PassPlan:
         Number of steps.
     tapes
         How many of them keep what their reverse pass needs, which saves computing them again.
+    again
+        Whether the reverse pass first runs the whole pass again, so that nothing of it is remembered in between.
     """
 
     tile: Size
     steps: int
     tapes: int
+    again: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +150,7 @@ def make_plan(
     memory: int | None = None,
     tile: Size | None = None,
     barriers: str = "auto",
+    held: bool = True,
 ) -> Plan:
     """Choose the steps for an image.
 
@@ -166,6 +170,8 @@ def make_plan(
         Rows and columns of a step in px of the image, instead of choosing them.
     barriers
         ``"kept"``, ``"spilled"`` or ``"regenerated"`` (see `Plan`); ``"auto"``: the first of them that fits.
+    held
+        Whether maps for the head are assembled.
 
     Returns
     -------
@@ -185,7 +191,7 @@ def make_plan(
         ways = ("kept", "spilled", "regenerated") if barriers == "auto" else (barriers,)
     least = None
     for way in ways:
-        costs = _Costs(bound, images, dtype, needs, weights, way)
+        costs = _Costs(bound, images, dtype, needs, weights, way, held)
         if tile is not None and (memory is None or len(ways) == 1):
             return costs.plan(tile, budget if memory is not None else None)
         for candidate in [tile] if tile is not None else _candidates(height, width):
@@ -214,15 +220,18 @@ def _candidates(height: int, width: int) -> list[Size]:
 class _Costs:
     """What plans of one way with barriers cost."""
 
-    def __init__(self, bound: Bound, images: int, dtype: torch.dtype, needs: Demands | None, weights: Sequence[Tensor], way: str) -> None:
+    def __init__(
+        self, bound: Bound, images: int, dtype: torch.dtype, needs: Demands | None, weights: Sequence[Tensor], way: str, held: bool
+    ) -> None:
         self.bound, self.images, self.dtype, self.needs, self.way = bound, images, dtype, needs, way
         graph = bound.graph
+        self.maps = [sink.value for sink in graph.sinks if sink.kind == "map"] if held else []
         self.stored = Plan((), way, 0).stored(graph)
         self.programs = [bound.program(phase, self.stored) for phase in range(graph.passes)]
         self.trained = sum(w.nbytes for w in weights) if needs is not None and any(needs.operands) else 0
         given = iter(weights)
         self.blank = [
-            torch.empty((images, *o.shape[1:]), dtype=dtype, device="meta") if isinstance(o, Statistic)
+            torch.empty([n or images for n in o.shape], dtype=dtype, device="meta") if isinstance(o, Statistic)
             else torch.empty_like(next(given), device="meta")
             for o in graph.operands
         ]  # fmt: skip
@@ -233,9 +242,12 @@ class _Costs:
         grids = [build_grid(program, self._scaled(tile, program)) for program in self.programs]
         tiles = [self._scaled(tile, program) for program in self.programs]
         counts = [grid.rows.steps * grid.cols.steps for grid in grids]
-        sinks = sum(self._bytes(sink.value) for sink in self.bound.graph.sinks if sink.kind == "map") * (2 if self.needs else 1)
+        sinks = sum(map(self._bytes, self.maps)) * (2 if self.needs else 1)
+        # passes from the image grow and grow: they are run again one by one rather than remembered all at once
+        again = self.way == "regenerated"
+        lean = tuple(PassPlan(t, n, 0, again) for t, n in zip(tiles, counts, strict=True))
         if budget is None:
-            return Plan(tuple(PassPlan(t, n, 0) for t, n in zip(tiles, counts, strict=True)), self.way, sinks + self._held_bytes(0))
+            return Plan(lean, self.way, sinks + self._held_bytes(0))
         costs = [
             _step_cost(program, grid, self.images, self.dtype, wants, self.blank)
             for program, grid, wants in zip(self.programs, grids, self.wants, strict=True)
@@ -245,25 +257,34 @@ class _Costs:
             for program, grid in zip(self.programs, grids, strict=True)
             for v, c in enumerate(program.channels)
         )
-        fixed = sinks + self.trained + max(cost.peak + self._held_bytes(phase) for phase, cost in enumerate(costs))
+        peaks = [cost.peak + self._held_bytes(phase) for phase, cost in enumerate(costs)]
         if largest >= _ELEMENTS:
-            fixed = max(fixed, budget + 1)
+            peaks.append(budget + 1)
         if self.needs is None:
-            return Plan(tuple(PassPlan(t, n, 0) for t, n in zip(tiles, counts, strict=True)), self.way, fixed)
-        fixed += sum(n * cost.carry for n, cost in zip(counts, costs, strict=True))
+            return Plan(lean, self.way, sinks + max(peaks))
+        carries = [n * cost.carry for n, cost in zip(counts, costs, strict=True)]
+        fixed = sinks + self.trained + (0 if again else max(peaks) + sum(carries))
+        total = fixed
         passes: list[PassPlan] = []
-        for t, n, cost in reversed(list(zip(tiles, counts, costs, strict=True))):
+        for t, n, cost, peak, carry in reversed(list(zip(tiles, counts, costs, peaks, carries, strict=False))):
             extra = cost.tape - cost.carry
-            tapes = n if extra <= 0 else min(n, max((budget - fixed) // extra, 0))
-            fixed += tapes * extra
-            passes.insert(0, PassPlan(t, n, tapes))
-        return Plan(tuple(passes), self.way, fixed)
+            used = fixed + peak + carry if again else total
+            tapes = n if extra <= 0 else min(n, max((budget - used) // extra, 0))
+            total = max(total, used + tapes * extra)
+            passes.insert(0, PassPlan(t, n, tapes, again))
+        return Plan(tuple(passes), self.way, max(total, sinks + max(peaks)))
 
     def _scaled(self, tile: Size, program: Program) -> Size:
-        """A step of the image in px of the program's largest source."""
-        (height, width), sources = self.bound.sizes[0], program.sources
-        rows, cols = max(h for h, _ in sources), max(w for _, w in sources)
-        return max(1, round(tile[0] * rows / height)), max(1, round(tile[1] * cols / width))
+        """A step of the first pass for a later one: the same share of the columns, and as many rows as hold as much."""
+        width, cols = self.bound.sizes[0][1], max(w for _, w in program.sources)
+        rows = tile[0] * self._row_elements(self.programs[0]) / self._row_elements(program)
+        return max(1, round(rows)), max(1, round(tile[1] * cols / width))
+
+    def _row_elements(self, program: Program) -> float:
+        """Elements of a program's largest value for each row of its largest source."""
+        sizes = [self.bound.sizes[value] for value in program.values]
+        largest = max(c * h * w for c, (h, w) in zip(program.channels, sizes, strict=True))
+        return largest / max(h for h, _ in program.sources)
 
     def _bytes(self, value: int) -> int:
         height, width = self.bound.sizes[value]
@@ -273,8 +294,7 @@ class _Costs:
         """Bytes of maps between passes that are in memory during a pass, and of their gradients."""
         graph = self.bound.graph
         held = [v for v in self.stored if self.way == "kept"]
-        last = {v: max(graph.phases[r] for r, node in graph.nodes.items() if v in node.inputs) for v in held}
-        during = [v for v in held if graph.phases[v] <= phase <= last[v]]
+        during = [v for v in held if graph.phases[v] <= phase <= graph.last_reader(v)]
         if self.needs is None:
             return sum(map(self._bytes, during))
         image = self.needs.values[0] and self.way == "kept" and sum(0 in p.values[: len(p.sources)] for p in self.programs) > 1

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from streamview.streaming.execute import Backward, Forward, Span, build_grid, wanted
-from streamview.streaming.graph import Bound, Demands, Key, Sink
+from streamview.streaming.execute import Backward, Emit, Forward, Span, build_grid, wanted
+from streamview.streaming.graph import Bound, Demands, Key, Program, Sink
 from streamview.streaming.ops import Statistic
 from streamview.streaming.plan import Plan
 from streamview.streaming.sinks import Sinks
@@ -57,7 +57,7 @@ class Run:
         """Steps of all passes."""
         return self.plan.steps
 
-    def forward(self, read: ReadImage, done: Callable[[], None] = lambda: None, watch: Watch | None = None) -> None:
+    def forward(self, read: ReadImage, done: Callable[[], None] = lambda: None, watch: Watch | None = None, hold: bool = True) -> None:
         """Run all passes; what the head takes is then in `tensors`.
 
         Parameters
@@ -68,26 +68,25 @@ class Run:
             Called after every step.
         watch
             Sees every piece of every sink: the graph's value, the piece, its rows and columns.
+        hold
+            Whether maps for the head are assembled; if not, `watch` alone sees them.
         """
         graph = self.bound.graph
         stored = self.plan.stored(graph)
         for phase, chosen in enumerate(self.plan.passes):
             program = self.bound.program(phase, stored)
-            grid = build_grid(program, chosen.tile)
             self._stores |= {v: self._store(v) for v in stored if graph.phases[v] == phase}
-            sinks = Sinks(program, grid, self._stores)
-            wants = None if self.needs is None else wanted(program, self.needs.values, self.needs.operands)
-            passed = Forward(program, grid, self.operands, wants, chosen.tapes)
+            passed = self._pass(program, phase, remember=not chosen.again)
+            sinks = Sinks(program, passed.grid, self._stores, hold)
+            values = program.values
 
-            def emit(
-                value: int, piece: Tensor, rows: Span, cols: Span, sinks: Sinks = sinks, values: Sequence[int] = program.values
-            ) -> None:
-                sinks.add(value, piece, rows, cols)
+            def emit(value: int, piece: Tensor, rows: Span, cols: Span, add: Emit = sinks.add, values: Sequence[int] = values) -> None:
+                add(value, piece, rows, cols)
                 if watch is not None:
                     watch(values[value], piece, rows, cols)
 
             with torch.no_grad():
-                passed.run(partial(self._read, program.values, read), emit, done)
+                passed.run(partial(self._read, values, read), emit, done)
             results = sinks.results()
             for sink, tensor in results.items():
                 needed = self.needs is not None and self.needs.values[sink.value] and tensor.is_floating_point()
@@ -95,10 +94,16 @@ class Run:
                 self.tensors[sink] = tensor.detach().requires_grad_(needed)
             if phase < len(graph.bridges):
                 self._bridge(phase)
-            self._passed.append((passed, sinks))
-            if self.needs is None:
-                self._passed.clear()
-                self._forget(lambda value, now=phase: self._last_reader(value) <= now)
+            if self.needs is not None:
+                self._passed.append((passed, sinks))
+            else:
+                self._stores = {value: store for value, store in self._stores.items() if graph.last_reader(value) > phase}
+
+    def _pass(self, program: Program, phase: int, remember: bool) -> Forward:
+        """The forward pass of a phase; with `remember` it keeps what its reverse pass needs."""
+        chosen = self.plan.passes[phase]
+        wants = wanted(program, self.needs.values, self.needs.operands) if remember and self.needs is not None else None
+        return Forward(program, build_grid(program, chosen.tile), self.operands, wants, chosen.tapes)
 
     def _read(self, values: Sequence[int], read: ReadImage, source: int, rows: Span, cols: Span) -> Tensor:
         value = values[source]
@@ -107,12 +112,10 @@ class Run:
     def _store(self, value: int) -> Store:
         return (Spilled if self.plan.barriers == "spilled" else Held)(self.bound.sizes[value])
 
-    def _last_reader(self, value: int) -> int:
-        graph = self.bound.graph
-        return max((graph.phases[v] for v, node in graph.nodes.items() if value in node.inputs), default=0)
-
-    def _forget(self, finished: Callable[[int], bool]) -> None:
-        self._stores = {value: store for value, store in self._stores.items() if not finished(value)}
+    def _forget(self, first: int, last: int) -> None:
+        """Let go of the stored maps of these phases."""
+        phases = self.bound.graph.phases
+        self._stores = {value: store for value, store in self._stores.items() if not first <= phases[value] <= last}
 
     def _bridge(self, phase: int) -> None:
         """Run the calls between two passes."""
@@ -173,29 +176,22 @@ class Run:
             raise ValueError("the forward pass was told that no gradient is wanted")
         given = {key: grad for key, grad in grads.items() if grad is not None}
         totals: list[Tensor | None] = [None] * len(self.operands)
-        stores: dict[int, Store] = {}
-        image_readers = [phase for phase, (passed, _) in enumerate(self._passed) if 0 in self._sources(passed)]
+        found = _Gradients(self, write)
         for phase in reversed(range(graph.passes)):
             passed, sinks = self._passed[phase]
             sink_grads = self._through_bridges(phase, given)
-            values = passed.program.values
-
-            def take(source: int, grad: Tensor | None, rows: Span, cols: Span, values: Sequence[int] = values, phase: int = phase) -> None:
-                value = values[source]
-                if value or phase != image_readers[0]:
-                    if grad is not None and (value or write is not None):
-                        if value not in stores:
-                            stores[value] = self._gradient_store(value)
-                        stores[value].accumulate(grad, rows, cols)
-                elif write is not None:
-                    if 0 in stores:
-                        earlier = stores[0].read(rows, cols)
-                        grad = earlier if grad is None else grad + earlier
-                    write(grad, rows, cols)
-
-            backward = Backward(passed, release)
+            if self.plan.passes[phase].again:
+                passed = self._pass(passed.program, phase, remember=True)
+                with torch.no_grad():
+                    passed.run(partial(self._read, passed.program.values, read), _nowhere)
+            backward = Backward(passed, release or self.plan.passes[phase].again)
             with torch.no_grad():
-                backward.run(partial(self._read, values, read), partial(sinks.gradient, sink_grads, stores), take, done)
+                backward.run(
+                    partial(self._read, passed.program.values, read),
+                    partial(sinks.gradient, sink_grads, found.stores),
+                    partial(found.take, phase, passed.program.values),
+                    done,
+                )
             for index, (grad, operand) in enumerate(zip(backward.weight_grads, graph.operands, strict=True)):
                 if grad is None:
                     continue
@@ -206,17 +202,10 @@ class Run:
                 else:
                     total = totals[index]
                     totals[index] = grad if total is None else total + grad
-            stores = {value: store for value, store in stores.items() if graph.phases[value] < phase or not value}
+            found.forget(phase)
             if release:
-                self._forget(lambda value, now=phase: graph.phases[value] >= now - 1)
+                self._forget(phase - 1, len(graph.bridges))
         return totals, self._gradients(given, parameters)
-
-    def _sources(self, passed: Forward) -> Sequence[int]:
-        return passed.program.values[: len(passed.program.sources)]
-
-    def _gradient_store(self, value: int) -> Store:
-        on_disk = self.plan.barriers == "spilled" or (value == 0 and self.plan.barriers == "regenerated")
-        return (Spilled if on_disk else Held)(self.bound.sizes[value])
 
     def _through_bridges(self, phase: int, given: Mapping[Key, Tensor]) -> dict[Sink, Tensor | None]:
         """Gradients of what a pass gathered, given those of what the bridges and the head made of it."""
@@ -231,3 +220,38 @@ class Run:
         outputs, cotangents = zip(*roots, strict=True)
         found = iter(torch.autograd.grad(outputs, asked, cotangents, retain_graph=True, allow_unused=True))
         return [next(found) if tensor.requires_grad else None for tensor in inputs]
+
+
+def _nowhere(value: int, piece: Tensor, rows: Span, cols: Span) -> None:
+    """Drop a piece that was gathered before."""
+
+
+class _Gradients:
+    """Gradients of sources during a reverse pass: those of stored maps until their own pass is reversed, the image's until complete."""
+
+    def __init__(self, run: Run, write: WriteImage | None) -> None:
+        self._run, self._write = run, write
+        self.stores: dict[int, Store] = {}
+
+    def take(self, phase: int, values: Sequence[int], source: int, grad: Tensor | None, rows: Span, cols: Span) -> None:
+        """Take the gradient of a source's rows and columns from the pass of a phase."""
+        value = values[source]
+        if value == 0 and phase == 0 and self._write is not None:  # the first pass is reversed last
+            if 0 in self.stores:
+                later = self.stores[0].read(rows, cols)
+                grad = later if grad is None else grad + later
+            self._write(grad, rows, cols)
+        elif grad is not None and (value or (phase and self._write is not None)):
+            if value not in self.stores:
+                self.stores[value] = self._store(value)
+            self.stores[value].accumulate(grad, rows, cols)
+
+    def forget(self, phase: int) -> None:
+        """Let go of the gradients of maps that the pass of a phase made."""
+        phases = self._run.bound.graph.phases
+        self.stores = {value: store for value, store in self.stores.items() if phases[value] < phase or not value}
+
+    def _store(self, value: int) -> Store:
+        barriers = self._run.plan.barriers
+        on_disk = barriers == "spilled" or (value == 0 and barriers == "regenerated")
+        return (Spilled if on_disk else Held)(self._run.bound.sizes[value])

@@ -93,14 +93,18 @@ class Sinks:
         Of the pass.
     stores
         Where maps for later passes go, by the graph's value.
+    hold
+        Whether maps for the head are assembled.
     """
 
-    def __init__(self, program: Program, grid: Grid, stores: Mapping[int, Store]) -> None:
+    def __init__(self, program: Program, grid: Grid, stores: Mapping[int, Store], hold: bool = True) -> None:
         self._program = program
         self._gathered: list[tuple[int, Sink | None, Store | RunningMean | RunningMax]] = []
         for value, sink in program.sinks:
             size = grid.size(value)
             found: Store | RunningMean | RunningMax
+            if sink is not None and sink.kind == "map" and not hold:
+                continue
             if sink is None:
                 found = stores[program.values[value]]
             elif sink.kind == "map":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 import weakref
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -84,7 +84,9 @@ class Spilled:
     def add(self, piece: Tensor, rows: Span, cols: Span) -> None:
         """Write the piece of these rows and columns."""
         self._like = piece[:0, :, :0, :0].new_empty((piece.shape[0], piece.shape[1], 0, 0))
-        pixels = piece.permute(0, 2, 3, 1).contiguous().cpu()
+        found = piece.permute(0, 2, 3, 1)
+        # not `contiguous`, which leaves any stride to dimensions of length one
+        pixels = torch.empty(found.shape, dtype=piece.dtype).copy_(found)
         for image, strip in enumerate(pixels):
             if cols == (0, self._size[1]):
                 self._write(strip, image, rows[0], 0)
@@ -125,7 +127,7 @@ class Spilled:
         return ((image * self._size[0] + row) * self._size[1] + col) * like.shape[1] * like.element_size()
 
     def _write(self, part: Tensor, image: int, row: int, col: int) -> None:
-        data, offset = memoryview(part.reshape(-1).view(torch.uint8).numpy()), self._offset(image, row, col)
+        data, offset = _bytes(part), self._offset(image, row, col)
         try:
             while data:
                 written = os.pwrite(self._file.fileno(), data, offset)
@@ -137,10 +139,16 @@ class Spilled:
             ) from None
 
     def _fill(self, part: Tensor, image: int, row: int, col: int) -> None:
-        data, offset = memoryview(part.view(-1).view(torch.uint8).numpy()), self._offset(image, row, col)
+        data, offset = _bytes(part), self._offset(image, row, col)
         while data:
             count = os.preadv(self._file.fileno(), [data], offset)
             if count == 0:  # behind the end of a file that was never written there
                 data[:] = bytes(len(data))
                 return
             data, offset = data[count:], offset + count
+
+
+def _bytes(part: Tensor) -> memoryview:
+    """The memory of a contiguous tensor on the processor."""
+    flat: Any = part.view(-1).view(torch.uint8).numpy()
+    return memoryview(flat)

@@ -5,20 +5,25 @@ Normalisations over whole maps are rewritten as the means they consist of, so th
 
 from __future__ import annotations
 
+import builtins
 import operator
+import types
 import warnings
 from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
+from torch.fx.experimental import _config
 from torch.fx.proxy import GraphAppendingTracer
 from torch.utils import _pytree
 
 from streamview.errors import NotStreamableError
+from streamview.streaming.ops.pointwise import of_channels
 
-__all__ = ["Split", "is_container", "trace"]
+__all__ = ["Split", "admit", "is_container", "trace"]
 
 _EXAMPLE = (512, 768)  # height and width of the image that torch.export sees
 
@@ -47,13 +52,33 @@ for _function in (operator.iadd, operator.isub, operator.imul, operator.itruediv
     setattr(_Proxy, f"__{_function.__name__}__", _augmented(_function))
 
 
+def _recorded(function: Callable[..., Any]) -> Callable[..., Any]:
+    def call(*args: Any, **kwargs: Any) -> Any:
+        tracer = next((a.tracer for a in args if isinstance(a, fx.Proxy)), None)
+        return function(*args, **kwargs) if tracer is None else tracer.create_proxy("call_function", function, args, kwargs)
+
+    return call
+
+
+class _Appending(GraphAppendingTracer):
+    """Records calls behind others of a graph, as `_Tracer` does."""
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Proxy(node, self)
+
+
 class _Tracer(fx.Tracer):
-    """Records in-place arithmetic, and refuses contexts inside the network, which a trace would forget."""
+    """Records in-place arithmetic, ``max`` and ``min``, and refuses contexts inside the network, which a trace would forget."""
 
     def __init__(self, head: nn.Module | None = None) -> None:
         super().__init__()
         self._contexts = _contexts()
         self._head = head
+
+    def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
+        # sizes of paddings are often the larger of two numbers (TensorFlow's `same`)
+        with mock.patch.multiple(builtins, max=_recorded(max), min=_recorded(min)):
+            return super().trace(root, concrete_args)
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return _Proxy(node, self)
@@ -111,9 +136,6 @@ def trace(module: nn.Module, channels: int) -> tuple[fx.Graph, nn.Module]:
         except (fx.proxy.TraceError, TypeError, ValueError, RuntimeError, AttributeError, AssertionError, KeyError) as error:
             root = _export(module, channels, error)
             graph, spec = root.graph, root.graph._codegen
-    for node in list(graph.nodes):
-        if node.op == "call_module" and str(node.target) == "_guards_fn" and not node.users:
-            graph.erase_node(node)
     if isinstance(spec, fx.graph._PyTreeCodeGen):
         _restore_outputs(graph, spec.pytree_info.out_spec)
     _rewrite(graph, root)
@@ -126,14 +148,17 @@ def _export(module: nn.Module, channels: int, reason: Exception) -> fx.GraphModu
     example = torch.zeros(2, channels, *_EXAMPLE, dtype=first.dtype, device=first.device)
     dims = {0: torch.export.Dim.AUTO, 2: torch.export.Dim.AUTO, 3: torch.export.Dim.AUTO}
     try:
-        with warnings.catch_warnings():
+        # by default torch.export takes it that nothing depends on whether a length is one
+        with warnings.catch_warnings(), _config.patch(backed_size_oblivious=True):
             warnings.simplefilter("ignore")
             exported = torch.export.export(module, (example,), dynamic_shapes=(dims,), strict=False)
-        found = exported.module(check_guards=False)
+        found = exported.module()
         image = next(node for node in exported.graph.nodes if node.name in exported.graph_signature.user_inputs)
         fixed = [n for n in image.meta["val"].shape[2:] if isinstance(n, int)]
         if fixed:
             raise ValueError(f"torch.export finds that it takes only images of {_EXAMPLE[0]} x {_EXAMPLE[1]} px")
+        for images in (1, 3):
+            admit(found._guards_fn, images, channels, _EXAMPLE)  # type: ignore[arg-type, union-attr]
     except Exception as error:  # noqa: BLE001 - torch.export raises whatever the network's code and its own do
         raise NotStreamableError(
             f"{type(module).__name__} cannot be traced: {_first_line(reason)} (torch.fx); {_first_line(error)} (torch.export). Control "
@@ -142,6 +167,14 @@ def _export(module: nn.Module, channels: int, reason: Exception) -> fx.GraphModu
     if not isinstance(found, fx.GraphModule):
         raise AssertionError("torch.export returned no graph")
     return found
+
+
+def admit(guards: nn.Module, images: int, channels: int, size: tuple[int, int]) -> None:
+    """Raise `ValueError` where a network that torch.export recorded does otherwise with such images than with those it saw."""
+    try:
+        guards(torch.empty(images, channels, *size, device="meta"))
+    except AssertionError as error:
+        raise ValueError(f"it does otherwise with {images} images of {size[0]} x {size[1]} px: {error}") from None
 
 
 def _first_line(error: Exception) -> str:
@@ -201,14 +234,14 @@ def _norm(x: Tensor, dim: Any, keepdim: bool) -> Tensor:
     return torch.where(square > 0, square, 1).sqrt() * (square > 0)
 
 
-def _spatial_norm(input: Tensor, p: Any = 2, dim: Any = None, keepdim: bool = False, dtype: Any = None) -> Tensor | None:
-    if p not in (2, 2.0, "fro", None) or dtype is not None or not isinstance(dim, tuple | list):
+def _spatial_norm(input: Tensor, p: Any = 2, dim: Any = None, keepdim: bool = False, out: None = None, dtype: Any = None) -> Tensor | None:
+    if p not in (2, 2.0, "fro", None) or out is not None or dtype is not None or not isinstance(dim, tuple | list):
         return None
     return _norm(input, dim, keepdim)
 
 
-def _vector_norm(x: Tensor, ord: Any = 2, dim: Any = None, keepdim: bool = False, *, dtype: Any = None) -> Tensor | None:
-    return _spatial_norm(x, ord, dim, keepdim, dtype)
+def _vector_norm(x: Tensor, ord: Any = 2, dim: Any = None, keepdim: bool = False, *, out: None = None, dtype: Any = None) -> Tensor | None:
+    return _spatial_norm(x, ord, dim, keepdim, out, dtype)
 
 
 def _padded_convolution(module: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -234,12 +267,14 @@ _FUNCTIONS: dict[Any, Callable[..., Any]] = {
 
 def _rewrite(graph: fx.Graph, root: nn.Module) -> None:
     """Replace calls by what they consist of."""
-    tracer = GraphAppendingTracer(graph)
-    for node in list(graph.nodes):
+    tracer = _Appending(graph)
+    pending = list(reversed(graph.nodes))
+    while pending:
+        node = pending.pop()
         if node.op == "call_module":
             write = _of_module(graph, root.get_submodule(str(node.target)), str(node.target), tracer)
         elif node.op in ("call_function", "call_method"):
-            write = _FUNCTIONS.get(node.target)
+            write = _FUNCTIONS.get(node.target) or _dissolved(node)
         else:
             continue
         if write is None:
@@ -250,12 +285,31 @@ def _rewrite(graph: fx.Graph, root: nn.Module) -> None:
         with graph.inserting_before(node):
             found = write(*args, **kwargs)
         if isinstance(found, fx.Proxy):
-            part = before.next
-            while part is not node:
+            part = node.prev
+            while part is not before:
                 part.meta = dict(node.meta) | ({"rewritten": str(node.target)} if node.op == "call_module" else {})
-                part = part.next
+                pending.append(part)  # its own parts in their turn
+                part = part.prev
             node.replace_all_uses_with(found.node)
             graph.erase_node(node)
+
+
+def _dissolved(node: fx.Node) -> Callable[..., Any] | None:
+    """The code of a function outside torch that a trace kept whole (``fx.wrap``); None from it where that cannot be traced."""
+    target: Any = node.target
+    if target is of_channels or not isinstance(target, types.FunctionType) or target.__module__.split(".")[0] in ("torch", "_operator"):
+        return None
+
+    def write(*args: Any, **kwargs: Any) -> Any:
+        last = node.prev
+        try:
+            return target(*args, **kwargs)
+        except (fx.proxy.TraceError, TypeError, ValueError, RuntimeError, AttributeError, AssertionError, KeyError):
+            while node.prev is not last:
+                node.graph.erase_node(node.prev)
+            return None
+
+    return write
 
 
 def _of_module(graph: fx.Graph, module: nn.Module, path: str, tracer: GraphAppendingTracer) -> Callable[..., Any] | None:
@@ -264,16 +318,26 @@ def _of_module(graph: fx.Graph, module: nn.Module, path: str, tracer: GraphAppen
     def tensor(name: str) -> fx.Proxy | None:
         return None if getattr(module, name) is None else fx.Proxy(graph.get_attr(f"{path}.{name}"), tracer)
 
+    def of(x: Any, channels: int) -> Any:
+        return tracer.create_proxy("call_function", of_channels, (x, channels), {})
+
     if isinstance(module, nn.GroupNorm):
         norm = module
-        return lambda x: _group_norm(x, norm.num_groups, tensor("weight"), tensor("bias"), norm.eps)
+        return lambda x: _group_norm(of(x, norm.num_channels), norm.num_groups, tensor("weight"), tensor("bias"), norm.eps)
     if isinstance(module, nn.InstanceNorm2d):
         instance = module
         stats = instance.training or not instance.track_running_stats
         if stats and instance.track_running_stats:
             return None
         return lambda x: _instance_norm(
-            x, tensor("running_mean"), tensor("running_var"), tensor("weight"), tensor("bias"), stats, 0.0, instance.eps
+            of(x, instance.num_features) if instance.affine else x,
+            tensor("running_mean"),
+            tensor("running_var"),
+            tensor("weight"),
+            tensor("bias"),
+            stats,
+            0.0,
+            instance.eps,
         )
     if isinstance(module, nn.Conv2d) and not isinstance(module, nn.LazyConv2d) and module.padding_mode not in ("zeros", "circular"):
         convolution = module

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ from streamview_napari.view import add_layers, check
 
 from streamview.errors import StreamviewError
 from streamview.geometry import Region
-from streamview.jobs import Job, RegionResult
+from streamview.jobs import Job, RegionResult, StoredMap
 from streamview.pyramid import build_pyramid
 from streamview.results import Identity, Prediction, Saliency, SaliencyMap, Target, save_saliency
 from streamview.slides import Slide, as_slide, open_slide
@@ -63,7 +65,7 @@ def job(slide_path: Path, tmp_path: Path) -> Path:
         saliency = make_saliency(slide)
     path = job.saliency_path("planted.svs", REGION)
     save_saliency(saliency, path)
-    job.add(RegionResult(saliency.prediction, "run", saliency=str(path.relative_to(job.folder)), source=str(slide_path)))
+    job.add(RegionResult(saliency.prediction, "run", maps=(StoredMap(str(path.relative_to(job.folder))),), source=str(slide_path)))
     return job.folder
 
 
@@ -110,6 +112,24 @@ def test_a_job_shows_the_slide_with_its_maps_in_place(job: Path) -> None:
         assert zarr.open_group(facts["raw"], mode="r").attrs["streamview"]["target"] == "lesion"
         assert len(facts["identity"]) == 64
         assert facts["cap"] > 0
+
+
+def test_of_several_targets_the_predicted_class_is_on_top(job: Path, slide_path: Path) -> None:
+    folder = Job(job)
+    with open_slide(slide_path) as slide:
+        saliency = make_saliency(slide)
+    targets = [Target("lesion-normal", 1, 0), Target("lesion", 1), Target("normal", 0)]
+    stored = [folder.saliency_path("planted.svs", REGION, target) for target in targets]
+    for path, target in zip(stored, targets, strict=True):
+        save_saliency(replace(saliency, target=target), path)
+    maps = tuple(StoredMap(str(path.relative_to(job)), target) for path, target in zip(stored, targets, strict=True))
+    shutil.rmtree(folder.saliency_path("planted.svs", REGION))
+    folder.add(RegionResult(saliency.prediction, "run", maps=maps, source=str(slide_path)))
+    layers = model(job_layers(job)).layers
+    assert [layer.name.split(": ")[1] for layer in layers[1:]] == ["normal"] * 3 + ["lesion-normal"] * 3 + ["lesion"] * 3
+    assert [layer.name for layer in layers[1:] if layer.visible] == ["Class evidence (extent): lesion"]
+    facts = layers["Class evidence (extent): lesion-normal"].metadata["streamview"]
+    assert (facts["target"], facts["probability"], facts["score"]) == ("lesion-normal", None, 2.0)
 
 
 def test_map_layers_fade_to_nothing_at_zero(slide_path: Path) -> None:

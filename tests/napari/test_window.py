@@ -13,7 +13,7 @@ from napari.layers import Layer
 from PIL import Image
 
 from streamview.geometry import Region
-from streamview.jobs import Job, RegionResult
+from streamview.jobs import Job, RegionResult, StoredMap
 from streamview.results import Identity, Prediction, Saliency, SaliencyMap, Target, save_saliency
 from streamview.slides import open_slide
 from streamview.synthetic import write_synthetic_slide
@@ -62,7 +62,7 @@ def job(tmp_path: Path) -> tuple[Path, np.ndarray]:
     folder = Job(tmp_path / "job")
     out = folder.saliency_path("planted.svs", REGION)
     save_saliency(Saliency(prediction, Target("lesion", 1), (0.2, 0.2, 0.2), (255, 255, 255), maps), out)
-    folder.add(RegionResult(prediction, "run", saliency=str(out.relative_to(folder.folder)), source=str(path)))
+    folder.add(RegionResult(prediction, "run", maps=(StoredMap(str(out.relative_to(folder.folder))),), source=str(path)))
     return folder.folder, mask
 
 

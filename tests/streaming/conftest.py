@@ -5,6 +5,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from streamview.streaming import execute
+
 
 @pytest.fixture(autouse=True, scope="module")
 def _one_thread() -> Iterator[None]:
@@ -12,3 +14,9 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def fine_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let every value grow row by row: small images would otherwise be made at once, and nothing carried from step to step."""
+    monkeypatch.setattr(execute, "_WORTHWHILE", 1)

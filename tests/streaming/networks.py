@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-__all__ = ["Case", "RandomNetwork", "cases", "seed_network"]
+__all__ = ["Case", "Excite", "Inverted", "RandomNetwork", "Response", "cases", "seed_network"]
 
 
 def seed_network(width: int = 4, blocks: int = 7, outputs: int = 2) -> nn.Sequential:
@@ -19,6 +20,56 @@ def seed_network(width: int = 4, blocks: int = 7, outputs: int = 2) -> nn.Sequen
         before = after
     layers[-1] = nn.AdaptiveMaxPool2d(1)
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(before, outputs))
+
+
+class Excite(nn.Module):
+    """Squeeze-and-excitation: every channel times a gate computed from the means of all."""
+
+    def __init__(self, channels: int, bridge: nn.Module | None = None) -> None:
+        super().__init__()
+        self.bridge = bridge or nn.Sequential(nn.Linear(channels, 3), nn.SiLU(), nn.Linear(3, channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate = torch.sigmoid(self.bridge(F.adaptive_avg_pool2d(x, 1).flatten(1)))
+        return x * gate.view(x.size(0), -1, 1, 1)
+
+
+class Response(nn.Module):
+    """Global response normalisation of ConvNeXt V2."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.scale, self.shift = nn.Parameter(torch.randn(1, channels, 1, 1)), nn.Parameter(torch.randn(1, channels, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        norm = torch.norm(x, p=2, dim=(2, 3), keepdim=True)
+        return self.scale * (x * (norm / (norm.mean(1, keepdim=True) + 1e-2))) + self.shift + x
+
+
+class Inverted(nn.Module):
+    """The block of ConvNeXt behind its convolution: normalised and mixed with the channels last, then scaled and added."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm, self.act = nn.LayerNorm(channels, eps=1e-2), nn.GELU()
+        self.wide, self.narrow = nn.Linear(channels, 2 * channels), nn.Linear(2 * channels, channels)
+        self.gamma = nn.Parameter(torch.randn(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(x.permute(0, 2, 3, 1))
+        y = self.gamma * self.narrow(self.act(self.wide(y)))
+        return x + y.permute(0, 3, 1, 2)
+
+
+class Normalised(nn.Module):
+    """A normalisation over whole maps of something bounded, since variances lose digits where means are large."""
+
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        self.norm = norm
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(x.tanh())
 
 
 class RandomNetwork(nn.Module):
@@ -50,6 +101,26 @@ class RandomNetwork(nn.Module):
                 values.append(torch.cat([a, values[sources[1]]], 1))
             elif kind == "half":
                 values.append(a[:, :1])
+            elif kind == "swap":
+                b, c = a.chunk(2, 1)
+                values.append(torch.cat([c, b * 2], 1))
+            elif kind == "split":
+                b, c = torch.split(a, [1, a.size(1) - 1], dim=1)
+                values.append(torch.cat([c.relu(), b - 1], 1))
+            elif kind == "shuffle":
+                n, channels, height, width = a.shape
+                values.append(a.view(n, 2, channels // 2, height, width).transpose(1, 2).reshape(n, channels, height, width))
+            elif kind == "nearest":
+                values.append(F.interpolate(a, size=values[sources[1]].shape[-2:]))
+            elif kind == "bilinear":
+                size = values[sources[1]].size(2), values[sources[1]].size(3)
+                values.append(F.interpolate(a, size=size, mode="bilinear", align_corners=len(values) % 2 == 0))
+            elif kind == "fit":
+                b = values[sources[1]]
+                dy, dx = b.size(2) - a.size(2), b.size(3) - a.size(3)
+                values.append(F.pad(a, [dx // 2, dx - dx // 2, dy // 2, dy - dy // 2]))
+            elif kind == "gate":
+                values.append(a * values[sources[1]].mean((2, 3), keepdim=True).sigmoid())
             else:
                 values.append(1.5 - a.mul(0.5) / 2)
         out = values[-1] * self.scale
@@ -67,12 +138,15 @@ class RandomNetwork(nn.Module):
 class Case:
     """A random network, an image for it and a tile."""
 
-    def __init__(self, network: RandomNetwork, image: Tensor, tile: tuple[int, int]) -> None:
-        self.network, self.image, self.tile = network, image, tile
+    def __init__(self, network: RandomNetwork, image: Tensor, tile: tuple[int, int], barriers: str, worthwhile: int) -> None:
+        self.network, self.image, self.tile, self.barriers, self.worthwhile = network, image, tile, barriers, worthwhile
 
     def __repr__(self) -> str:
         network = self.network
-        return f"Case(image={tuple(self.image.shape)}, tile={self.tile}, head={network.head}, {network.steps}, {network.layers})"
+        how = (
+            f"image={tuple(self.image.shape)}, tile={self.tile}, {self.barriers}, {self.worthwhile} positions at once, head={network.head}"
+        )
+        return f"Case({how}, {network.steps}, {network.layers})"
 
 
 _ACTIVATIONS = (
@@ -86,7 +160,11 @@ def _layers(draw: st.DrawFn, channels: int) -> nn.Module:
     def pair(low: int, high: int) -> tuple[int, int]:
         return draw(st.integers(low, high)), draw(st.integers(low, high))
 
-    kind = draw(st.sampled_from(["conv", "conv", "conv", "same", "act", "act", "max", "avg", "norm", "pad"]))
+    kind = draw(
+        st.sampled_from(
+            [*["conv"] * 3, *["act"] * 2, *["up"] * 2, "same", "max", "avg", "norm", "pad", "mirror", "spread", "local", "whole"]
+        )
+    )
     if kind == "conv":
         groups = draw(st.sampled_from([1, channels]))
         out = groups * draw(st.integers(1, max(1, 6 // groups)))
@@ -96,6 +174,31 @@ def _layers(draw: st.DrawFn, channels: int) -> nn.Module:
         return nn.Conv2d(channels, draw(st.integers(1, 5)), pair(1, 6), padding="same", dilation=pair(1, 2))
     if kind == "act":
         return draw(st.sampled_from(_ACTIVATIONS))()
+    if kind == "spread":
+        strides, groups = pair(1, 4), draw(st.sampled_from([1, channels]))
+        extra, dilation = (draw(st.integers(0, strides[0] - 1)), draw(st.integers(0, strides[1] - 1))), pair(1, 2)
+        out = groups * draw(st.integers(1, max(1, 4 // groups)))
+        return nn.ConvTranspose2d(channels, out, pair(1, 5), strides, pair(0, 2), extra, groups, draw(st.booleans()), dilation)
+    if kind == "up":
+        mode = draw(st.sampled_from(["nearest", "nearest-exact", "bilinear"]))
+        corners = draw(st.booleans()) if mode == "bilinear" else None
+        if draw(st.integers(0, 3)) == 0:
+            return nn.Upsample(size=pair(1, 30), mode=mode, align_corners=corners)
+        scale = draw(st.sampled_from([2, 3, (2, 1), 1.5, 0.5, 1.7, 0.6]))
+        return nn.Upsample(scale_factor=scale, mode=mode, align_corners=corners, recompute_scale_factor=draw(st.sampled_from([None, True])))
+    if kind == "mirror":
+        amounts = tuple(draw(st.integers(0, 4)) for _ in range(4))
+        return draw(st.sampled_from([nn.ReflectionPad2d, nn.ReplicationPad2d]))(amounts)
+    if kind == "local":
+        return draw(
+            st.sampled_from([Inverted, lambda c: nn.ChannelShuffle(c), lambda c: nn.Conv2d(c, 3, 3, 1, 2, padding_mode="reflect")])
+        )(channels)
+    if kind == "whole":
+        norms = [
+            Excite, Response, lambda c: Normalised(nn.GroupNorm(draw(st.sampled_from([1, c])), c, eps=1e-2)),
+            lambda c: Normalised(nn.InstanceNorm2d(c, eps=1e-2, affine=True)),
+        ]  # fmt: skip
+        return draw(st.sampled_from(norms))(channels)
     kernel = pair(1, 4) if draw(st.booleans()) else (2, 2)
     padding = (draw(st.integers(0, kernel[0] // 2)), draw(st.integers(0, kernel[1] // 2)))
     stride = pair(1, 3) if draw(st.booleans()) else kernel
@@ -112,11 +215,16 @@ def _layers(draw: st.DrawFn, channels: int) -> nn.Module:
     return nn.ConstantPad2d(tuple(draw(st.integers(-2, 3)) for _ in range(4)), draw(st.sampled_from([0.0, 0.5])))
 
 
+_KINDS = (
+    *["layer"] * 8, "add", "iadd", "sub", "mul", "cat", "half", "scalar", "swap", "split", "shuffle", "nearest", "bilinear", "fit", "gate",
+)  # fmt: skip
+
+
 @st.composite
 def cases(draw: st.DrawFn) -> Case:
     """A random network of two to nine layers with branches, an odd image and a tile, all of float64."""
     torch.manual_seed(draw(st.integers(0, 2**20)))
-    image = torch.randn(draw(st.integers(1, 2)), 3, draw(st.integers(7, 41)), draw(st.integers(7, 41)), dtype=torch.float64)
+    image = torch.randn(draw(st.integers(1, 2)), 3, draw(st.integers(7, 29)), draw(st.integers(7, 29)), dtype=torch.float64)
     layers: list[nn.Module] = []
     steps: list[tuple[str, int, tuple[int, ...]]] = []
     values = [image]
@@ -125,9 +233,13 @@ def cases(draw: st.DrawFn) -> Case:
         a = values[first]
         twins = [i for i, v in enumerate(values) if v.shape[2:] == a.shape[2:]]
         joins = [i for i in twins if values[i].shape[1] in (a.shape[1], 1)]
-        kind = draw(st.sampled_from(["layer", "layer", "layer", "layer", "add", "iadd", "sub", "mul", "cat", "half", "scalar"]))
+        kind = draw(st.sampled_from(_KINDS))
         second = draw(st.sampled_from(twins if kind == "cat" else joins))
-        if kind == "iadd" and first == 0:
+        if kind in ("nearest", "bilinear", "fit"):
+            second = draw(st.integers(0, len(values) - 1))
+        if kind == "gate":
+            second = draw(st.sampled_from([i for i, v in enumerate(values) if v.shape[1] in (a.shape[1], 1)]))
+        if (kind == "iadd" and first == 0) or (kind in ("swap", "shuffle") and a.shape[1] % 2) or (kind == "split" and a.shape[1] < 2):
             continue
         if kind == "layer":
             layer = draw(_layers(a.shape[1])).double().eval()
@@ -136,16 +248,23 @@ def cases(draw: st.DrawFn) -> Case:
                     out = layer(a.clone())
             except RuntimeError:
                 continue
-            if min(out.shape[2:]) < 1 or out.numel() > 60000:
+            if min(out.shape[2:]) < 1 or out.numel() > 20000:
                 continue
             layers.append(layer)
             steps.append(("layer", len(layers) - 1, (first,)))
             values.append(out)
             continue
-        steps.append((kind, 0, (first, second)))
         b = values[second]
-        values.append(torch.cat([a, b], 1) if kind == "cat" else a[:, :1] if kind == "half" else a if kind == "scalar" else a + b)
+        if kind == "fit" and any(n + 6 < m for n, m in zip(b.shape[2:], a.shape[2:], strict=True)):
+            continue
+        steps.append((kind, 0, (first, second)))
+        if kind in ("nearest", "bilinear", "fit"):
+            values.append(a[:, :, :1, :1].expand(-1, -1, *b.shape[2:]))
+            continue
+        values.append(
+            torch.cat([a, b], 1) if kind == "cat" else a[:, :1] if kind == "half" else a + b if kind in ("add", "sub", "mul", "iadd") else a
+        )
     head = draw(st.sampled_from(["map", "mean", "max", "both", "grid"]))
     network = RandomNetwork(layers, steps, head, values[-1].shape[1]).double().eval()
     tile = draw(st.integers(1, image.shape[2] + 9)), draw(st.integers(1, image.shape[3] + 9))
-    return Case(network, image, tile)
+    return Case(network, image, tile, draw(st.sampled_from(["kept", "spilled", "regenerated"])), draw(st.sampled_from([1, 1, 30, 512])))

@@ -11,7 +11,11 @@ import torch.nn.functional as F
 from oracle import errors
 from torch import Tensor, nn
 
+from streamview.errors import NotStreamableError, RegionError
+from streamview.streaming import stream
 from streamview.streaming.capture import capture
+
+pytestmark = pytest.mark.usefixtures("fine_rows")
 
 TILES = [(5, 60), (9, 11)]
 
@@ -29,6 +33,7 @@ class Call(nn.Module):
         self.scale = nn.Parameter(torch.randn(1, 6, 1, 1))
         self.rows = nn.Parameter(torch.randn(21, 1))
         self.field = nn.Parameter(torch.randn(1, 1, 21, 25))
+        self.spread = nn.Parameter(torch.randn(6, 2, 3, 2))
         self.register_buffer("mean", torch.randn(6))
         self.register_buffer("variance", torch.rand(6) + 0.5)
         self.call = call
@@ -102,6 +107,56 @@ FORMS: dict[str, Callable[[Any, Tensor], Tensor]] = {
 }
 
 
+def _spread(kernel: int, stride: int, **how: Any) -> Callable[[Any, Tensor], Tensor]:
+    return lambda m, x: F.conv_transpose2d(
+        x, m.spread[:, :, :1, :1].expand(-1, -1, kernel, kernel + 1) * m.bias[:2, None, None], m.bias[:2], stride, **how
+    )
+
+
+FORMS |= {
+    **{f"conv_transpose2d kernel {k} stride {s}": _spread(k, s) for k in (1, 2, 3, 4) for s in (1, 2, 3, 4)},
+    "conv_transpose2d padding": _spread(4, 2, padding=(1, 2), output_padding=1),
+    "conv_transpose2d dilation": _spread(3, 3, padding=2, output_padding=(2, 0), dilation=(2, 3)),
+    "conv_transpose2d cropped below its kernel": _spread(1, 3, padding=1),
+    "torch.conv_transpose2d groups": lambda m, x: torch.conv_transpose2d(x, m.spread, None, (1, 3), (1, 0), 0, 3, 2),
+    "F.interpolate": lambda m, x: F.interpolate(x, scale_factor=2),
+    "F.interpolate pair": lambda m, x: F.interpolate(x, scale_factor=(2, 1.5), mode="nearest"),
+    "F.upsample": lambda m, x: F.interpolate(x, None, 3.0, "bilinear", True),
+    **{
+        f"F.interpolate {mode} {factor} {corners} {recompute}": lambda m, x, how=(mode, factor, corners, recompute): F.interpolate(
+            x, scale_factor=how[1], mode=how[0], align_corners=how[2], recompute_scale_factor=how[3]
+        )
+        for mode, choices in (("nearest", (None,)), ("nearest-exact", (None,)), ("bilinear", (None, True)))
+        # torch's own gradient of nearest-exact by 3.7 in float64 is that of other pixels than its output shows
+        for factor in (2, 1.5, 0.5, 2.6 if mode == "nearest-exact" else 3.7)
+        for corners in choices
+        for recompute in (None, True)
+    },
+    "F.interpolate to a size": lambda m, x: F.interpolate(x, (37, 11), mode="bilinear"),
+    "F.interpolate to a side": lambda m, x: F.interpolate(x, 30),
+    "F.interpolate to one row": lambda m, x: F.interpolate(x, (1, 9), mode="bilinear", align_corners=True),
+    "F.interpolate to its own size": lambda m, x: F.interpolate(x, x.shape[-2:], mode="bilinear", align_corners=False),
+    "F.interpolate to another's size": lambda m, x: x + F.interpolate(F.avg_pool2d(x, 3, 2), size=x.shape[2:], mode="nearest-exact"),
+    "F.interpolate to another's sides": lambda m, x: F.interpolate(F.max_pool2d(x, 2), size=(x.size(2), x.size(-1)), mode="bilinear"),
+    "F.interpolate to twice its sides": lambda m, x: F.interpolate(x, size=(x.size(2) * 2, 2 * x.shape[3] - 1)),
+    "F.interpolate to a part of its sides": lambda m, x: F.interpolate(x, size=(x.shape[2] // 2 + 1, -(-x.shape[3] // 3))),
+    "F.pixel_shuffle": lambda m, x: F.pixel_shuffle(torch.cat([x, x[:, :2].tanh()], 1), 2),
+    "F.pixel_unshuffle": lambda m, x: F.pixel_unshuffle(F.pad(x, (0, 2, 0, 0)), 3),
+    "F.pad reflect": lambda m, x: F.pad(x, (3, 0, 1, 4), mode="reflect"),
+    "F.pad reflect all it can": lambda m, x: F.pad(x, (24, 24, 20, 20), mode="reflect"),
+    "F.pad replicate": lambda m, x: F.pad(x, (2, 30, 0, 1), "replicate"),
+    "F.pad by sizes": lambda m, x: F.pad(x, [x.size(3) % 4, 0, 0, 3 - x.size(2) % 4]) * 2,
+    "F.pad by a difference": lambda m, x: _padded_to(F.avg_pool2d(x, 4, 3), F.max_pool2d(x, 2)),
+    "F.pad reflect by a difference": lambda m, x: _padded_to(F.avg_pool2d(x, 3, 2), x[:, :, 2:-3, 3:-1], mode="reflect"),
+}
+
+
+def _padded_to(x: Tensor, like: Tensor, mode: str = "constant") -> Tensor:
+    """The idiom of U-Nets."""
+    dy, dx = like.size(2) - x.size(2), like.size(3) - x.size(3)
+    return torch.cat([like, F.pad(x, [dx // 2, dx - dx // 2, dy // 2, dy - dy // 2], mode)], 1)
+
+
 def _augmented(x: Tensor) -> Tensor:
     y = x + 1
     y += x
@@ -167,6 +222,21 @@ MODULES: dict[str, Callable[[], nn.Module]] = {
         lambda: nn.AvgPool2d(3, 2, 1, True, False),
         lambda: nn.BatchNorm2d(6),
         lambda: nn.BatchNorm2d(6, affine=False),
+        lambda: nn.ConvTranspose2d(6, 4, 2, 2),
+        lambda: nn.ConvTranspose2d(6, 4, (5, 3), (2, 3), (1, 2), (1, 0), 2, False, (1, 2)),
+        lambda: nn.ConvTranspose2d(6, 6, 4, 2, 1, groups=6),
+        lambda: nn.Upsample(scale_factor=2),
+        lambda: nn.Upsample(scale_factor=2, mode="bilinear", align_corners=True),
+        lambda: nn.Upsample((40, 13), mode="nearest-exact"),
+        lambda: nn.UpsamplingNearest2d(scale_factor=3),
+        lambda: nn.UpsamplingBilinear2d(size=(33, 50)),
+        lambda: nn.Sequential(nn.Conv2d(6, 18, 1), nn.PixelShuffle(3)),
+        lambda: nn.Sequential(nn.Upsample(scale_factor=2), nn.PixelUnshuffle(2)),
+        lambda: nn.ReflectionPad2d((1, 0, 2, 3)),
+        lambda: nn.ReplicationPad2d(3),
+        lambda: nn.Conv2d(6, 4, (5, 2), 2, (2, 1), padding_mode="reflect"),
+        lambda: nn.Conv2d(6, 4, 3, 1, "same", 2, padding_mode="replicate"),
+        lambda: nn.ChannelShuffle(3),
         lambda: nn.ZeroPad2d((1, 0, 2, 3)),
         lambda: nn.ConstantPad2d(2, 0.7),
         nn.Dropout2d,
@@ -220,6 +290,72 @@ def test_maximum_over_equal_values_takes_the_first_as_torch_does() -> None:
         assert max(errors(network, image, tile=tile)) < 1e-10
 
 
+@pytest.mark.parametrize(
+    ("call", "reason"),
+    [
+        (lambda x: F.pad(x, (1, 1, 1, 1), mode="circular"), "read at the other"),
+        (lambda x: F.interpolate(x, scale_factor=2, mode="bicubic"), "mode='bicubic'"),
+        (lambda x: F.interpolate(x, scale_factor=0.5, mode="bilinear", antialias=True), "antialias"),
+        (lambda x: x * (x.shape[2] * x.shape[3]), "depends on the size"),
+        (lambda x: x * x.flatten(2).size(2), "depends on the size"),
+        (lambda x: x * x.size(0), "depends on the size|number of images"),
+        (lambda x: x / x.numel(), "numel"),
+        (lambda x: x * x.mean((2, 3)).size(0), "depends on the size"),
+        (lambda x: x * x.max(1, keepdim=True)[1], "tuple index out of range"),
+    ],
+)  # fmt: skip
+def test_refused(call: Callable[[Tensor], Tensor], reason: str) -> None:
+    """Silently wrong numbers would be the alternative."""
+
+    class Refused(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(call(self.a(x)))
+
+    with pytest.raises(NotStreamableError, match=reason):
+        capture(Refused())
+
+
+def test_blocks_must_divide_the_map() -> None:
+    with pytest.raises(RegionError, match="21 x 24"):
+        stream(nn.Sequential(nn.Conv2d(3, 3, 1), nn.PixelUnshuffle(2)))(torch.zeros(1, 3, 21, 24))
+
+
+@pytest.mark.parametrize("mode", ["nearest", "nearest-exact"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_nearest_is_that_of_torch_in_every_precision(mode: str, dtype: torch.dtype) -> None:
+    """Torch computes the index in float32 or float64, and rounding decides it: for a factor of 3.7 at every size from 35 on."""
+    for size, how in [
+        ((21, 9), {"scale_factor": 3.7}),
+        ((61, 90), {"scale_factor": 3.7}),
+        ((20, 12), {"size": (148, 141)}),
+        ((41, 90), {"scale_factor": (1.3, 0.7)}),
+    ]:
+        network = nn.Sequential(nn.MaxPool2d(1), nn.Upsample(**how, mode=mode))
+        image = torch.arange(size[0] * size[1]).remainder(251).view(1, 1, *size).to(dtype)
+        assert torch.equal(stream(network, tile=(7, 31))(image), network(image))
+
+
+def test_gradients_do_not_share_memory() -> None:
+    """A constant as large as the whole map has the very gradient that the map has, which what lies before changes in place."""
+
+    class Field(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.field = nn.Conv2d(3, 4, 3, padding=1), nn.Parameter(torch.randn(1, 4, 9, 11))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return (self.conv(x).relu() + self.field) * 3
+
+    torch.manual_seed(0)
+    network, image = Field().double(), torch.randn(1, 3, 9, 11, dtype=torch.float64)
+    for tile in ((99, 99), (3, 4)):
+        assert max(errors(network, image, tile=tile)) < 1e-10
+
+
 def test_shape_queries_cost_no_map() -> None:
     class Shaped(nn.Module):
         def __init__(self) -> None:
@@ -244,8 +380,6 @@ def test_outputs_of_several_kinds() -> None:
         def forward(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
             a = self.conv(x)
             return a, {"deep": self.deep(a), "mean": a.mean((2, 3))}
-
-    from streamview.streaming import stream
 
     torch.manual_seed(0)
     network = Several().double()

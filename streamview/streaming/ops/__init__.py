@@ -5,7 +5,7 @@ To add an operation, write a class with the attributes of `Op`, and functions th
 map) raises `NotLocal` with the reason.
 """
 
-from streamview.streaming.ops import combine, margins, pointwise, reduce, resample, reshape, window
+from streamview.streaming.ops import combine, margins, patches, pointwise, reduce, resample, reshape, window
 from streamview.streaming.ops.registry import (
     Extent,
     Local,
@@ -19,6 +19,7 @@ from streamview.streaming.ops.registry import (
     Value,
     Wants,
     Weight,
+    computed,
     layout,
     lower,
 )
@@ -37,9 +38,11 @@ __all__ = [
     "Wants",
     "Weight",
     "combine",
+    "computed",
     "layout",
     "lower",
     "margins",
+    "patches",
     "pointwise",
     "reduce",
     "resample",

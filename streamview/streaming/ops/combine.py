@@ -5,13 +5,13 @@ from __future__ import annotations
 import itertools
 import operator
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from streamview.streaming.ops.layouts import Layout, is_canonical
+from streamview.streaming.ops.layouts import Layout, is_canonical, split
 from streamview.streaming.ops.margins import Pad
 from streamview.streaming.ops.pointwise import _pointwise
 from streamview.streaming.ops.registry import Local, NotLocal, Piece, Value, Wants, lowers
@@ -105,6 +105,15 @@ def _cat(tensors: Sequence[Any], dim: int = 0, axis: int | None = None) -> Local
     return Local(Concatenate(), tuple(tensors), (), channels, tuple((1, channels) if isinstance(d, tuple) else d for d in first))
 
 
+@lowers(torch.stack)
+def _stack(tensors: Sequence[Any], dim: int = 0) -> Local:
+    if dim % 5 != 1 or len({t.channels if isinstance(t, Value) else None for t in tensors}) != 1:
+        raise NotLocal("stacking over another dimension than in front of the channels")
+    found = _cat(tensors, 1)
+    channels = tensors[0].channels
+    return replace(found, layout=("N", *split((1, channels * len(tensors)), (len(tensors), channels)), "H", "W"))
+
+
 def _places(layout: Layout) -> list[str]:
     return ["C" if isinstance(d, tuple) else d for d in layout]
 
@@ -119,6 +128,8 @@ def _channels(input: Value, start: int, stop: int) -> Local:
 @lowers(operator.getitem)
 def _getitem(input: Value, index: Any) -> Local | Value:
     index = index if isinstance(index, tuple) else (index,)
+    if len(index) == 2 and index[0] == slice(None) and isinstance(index[1], int):
+        return _select(input, 1, index[1])
     if not all(i is Ellipsis or (isinstance(i, slice) and i.step in (None, 1)) for i in index) or index.count(Ellipsis) > 1:
         raise NotLocal(f"indexing a map by {index}")
     if Ellipsis in index:
@@ -134,6 +145,14 @@ def _getitem(input: Value, index: Any) -> Local | Value:
     if any(crops[0]) or any(crops[1]) or not all(isinstance(b, int | None) for b in (channels.start, channels.stop)):
         raise NotLocal("slicing channels together with rows or columns")
     return _channels(input, channels.start or 0, channels.stop if channels.stop is not None else input.channels)
+
+
+@lowers("select", torch.select)
+def _select(input: Value, dim: int, index: int) -> Local:
+    if dim % 4 != 1 or not isinstance(index, int):
+        raise NotLocal("picking an image, a row or a column of a map")
+    found = _channels(input, index % input.channels, index % input.channels + 1)
+    return replace(found, layout=("N", "H", "W"))
 
 
 @lowers(torch.ops.aten.slice.Tensor)

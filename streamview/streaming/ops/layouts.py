@@ -66,8 +66,11 @@ def to_layout(x: Tensor, layout: Layout) -> Tensor:
     return x.permute([stored.index(d) for d in layout])
 
 
-def from_layout(x: Tensor, layout: Layout) -> Tensor:
-    """The inverse of `to_layout`."""
+def from_layout(x: Tensor, layout: Layout, size: Sequence[int]) -> Tensor:
+    """The inverse of `to_layout`, for a tensor of `size` (h, w)."""
+    if "HW" in layout:
+        at = layout.index("HW")
+        x, layout = x.unflatten(at, size), (*layout[:at], "H", "W", *layout[at + 1 :])
     stored = ["N", *parts(layout), "H", "W"]
     x = x.permute([layout.index(d) for d in stored])
     if len(stored) == 3:

@@ -60,12 +60,12 @@ def _pad(input: Value, pad: Sequence[Any], mode: str = "constant", value: float 
         raise NotLocal("rows padded by a number of columns")
 
     def sized(sizes: Sequence[Size]) -> Op:
-        (t, b), (l, r) = ([m.of([s[axis] for s in sizes]) if isinstance(m, Extent) else m for m in axes[axis]] for axis in (0, 1))
+        y, x = ([m.of([s[axis] for s in sizes]) if isinstance(m, Extent) else m for m in axes[axis]] for axis in (0, 1))
         if mode == "constant":
-            return Pad(Window(before=t, after=b), Window(before=l, after=r), value or 0.0)
+            return Pad(Window(before=y[0], after=y[1]), Window(before=x[0], after=x[1]), value or 0.0)
         mirror = _reflected if mode == "reflect" else _repeated
         height, width = sizes[input.index]
-        (rows, row_taps), (cols, col_taps) = mirror(height, t, b), mirror(width, l, r)
+        (rows, row_taps), (cols, col_taps) = mirror(height, *y), mirror(width, *x)
         return Resample(rows, cols, row_taps, col_taps)
 
     known = mode == "constant" and not any(isinstance(m, Extent) for m in pad)

@@ -31,9 +31,9 @@ from streamview.streaming.ops.registry import (
     lowers,
     lowers_module,
 )
-from streamview.streaming.schedule import IDENTITY, Window
+from streamview.streaming.schedule import IDENTITY, Axis, Window
 
-__all__ = ["BatchNorm", "Copy", "Pointwise", "Rectified", "Relu", "over_channels"]
+__all__ = ["BatchNorm", "Copy", "Pointwise", "Rectified", "Relu", "of_channels", "over_channels"]
 
 Gradients = tuple[list[Tensor | None], list[Tensor | None]]
 
@@ -87,10 +87,11 @@ class Pointwise:
             def pick(a: Any) -> Any:
                 return tensors[a.index] if isinstance(a, _Slot) else a
 
+            size = tensors[0].shape[2:]
             if self.inputs is not None:
                 tensors = (*(to_layout(t, self.inputs) for t in tensors[:maps]), *tensors[maps:])
             out = self.function(*map(pick, self.args), **{k: pick(a) for k, a in self.kwargs.items()})
-            return out if self.output is None else from_layout(out, self.output)
+            return out if self.output is None else from_layout(out, self.output, size)
 
         return call
 
@@ -155,12 +156,12 @@ class Rectified:
     inner: Op
 
     @property
-    def rows(self) -> Window:
+    def rows(self) -> Axis:
         """Geometry of the inner operation."""
         return self.inner.rows
 
     @property
-    def cols(self) -> Window:
+    def cols(self) -> Axis:
         """Geometry of the inner operation."""
         return self.inner.cols
 
@@ -228,11 +229,12 @@ def _pointwise(function: Callable[..., Tensor], args: tuple[Any, ...], kwargs: d
             raise NotLocal(f"{function.__name__} with a constant of more dimensions than the map")
         seen = canonical(channels)
     else:
-        lengths = [d[1] if isinstance(d, tuple) else None for d in seen]
+        # a constant of a length along flattened rows and columns has no part that belongs to a piece
+        lengths = [d[1] if isinstance(d, tuple) else 1 if d == "HW" else None for d in seen]
         for shape in shapes:
             for n, length in zip(reversed(shape), reversed(lengths), strict=False):
                 if length is not None and n not in (1, length):
-                    raise NotLocal(f"{function.__name__} of a map and a constant that broadcast over channels")
+                    raise NotLocal(f"{function.__name__} of a map and a constant that broadcast over channels or positions")
     seen_by_function = None if plain or not weights else seen
     op = Pointwise(
         function,
@@ -327,6 +329,15 @@ _register(torch.neg, operator.neg)
 _register(torch.prelu, "prelu", torch.prelu)
 
 
+def _expanded(tensor: Tensor, map: Tensor) -> Tensor:
+    return tensor.expand_as(map)
+
+
+@lowers("expand_as", any_layout=True)
+def _expand_as(input: Any, other: Value) -> Local:
+    return _pointwise(_expanded, (input, other), {}, True)
+
+
 @lowers(F.relu, torch.relu, F.relu_, torch.relu_, "relu", "relu_", any_layout=True)
 def _relu(input: Value, inplace: bool = False) -> Local:
     return Local(Relu(), (input,))
@@ -416,21 +427,35 @@ def _batch_norm_module(module: nn.BatchNorm2d, input: Value) -> Local:
     return _batch_norm(input, mean, variance, scale, shift, module.training, eps=module.eps)
 
 
-@lowers(F.dropout, torch.dropout, F.dropout2d, F.alpha_dropout, F.feature_alpha_dropout, any_layout=True)
+@lowers(
+    F.dropout, torch.dropout, F.dropout2d, torch.feature_dropout, F.alpha_dropout, torch.alpha_dropout, F.feature_alpha_dropout,
+    torch.feature_alpha_dropout, any_layout=True,
+)  # fmt: skip
 def _dropout(input: Value, p: float = 0.5, training: bool = True, inplace: bool = False) -> Value:
-    if training:
+    if training and p:
         raise NotLocal("dropout in training mode draws random numbers")
     return input
 
 
 @lowers_module(nn.Dropout, nn.Dropout2d, nn.AlphaDropout, nn.FeatureAlphaDropout, any_layout=True)
 def _dropout_module(module: nn.Dropout, input: Value) -> Value:
-    return _dropout(input, training=module.training)
+    return _dropout(input, module.p, module.training)
 
 
 @lowers_module(nn.Identity, any_layout=True)
 def _identity_module(module: nn.Identity, input: Value) -> Value:
     return input
+
+
+def of_channels(map: Tensor, channels: int) -> Tensor:
+    """The map itself; a trace calls this where a layer takes maps of just so many channels."""
+    return map
+
+
+@lowers(of_channels)
+def _of_channels(map: Value, channels: int) -> Value:
+    fits(map, channels)
+    return map
 
 
 @lowers("clone", torch.clone, any_layout=True)
@@ -445,14 +470,19 @@ def _contiguous(input: Value, *, memory_format: Any = None) -> Local:
 
 @lowers(F.layer_norm, torch.layer_norm, any_layout=True)
 def _layer_norm(
-    input: Value, normalized_shape: Sequence[int], weight: Weight | None = None, bias: Weight | None = None, eps: float = 1e-5
-) -> Local:
+    input: Value, normalized_shape: Sequence[int], weight: Weight | None = None, bias: Weight | None = None, eps: float = 1e-5,
+    cudnn_enable: bool = True,
+) -> Local:  # fmt: skip
     if tuple(normalized_shape) != (input.channels,) or input.layout[-1] != (1, input.channels):
         raise NotLocal(f"LayerNorm over {tuple(normalized_shape)} rather than over the channels of each position")
     if weight is None and bias is not None:
         raise NotLocal("layer_norm with a shift but no scale")
     weights = [w for w in (weight, bias) if w is not None]
-    return _within(lambda x, *w: F.layer_norm(x, x.shape[-1:], *w, eps=eps), input, input.layout, input.channels, weights)
+
+    def call(x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
+        return F.layer_norm(x, x.shape[-1:], scale, shift, eps)
+
+    return _within(call, input, input.layout, input.channels, weights)
 
 
 @lowers_module(nn.LayerNorm, any_layout=True)

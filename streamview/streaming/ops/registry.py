@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
@@ -26,6 +27,7 @@ __all__ = [
     "Value",
     "Wants",
     "Weight",
+    "computed",
     "fits",
     "layout",
     "local_vjp",
@@ -76,7 +78,7 @@ class Value:
         return cls(index, channels, canonical(channels))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Extent:
     """A number that follows from the heights (axis 0) or the widths (axis 1) of earlier values, such as ``2 * x.shape[2]``.
 
@@ -91,53 +93,48 @@ class Extent:
     """
 
     axis: int
-    of: Callable[[Sequence[int]], int]
+    of: Callable[[Sequence[int]], Any]
     value: int | None = None
 
-    def _apply(self, function: Callable[[Any, Any], Any], other: Any, swapped: bool = False) -> Extent:
-        if isinstance(other, Extent):
-            if other.axis != self.axis:
-                raise NotLocal("a number that mixes height and width of a map")
-            second = other.of
-        elif isinstance(other, int | float):
+    def __eq__(self, other: object) -> bool:
+        raise NotLocal("a comparison with the size of a map")
 
-            def second(lengths: Sequence[int]) -> Any:
-                return other
-        else:
-            raise NotLocal(f"a number made from the size of a map and {other!r}")
-        first = self.of
-        if swapped:
-            first, second = second, first
-        return Extent(self.axis, lambda lengths: function(first(lengths), second(lengths)))
+    def __hash__(self) -> int:
+        return id(self)
 
-    def __add__(self, other: Any) -> Extent:
-        return self._apply(lambda a, b: a + b, other)
 
-    def __radd__(self, other: Any) -> Extent:
-        return self._apply(lambda a, b: a + b, other, True)
+def computed(function: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    """The result of a call on numbers alone: an `Extent` if one of them is.
 
-    def __sub__(self, other: Any) -> Extent:
-        return self._apply(lambda a, b: a - b, other)
+    Parameters
+    ----------
+    function
+        A function, or the name of a method.
+    args, kwargs
+        The call's arguments.
 
-    def __rsub__(self, other: Any) -> Extent:
-        return self._apply(lambda a, b: a - b, other, True)
+    Raises
+    ------
+    NotLocal
+        When it mixes heights and widths.
+    """
+    given = [*args, *kwargs.values()]
+    extents = [a for a in given if isinstance(a, Extent)]
+    if any(a is BATCH for a in given) and function is not operator.getitem:
+        raise NotLocal("a number made from the number of images")
+    if not extents or isinstance(function, str):
+        return getattr(args[0], function)(*args[1:], **kwargs) if isinstance(function, str) else function(*args, **kwargs)
+    axis = extents[0].axis
+    if any(extent.axis != axis for extent in extents):
+        raise NotLocal("a number that mixes height and width of a map")
 
-    def __mul__(self, other: Any) -> Extent:
-        return self._apply(lambda a, b: a * b, other)
+    def of(lengths: Sequence[int]) -> Any:
+        def number(a: Any) -> Any:
+            return a.of(lengths) if isinstance(a, Extent) else a
 
-    __rmul__ = __mul__
+        return function(*map(number, args), **{k: number(a) for k, a in kwargs.items()})
 
-    def __floordiv__(self, other: Any) -> Extent:
-        return self._apply(lambda a, b: a // b, other)
-
-    def __truediv__(self, other: Any) -> Extent:
-        return self._apply(lambda a, b: a / b, other)
-
-    def __mod__(self, other: Any) -> Extent:
-        return self._apply(lambda a, b: a % b, other)
-
-    def __neg__(self) -> Extent:
-        return 0 - self
+    return Extent(axis, of)
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +156,7 @@ class Weight:
 
 @dataclass(frozen=True, slots=True)
 class Statistic:
-    """A small tensor computed from reductions of whole maps, such as the gates of squeeze-excitation; `shape` with one image."""
+    """A small tensor computed from reductions of whole maps, such as gates; 0 in its shape stands for the number of images."""
 
     name: str
     shape: tuple[int, ...]
@@ -366,8 +363,9 @@ def _find(target: Any) -> Callable[..., Lowered] | None:
     """How a function is lowered; an operator of the ATen library is looked up by name where it is not known itself."""
     if target in _FUNCTIONS or not isinstance(target, torch._ops.OpOverload):
         return _FUNCTIONS.get(target)
-    name = target._schema.name.split("::")[1]
-    known = [name, getattr(torch.Tensor, name, None), getattr(torch, name, None), getattr(nn.functional, name, None)]
+    full = target._schema.name.split("::")[1]
+    names = (full, full.removesuffix("_"))  # in place or not is the same operation
+    known = [key for name in names for key in (name, *(getattr(place, name, None) for place in (torch.Tensor, torch, nn.functional)))]
     return next((_FUNCTIONS[key] for key in known if key in _FUNCTIONS), None)
 
 
@@ -397,4 +395,12 @@ def local_vjp(
         out = function(*leaves)
     found = iter(torch.autograd.grad(out, [t for t, want in zip(leaves, asked, strict=True) if want], grad, allow_unused=True))
     grads = [next(found) if want else None for want in asked]
+    owners: set[int] = set()
+    for index, part in enumerate(grads):
+        # torch hands out one tensor several times, and expanded ones
+        if part is not None:
+            owner = part.untyped_storage()._cdata
+            if owner in owners or any(n > 1 and step == 0 for n, step in zip(part.shape, part.stride(), strict=True)):
+                grads[index] = part.clone(memory_format=torch.contiguous_format)
+            owners.add(owner)
     return grads[: len(inputs)], grads[len(inputs) :]

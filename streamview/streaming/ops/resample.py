@@ -11,10 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from streamview.errors import RegionError
 from streamview.streaming.ops.registry import (
     Extent,
     Local,
     NotLocal,
+    OtherChannels,
     Piece,
     Size,
     Value,
@@ -26,9 +28,9 @@ from streamview.streaming.ops.registry import (
     lowers_module,
 )
 from streamview.streaming.ops.window import _pair
-from streamview.streaming.schedule import Spread, Table
+from streamview.streaming.schedule import Spread, Table, Window
 
-__all__ = ["Resample", "Taps", "TransposedConvolution", "one_tap"]
+__all__ = ["PixelShuffle", "PixelUnshuffle", "Resample", "Taps", "TransposedConvolution", "one_tap"]
 
 Gradients = tuple[list[Tensor | None], list[Tensor | None]]
 Taps = tuple[tuple[tuple[int, ...], tuple[float, ...]], ...]
@@ -67,6 +69,49 @@ class TransposedConvolution:
 
 
 @dataclass(frozen=True, slots=True)
+class PixelShuffle:
+    """``F.pixel_shuffle``: channels become blocks of `factor` x `factor` positions."""
+
+    factor: int
+    rows: Spread
+    cols: Spread
+
+    def run(self, inputs: Sequence[Tensor], weights: Sequence[Tensor], piece: Piece, wants: Wants | None) -> tuple[Tensor, Any]:
+        """Shuffle the piece's inputs and cut the piece out of their blocks."""
+        top, left = self._corner(piece)
+        whole = F.pixel_shuffle(inputs[0], self.factor)
+        return whole[:, :, top : top + piece.shape[0], left : left + piece.shape[1]], None if wants is None else inputs[0].shape
+
+    def vjp(self, grad: Tensor, saved: Any, weights: Sequence[Tensor], piece: Piece, wants: Wants) -> Gradients:
+        """Zero around the piece, shuffled back."""
+        top, left = self._corner(piece)
+        (height, width), (rows, cols) = (self.factor * n for n in saved[2:]), grad.shape[2:]
+        whole = F.pad(grad, (left, width - left - cols, top, height - top - rows))
+        return [F.pixel_unshuffle(whole, self.factor)], []
+
+    def _corner(self, piece: Piece) -> Size:
+        """Where the piece lies within the blocks of its inputs."""
+        return piece.rows[0] - piece.origin[0] * self.factor, piece.cols[0] - piece.origin[1] * self.factor
+
+
+@dataclass(frozen=True, slots=True)
+class PixelUnshuffle:
+    """``F.pixel_unshuffle``: blocks of `factor` x `factor` positions become channels."""
+
+    factor: int
+    rows: Window
+    cols: Window
+
+    def run(self, inputs: Sequence[Tensor], weights: Sequence[Tensor], piece: Piece, wants: Wants | None) -> tuple[Tensor, Any]:
+        """Shuffle the piece, which is made of whole blocks."""
+        return F.pixel_unshuffle(inputs[0], self.factor), None
+
+    def vjp(self, grad: Tensor, saved: Any, weights: Sequence[Tensor], piece: Piece, wants: Wants) -> Gradients:
+        """Shuffle back."""
+        return [F.pixel_shuffle(grad, self.factor)], []
+
+
+@dataclass(frozen=True, slots=True)
 class Resample:
     """Every output row is a weighted sum of a few input rows, and every column of columns.
 
@@ -76,12 +121,15 @@ class Resample:
         Geometry, for one size of the input.
     row_taps, col_taps
         For every tap the input that each output reads, and its weight.
+    double
+        The taps of rows and columns for maps of float64, where torch takes others.
     """
 
     rows: Table
     cols: Table
     row_taps: Taps
     col_taps: Taps
+    double: tuple[Taps, Taps] | None = None
 
     def run(self, inputs: Sequence[Tensor], weights: Sequence[Tensor], piece: Piece, wants: Wants | None) -> tuple[Tensor, Any]:
         """Gather and weigh; the gradient needs the shape alone."""
@@ -105,8 +153,8 @@ class Resample:
     def _parts(self, piece: Piece, like: Tensor) -> list[tuple[int, list[tuple[Tensor, Tensor | None]]]]:
         """For both dimensions the indices into the piece's input, and the weights, of each tap."""
         found = []
-        spans = (piece.rows, self.row_taps), (piece.cols, self.col_taps)
-        for axis, ((start, stop), taps) in enumerate(spans):
+        both = self.double if self.double is not None and like.dtype == torch.float64 else (self.row_taps, self.col_taps)
+        for axis, ((start, stop), taps) in enumerate(zip((piece.rows, piece.cols), both, strict=True)):
             shape = (-1, 1) if axis == 0 else (-1,)
             part: list[tuple[Tensor, Tensor | None]] = []
             for indices, weights in taps:
@@ -139,16 +187,23 @@ def _linear_taps(n: int, m: int, scale: float | None, align_corners: bool) -> tu
     return Table.of(low, high, step, 0.0 if align_corners else step / 2 - 0.5), taps
 
 
-def _nearest_taps(n: int, m: int, scale: float | None, mode: str) -> tuple[Table, Taps]:
-    """By torch itself: its index is computed in float32 and differs from that of whole numbers for many sizes."""
-    ramp = torch.arange(n, dtype=torch.float64).view(1, 1, n, 1)
-    if scale is None:
-        found = F.interpolate(ramp, size=(m, 1), mode=mode)
-    else:
-        found = F.interpolate(ramp, scale_factor=(scale, 1.0), mode=mode)
-    indices = [int(i) for i in found.flatten().tolist()]
+def _nearest_taps(n: int, m: int, scale: float | None, mode: str, other: int) -> tuple[Table, Taps, Taps]:
+    """By torch itself: rounding decides its index for many sizes, and how it is computed depends on the map's precision and size."""
+    # `other` is the output's other side; torch has one kernel for sides that sum up to 128 and one for longer sides
+    other = 1 if m + other <= 128 else max(129 - m, 1)
+
+    def indices(dtype: torch.dtype) -> tuple[int, ...]:
+        ramp = torch.arange(n, dtype=dtype).view(1, 1, n, 1)
+        if scale is None:
+            found = F.interpolate(ramp, size=(m, other), mode=mode)
+        else:
+            found = F.interpolate(ramp, scale_factor=(scale, float(other)), mode=mode)
+        return tuple(int(i) for i in found[0, 0, :, 0].tolist())
+
+    single, double = indices(torch.float32), indices(torch.float64)
     step = 1 / scale if scale is not None else n / m
-    return one_tap(indices, step, step / 2 - 0.5)
+    table = Table.of(list(map(min, single, double)), list(map(max, single, double)), step, step / 2 - 0.5)
+    return table, ((single, ()),), ((double, ()),)
 
 
 def _interpolated(
@@ -158,15 +213,19 @@ def _interpolated(
 
     def sized(sizes: Sequence[Size]) -> Resample:
         found = []
-        for axis in (0, 1):
+        wanted = [lengths[axis](sizes, sizes[input.index][axis]) for axis in (0, 1)]
+        for axis, (m, scale) in enumerate(wanted):
             n = sizes[input.index][axis]
-            m, scale = lengths[axis](sizes, n)
-            if m < 1:
-                found.append(one_tap([], 1.0, 0.0))
+            if min(m, wanted[1 - axis][0]) < 1:
+                table, single = one_tap([], 1.0, 0.0)
+                found.append((table, single, single))
+            elif mode.startswith("nearest"):
+                found.append(_nearest_taps(n, m, scale, mode, wanted[1 - axis][0]))
             else:
-                found.append(_nearest_taps(n, m, scale, mode) if mode.startswith("nearest") else _linear_taps(n, m, scale, align))
-        (rows, row_taps), (cols, col_taps) = found
-        return Resample(rows, cols, row_taps, col_taps)
+                table, single = _linear_taps(n, m, scale, align)
+                found.append((table, single, single))
+        (rows, row_taps, row_double), (cols, col_taps, col_double) = found
+        return Resample(rows, cols, row_taps, col_taps, (row_double, col_double))
 
     return Local(sized, (input,))
 
@@ -235,3 +294,35 @@ def _conv_transpose2d_module(module: nn.ConvTranspose2d, input: Value, output_si
     return _conv_transpose2d(
         input, Weight.of(module, "weight"), bias, module.stride, module.padding, module.output_padding, module.groups, module.dilation
     )
+
+
+@lowers(F.pixel_shuffle, torch.pixel_shuffle, "pixel_shuffle")
+def _pixel_shuffle(input: Value, upscale_factor: int) -> Local:
+    channels, rest = divmod(input.channels, upscale_factor**2)
+    if rest:
+        raise OtherChannels(f"it takes a multiple of {upscale_factor**2} channels, its map has {input.channels}")
+    blocks = Spread(upscale_factor, upscale_factor)
+    return Local(PixelShuffle(upscale_factor, blocks, blocks), (input,), (), channels)
+
+
+@lowers_module(nn.PixelShuffle)
+def _pixel_shuffle_module(module: nn.PixelShuffle, input: Value) -> Local:
+    return _pixel_shuffle(input, module.upscale_factor)
+
+
+@lowers(F.pixel_unshuffle, torch.pixel_unshuffle, "pixel_unshuffle")
+def _pixel_unshuffle(input: Value, downscale_factor: int) -> Local:
+    blocks = Window(downscale_factor, downscale_factor)
+
+    def sized(sizes: Sequence[Size]) -> PixelUnshuffle:
+        height, width = sizes[input.index]
+        if height % downscale_factor or width % downscale_factor:
+            raise RegionError(f"pixel_unshuffle by {downscale_factor} of a map of {height} x {width}: use a region that it divides")
+        return PixelUnshuffle(downscale_factor, blocks, blocks)
+
+    return Local(sized, (input,), (), input.channels * downscale_factor**2)
+
+
+@lowers_module(nn.PixelUnshuffle)
+def _pixel_unshuffle_module(module: nn.PixelUnshuffle, input: Value) -> Local:
+    return _pixel_unshuffle(input, module.downscale_factor)

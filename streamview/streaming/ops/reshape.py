@@ -134,9 +134,9 @@ def _view(input: Value, *shape: Any) -> Value | Local:
     inner = list(input.layout[1 : -len(spatial)])
     tail: Layout = tuple(spatial)
     checks: list[tuple[Extent, int]] = []
-    if len(shape) >= 3 and spatial == ["H", "W"] and all(isinstance(s, Extent) and s.axis == a for a, s in enumerate(shape[-2:])):
+    if len(shape) >= 3 and all(isinstance(s, Extent) and s.axis == a for a, s in enumerate(shape[-2:])):
         checks = [(s, a) for a, s in enumerate(shape[-2:]) if s.value != input.index]
-        wanted = list(shape[1:-2])
+        tail, wanted = ("H", "W"), list(shape[1:-2])
     elif shape[-1] == -1 and len(shape) >= 3 and all(isinstance(s, int) and s > 0 for s in shape[1:-1]):
         tail, wanted = ("HW",), list(shape[1:-1])
     else:
@@ -149,22 +149,35 @@ def _view(input: Value, *shape: Any) -> Value | Local:
         raise NotLocal(f"a new shape of the map that turns {input.channels} channels into {wanted}")
     found = _with_channels_merged(input, ("N",), [d for d in inner if isinstance(d, tuple)], tail) if len(inner) > 1 else input
     layout: Layout = ("N", *split((1, input.channels), wanted), *tail)
-    if isinstance(found, Local):
-        if checks:
-            raise NotLocal("a new shape of the map by the size of another")
-        return replace(found, layout=layout)
-    if len(inner) > 1 and found.layout[1] != (1, input.channels):
+    if isinstance(found, Value) and len(inner) > 1 and found.layout[1] != (1, input.channels):
         raise NotLocal("a new shape of the map that mixes parts of its channels")
     if not checks:
-        return replace(input, layout=layout)
+        return replace(found, layout=layout)
+    op = Copy() if isinstance(found, Value) else found.op
 
-    def sized(sizes: Sequence[Size]) -> Copy:
+    def sized(sizes: Sequence[Size]) -> Any:
         for extent, axis in checks:
             if extent.of([s[axis] for s in sizes]) != sizes[input.index][axis]:
                 raise NotStreamableError("a map is given a new shape that is not its own height and width")
-        return Copy()
+        return op
 
-    return Local(sized, (input,), (), input.channels, layout, shares=True)
+    return Local(sized, (input,), (), input.channels, layout, shares=isinstance(found, Value))
+
+
+@lowers("unsqueeze", torch.unsqueeze, any_layout=True)
+def _unsqueeze(input: Value, dim: int) -> Value:
+    if any(isinstance(d, tuple) for d in input.layout):
+        raise NotLocal("another dimension of a map")
+    at = dim % (len(input.layout) + 1)
+    return replace(input, layout=(*input.layout[:at], (1, 1), *input.layout[at:]))
+
+
+@lowers("squeeze", torch.squeeze, any_layout=True)
+def _squeeze(input: Value, dim: int | None = None) -> Value:
+    if dim is None or input.layout[dim] != (1, 1) or input.channels != 1:
+        raise NotLocal("squeezing another dimension than that of a single channel")
+    at = dim % len(input.layout)
+    return replace(input, layout=(*input.layout[:at], *input.layout[at + 1 :]))
 
 
 @lowers("unflatten", torch.unflatten, any_layout=True)
@@ -196,6 +209,6 @@ def _flatten_module(module: nn.Flatten, input: Value) -> Value | Local:
 def reduced(layout: Layout, keepdim: bool, channels: int) -> tuple[Layout, tuple[int, ...]]:
     """How the reduction (N, C, 1, 1) of a map looks to the network: its layout, and the dimensions that are then dropped."""
     if "HW" in layout:
-        kept: Layout = tuple("H" if d == "HW" else d for d in layout) + ("W",)
+        kept: Layout = (*("H" if d == "HW" else d for d in layout), "W")
         return kept, tuple(i for i, d in enumerate(kept) if d == "W" or (d == "H" and not keepdim))
     return layout, () if keepdim else tuple(i for i, d in enumerate(layout) if d in ("H", "W"))

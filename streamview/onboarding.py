@@ -1,0 +1,42 @@
+"""A name or a file to what can be said of the network: whether it streams, and how."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from streamview.loading import load_model
+from streamview.streaming.report import Streamability
+from streamview.streaming.streamability import streamability
+
+__all__ = ["inspect_model"]
+
+
+def inspect_model(
+    spec: str | os.PathLike[str],
+    *,
+    weights: str | os.PathLike[str] | None = None,
+    card: str | os.PathLike[str] | None = None,
+    untrained: bool = False,
+) -> Streamability:
+    """Load a network as `load_model` does and report how it would be streamed.
+
+    Parameters
+    ----------
+    spec, weights, card
+        As for `load_model`. Where the spec is a name, no weights are needed: the report does not depend on their values.
+    untrained
+        Ignore the weights of a folder too.
+
+    Returns
+    -------
+    Streamability
+        Also of a network that cannot be streamed.
+
+    Raises
+    ------
+    ModelError
+        As `load_model` does.
+    """
+    named = weights is None and not Path(spec).exists()
+    return streamability(load_model(spec, weights=weights, card=card, untrained=untrained or named).module)
