@@ -596,7 +596,9 @@ def _live(capture: _Capture) -> set[fx.Node]:
             continue
         effect = (node.op in ("output", "call_module") or (_asserts(node) and node in capture.refusals)) and node not in capture.constants
         target = capture.root.get_submodule(str(node.target)) if node.op == "call_module" else node.target
-        if effect or (node not in capture.constants and _in_place(node, target)) or any(user in live for user in node.users):
+        # a constant that is changed in place and not used is a count that the network keeps
+        changes = _in_place(node, target) and not (node in capture.constants and node.users)
+        if effect or (node.op != "get_attr" and changes) or any(user in live for user in node.users):
             live.add(node)
     return live
 

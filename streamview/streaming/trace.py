@@ -149,7 +149,7 @@ def _export(module: nn.Module, channels: int, reason: Exception) -> fx.GraphModu
     dims = {0: torch.export.Dim.AUTO, 2: torch.export.Dim.AUTO, 3: torch.export.Dim.AUTO}
     try:
         # by default torch.export takes it that nothing depends on whether a length is one
-        with warnings.catch_warnings(), _config.patch(backed_size_oblivious=True):
+        with warnings.catch_warnings(), _config.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]
             warnings.simplefilter("ignore")
             exported = torch.export.export(module, (example,), dynamic_shapes=(dims,), strict=False)
         found = exported.module()
@@ -158,7 +158,7 @@ def _export(module: nn.Module, channels: int, reason: Exception) -> fx.GraphModu
         if fixed:
             raise ValueError(f"torch.export finds that it takes only images of {_EXAMPLE[0]} x {_EXAMPLE[1]} px")
         for images in (1, 3):
-            admit(found._guards_fn, images, channels, _EXAMPLE)  # type: ignore[arg-type, union-attr]
+            admit(found._guards_fn, images, channels, _EXAMPLE)  # type: ignore[arg-type]
     except Exception as error:  # noqa: BLE001 - torch.export raises whatever the network's code and its own do
         raise NotStreamableError(
             f"{type(module).__name__} cannot be traced: {_first_line(reason)} (torch.fx); {_first_line(error)} (torch.export). Control "
@@ -208,7 +208,8 @@ def _group_norm(
     shift = -centre * scale
     if bias is not None:
         shift = shift + bias.view(1, -1, 1, 1)
-    return x * scale.to(x.dtype) + shift.to(x.dtype)
+    out: Tensor = x * scale.to(x.dtype) + shift.to(x.dtype)
+    return out
 
 
 def _instance_norm(
@@ -231,7 +232,8 @@ def _instance_norm(
 def _norm(x: Tensor, dim: Any, keepdim: bool) -> Tensor:
     """The Euclidean norm, with torch's gradient of zero at zero."""
     square = (x * x).sum(dim, keepdim)
-    return torch.where(square > 0, square, 1).sqrt() * (square > 0)
+    root: Tensor = torch.where(square > 0, square, 1).sqrt() * (square > 0)
+    return root
 
 
 def _spatial_norm(input: Tensor, p: Any = 2, dim: Any = None, keepdim: bool = False, out: None = None, dtype: Any = None) -> Tensor | None:
@@ -268,6 +270,10 @@ _FUNCTIONS: dict[Any, Callable[..., Any]] = {
 def _rewrite(graph: fx.Graph, root: nn.Module) -> None:
     """Replace calls by what they consist of."""
     tracer = _Appending(graph)
+
+    def proxy(node: fx.Node) -> Any:
+        return fx.Proxy(node, tracer)
+
     pending = list(reversed(graph.nodes))
     while pending:
         node = pending.pop()
@@ -279,8 +285,8 @@ def _rewrite(graph: fx.Graph, root: nn.Module) -> None:
             continue
         if write is None:
             continue
-        args: Any = fx.node.map_arg(node.args, lambda n: fx.Proxy(n, tracer))
-        kwargs: Any = fx.node.map_arg(node.kwargs, lambda n: fx.Proxy(n, tracer))
+        args: Any = fx.node.map_arg(node.args, proxy)
+        kwargs: Any = fx.node.map_arg(node.kwargs, proxy)
         before = node.prev
         with graph.inserting_before(node):
             found = write(*args, **kwargs)
@@ -315,7 +321,7 @@ def _dissolved(node: fx.Node) -> Callable[..., Any] | None:
 def _of_module(graph: fx.Graph, module: nn.Module, path: str, tracer: GraphAppendingTracer) -> Callable[..., Any] | None:
     """How a call of a module is rewritten, its weights read where they are."""
 
-    def tensor(name: str) -> fx.Proxy | None:
+    def tensor(name: str) -> Any:
         return None if getattr(module, name) is None else fx.Proxy(graph.get_attr(f"{path}.{name}"), tracer)
 
     def of(x: Any, channels: int) -> Any:
@@ -341,5 +347,5 @@ def _of_module(graph: fx.Graph, module: nn.Module, path: str, tracer: GraphAppen
         )
     if isinstance(module, nn.Conv2d) and not isinstance(module, nn.LazyConv2d) and module.padding_mode not in ("zeros", "circular"):
         convolution = module
-        return lambda x: _padded_convolution(convolution, x, tensor("weight"), tensor("bias"))  # type: ignore[arg-type]
+        return lambda x: _padded_convolution(convolution, x, tensor("weight"), tensor("bias"))
     return None

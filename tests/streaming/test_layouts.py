@@ -233,6 +233,43 @@ def test_refused(call: Callable[[Any, Tensor], Tensor], reason: str) -> None:
         capture(network)
 
 
+def _assign(m: Any, x: Tensor) -> Tensor:
+    x = x * 2
+    x[:, :2] = 0.3
+    return x
+
+
+def _assign_row(m: Any, x: Tensor) -> Tensor:
+    x = F.avg_pool2d(x, 8)
+    x[:, :, 0] = 0.3
+    return x
+
+
+def _fill_part(m: Any, x: Tensor) -> Tensor:
+    x = F.avg_pool2d(x, 8)
+    x.narrow(2, 0, 1).fill_(0.3)
+    return x
+
+
+@pytest.mark.parametrize("call", [_assign, _assign_row, _fill_part])
+def test_parts_changed_in_place_are_refused(call: Callable[[Any, Tensor], Tensor]) -> None:
+    """Silently, the later layers would read what was there before."""
+    network = Call(call)
+    network.after = nn.Conv2d(8, 5, 2)
+    with pytest.raises(NotStreamableError, match="changes a value in place"):
+        capture(network)
+
+
+def test_channels_are_those_of_the_last_layer() -> None:
+    """The layout of a value follows its channels, not those of the image."""
+
+    def counted(m: Any, x: Tensor) -> Tensor:
+        return x * x.size(1) + x.shape[1] + x.reshape(x.shape[0], x.shape[1] // 2, 2, x.shape[2], x.shape[3]).flatten(1, 2)
+
+    for tile in TILES:
+        assert max(errors(build(counted), torch.randn(2, 3, 21, 25, dtype=torch.float64), tile=tile)) < 1e-10
+
+
 def test_a_shape_by_the_sizes_of_another_map() -> None:
     """Right where the sizes agree; an error where they do not, even if the numbers of elements would."""
 

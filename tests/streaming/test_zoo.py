@@ -108,7 +108,7 @@ SLOW: list[tuple[str, dict[str, Any], int]] = [
     ("timm/vovnet39a", {}, 1),
     ("timm/inception_v4", {}, 1),
     ("timm/inception_resnet_v2", {}, 1),
-    ("timm/nasnetalarge", {"num_conv_filters": 12, "num_features": 1008, "stem_size": 24, "channel_multiplier": 2}, 1),
+    ("timm/nasnetalarge", {}, 1),
     ("timm/pnasnet5large", {}, 1),
     ("timm/nfnet_l0", {}, 13),
     ("timm/eca_nfnet_l0", {}, 13),
@@ -121,7 +121,7 @@ SLOW: list[tuple[str, dict[str, Any], int]] = [
     ("timm/mambaout_femto", {}, 1),
     ("timm/convmixer_768_32", {}, 1),
 ]
-NEED_ALIGNED = ("timm/hrnet_w18_small", "timm/dla34", "timm/dla46_c", "timm/mobilevit_xxs")
+NEED_ALIGNED = ("timm/hrnet_w18_small", "timm/dla34", "timm/dla46_c", "timm/seresnextaa101d_32x8d")
 # what the head takes whole, where it is not a pooling to one element
 MAPS = {"tv/alexnet", "tv/vgg16", "tv/vgg16_bn", "timm/edgenext_xx_small"}
 
@@ -247,13 +247,10 @@ def test_frozen_stages(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["tv/resnet18", "timm/mobilenetv3_small_050", "timm/convnext_atto"])
 def test_single_precision(name: str) -> None:
-    network = build(name).float()
-    pixels = image((97, 75)).float()
-    wanted = list(network.parameters())
-    found = gradients(stream(network, tile=TILES), pixels, wanted, torch.ones(1, 3))
-    exact = gradients(
-        copy.deepcopy(network).double(), pixels.double(), [*copy.deepcopy(network).double().parameters()][:0], torch.ones(1, 3).double()
-    )
+    network, pixels = build(name), image((97, 75))
+    exact = gradients(network, pixels, [], torch.ones(1, 3, dtype=torch.float64))
+    network.float()
+    found = gradients(stream(network, tile=TILES), pixels.float(), [], torch.ones(1, 3))
     assert (found[0] - exact[0]).norm() <= 1e-4 * exact[0].norm()
     assert (found[1] - exact[1]).norm() <= 0.05 * exact[1].norm()  # where a ReLU or maximum is a tie
 
@@ -354,8 +351,9 @@ def test_weights_and_modes_of_an_exported_network_are_read_at_every_call(thick: 
         thick.scale.add_(1)
     assert (streamed(pixels) - thick(pixels)).abs().max() < TOLERANCE
     thick.norm.train()
-    with pytest.raises(NotStreamableError, match=r"BatchNorm|batch_norm"):
-        streamed(pixels)
+    twin = copy.deepcopy(thick)
+    assert (streamed(pixels) - twin(pixels)).abs().max() < TOLERANCE  # the head normalises
+    assert all(torch.allclose(found, expected) for found, expected in zip(thick.buffers(), twin.buffers(), strict=True))
     thick.norm.eval()
     thick.first.weight.requires_grad_(False)
     streamed(pixels).sum().backward()
