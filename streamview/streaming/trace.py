@@ -159,7 +159,7 @@ def _export(module: nn.Module, channels: int, reason: Exception) -> fx.GraphModu
             raise ValueError(f"torch.export finds that it takes only images of {_EXAMPLE[0]} x {_EXAMPLE[1]} px")
         for images in (1, 3):
             admit(found._guards_fn, images, channels, _EXAMPLE)  # type: ignore[arg-type]
-    except Exception as error:  # noqa: BLE001 - torch.export raises whatever the network's code and its own do
+    except Exception as error:  # torch.export raises whatever the network's code and its own do
         raise NotStreamableError(
             f"{type(module).__name__} cannot be traced: {_first_line(reason)} (torch.fx); {_first_line(error)} (torch.export). Control "
             "flow that depends on the image keeps a network from being streamed; stream a submodule without it, or give body= and head="

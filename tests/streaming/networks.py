@@ -248,7 +248,8 @@ def cases(draw: st.DrawFn) -> Case:
                     out = layer(a.clone())
             except RuntimeError:
                 continue
-            if min(out.shape[2:]) < 1 or out.numel() > 20000:
+            # torch corrupts memory in the reverse pass of a max-pool window that a dilation keeps from meeting the map: minus infinity
+            if min(out.shape[2:]) < 1 or out.numel() > 20000 or out.isinf().any():
                 continue
             layers.append(layer)
             steps.append(("layer", len(layers) - 1, (first,)))
