@@ -351,7 +351,7 @@ class Branching(nn.Module):
 @pytest.mark.parametrize(
     ("network", "message"),
     [
-        (Attention(), "attend: MultiheadAttention is not an operation"),
+        (Attention(), r"patch embedding sees the whole image \(attention in attend\); apply it to patches by PatchEncoder"),
         (Normalised(nn.BatchNorm2d(4)), r"1: BatchNorm in training mode.*call .eval\(\)"),
         (Normalised(nn.InstanceNorm2d(4, track_running_stats=True).train()), "1: InstanceNorm2d"),
         (Squeezed(), "mul: it joins a map with the result of a layer that needs the whole map"),
