@@ -280,12 +280,13 @@ def _shrinks(module: nn.Module, node: fx.Node) -> bool:
 
 
 def _attention(capture: Lowering) -> str:
-    """Where attention over a map is, if the head has any."""
+    """Path of the first attention over a map, if the head has any."""
     names = ("scaled_dot_product_attention", "softmax", "Softmax", "MultiheadAttention", "multi_head_attention_forward")
     for node, found in capture.results.items():
         called: Any = type(capture.root.get_submodule(str(node.target))).__name__ if node.op == "call_module" else name_of(node)
-        if found.whole and called in names:
-            return f" (attention in {path_of(node)})"
+        # a softmax over a map itself says better what is wrong
+        if found.whole and called in names and not (node in capture.refusals and called.lower() == "softmax"):
+            return path_of(node)
     return ""
 
 
@@ -294,8 +295,8 @@ def _refuse_large_maps(capture: Lowering, graph: Graph) -> None:
     attention = _attention(capture)
     if attention and len(graph.nodes) <= _EMBEDDING:
         raise NotStreamableError(
-            f"{capture.title} cannot be streamed: everything behind its patch embedding sees the whole image{attention}; apply it to "
-            "patches by PatchEncoder"
+            f"{capture.title} cannot be streamed: {attention}: attention over the whole image behind nothing but a patch embedding; apply "
+            "the network to patches by PatchEncoder"
         )
     maps = {sink.value for sink in graph.sinks if sink.kind == "map"}
     reasons: dict[int, str] = {}
@@ -312,6 +313,6 @@ def _refuse_large_maps(capture: Lowering, graph: Graph) -> None:
                 if graph.channels[index] * height * width >= graph.channels[0] * side * side:
                     raise NotStreamableError(
                         f"{capture.title} cannot be streamed: {reasons[index]}; the whole map it needs is no smaller than the image itself"
-                        + attention
+                        + (f" (attention in {attention})" if attention else "")
                     )
             return

@@ -5,7 +5,6 @@ import pickle
 
 import pytest
 import torch
-import torch.nn.functional as F
 from networks import seed_network
 from oracle import errors, gradients
 from torch import Tensor, nn
@@ -351,7 +350,7 @@ class Branching(nn.Module):
 @pytest.mark.parametrize(
     ("network", "message"),
     [
-        (Attention(), r"patch embedding sees the whole image \(attention in attend\); apply it to patches by PatchEncoder"),
+        (Attention(), r"streamed: attend: attention over the whole image .* patches by PatchEncoder"),
         (Normalised(nn.BatchNorm2d(4)), r"1: BatchNorm in training mode.*call .eval\(\)"),
         (Normalised(nn.InstanceNorm2d(4, track_running_stats=True).train()), "1: InstanceNorm2d"),
         (Squeezed(), "mul: it joins a map with the result of a layer that needs the whole map"),

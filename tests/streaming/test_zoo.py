@@ -258,8 +258,10 @@ def test_single_precision(name: str) -> None:
 # -------------------------------------------------------------------------------------------------------------------------- refusals
 
 REFUSED: list[tuple[str, dict[str, Any], str]] = [
-    ("timm/vit_base_patch16_224", {"depth": 1}, r"VisionTransformer cannot be streamed: cat: .*attention in blocks\.0\.attn\."),
-    ("timm/deit_base_patch16_224", {"depth": 1}, r"VisionTransformer cannot be streamed: cat: .*attention in blocks\.0\.attn\."),
+    ("timm/vit_base_patch16_224", {"depth": 1}, r"VisionTransformer cannot be streamed: blocks\.0\.attn\.\w+: attention .*patch embedding"),
+    ("timm/vit_tiny_patch16_224", {"depth": 1}, r"VisionTransformer cannot be streamed: blocks\.0\.attn\.\w+: attention .*patch embedding"),
+    ("timm/deit_small_patch16_224", {"depth": 1}, r"VisionTransformer cannot be streamed: blocks\.0\.attn.*by PatchEncoder"),
+    ("timm/pvt_v2_b0", {}, r"PyramidVisionTransformerV2 cannot be streamed: stages\.0.*patch embedding"),
     ("timm/swin_tiny_patch4_window7_224", {"depths": (1, 1, 1, 1)}, r"layers\.0\.blocks\.0.*attention in layers\.0\.blocks\.0\.attn"),
     ("timm/maxvit_nano_rw_256", {}, r"stages\.0\.blocks\.0\.attn_block.*attention in stages\.0\.blocks\.0\.attn"),
     ("timm/davit_tiny", {"depths": (1, 1, 1, 1)}, r"DaVit cannot be streamed: stages\.0\.blocks\.0.*attention in stages\.0\.blocks\.0"),
