@@ -61,6 +61,8 @@ class Forecast:
         """One line for people."""
         rows, cols = self.plan.tile
         step = f"{self.plan.steps} steps of {min(rows, self.shape[0])} x {min(cols, self.shape[1])} px"
+        if len(self.plan.passes) > 1:
+            step = f"{len(self.plan.passes)} passes, maps between them {self.plan.barriers}, of {self.plan.steps} steps in all"
         duration = "a few seconds" if self.seconds is None else f"about {format_seconds(self.seconds)}"
         said = f"{self.shape[1]} x {self.shape[0]} px in {step} on {self.device}: peak memory {format_bytes(self.peak_bytes)}, {duration}"
         if self.maps > 1:
