@@ -1,6 +1,6 @@
 """What streaming needs where networks are not local all the way: barriers, U-Nets, patch encoders.
 
-    OMP_WAIT_POLICY=passive python -m benchmarks.coverage [--cases efficientnet unet patches]
+    OMP_WAIT_POLICY=passive python -m benchmarks.coverage [--cases efficientnet unet patches] [--picture docs/images/coverage.png]
 
 Every row is a process of its own, which prints the growth of its peak resident memory over a forward and a backward pass (VmHWM of
 Linux, beyond the libraries, the network and the image) and its process time. Errors are the largest difference to the plain
@@ -180,10 +180,40 @@ CASES: dict[str, tuple[Callable[[str], Row], tuple[str, ...]]] = {
 }
 
 
+def draw(rows: list[tuple[str, str, Row]], path: str) -> None:
+    """Bars of peak memory, one panel for each case with something to compare, the process time beside each."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    titles = {
+        "efficientnet": "EfficientNet-B0, gradient of 2048 x 2048 px",
+        "unet": "U-Net, gradients of all weights",
+    }
+    cases = [case for case in dict.fromkeys(case for case, _, _ in rows) if case in titles]
+    shown = [[(way, row) for found, way, row in rows if found == case and not way.startswith("exact")] for case in cases]
+    heights = [len(part) + 1 for part in shown]
+    figure, axes = pyplot.subplots(len(cases), figsize=(8, 0.42 * sum(heights)), gridspec_kw={"height_ratios": heights}, squeeze=False)
+    for axis, case, part in zip(axes[:, 0], cases, shown, strict=True):
+        bars = axis.barh(
+            [way for way, _ in part], [row["MB"] for _, row in part], color=["#9aa5b1" if "plain" in way else "#2a6f97" for way, _ in part]
+        )
+        axis.bar_label(bars, [f" {row['MB']:,.0f} MB, {row['seconds']:.0f} s" for _, row in part], fontsize=9)
+        axis.set_title(titles[case], loc="left", fontsize=10)
+        axis.invert_yaxis()
+        axis.margins(x=0.25)
+        axis.spines[["top", "right", "bottom"]].set_visible(False)
+        axis.tick_params(left=False, bottom=False, labelbottom=False)
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+
+
 def main() -> None:
     """Print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", nargs="+", choices=list(CASES), default=list(CASES))
+    parser.add_argument("--picture", metavar="FILE.png", help="also draw the peaks (needs matplotlib)")
     parser.add_argument("--row", nargs=2, metavar=("CASE", "WAY"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.row:
@@ -192,13 +222,17 @@ def main() -> None:
         case, way = options.row
         print(json.dumps(CASES[case][0](way)))
         return
+    rows = []
     print(f"{'case':<14}{'way':<16}{'peak MB':>9}{'seconds':>9}{'error':>10}")
     for case in options.cases:
         for way in CASES[case][1]:
             command = [sys.executable, "-m", "benchmarks.coverage", "--row", case, way]
             row = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+            rows.append((case, way, row))
             error = f"{row['error']:.1e}" if "error" in row else ""
             print(f"{case:<14}{way:<16}{row['MB']:>9.0f}{row['seconds']:>9.1f}{error:>10}", flush=True)
+    if options.picture:
+        draw(rows, options.picture)
 
 
 if __name__ == "__main__":
