@@ -24,6 +24,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -134,10 +135,10 @@ def measure(module: nn.Module, image: Tensor, *, train: bool) -> tuple[Row, list
 
 def efficientnet(way: str) -> Row:
     """One way with the barriers of EfficientNet-B0; the plain network's result is computed behind it, for the error."""
-    for schema in ("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor", "qnms(Tensor dets, Tensor scores, float t) -> Tensor"):
-        torch.library.define(f"torchvision::{schema.split('(')[0]}", "(" + schema.split("(", 1)[1])  # its wheels for processors lack them
-    import timm
+    sys.path.append(str(Path(__file__).parents[1] / "tests"))
+    from zoo import import_timm  # which torchvision's wheel for processors needs help with
 
+    timm = import_timm()
     network = timm.create_model("efficientnet_b0").eval()
     for layer in network.modules():
         if isinstance(layer, nn.BatchNorm2d):

@@ -112,10 +112,10 @@ class Run:
     def _store(self, value: int) -> Store:
         return (Spilled if self.plan.barriers == "spilled" else Held)(self.bound.sizes[value])
 
-    def _forget(self, first: int, last: int) -> None:
-        """Let go of the stored maps of these phases."""
+    def _forget(self, phase: int) -> None:
+        """Let go of the stored maps of a phase and those after it."""
         phases = self.bound.graph.phases
-        self._stores = {value: store for value, store in self._stores.items() if not first <= phases[value] <= last}
+        self._stores = {value: store for value, store in self._stores.items() if phases[value] < phase}
 
     def _bridge(self, phase: int) -> None:
         """Run the calls between two passes."""
@@ -204,7 +204,7 @@ class Run:
                     totals[index] = grad if total is None else total + grad
             found.forget(phase)
             if release:
-                self._forget(phase - 1, len(graph.bridges))
+                self._forget(phase - 1)
         return totals, self._gradients(given, parameters)
 
     def _through_bridges(self, phase: int, given: Mapping[Key, Tensor]) -> dict[Sink, Tensor | None]:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from streamview.streaming.execute import Grid
 from streamview.streaming.graph import Program, Sink
-from streamview.streaming.stores import Held, Spilled, Store
+from streamview.streaming.stores import Held, Store
 
 __all__ = ["RunningMax", "RunningMean", "Sinks"]
 
@@ -123,7 +123,7 @@ class Sinks:
 
     def results(self) -> dict[Sink, Tensor]:
         """The gathered tensors, but for stored maps."""
-        return {sink: found.result() for _, sink, found in self._gathered if sink is not None and not isinstance(found, Spilled)}
+        return {sink: found.result() for _, sink, found in self._gathered if sink is not None}
 
     def gradient(
         self, grads: Mapping[Sink, Tensor | None], stored: Mapping[int, Store], value: int, rows: Span, cols: Span

@@ -5,7 +5,7 @@ To add an operation, write a class with the attributes of `Op`, and functions th
 map) raises `NotLocal` with the reason.
 """
 
-from streamview.streaming.ops import combine, margins, patches, pointwise, reduce, resample, reshape, window
+from streamview.streaming.ops import combine, margins, mixing, patches, pointwise, reduce, resample, reshape, window
 from streamview.streaming.ops.registry import (
     Extent,
     Local,
@@ -42,6 +42,7 @@ __all__ = [
     "layout",
     "lower",
     "margins",
+    "mixing",
     "patches",
     "pointwise",
     "reduce",

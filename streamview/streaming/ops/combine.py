@@ -13,7 +13,7 @@ from torch import Tensor
 
 from streamview.streaming.ops.layouts import Layout, is_canonical, split
 from streamview.streaming.ops.margins import Pad
-from streamview.streaming.ops.pointwise import _pointwise
+from streamview.streaming.ops.pointwise import elementwise
 from streamview.streaming.ops.registry import Local, NotLocal, Piece, Value, Wants, lowers
 from streamview.streaming.schedule import IDENTITY, Window
 
@@ -80,7 +80,7 @@ def _sum(a: Any, b: Any, factor: float) -> Local:
     if isinstance(a, Value) and isinstance(b, Value) and (a.layout == b.layout or (is_canonical(a.layout) and is_canonical(b.layout))):
         channels = max(a.channels, b.channels)
         return Local(Add(factor), (a, b), (), channels, a.layout if a.channels == channels else b.layout)
-    return _pointwise(torch.sub if factor < 0 else torch.add, (a, b), {"alpha": abs(factor)} if abs(factor) != 1 else {}, True)
+    return elementwise(torch.sub if factor < 0 else torch.add, (a, b), {"alpha": abs(factor)} if abs(factor) != 1 else {}, True)
 
 
 @lowers(operator.add, operator.iadd, torch.add, "add", "add_", any_layout=True)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from streamview.errors import RegionError
 from streamview.streaming.ops.bits import pack, select_
-from streamview.streaming.ops.layouts import Layout, canonical, from_layout, is_canonical, parts, to_layout
+from streamview.streaming.ops.layouts import Layout, canonical, from_layout, is_canonical, to_layout
 from streamview.streaming.ops.registry import (
     BATCH,
     Extent,
@@ -33,13 +33,13 @@ from streamview.streaming.ops.registry import (
 )
 from streamview.streaming.schedule import IDENTITY, Axis, Window
 
-__all__ = ["BatchNorm", "Copy", "Pointwise", "Rectified", "Relu", "of_channels", "over_channels"]
+__all__ = ["BatchNorm", "Copy", "Pointwise", "Rectified", "Relu", "Slot", "elementwise", "of_channels"]
 
 Gradients = tuple[list[Tensor | None], list[Tensor | None]]
 
 
 @dataclass(frozen=True, slots=True)
-class _Slot:
+class Slot:
     """Stands for tensor `index` (inputs first, then weights) in the arguments of a `Pointwise` call."""
 
     index: int
@@ -47,7 +47,7 @@ class _Slot:
 
 @dataclass(frozen=True, slots=True)
 class Pointwise:
-    """Any function of torch that acts on each position alone, with its arguments; tensors are `_Slot`s in them.
+    """Any function of torch that acts on each position alone, with its arguments; tensors are `Slot`s in them.
 
     Parameters
     ----------
@@ -85,7 +85,7 @@ class Pointwise:
     def _caller(self, maps: int) -> Callable[..., Tensor]:
         def call(*tensors: Tensor) -> Tensor:
             def pick(a: Any) -> Any:
-                return tensors[a.index] if isinstance(a, _Slot) else a
+                return tensors[a.index] if isinstance(a, Slot) else a
 
             size = tensors[0].shape[2:]
             if self.inputs is not None:
@@ -203,14 +203,14 @@ class BatchNorm:
         return F.batch_norm(x, mean, variance, scale, shift, False, 0.0, self.eps)
 
 
-def _pointwise(function: Callable[..., Tensor], args: tuple[Any, ...], kwargs: dict[str, Any], broadcasts: bool = False) -> Local:
+def elementwise(function: Callable[..., Tensor], args: tuple[Any, ...], kwargs: dict[str, Any], broadcasts: bool = False) -> Local:
     """A call of `function`, which acts on every element alone, its tensors replaced by slots."""
     flat = [*args, *kwargs.values()]
     if any(isinstance(a, Extent) or a is BATCH for a in flat):
         raise NotLocal(f"{function.__name__} with a number that depends on the size of the map")
     values = tuple(dict.fromkeys(a for a in flat if isinstance(a, Value)))
     weights = tuple(dict.fromkeys(a for a in flat if isinstance(a, Weight | Statistic)))
-    slots = {tensor: _Slot(index) for index, tensor in enumerate([*values, *weights])}
+    slots = {tensor: Slot(index) for index, tensor in enumerate([*values, *weights])}
 
     def replace(a: Any) -> Any:
         return slots[a] if isinstance(a, Value | Weight | Statistic) else a
@@ -247,24 +247,11 @@ def _pointwise(function: Callable[..., Tensor], args: tuple[Any, ...], kwargs: d
     return Local(op, values, weights, channels, seen)
 
 
-def _within(function: Callable[[Tensor], Tensor], input: Value, output: Layout, channels: int, weights: Sequence[Weight] = ()) -> Local:
-    """A call of a function that mixes channels at each position, from a map in its layout to another layout."""
-    slots = tuple(_Slot(index) for index in range(1 + len(weights)))
-    return Local(Pointwise(function, slots, {}, input.layout, output), (input,), tuple(weights), channels, output)
-
-
-def _dimension(input: Value, dim: int | None, call: str) -> int:
-    """A dimension of a map that must be (a part of) the channels, counted from the front."""
-    if dim is None or not -len(input.layout) <= dim < len(input.layout) or not isinstance(input.layout[dim], tuple):
-        raise NotLocal(f"{call} over dimension {dim} of the map rather than over channels")
-    return dim % len(input.layout)
-
-
 def _register(function: Callable[..., Tensor], *targets: Any, broadcasts: bool = False) -> None:
     """Lower calls of `targets` to calls of `function`, which changes nothing in place."""
 
     def lowered(*args: Any, inplace: bool = False, **kwargs: Any) -> Local:
-        return _pointwise(function, args, kwargs, broadcasts)
+        return elementwise(function, args, kwargs, broadcasts)
 
     lowers(*targets, any_layout=True)(lowered)
 
@@ -335,7 +322,7 @@ def _expanded(tensor: Tensor, map: Tensor) -> Tensor:
 
 @lowers("expand_as", any_layout=True)
 def _expand_as(input: Any, other: Value) -> Local:
-    return _pointwise(_expanded, (input, other), {}, True)
+    return elementwise(_expanded, (input, other), {}, True)
 
 
 @lowers(F.relu, torch.relu, F.relu_, torch.relu_, "relu", "relu_", any_layout=True)
@@ -350,7 +337,7 @@ def _relu_module(module: nn.ReLU, input: Value) -> Local:
 
 @lowers_module(nn.PReLU)
 def _prelu_module(module: nn.PReLU, input: Value) -> Local:
-    return _pointwise(F.prelu, (input, Weight.of(module, "weight")), {})
+    return elementwise(F.prelu, (input, Weight.of(module, "weight")), {})
 
 
 @lowers_module(
@@ -362,39 +349,14 @@ def _activation_module(module: nn.Module, input: Value) -> Local:
     plain: Any = copy.copy(module)
     if getattr(plain, "inplace", False):
         plain.inplace = False
-    return _pointwise(plain.forward, (input,), {})
-
-
-@lowers_module(nn.Softmax2d, nn.LocalResponseNorm)
-def _over_channels(module: nn.Module, input: Value) -> Local:
-    return _pointwise(module.forward, (input,), {})
-
-
-def _softmax(function: Callable[..., Tensor], input: Value, dim: int | None, dtype: torch.dtype | None = None) -> Local:
-    at = _dimension(input, dim, "softmax")
-    return _within(lambda x: function(x, dim=at, dtype=dtype), input, input.layout, input.channels)
-
-
-@lowers(F.softmax, torch.softmax, "softmax", any_layout=True)
-def _softmax_function(input: Value, dim: int | None = None, _stacklevel: int = 3, dtype: torch.dtype | None = None) -> Local:
-    return _softmax(torch.softmax, input, dim, dtype)
-
-
-@lowers(F.log_softmax, torch.log_softmax, "log_softmax", any_layout=True)
-def _log_softmax_function(input: Value, dim: int | None = None, _stacklevel: int = 3, dtype: torch.dtype | None = None) -> Local:
-    return _softmax(torch.log_softmax, input, dim, dtype)
-
-
-@lowers_module(nn.Softmax, nn.LogSoftmax, any_layout=True)
-def _softmax_module(module: nn.Softmax | nn.LogSoftmax, input: Value) -> Local:
-    return _softmax(torch.softmax if isinstance(module, nn.Softmax) else torch.log_softmax, input, module.dim)
+    return elementwise(plain.forward, (input,), {})
 
 
 @lowers_module(nn.RReLU)
 def _rrelu_module(module: nn.RReLU, input: Value) -> Local:
     if module.training:
         raise NotLocal("RReLU in training mode draws random slopes")
-    return _pointwise(F.leaky_relu, (input, (module.lower + module.upper) / 2), {})
+    return elementwise(F.leaky_relu, (input, (module.lower + module.upper) / 2), {})
 
 
 @lowers(F.batch_norm, torch.batch_norm)
@@ -466,70 +428,3 @@ def _cloned(input: Value, *, memory_format: Any = None) -> Local:
 @lowers("contiguous", any_layout=True)
 def _contiguous(input: Value, *, memory_format: Any = None) -> Local:
     return Local(Copy(), (input,), shares=True)
-
-
-@lowers(F.layer_norm, torch.layer_norm, any_layout=True)
-def _layer_norm(
-    input: Value, normalized_shape: Sequence[int], weight: Weight | None = None, bias: Weight | None = None, eps: float = 1e-5,
-    cudnn_enable: bool = True,
-) -> Local:  # fmt: skip
-    if tuple(normalized_shape) != (input.channels,) or input.layout[-1] != (1, input.channels):
-        raise NotLocal(f"LayerNorm over {tuple(normalized_shape)} rather than over the channels of each position")
-    if weight is None and bias is not None:
-        raise NotLocal("layer_norm with a shift but no scale")
-    weights = [w for w in (weight, bias) if w is not None]
-
-    def call(x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
-        return F.layer_norm(x, x.shape[-1:], scale, shift, eps)
-
-    return _within(call, input, input.layout, input.channels, weights)
-
-
-@lowers_module(nn.LayerNorm, any_layout=True)
-def _layer_norm_module(module: nn.LayerNorm, input: Value) -> Local:
-    weight, bias = (None if getattr(module, n) is None else Weight.of(module, n) for n in ("weight", "bias"))
-    return _layer_norm(input, module.normalized_shape, weight, bias, module.eps)
-
-
-def over_channels(function: Callable[..., Tensor], input: Value, dim: int, keepdim: bool) -> Local:
-    """A reduction over (a part of) the channels of each position."""
-    at = _dimension(input, dim, function.__name__)
-    part = input.layout[at]
-    if len(input.layout) == 4 and keepdim:
-        output: Layout = tuple((1, 1) if d == part else d for d in input.layout)
-        channels = 1
-    elif len(parts(input.layout)) == 2 and not keepdim:
-        (rest,) = (p for p in parts(input.layout) if p != part)
-        output = tuple((1, rest[1]) if d == rest else d for d in input.layout if d != part)
-        channels = rest[1]
-    else:
-        raise NotLocal(f"{function.__name__} over channels that drops their dimension")
-    return _within(lambda x: function(x, dim=at, keepdim=keepdim), input, output, channels)
-
-
-@lowers("amax", torch.amax, any_layout=True)
-def _amax(input: Value, dim: Any = (), keepdim: bool = False) -> Local:
-    return over_channels(torch.amax, input, *_single(dim), keepdim)
-
-
-@lowers("amin", torch.amin, any_layout=True)
-def _amin(input: Value, dim: Any = (), keepdim: bool = False) -> Local:
-    return over_channels(torch.amin, input, *_single(dim), keepdim)
-
-
-def _largest(x: Tensor, dim: int, keepdim: bool) -> Tensor:
-    return torch.max(x, dim, keepdim)[0]
-
-
-@lowers("max", torch.max, any_layout=True)
-def _max(input: Value, dim: Any = None, keepdim: bool = False) -> list[Local] | Local:
-    if isinstance(dim, Value):
-        return _pointwise(torch.maximum, (input, dim), {}, True)
-    return [over_channels(_largest, input, *_single(dim), keepdim)]
-
-
-def _single(dim: Any) -> tuple[int]:
-    dims = dim if isinstance(dim, tuple | list) else (dim,)
-    if len(dims) != 1 or not isinstance(dims[0], int):
-        raise NotLocal(f"a reduction over dimensions {dim}")
-    return (dims[0],)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from streamview.streaming.ops.pointwise import over_channels
+from streamview.streaming.ops.mixing import over_channels
 from streamview.streaming.ops.registry import Local, NotLocal, Reduction, Value, lowers, lowers_module
 
 __all__: list[str] = []

@@ -27,7 +27,7 @@ from streamview.streaming.ops.registry import (
     lowers,
     lowers_module,
 )
-from streamview.streaming.ops.window import _pair
+from streamview.streaming.ops.window import pair
 from streamview.streaming.schedule import Spread, Table, Window
 
 __all__ = ["PixelShuffle", "PixelUnshuffle", "Resample", "Taps", "TransposedConvolution", "one_tap"]
@@ -237,7 +237,7 @@ def _interpolate(
 ) -> Local:  # fmt: skip
     if mode not in ("nearest", "nearest-exact", "bilinear") or antialias:
         raise NotLocal(f"interpolation with mode={mode!r}{' and antialias' if antialias else ''}: nearest and bilinear can be streamed")
-    targets = _pair(size) if size is not None else _pair(scale_factor)
+    targets = pair(size) if size is not None else pair(scale_factor)
 
     def of(axis: int) -> Callable[[Sequence[Size], int], tuple[int, float | None]]:
         target = targets[axis]
@@ -280,7 +280,7 @@ def _conv_transpose2d(
         raise NotLocal("a transposed convolution whose kernel depends on the image")
     shape = weight.shape
     fits(input, shape[0])
-    strides, paddings, extras, dilations = _pair(stride), _pair(padding), _pair(output_padding), _pair(dilation)
+    strides, paddings, extras, dilations = pair(stride), pair(padding), pair(output_padding), pair(dilation)
     rows, cols = (Spread(shape[2 + a], strides[a], dilations[a], paddings[a], paddings[a] - extras[a]) for a in (0, 1))
     outputs = shape[1] * groups
     return Local(TransposedConvolution(rows, cols, groups), (input,), (weight,) if bias is None else (weight, bias), outputs)

@@ -25,12 +25,13 @@ from streamview.streaming.ops.registry import (
 )
 from streamview.streaming.schedule import IDENTITY, Window
 
-__all__ = ["AveragePool", "Convolution", "MaxPool"]
+__all__ = ["AveragePool", "Convolution", "MaxPool", "pair"]
 
 Gradients = tuple[list[Tensor | None], list[Tensor | None]]
 
 
-def _pair(value: Any) -> tuple[int, int]:
+def pair(value: Any) -> tuple[int, int]:
+    """Rows and columns of a number or a pair, as torch takes them."""
     if isinstance(value, (tuple, list)):
         return (value[0], value[0]) if len(value) == 1 else (value[0], value[1])
     return value, value
@@ -227,7 +228,7 @@ def _padding(padding: Any, kernel: tuple[int, int], dilation: tuple[int, int]) -
     if padding == "same":
         totals = [d * (k - 1) for k, d in zip(kernel, dilation, strict=True)]
         return (totals[0] // 2, totals[0] - totals[0] // 2), (totals[1] // 2, totals[1] - totals[1] // 2)
-    rows, cols = _pair(padding)
+    rows, cols = pair(padding)
     return (rows, rows), (cols, cols)
 
 
@@ -239,7 +240,7 @@ def _conv2d(
         raise NotLocal("a convolution whose kernel depends on the image")
     shape = weight.shape
     fits(input, shape[1] * groups)
-    kernel, stride, dilation = (shape[2], shape[3]), _pair(stride), _pair(dilation)
+    kernel, stride, dilation = (shape[2], shape[3]), pair(stride), pair(dilation)
     rows, cols = (Window(k, s, d, *p) for k, s, d, p in zip(kernel, stride, dilation, _padding(padding, kernel, dilation), strict=True))
     return Local(Convolution(rows, cols, groups, shape[0]), (input,), (weight,) if bias is None else (weight, bias), shape[0])
 
@@ -278,8 +279,8 @@ def _max_pool2d(
 ) -> Local:  # fmt: skip
     if return_indices:
         raise NotLocal("max pooling that returns indices of the whole map")
-    kernel, padding, dilation = _pair(kernel_size), _pair(padding), _pair(dilation)
-    stride = _pair(stride) if stride else kernel
+    kernel, padding, dilation = pair(kernel_size), pair(padding), pair(dilation)
+    stride = pair(stride) if stride else kernel
     rows, cols = (Window(kernel[i], stride[i], dilation[i], padding[i], padding[i], ceil_mode) for i in (0, 1))
     return Local(MaxPool(rows, cols), (input,))
 
@@ -294,8 +295,8 @@ def _avg_pool2d(
     input: Value, kernel_size: Any, stride: Any = None, padding: Any = 0, ceil_mode: bool = False, count_include_pad: bool = True,
     divisor_override: int | None = None,
 ) -> Local:  # fmt: skip
-    kernel, padding = _pair(kernel_size), _pair(padding)
-    stride = _pair(stride) if stride else kernel
+    kernel, padding = pair(kernel_size), pair(padding)
+    stride = pair(stride) if stride else kernel
     rows, cols = (Window(kernel[i], stride[i], 1, padding[i], padding[i], ceil_mode) for i in (0, 1))
     return Local(AveragePool(rows, cols, count_include_pad, divisor_override), (input,))
 
