@@ -106,8 +106,8 @@ def forecast(
     session = Session.prepare(model, source, region, mpp, device)
     height, width = session.sampler.shape
     needs = session.needs if explain else None
-    base = session.base()  # before the sample, which leaves memory with the allocator that the run will use again
     plan = session.plan(needs, memory, tile, 0 if out is not None or not explain else 8 * height * width * maps)
+    base = session.base()  # before the sample, which leaves memory with the allocator that the run will use again
     seconds = None
     if height * width >= 4 * _SAMPLE[0] * _SAMPLE[1]:
         seconds = _seconds(session, plan, maps if explain else 0)

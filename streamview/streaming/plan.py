@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -122,13 +123,17 @@ class Plan:
 
 
 def return_freed_blocks() -> None:
-    """Have glibc give freed blocks of a megabyte and more back to the system at once, for the rest of the process.
+    """Have glibc give back what was freed so far, and from now on freed blocks of a megabyte and more at once.
 
     By default it keeps blocks of up to 32 MB and lets them fragment: a run then grows by up to three times what it uses, and no
-    budget can be kept. Costs the page faults of fresh memory. Does nothing with other allocators.
+    budget can be kept; what earlier work of the process left would count against the budget too. Costs the page faults of fresh
+    memory. Does nothing with other allocators.
     """
     with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL("libc.so.6").mallopt(_M_MMAP_THRESHOLD, 2**20)
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(_M_MMAP_THRESHOLD, 2**20)
+        gc.collect()
+        libc.malloc_trim(0)
 
 
 def free_memory() -> int:

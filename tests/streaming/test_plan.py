@@ -1,6 +1,7 @@
 """The plan: budgets kept, memory forecast, refusals before the run."""
 
 import json
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -11,10 +12,11 @@ from networks import seed_network
 from torch.utils.flop_counter import FlopCounterMode
 
 from streamview.errors import MemoryBudgetError
+from streamview.machine import resident_memory
 from streamview.streaming.capture import capture
 from streamview.streaming.graph import bind, demands
 from streamview.streaming.module import stream
-from streamview.streaming.plan import Plan, format_bytes, make_plan, parse_bytes
+from streamview.streaming.plan import Plan, format_bytes, make_plan, parse_bytes, return_freed_blocks
 
 MB = 2**20
 pytestmark = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peaks are read from Linux's /proc")
@@ -126,3 +128,14 @@ def test_amounts_that_are_none(text: str | int) -> None:
 
 def test_amounts_for_people() -> None:
     assert [format_bytes(n) for n in (12, 3 * 2**20, 2.5 * 2**30)] == ["12 B", "3 MB", "2.5 GB"]
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other allocators give memory back in ways of their own")
+def test_what_earlier_work_freed_does_not_count_against_a_budget():
+    blocks = [bytes(1000) for _ in range(300_000)]
+    pin = bytes(1000)
+    full = resident_memory()
+    del blocks
+    return_freed_blocks()
+    assert resident_memory() < full - 250 * 10**6
+    assert len(pin) == 1000
