@@ -13,7 +13,7 @@ DEBIAN := xvfb xauth libgl1 libegl1 libgl1-mesa-dri libopengl0 libglib2.0-0 libx
 	libxcb-icccm4 libxcb-image0 libxcb-keysyms1 libxcb-randr0 libxcb-render-util0 libxcb-shape0 libxcb-xinerama0 libxcb-xkb1
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: help demo test test-slow lint bench debian clean
+.PHONY: help demo test test-slow lint bench bench-full debian clean
 
 help:  ## Show the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
@@ -32,11 +32,15 @@ lint: .venv/.test  ## Style, format and types
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
-bench: .venv/.base  ## Cost against conventional autograd, less than 15 minutes
-	OMP_WAIT_POLICY=passive $(BIN)/python -m benchmarks.cost
+bench: .venv/.test  ## Seed network and ResNet-18 at 2048 px against autograd, checkpointing and lightstream; less than 15 minutes
+	$(BIN)/python -m benchmarks.peers
+
+bench-full: .venv/.test  ## Five networks at 1024 to 4096 px, then page and picture; hours, and goes on where it stopped
+	$(BIN)/python -m benchmarks.peers --full --json benchmarks/results.jsonl
+	$(BIN)/python -m benchmarks.peers --render benchmarks/results.jsonl
 
 clean:  ## Remove the environment and all that the targets made
-	rm -rf .venv .pytest_cache .hypothesis .mypy_cache .ruff_cache demo-output
+	rm -rf .venv .pytest_cache .hypothesis .mypy_cache .ruff_cache demo-output benchmarks/.lightstream
 
 # Without a virtual screen the tests of real windows skip themselves. QT_QPA_PLATFORM=offscreen cannot draw a canvas.
 on_screen = if command -v xvfb-run >/dev/null; then \

@@ -33,7 +33,7 @@ from torch.utils.checkpoint import checkpoint
 
 from streamview.machine import peak_memory
 from streamview.streaming import PatchEncoder, stream
-from streamview.streaming.plan import return_freed_blocks
+from streamview.streaming.memory import return_freed_blocks
 
 Row = dict[str, float | list[float] | str]
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TypedDict
 
 from streamview.display import PRESETS, Preset, default_preset
 from streamview.errors import Cancelled, StreamviewError
@@ -20,7 +21,7 @@ from streamview.jobs import Job, RegionResult, Run, StoredMap
 from streamview.loading import Model
 from streamview.machine import describe_device, find_device, peak_memory
 from streamview.progress import Report
-from streamview.results import Prediction, Saliency, Target
+from streamview.results import Precision, Prediction, Saliency, Target
 from streamview.slides import Slide, open_slide
 from streamview.streaming.capture import capture
 
@@ -43,7 +44,7 @@ class Work:
         Called after every step.
     region
         In level-0 pixels; None for the whole slide.
-    mpp, memory, device
+    mpp, memory, device, precision
         As for `streamview.predict`.
     """
 
@@ -56,6 +57,14 @@ class Work:
     mpp: float | None = None
     memory: str | int | None = None
     device: str = "auto"
+    precision: Precision = "float32"
+
+
+class _How(TypedDict):
+    """What a forecast and its run must have in common."""
+
+    device: str
+    precision: Precision
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -89,9 +98,10 @@ def predict_slide(work: Work, path: str | os.PathLike[str]) -> Answer:
         As `streamview.predict`, or when the job cannot be written.
     """
     with open_slide(path, work.mpp) as slide:
-        ahead = forecast(work.model, slide, work.region, memory=work.memory, device=work.device)
+        how: _How = {"device": work.device, "precision": work.precision}
+        ahead = forecast(work.model, slide, work.region, memory=work.memory, **how)
         work.announce(slide, ahead)
-        prediction = predict(work.model, slide, work.region, plan=ahead.plan, device=work.device, report=work.report)
+        prediction = predict(work.model, slide, work.region, plan=ahead.plan, report=work.report, **how)
         work.job.add(RegionResult(prediction, work.run_id, mpp=slide.mpp, source=os.path.abspath(path)))
     return Answer(prediction, ahead)
 
@@ -125,9 +135,10 @@ def explain_slide(
         stored = [job.saliency_path(slide.name, region, target) for target in apart]
         _check_free(work, slide, stored)
         count = len(wanted)
-        ahead = forecast(work.model, slide, region, explain=True, maps=count, out=job.folder, memory=work.memory, device=work.device)
+        how: _How = {"device": work.device, "precision": work.precision}
+        ahead = forecast(work.model, slide, region, explain=True, maps=count, out=job.folder, memory=work.memory, **how)
         work.announce(slide, ahead)
-        found = explain(work.model, slide, region, wanted, outs=stored, plan=ahead.plan, device=work.device, report=work.report)
+        found = explain(work.model, slide, region, wanted, outs=stored, plan=ahead.plan, report=work.report, **how)
         pictures: list[Path] = []
         entries = []
         for maps, target, folder in zip(found, apart, stored, strict=True):
@@ -225,17 +236,17 @@ def check_display(model: Model, display: Preset | None) -> None:
 
 
 def _check_free(work: Work, slide: Slide, stored: Sequence[Path]) -> None:
-    """Refuse to write the maps of one network, slide or scale over those of another: the table would point at the wrong ones."""
-    ours = (work.model.sha256, work.model.card.sha256, slide.identity, slide.mpp)
+    """Refuse to write the maps of one network, slide, scale or precision over those of another: the table would point at the wrong ones."""
+    ours = (work.model.sha256, work.model.card.sha256, slide.identity, work.precision, slide.mpp)
     for record in work.job.slides():
         for result in record.regions:
             identity = result.prediction.identity
-            theirs = (identity.weights_sha256, identity.card_sha256, identity.source, result.mpp)
+            theirs = (identity.weights_sha256, identity.card_sha256, identity.source, identity.precision, result.mpp)
             held = [path for known in result.maps for path in stored if work.job.folder / known.path == path]
             if held and theirs != ours:
                 raise StreamviewError(
-                    f"{held[0]}: holds maps of {result.prediction.slide_name} by {result.prediction.model_name} with other weights, mpp or "
-                    "pixels; choose another job folder"
+                    f"{held[0]}: holds maps of {result.prediction.slide_name} by {result.prediction.model_name} with other weights, mpp, "
+                    "precision or pixels; choose another job folder"
                 )
 
 
@@ -245,6 +256,7 @@ def _plan(work: Work, ahead: Forecast) -> dict[str, object]:
         "steps": ahead.plan.steps,
         "tapes": ahead.plan.tapes,
         "memory": work.memory,
+        "precision": work.precision,
         "forecast_bytes": ahead.peak_bytes,
         "forecast_seconds": ahead.seconds,
         "maps": ahead.maps,

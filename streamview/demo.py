@@ -22,7 +22,7 @@ from streamview.jobs import Job, new_run_id
 from streamview.loading import load_model
 from streamview.progress import Report
 from streamview.pyramid import build_pyramid
-from streamview.results import Saliency, SaliencyMap
+from streamview.results import Precision, Saliency, SaliencyMap
 from streamview.slides import Slide, open_slide
 from streamview.synthetic import write_synthetic_slide
 
@@ -83,6 +83,7 @@ def run_demo(
     untrained: bool = False,
     memory: str | int | None = None,
     device: str = "auto",
+    precision: Precision = "float32",
     command: Sequence[str] = ("demo",),
 ) -> DemoResult:
     """Synthesise a slide file, convert it, predict, explain, and measure.
@@ -98,7 +99,7 @@ def run_demo(
         Called after every step; may raise `Cancelled`.
     size
         Side of the slide in px, 512 or more.
-    untrained, memory, device
+    untrained, memory, device, precision
         As for `load_model` and `predict`.
     command
         For the run's record.
@@ -131,7 +132,7 @@ def run_demo(
         build_pyramid(slide, pyramid_path, report=report).close()
 
     job = Job(folder / "job")
-    work = Work(model, job, new_run_id(), announce, report, memory=memory, device=device)
+    work = Work(model, job, new_run_id(), announce, report, memory=memory, device=device, precision=precision)
     answers: list[Answer] = []
 
     def both(work: Work, path: str | os.PathLike[str]) -> Answer:

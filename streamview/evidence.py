@@ -66,7 +66,8 @@ class Evidence:
 
     def add(self, features: Tensor, rows: tuple[int, int], cols: tuple[int, int]) -> None:
         """Take the features (1, C, h, w) of these rows and columns."""
-        found = torch.einsum("kc,chw->khw", self._weight, features[0]) if self._project else features[0]
+        wide = features[0].to(self._weight.dtype)
+        found = torch.einsum("kc,chw->khw", self._weight, wide) if self._project else wide
         self._kept[:, rows[0] : rows[1], cols[0] : cols[1]] = found
 
     def of(self, target: int) -> np.ndarray:

@@ -7,20 +7,18 @@ import time
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
-from streamview.errors import RegionError
 from streamview.geometry import Region
 from streamview.loading import Model
 from streamview.machine import free_disk
+from streamview.results import Precision
 from streamview.session import Session, Source
-from streamview.streaming.graph import Sink, bind
-from streamview.streaming.plan import Plan, format_bytes, make_plan
-from streamview.streaming.run import Run
+from streamview.streaming.calibration import SAMPLE, format_seconds, measure
+from streamview.streaming.memory import format_bytes
+from streamview.streaming.plan import Plan
 
-__all__ = ["Forecast", "forecast", "format_seconds"]
+__all__ = ["Forecast", "forecast"]
 
-_SAMPLE = (512, 1024)  # rows and columns that are timed
 _STORED = 4 * 4 / 3  # bytes a px of a map on disk: float32 and a third more for the coarser levels, before compression
 
 
@@ -84,6 +82,7 @@ def forecast(
     tile: tuple[int, int] | None = None,
     device: str = "auto",
     mpp: float | None = None,
+    precision: Precision = "float32",
 ) -> Forecast:
     """Say what `predict` (or, with `explain`, `saliency`) will take: the plan by its shapes, the time from a sample of the region.
 
@@ -95,7 +94,7 @@ def forecast(
         For how many targets.
     out
         Where the maps will be written; None: they are kept in memory.
-    model, source, region, memory, tile, device, mpp
+    model, source, region, memory, tile, device, mpp, precision
         As for `predict`.
 
     Raises
@@ -103,14 +102,16 @@ def forecast(
     SlideError, RegionError, ModelError, NotStreamableError, MemoryBudgetError
         As for `predict`.
     """
-    session = Session.prepare(model, source, region, mpp, device)
+    session = Session.prepare(model, source, region, mpp, device, precision)
     height, width = session.sampler.shape
     needs = session.needs if explain else None
     plan = session.plan(needs, memory, tile, 0 if out is not None or not explain else 8 * height * width * maps)
     base = session.base()  # before the sample, which leaves memory with the allocator that the run will use again
     seconds = None
-    if height * width >= 4 * _SAMPLE[0] * _SAMPLE[1]:
-        seconds = _seconds(session, plan, maps if explain else 0)
+    if height * width >= 4 * SAMPLE[0] * SAMPLE[1]:
+        speed = measure(session.bound, plan, needs, session.weights, 1, session.dtype, torch.float32)
+        forward, backward = speed.seconds(plan, (height, width))
+        seconds = forward + (maps * backward if explain else 0) + _reading_seconds(session) * (1 + maps if explain else 1)
     peak = base + plan.peak_bytes + session.reserve(plan.tile)
     made = maps if explain else 0
     if out is None:
@@ -120,50 +121,11 @@ def forecast(
     return Forecast(plan, (height, width), peak, seconds, str(session.device), made, stored, free_disk(out))
 
 
-def format_seconds(seconds: float) -> str:
-    """Seconds for people: ``"2 min 5 s"``."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s" if whole else "under 1 s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
-
-
-def _seconds(session: Session, plan: Plan, maps: int) -> float:
-    """Seconds of a whole run, from a sample of the region that runs in the same way."""
-    height, width = (min(s, n) for s, n in zip(_SAMPLE, session.sampler.shape, strict=True))
-    try:
-        bound = bind(session.bound.graph, (height, width))
-    except RegionError:
-        bound, (height, width) = session.bound, session.sampler.shape
-    top, left = (session.sampler.shape[0] - height) // 2, (session.sampler.shape[1] - width) // 2
-    image = torch.rand((1, 3, height, width), device=session.device).to(memory_format=torch.channels_last)
-
-    def part(rows: tuple[int, int], cols: tuple[int, int]) -> Tensor:
-        return image[:, :, rows[0] : rows[1], cols[0] : cols[1]]
-
-    needs = session.needs if maps else None
-    chosen = make_plan(bound, 1, torch.float32, needs, session.weights, memory=2**40, barriers=plan.barriers)
-    forward = backward = 0.0
-    for _ in range(2):  # the first run also pays for what torch sets up once
-        start = time.perf_counter()
-        session.sampler.read(top, top + height, left, left + width)
-        reading = time.perf_counter() - start
-        run = Run(bound, chosen, session.weights, needs)
-        start = time.perf_counter()
-        run.forward(part)
-        session.wait()
-        forward = time.perf_counter() - start
-        if maps:
-            start = time.perf_counter()
-            run.backward(part, {key: torch.ones_like(t) for key, t in run.tensors.items() if isinstance(key, Sink)}, _drop)
-            session.wait()
-            backward = time.perf_counter() - start + reading
-        forward += reading
-    again = (plan.steps - plan.tapes) / plan.steps * (forward - reading)
-    return (forward + maps * (backward + again)) * (session.sampler.shape[0] * session.sampler.shape[1]) / (height * width)
-
-
-def _drop(grad: Tensor | None, rows: tuple[int, int], cols: tuple[int, int]) -> None:
-    """Take a finished gradient and forget it."""
+def _reading_seconds(session: Session) -> float:
+    """Seconds that all pixels take to be read once, from a sample of the middle."""
+    shape = session.sampler.shape
+    height, width = (min(side, n) for side, n in zip(SAMPLE, shape, strict=True))
+    top, left = (shape[0] - height) // 2, (shape[1] - width) // 2
+    start = time.perf_counter()
+    session.sampler.read(top, top + height, left, left + width)
+    return (time.perf_counter() - start) * (shape[0] * shape[1]) / (height * width)

@@ -21,12 +21,11 @@ from streamview.evidence import pooled_sink
 from streamview.geometry import Region
 from streamview.loading import Model
 from streamview.progress import Progress, Report
-from streamview.results import MapWriter, Method, Prediction, Saliency, SaliencyMap, Target
-from streamview.session import Passed, Session, Source
-from streamview.streaming.execute import Span
-from streamview.streaming.graph import Key
+from streamview.results import MapWriter, Method, Precision, Prediction, Saliency, SaliencyMap, Target
+from streamview.session import NotFinite, Passed, Session, Source
 from streamview.streaming.plan import Plan
 from streamview.streaming.run import Run
+from streamview.streaming.step import Span
 
 __all__ = ["explain", "find_target", "find_targets", "predict", "saliency"]
 
@@ -44,6 +43,7 @@ def predict(
     plan: Plan | None = None,
     device: str = "auto",
     mpp: float | None = None,
+    precision: Precision = "float32",
     report: Report | None = None,
 ) -> Prediction:
     """Predict for a region.
@@ -66,6 +66,8 @@ def predict(
         ``"auto"``, ``"cpu"`` or ``"cuda"``.
     mpp
         Micrometres per level-0 pixel of the source, where it does not say itself.
+    precision
+        Arithmetic of the streamed part, ``"float32"``, ``"bf16"`` or ``"fp16"``; the head runs in float32.
     report
         Called after every step; may raise `Cancelled`.
 
@@ -78,11 +80,12 @@ def predict(
     SlideError, RegionError, ModelError, NotStreamableError, MemoryBudgetError
         When source, region, model or budget do not fit; see each.
     """
-    session = Session.prepare(model, source, region, mpp, device)
-    plan = plan or session.plan(None, memory, tile, 0)
-    with session.running(plan):
-        logits = session.forward(Run(session.bound, plan, session.weights, None), report).logits
-    return session.prediction(logits)
+    session = Session.prepare(model, source, region, mpp, device, precision)
+
+    def attempt(plan: Plan, warnings: tuple[str, ...]) -> Prediction:
+        return session.prediction(session.forward(session.run(plan, None), report).logits, warnings)
+
+    return session.complete(plan or session.plan(None, memory, tile, 0), None, attempt, report)
 
 
 def saliency(
@@ -97,6 +100,7 @@ def saliency(
     plan: Plan | None = None,
     device: str = "auto",
     mpp: float | None = None,
+    precision: Precision = "float32",
     report: Report | None = None,
 ) -> Saliency:
     """Explain a prediction at the full resolution of the network's grid, from one forward and one backward pass.
@@ -108,7 +112,7 @@ def saliency(
         the first output).
     out
         Folder ``NAME.ome.zarr`` to write the maps to as they finish; default keeps them in memory.
-    model, source, region, memory, tile, plan, device, mpp, report
+    model, source, region, memory, tile, plan, device, mpp, precision, report
         As for `predict`.
 
     Returns
@@ -125,8 +129,9 @@ def saliency(
     """
     outs = None if out is None else [out]
     (found,) = explain(
-        model, source, region, [target], outs=outs, memory=memory, tile=tile, plan=plan, device=device, mpp=mpp, report=report
-    )
+        model, source, region, [target], outs=outs, memory=memory, tile=tile, plan=plan, device=device, mpp=mpp, precision=precision,
+        report=report,
+    )  # fmt: skip
     return found
 
 
@@ -142,6 +147,7 @@ def explain(
     plan: Plan | None = None,
     device: str = "auto",
     mpp: float | None = None,
+    precision: Precision = "float32",
     report: Report | None = None,
 ) -> list[Saliency]:
     """Explain a prediction for several targets, from one forward pass and one backward pass for each.
@@ -152,7 +158,7 @@ def explain(
         Each as `target` of `saliency`; ``model.card.class_names`` for every class.
     outs
         One folder ``NAME.ome.zarr`` for each target; all take their places when the last pass is done. Default keeps the maps in memory.
-    model, source, region, memory, tile, plan, device, mpp, report
+    model, source, region, memory, tile, plan, device, mpp, precision, report
         As for `predict`.
 
     Returns
@@ -172,13 +178,26 @@ def explain(
     if outs is not None and len({os.path.abspath(out) for out in outs}) != len(targets):
         raise ValueError(f"{len(targets)} targets, but {len(outs)} folders: give each a folder of its own")
     wanted = [None if target is None else find_target(model, target) for target in targets]
-    session = Session.prepare(model, source, region, mpp, device)
+    session = Session.prepare(model, source, region, mpp, device, precision)
     height, width = session.sampler.shape
     plan = plan or session.plan(session.needs, memory, tile, 0 if outs is not None else 8 * height * width * len(wanted))
-    with session.running(plan), contextlib.ExitStack() as unplaced:
-        run = Run(session.bound, plan, session.weights, session.needs)
+    return session.complete(plan, session.needs, partial(_explained, session, wanted, outs, report), report)
+
+
+def _explained(
+    session: Session,
+    wanted: Sequence[Target | None],
+    outs: Sequence[str | os.PathLike[str]] | None,
+    report: Report | None,
+    plan: Plan,
+    warnings: tuple[str, ...],
+) -> list[Saliency]:
+    """All passes by a plan; nothing is left of them unless all succeed."""
+    model, (height, width) = session.model, session.sampler.shape
+    with contextlib.ExitStack() as unplaced:
+        run = session.run(plan, session.needs)
         passed = session.forward(run, report, explain=True)
-        prediction = session.prediction(passed.logits)
+        prediction = session.prediction(passed.logits, warnings)
         likeliest = int(prediction.logits.argmax()) if model.card.task != "regression" else 0
         fixed = [target or find_target(model, likeliest) for target in wanted]
         task = "backward pass" if len(fixed) == 1 else f"{len(fixed)} backward passes"
@@ -227,11 +246,7 @@ def _reverse(
 
     The `last` one lets go of the forward pass as it proceeds.
     """
-    logits = passed.logits
-    score = logits[target.index] if target.against is None else logits[target.index] - logits[target.against]
-    leaves = {key: tensor for key, tensor in passed.taken.items() if tensor.requires_grad}
-    found = torch.autograd.grad(score, list(leaves.values()), retain_graph=not last, allow_unused=True)
-    grads: dict[Key, Tensor | None] = dict(zip(leaves, found, strict=True))
+    grads, scale = session.gradients(run, passed, target, retain=not last)
     strip: _Maps = np.empty(0, np.float32)
     width = session.sampler.shape[1]
 
@@ -240,12 +255,15 @@ def _reverse(
         if cols[1] == width:
             strip = np.zeros((2, rows[1] - rows[0], width), np.float32)
         if grad is not None:
-            strip[:, :, cols[0] : cols[1]] = session.reduce(grad, rows, cols)
+            found = session.reduce(grad, rows, cols, scale)
+            if not np.isfinite(found).all():
+                raise NotFinite(f"gave a gradient of {target}", target)
+            strip[:, :, cols[0] : cols[1]] = found
         if cols[0] == 0:
             write(rows[0], strip)
 
-    with torch.no_grad():
-        run.backward(session.read, grads, take, done=progress.advance, release=last)
+    with torch.no_grad(), session.reading(run.plan, backwards=True):
+        run.backward(session.pixels, grads, take, done=progress.advance, release=last)
 
 
 def _keep(maps: _Maps, y: int, rows: _Maps) -> None:

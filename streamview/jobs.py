@@ -334,11 +334,11 @@ def _status(record: SlideRecord) -> str:
 
 
 def _by_network(record: SlideRecord) -> list[list[RegionResult]]:
-    """Group a slide's answers by the network that gave them."""
-    groups: dict[tuple[str, str], list[RegionResult]] = {}
+    """Group a slide's answers by the network that gave them, and its precision."""
+    groups: dict[tuple[str, str, str], list[RegionResult]] = {}
     for result in record.regions:
         identity = result.prediction.identity
-        groups.setdefault((identity.weights_sha256, identity.card_sha256), []).append(result)
+        groups.setdefault((identity.weights_sha256, identity.card_sha256, identity.precision), []).append(result)
     return list(groups.values())
 
 
@@ -361,7 +361,7 @@ def _table(records: Iterable[SlideRecord]) -> str:
         *["slide_id", "patient_id", "region_id", "level", "x", "y", "width", "height", "mpp", "width_um", "tissue_covered", "prediction"],
         *probabilities,
         *(name for name in names if name not in probabilities),
-        *["model_id", "weights_sha256", "run_id", "status", "error", "maps"],
+        *["model_id", "weights_sha256", "run_id", "status", "error", "maps", "precision"],
     ]
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
@@ -395,6 +395,7 @@ def _answer(prediction: Prediction, run_id: str, tissue_covered: float | None) -
         "prediction": prediction.label or "",
         "model_id": prediction.model_name,
         "weights_sha256": prediction.identity.weights_sha256,
+        "precision": prediction.identity.precision,
         "run_id": run_id,
         "status": "ok",
     }
@@ -427,6 +428,7 @@ def _summary(records: list[SlideRecord]) -> str:
         for results in _by_network(record):
             answer, covered = _aggregate(results), _covered(results)
             network = answer.model_name if answer.trained else f"{answer.model_name} (untrained, random weights)"
+            network += "" if answer.identity.precision == "float32" else f", {answer.identity.precision}"
             share = "not measured" if covered is None else f"{covered:.1%}"
             lines.append(f"| {record.slide_id} | {network} | {in_words(answer)} | {len(results)} | {share} |")
             warnings |= dict.fromkeys(f"{record.slide_id}: {warning}" for result in results for warning in result.prediction.warnings)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 from streamview.loading import load_model
+from streamview.streaming.outlook import outlook
 from streamview.streaming.report import Streamability
 from streamview.streaming.streamability import streamability
 
@@ -18,6 +20,7 @@ def inspect_model(
     weights: str | os.PathLike[str] | None = None,
     card: str | os.PathLike[str] | None = None,
     untrained: bool = False,
+    outlooks: bool = False,
 ) -> Streamability:
     """Load a network as `load_model` does and report how it would be streamed.
 
@@ -27,6 +30,8 @@ def inspect_model(
         As for `load_model`. Where the spec is a name, no weights are needed: the report does not depend on their values.
     untrained
         Ignore the weights of a folder too.
+    outlooks
+        Whether to say what images of 2048, 8192 and 32768 px a side will take on this machine, which times a sample.
 
     Returns
     -------
@@ -39,4 +44,6 @@ def inspect_model(
         As `load_model` does.
     """
     named = weights is None and not Path(spec).exists()
-    return streamability(load_model(spec, weights=weights, card=card, untrained=untrained or named).module)
+    module = load_model(spec, weights=weights, card=card, untrained=untrained or named).module
+    found = streamability(module)
+    return replace(found, outlooks=outlook(module)) if outlooks and found.streams else found

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -14,23 +16,40 @@ from torch import Tensor
 
 from streamview.errors import MemoryBudgetError, ModelError, RegionError
 from streamview.evidence import Evidence, linear_head, pooled_sink
+from streamview.faults import bad_call, bad_gradient, bad_value, bad_weight
 from streamview.geometry import Region
 from streamview.loading import Model
 from streamview.machine import find_device, resident_memory
 from streamview.progress import Progress, Report
-from streamview.results import Identity, Prediction
+from streamview.readahead import ReadAhead
+from streamview.results import Identity, Precision, Prediction, Target
 from streamview.slides import Slide, as_slide
 from streamview.slides.sampling import Sampler
 from streamview.streaming.capture import capture, refuse_hooks
 from streamview.streaming.graph import Bound, Demands, Key, Sink, bind, demands, placed
+from streamview.streaming.memory import format_bytes, free_memory, parse_bytes, return_freed_blocks
+from streamview.streaming.narrow import narrow_weights, narrowed
 from streamview.streaming.ops import OtherChannels
-from streamview.streaming.plan import Plan, format_bytes, free_memory, make_plan, parse_bytes, return_freed_blocks
+from streamview.streaming.plan import Plan, make_plan
 from streamview.streaming.run import Run
+from streamview.streaming.shortage import persist, ran_out
+from streamview.streaming.step import Span, build_grid
 
-__all__ = ["Passed", "Session", "Source"]
+__all__ = ["PRECISIONS", "NotFinite", "Passed", "Session", "Source"]
 
 Source = Slide | NDArray[np.uint8]
+PRECISIONS: Mapping[str, torch.dtype] = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_Result = TypeVar("_Result")
+_LARGEST = 4  # exponent of the largest gradient that enters the body: half of fp16's room above it is for growth, more for decay below
 _SIZE_SLACK = 1.1  # a region's side may differ by this factor from what the card states before a warning
+
+
+class NotFinite(Exception):
+    """Logits, or the gradient of a target, hold NaN or infinity; the message says which."""
+
+    def __init__(self, found: str, target: Target | None = None) -> None:
+        super().__init__(f"{found}: not finite")
+        self.target = target
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -41,15 +60,15 @@ class Passed:
     ----------
     logits
         (K,), with a graph of autograd that ends at `taken`.
-    evidence
-        Where it was asked for and the network offers it.
     taken
         What the head took, by key: leaves, so that the gradient of a score there leaves out the bridges, which `Run.backward` adds.
+    evidence
+        Where it was asked for and the network offers it.
     """
 
     logits: Tensor
-    evidence: Evidence | None
     taken: Mapping[Key, Tensor]
+    evidence: Evidence | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -66,11 +85,17 @@ class Session:
     mean: Tensor
     scale: Tensor
     glass: Tensor
+    precision: Precision
     last: tuple[tuple[int, int, int, int], Tensor] | None = None
+    ahead: ReadAhead[Tensor] | None = None
 
     @classmethod
-    def prepare(cls, model: Model, source: Source, region: Region | None, mpp: float | None, device: str) -> Session:
+    def prepare(
+        cls, model: Model, source: Source, region: Region | None, mpp: float | None, device: str, precision: Precision = "float32"
+    ) -> Session:
         """Check that model, source and region fit together."""
+        if precision not in PRECISIONS:
+            raise ModelError(f"precision {precision!r} is unknown: expected {', '.join(PRECISIONS)}")
         slide = as_slide(source, mpp)
         card = model.card
         sampler = Sampler(slide, region, card.mpp)
@@ -88,11 +113,24 @@ class Session:
         except RegionError as error:
             raise RegionError(f"{slide.name}: {error}") from None
         weights = [w.read().detach() for w in graph.weights]
+        if precision != "float32":
+            bound, weights = narrowed(bound), narrow_weights(graph, weights, PRECISIONS[precision])
         # pixel p becomes (p / 255 - mean) / std, as p * scale - mean / std
         std, mean = (torch.tensor(v, device=where).view(1, 3, 1, 1) for v in (card.std, card.mean))
         glass = torch.tensor(slide.background, dtype=torch.float32, device=where).view(1, 3, 1, 1)
         scale = 1 / (255 * std)
-        return cls(model, slide, sampler, bound, weights, where, _warnings(model, sampler), mean / std, scale, glass * scale - mean / std)
+        zero = glass * scale - mean / std
+        return cls(model, slide, sampler, bound, weights, where, _warnings(model, sampler), mean / std, scale, zero, precision)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of pixels, weights and values of the streamed part; bridges and head run in float32."""
+        return PRECISIONS[self.precision]
+
+    @property
+    def reads_ahead(self) -> bool:
+        """Whether parts are read in a thread: on CUDA, where the processor is idle meanwhile."""
+        return self.device.type == "cuda"
 
     @property
     def needs(self) -> Demands:
@@ -103,13 +141,54 @@ class Session:
         """Normalised pixels of a part of the grid, (1, 3, h, w) float32; the last part is remembered."""
         key = (*rows, *cols)
         if self.last is None or self.last[0] != key:
-            pixels = torch.from_numpy(self.sampler.read(*rows, *cols)).to(self.device)
+            found = self._fetch(rows, cols) if self.ahead is None else self.ahead.read(rows, cols)
+            pixels = found.to(self.device, non_blocking=True)
             image = pixels.permute(2, 0, 1)[None].to(torch.float32).mul_(self.scale).sub_(self.mean)
             self.last = key, image
         return self.last[1]
 
-    def reduce(self, grad: Tensor, rows: tuple[int, int], cols: tuple[int, int]) -> NDArray[np.float32]:
-        """Both maps of a finished part of the image's gradient (1, 3, h, w): float32 (2, h, w)."""
+    def _fetch(self, rows: tuple[int, int], cols: tuple[int, int]) -> Tensor:
+        """Pixels of a part of the grid, uint8 (h, w, 3), in memory that the device reads by itself."""
+        pixels = torch.from_numpy(self.sampler.read(*rows, *cols))
+        return pixels.pin_memory() if self.device.type == "cuda" else pixels
+
+    @contextlib.contextmanager
+    def reading(self, plan: Plan, *, backwards: bool = False) -> Iterator[None]:
+        """Decode each part while the one before is computed, where that saves time."""
+        if not self.reads_ahead:
+            yield
+            return
+        order = self._order(plan)
+        with ReadAhead(self._fetch, order[::-1] if backwards else order) as self.ahead:
+            try:
+                yield
+            finally:
+                self.ahead = None
+
+    def _order(self, plan: Plan) -> list[tuple[Span, Span]]:
+        """Parts of the grid as a forward pass reads them."""
+        found: list[tuple[Span, Span]] = []
+        stored = plan.stored(self.bound.graph)
+        for phase, chosen in enumerate(plan.passes):
+            program = self.bound.program(phase, stored)
+            if program.values[0] == 0:  # the image is the first of a pass's sources, if it is one
+                grid = build_grid(program, chosen.tile)
+                found += [(grid.rows.new(0, i), grid.cols.new(0, j)) for i, j in grid.steps()]
+        return found
+
+    def run(self, plan: Plan, needs: Demands | None) -> Run:
+        """The passes by a plan, in this session's precision."""
+        return Run(self.bound, plan, self.weights, needs, torch.float32)
+
+    def pixels(self, rows: tuple[int, int], cols: tuple[int, int]) -> Tensor:
+        """As `read`, in the type of the streamed part."""
+        return self.read(rows, cols).to(self.dtype)
+
+    def reduce(self, grad: Tensor, rows: tuple[int, int], cols: tuple[int, int], scale: float = 1.0) -> NDArray[np.float32]:
+        """Both maps of a finished part of the image's gradient (1, 3, h, w), which is `scale` times too large: float32 (2, h, w)."""
+        grad = grad.to(torch.float32)
+        if scale != 1:
+            grad = grad / scale
         signed = (self.read(rows, cols) - self.glass).mul_(grad).sum(1)
         return torch.stack([grad.abs().amax(1), signed]).squeeze(1).cpu().numpy()
 
@@ -126,7 +205,12 @@ class Session:
                 raise MemoryBudgetError(
                     f"memory {format_bytes(limit)}: the process needs {format_bytes(limit - growth)} before the first step; give more"
                 )
-        return make_plan(self.bound, 1, torch.float32, needs, self.weights, memory=growth, tile=tile)
+        return self._make(needs, memory=growth, tile=tile)
+
+    def _make(self, needs: Demands | None, memory: int | None, tile: tuple[int, int] | None, barriers: str = "auto") -> Plan:
+        return make_plan(
+            self.bound, 1, self.dtype, needs, self.weights, memory=memory, tile=tile, barriers=barriers, gathered=torch.float32
+        )
 
     @property
     def evidence_size(self) -> tuple[int, int]:
@@ -139,20 +223,49 @@ class Session:
         layer, (height, width) = linear_head(self.bound.graph), self.evidence_size
         return 0 if layer is None else 4 * min(layer.out_features, layer.in_features) * height * width
 
-    @contextlib.contextmanager
-    def running(self, plan: Plan) -> Iterator[None]:
-        """Run in full float32 (CUDA convolves in TF32 by default), and say what was planned where torch runs out of memory."""
-        cudnn = torch.backends.cudnn
-        try:
-            with cudnn.flags(enabled=True, allow_tf32=False) if self.device.type == "cuda" else contextlib.nullcontext():
-                yield
-        except (torch.OutOfMemoryError, RuntimeError) as error:
-            if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
-                raise
-            raise MemoryBudgetError(
-                f"{self.device} ran out of memory in a run planned for {format_bytes(plan.peak_bytes)} in steps of "
-                f"{plan.tile[0]} x {plan.tile[1]} px: give a smaller --memory, or a smaller region"
-            ) from None
+    def complete(
+        self, plan: Plan, needs: Demands | None, attempt: Callable[[Plan, tuple[str, ...]], _Result], report: Report | None
+    ) -> _Result:
+        """Run `attempt` by the plan, in full float32 where that is asked for (CUDA convolves in TF32 by default).
+
+        Where memory runs out it runs again in smaller steps, and gets a warning for the result; where it finds what is not finite,
+        the cause is looked for.
+        """
+        barriers = "spilled" if plan.barriers == "kept" else plan.barriers
+
+        def replan(tile: tuple[int, int]) -> Plan:
+            return self._make(needs, None, tile, barriers)
+
+        def noted(chosen: Plan) -> _Result:
+            rows, cols = (min(n, side) for n, side in zip(plan.tile, self.sampler.shape, strict=True))
+            said = f"Memory ran out in steps of {rows} x {cols} px; this was computed in steps of {chosen.tile[0]} x {chosen.tile[1]} px."
+            return attempt(chosen, () if chosen is plan else (said,))
+
+        shape, device, cudnn = self.sampler.shape, self.device, torch.backends.cudnn
+        with cudnn.flags(enabled=True, allow_tf32=False) if device.type == "cuda" else contextlib.nullcontext():
+            try:
+                return persist(noted, plan, replan, shape, device)
+            except NotFinite as error:
+                found, target = str(error), error.target
+            cause = persist(lambda chosen: self._cause(chosen, needs, target, report), plan, replan, shape, device)
+        raise ModelError(f"the model {self.model.card.name} {found}; {cause}")
+
+    def _cause(self, plan: Plan, needs: Demands | None, target: Target | None, report: Report | None) -> str:
+        """Why logits, or the gradient of a target, are not finite, and what to do."""
+        found = bad_weight(self.model.module)
+        if found is not None:
+            return f"{found}: get sound weights"
+        run = self.run(plan, None if target is None else needs)
+        progress = Progress("search for the cause", run.steps * (1 if target is None else 2), report)
+        found = bad_value(run, self.pixels, progress.advance)
+        if found is None and target is None:
+            found = bad_call(self.bound.graph.head.module, self._taken(run)[0])
+        elif found is None and target is not None:
+            grads, _ = self.gradients(run, Passed(*self._answer(run)), target)
+            with torch.no_grad():
+                found = bad_gradient(run, self.pixels, grads, progress.advance)
+        remedy = "check its weights and normalisation" if self.precision != "fp16" else "fp16 ends at 65504: use bf16 or float32"
+        return f"{found or 'a second run found no cause'}; {remedy}"
 
     def base(self) -> int:
         """Bytes resident in the process now (on CUDA: reserved on the device)."""
@@ -175,43 +288,70 @@ class Session:
             if evidence is not None and pooled is not None and value == pooled.value:
                 evidence.add(piece, rows, cols)
 
-        run.forward(self.read, progress.advance, watch)
-        taken: dict[Key, Tensor] = {}
+        with self.reading(run.plan):
+            run.forward(self.pixels, progress.advance, watch)
+        logits, taken = self._answer(run)
+        if not logits.isfinite().all():
+            raise NotFinite(f"answered {logits.tolist()}")
+        return Passed(logits, taken, evidence)
+
+    def _taken(self, run: Run) -> tuple[list[Tensor], dict[Key, Tensor]]:
+        """The head's arguments, and the leaves that they come from."""
+        arguments, taken = [], {}
+        for key in self.bound.graph.head.takes:
+            if isinstance(key, Sink) and key.kind == "shape":
+                arguments.append(run.argument(key))
+                continue
+            given = run.tensors[key]
+            taken[key] = given.detach().requires_grad_(run.needs is not None and given.requires_grad)
+            # a copy of what is small, since calls may change their argument in place, which autograd refuses for a leaf
+            arguments.append(taken[key] if isinstance(key, Sink) and key.kind == "map" else taken[key].clone())
+        return arguments, taken
+
+    def _answer(self, run: Run) -> tuple[Tensor, dict[Key, Tensor]]:
+        """Run the head: the logits (K,), and what it took."""
         with torch.set_grad_enabled(run.needs is not None):
-            arguments = []
-            for key in graph.head.takes:
-                if isinstance(key, Sink) and key.kind == "shape":
-                    arguments.append(run.argument(key))
-                    continue
-                given = run.tensors[key]
-                taken[key] = given.detach().requires_grad_(run.needs is not None and given.requires_grad)
-                # a copy of what is small, since calls may change their argument in place, which autograd refuses for a leaf
-                arguments.append(taken[key] if isinstance(key, Sink) and key.kind == "map" else taken[key].clone())
+            arguments, taken = self._taken(run)
             try:
-                logits = graph.head.module(*arguments)
-            except torch.OutOfMemoryError:
-                raise
+                logits = self.bound.graph.head.module(*arguments)
             except RuntimeError as error:
+                if ran_out(error):
+                    raise
                 height, width = self.sampler.shape
                 found = f"{self.slide.name}: the model {self.model.card.name} cannot answer for {width} x {height} px"
                 raise RegionError(f"{found} ({str(error).splitlines()[0]}); use a region of the size it was made for") from None
         if not isinstance(logits, Tensor) or logits.shape != (1, len(self.model.card.class_names)):
             shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
             raise ModelError(f"the model {self.model.card.name} answered {shape}: expected one logit for each of its classes")
-        if not logits.isfinite().all():
-            raise ModelError(
-                f"the model {self.model.card.name} answered {logits.tolist()}: not finite; check its weights and normalisation"
-            )
-        return Passed(logits[0], evidence, taken)
+        return logits[0], taken
 
-    def prediction(self, logits: Tensor) -> Prediction:
+    def gradients(self, run: Run, passed: Passed, target: Target, *, retain: bool = False) -> tuple[dict[Key, Tensor | None], float]:
+        """Gradients of a score at what the head took, and the power of two that they were multiplied by so that the body can hold them."""
+        logits = passed.logits
+        score = logits[target.index] if target.against is None else logits[target.index] - logits[target.against]
+        leaves = {key: tensor for key, tensor in passed.taken.items() if tensor.requires_grad}
+        found = torch.autograd.grad(score, list(leaves.values()), retain_graph=retain, allow_unused=True)
+        grads: dict[Key, Tensor | None] = dict(zip(leaves, found, strict=True))
+        if self.precision == "float32":
+            return grads, 1.0
+        largest = 0.0  # of a single element of a map at the cut
+        for key, grad in grads.items():
+            if isinstance(key, Sink) and grad is not None:
+                shared = math.prod(self.bound.sizes[key.value]) if key.kind == "mean" else 1
+                largest = max(largest, float(grad.abs().max()) / shared)
+        if not 0 < largest < math.inf:
+            return grads, 1.0
+        scale = 2.0 ** max(-100, min(100, _LARGEST - math.frexp(largest)[1]))  # within float32 itself
+        return {key: None if grad is None else grad * scale for key, grad in grads.items()}, scale
+
+    def prediction(self, logits: Tensor, warnings: tuple[str, ...] = ()) -> Prediction:
         """The result of a forward pass."""
         card, sampler = self.model.card, self.sampler
-        identity = Identity(self.model.sha256, card.sha256, self.slide.identity, sampler.region, sampler.mpp, "float32")
+        identity = Identity(self.model.sha256, card.sha256, self.slide.identity, sampler.region, sampler.mpp, self.precision)
         values = logits.detach().cpu().numpy().astype(np.float32)
         return Prediction(
             self.slide.name, sampler.region, sampler.shape, sampler.mpp, card.task, card.class_names, values, identity, card.name,
-            card.trained, self.warnings,
+            card.trained, (*self.warnings, *warnings),
         )  # fmt: skip
 
     def placed(self, value: int) -> tuple[tuple[float, float], tuple[float, float]]:

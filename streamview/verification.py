@@ -23,7 +23,7 @@ from streamview.results import RESEARCH_USE
 from streamview.slides import as_slide
 from streamview.slides.sampling import Sampler
 from streamview.streaming.certificate import Certificate
-from streamview.streaming.plan import format_bytes, parse_bytes
+from streamview.streaming.memory import format_bytes, parse_bytes
 from streamview.streaming.verify import Pixels
 from streamview.streaming.verify import verify as verify_module
 

@@ -20,7 +20,7 @@ from streamview.progress import Step
 from streamview.slides import open_slide
 from streamview.slides.sampling import Sampler
 from streamview.streaming.certificate import Certificate
-from streamview.streaming.execute import reverse_step
+from streamview.streaming.step import reverse_step
 from streamview.verification import _pixels
 
 Run = Callable[..., tuple[int, str, str]]

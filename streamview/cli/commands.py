@@ -104,7 +104,7 @@ def _models(options: Namespace, arguments: list[str]) -> int:
 def _inspect(options: Namespace) -> int:
     from streamview.onboarding import inspect_model
 
-    found = inspect_model(options.model, weights=options.weights, card=options.card, untrained=options.untrained)
+    found = inspect_model(options.model, weights=options.weights, card=options.card, untrained=options.untrained, outlooks=True)
     say(json.dumps(found.to_json(), indent=2, ensure_ascii=False) if options.json else str(found))
     return 0 if found.streams else 1
 
@@ -163,6 +163,7 @@ def _demo(options: Namespace, arguments: list[str]) -> int:
             untrained=options.untrained,
             memory=options.memory,
             device=options.device,
+            precision=options.precision,
             tell=say,
             announce=show_forecast,
             report=bars,

@@ -70,6 +70,8 @@ class Bars:
     def _draw(self, step: Step) -> None:
         from tqdm import tqdm
 
+        if self._bar is not None and step.done < self._bar.n:  # the task began again
+            self.close()
         if self._bar is None:
             form = "{desc}: {percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt} steps, {elapsed} gone, {remaining} left"
             self._bar = tqdm(total=step.total, desc=step.task, bar_format=form, file=sys.stderr, dynamic_ncols=True)

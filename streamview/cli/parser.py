@@ -37,6 +37,7 @@ def build_parser() -> argparse.ArgumentParser:
     demo.add_argument("-o", "--output", metavar="FOLDER", default="demo-output", help="where everything goes (default: demo-output)")
     demo.add_argument("--size", type=int, metavar="PX", default=4096, help="side of the slide in px, 512 or more (default: 4096)")
     _machine(demo)
+    _precision(demo)
 
     info = add("info", "say what a slide is: size, mpp, levels", "slide.svs")
     info.add_argument("slide", metavar="SLIDE")
@@ -111,6 +112,11 @@ def _machine(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--untrained", action="store_true", help="use seeded random weights; every output then says so")
 
 
+def _precision(parser: argparse.ArgumentParser) -> None:
+    said = "arithmetic of the streamed part; bf16 and fp16 take half the memory, and are fast where the device has them (default: float32)"
+    parser.add_argument("--precision", choices=("float32", "bf16", "fp16"), default="float32", help=said)
+
+
 def _model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-m", "--model", metavar="MODEL", required=True, help=_MODEL)
     _files(parser)
@@ -129,5 +135,6 @@ def _job(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--region", metavar=_REGION, help="part to work on, in level-0 pixels (default: the whole slide)")
     _mpp(parser)
     _machine(parser)
+    _precision(parser)
     skip = "go on past a slide that fails; it stays as a row of the table, and the exit status is 1"
     parser.add_argument("--skip-errors", action="store_true", help=skip)

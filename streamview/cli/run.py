@@ -87,7 +87,7 @@ def _run(
     from streamview.jobs import Job, new_run_id
     from streamview.loading import load_model
     from streamview.machine import describe_device, find_device
-    from streamview.streaming.plan import parse_bytes
+    from streamview.streaming.memory import parse_bytes
 
     region = None if options.region is None else Region.parse(options.region)
     memory = None if options.memory is None else parse_bytes(options.memory)
@@ -96,7 +96,9 @@ def _run(
     model = load_model(options.model, weights=options.weights, card=options.card, untrained=options.untrained)
     if check is not None:
         check(model)
-    say(f"network: {model.card.name}{'' if model.card.trained else ' (untrained, random weights)'} on {describe_device(device)}")
+    drawn = "" if model.card.trained else " (untrained, random weights)"
+    narrow = "" if options.precision == "float32" else f" in {options.precision}"
+    say(f"network: {model.card.name}{drawn} on {describe_device(device)}{narrow}")
     say(f"use: {model.card.use}")
     for note in model.notes:
         warn(note)
@@ -109,7 +111,7 @@ def _run(
             bars.close()
             complain(f"error: {one_line(error)}")
 
-        work = Work(model, job, new_run_id(), show_forecast, bars, region, options.mpp, memory, str(device))
+        work = Work(model, job, new_run_id(), show_forecast, bars, region, options.mpp, memory, str(device), options.precision)
         run = run_slides(work, options.slides, answer, command=arguments, answered=answered, failed=failed, skip_errors=options.skip_errors)
     done = len(run.plan)
     left = len(options.slides) - done - len(run.failed)

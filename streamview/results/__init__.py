@@ -6,7 +6,7 @@ with its own coarser image where the network offers it, and everything else unde
 """
 
 from streamview.results.store import MapWriter, open_saliency, save_saliency
-from streamview.results.types import REDUCTIONS, RESEARCH_USE, Identity, Method, Plane, Prediction, Saliency, SaliencyMap, Target
+from streamview.results.types import REDUCTIONS, RESEARCH_USE, Identity, Method, Plane, Precision, Prediction, Saliency, SaliencyMap, Target
 
 __all__ = [
     "REDUCTIONS",
@@ -15,6 +15,7 @@ __all__ = [
     "MapWriter",
     "Method",
     "Plane",
+    "Precision",
     "Prediction",
     "Saliency",
     "SaliencyMap",

@@ -23,6 +23,7 @@ __all__ = [
     "Identity",
     "Method",
     "Plane",
+    "Precision",
     "Prediction",
     "Saliency",
     "SaliencyMap",
@@ -32,6 +33,7 @@ __all__ = [
 ]
 
 Method = Literal["absolute", "signed", "evidence"]
+Precision = Literal["float32", "bf16", "fp16"]
 RESEARCH_USE = "Research use only. Not for diagnosis."
 REDUCTIONS: Mapping[Method, str] = {
     "absolute": "max over channels of |d logit / d normalised input|",
@@ -55,7 +57,7 @@ class Identity:
     mpp
         ``(y, x)`` um/px of the network's grid; None when unknown.
     precision
-        Arithmetic, for example "float32".
+        Arithmetic of the streamed part: "float32", "bf16" or "fp16".
     """
 
     weights_sha256: str

@@ -18,7 +18,7 @@ from streamview.streaming.ops.combine import Add
 from streamview.streaming.ops.layouts import is_canonical, to_layout
 from streamview.streaming.ops.pointwise import BatchNorm, Rectified, Relu
 from streamview.streaming.ops.reshape import reduced
-from streamview.streaming.ops.window import Convolution
+from streamview.streaming.ops.window import Convolution, MaxPool
 
 __all__ = ["divide"]
 
@@ -215,7 +215,8 @@ def _head(capture: Lowering, live: set[fx.Node]) -> Bridge:
 
 
 def _fuse(made: Sequence[Made], wanted: set[int]) -> dict[int, Made]:
-    """Drop what no sink needs, fold BatchNorm into the convolution before it, and let ReLU act in place on the value before it.
+    """Drop what no sink needs, fold BatchNorm into the convolution before it, and let ReLU act in place on the value before it, or
+    on that behind a max-pool.
 
     Folding ``w' = w * s, b' = (b - mean) * s + shift`` with ``s = scale / sqrt(variance + eps)`` is part of the weights' own
     autograd graph, so the gradients of all of them stay exact.
@@ -240,6 +241,11 @@ def _fuse(made: Sequence[Made], wanted: set[int]) -> dict[int, Made]:
             nodes[index] = Made(source.name, source.op, source.inputs, weights)
         elif isinstance(node.op, Relu) and isinstance(source.op, Convolution | BatchNorm | Add):
             nodes[index] = Made(source.name, Rectified(source.op), source.inputs, source.weights)
+        elif isinstance(node.op, MaxPool) and isinstance(source.op, Rectified):
+            # the same maximum, rectified where there is less of it
+            nodes[node.inputs[0]] = Made(source.name, source.op.inner, source.inputs, source.weights)
+            nodes[index] = Made(node.name, Rectified(node.op), node.inputs, node.weights)
+            continue
         else:
             continue
         del nodes[node.inputs[0]]

@@ -1,228 +1,28 @@
 """One pass, forward and backward, over the schedule: one step at a time, nothing computed twice, nothing held that is not needed.
 
-Step (i, j) of the grid has at hand, for every value, the *block* [kept, produced) in rows and columns. It is put together from
-what the step above left behind, what the step to the left left behind, and what the step itself computes. The reverse pass
-visits the steps in reverse order and is written out operation by operation: the gradient of a block is gathered in one buffer
-from all that read it, then its parts go back to the step above, to the step to the left, and through the operation that made
-the new part.
+The reverse pass visits the steps in reverse order. What it needs of a step was remembered (its *tape*), or is computed again from
+what was carried into it, or from what was carried into the first row of its *segment*.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property, partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from streamview.streaming.graph import Program
-from streamview.streaming.ops import Piece, Size, Wants, layout
-from streamview.streaming.schedule import AxisSchedule, schedule_axis
+from streamview.streaming.ops import Wants
+from streamview.streaming.repeats import Repeats, alike_everywhere, even
+from streamview.streaming.step import Blocks, Carry, Emit, Grid, Read, SinkGrads, Span, Step, Tape, Write, asked, reverse_step, run_step
+from streamview.streaming.stores import Shelf
 
-__all__ = [
-    "Backward",
-    "Carry",
-    "Emit",
-    "Forward",
-    "Grid",
-    "SinkGrads",
-    "Span",
-    "Step",
-    "Tape",
-    "build_grid",
-    "reverse_step",
-    "run_step",
-    "wanted",
-]
+__all__ = ["Backward", "Forward"]
 
-Span = tuple[int, int]
-Read = Callable[[int, Span, Span], Tensor]
-Emit = Callable[[int, Tensor, Span, Span], None]
-SinkGrads = Callable[[int, Span, Span], Tensor | None]
-Write = Callable[[int, Tensor | None, Span, Span], None]
-Blocks = list[Tensor | None]
-_WIDE = 4  # stride from which an operation never waits
-_WORTHWHILE = 512  # positions that a convolution of a deep value should have at once
-
-
-@dataclass(frozen=True, slots=True)
-class Grid:
-    """The schedule of rows and that of columns."""
-
-    rows: AxisSchedule
-    cols: AxisSchedule
-
-    def size(self, value: int) -> tuple[int, int]:
-        """Height and width of a whole value."""
-        return self.rows.sizes[value], self.cols.sizes[value]
-
-    def steps(self) -> list[tuple[int, int]]:
-        """All steps in forward order."""
-        return [(i, j) for i in range(self.rows.steps) for j in range(self.cols.steps)]
-
-
-def build_grid(program: Program, tile: Size) -> Grid:
-    """Schedule a program in steps of this many rows and columns of its largest source.
-
-    Deep values are small: they wait until they can produce rows of `_WORTHWHILE` positions at once, since a convolution of few
-    positions costs mostly the reading of its kernel.
-    """
-    ops = [program.op(value) for value in range(len(program.sources), len(program.values))]
-    cols = schedule_axis([op.cols for op in ops], program.inputs, [w for _, w in program.sources], tile[1])
-    # an operation of wide steps does enough for every position, and would wait for much of its input
-    wide = [False] * len(program.sources) + [op.rows.place(1)[0] > _WIDE for op in ops]
-    granules = [1 if w else max(1, _WORTHWHILE * cols.steps // length) for w, length in zip(wide, cols.sizes, strict=True)]
-    rows = schedule_axis([op.rows for op in ops], program.inputs, [h for h, _ in program.sources], tile[0], granules)
-    return Grid(rows, cols)
-
-
-def wanted(program: Program, values: Sequence[bool], operands: Sequence[bool]) -> list[Wants]:
-    """For every node, which gradients the reverse pass asks of it, given those that are needed of the graph's values and operands."""
-    return [
-        Wants(tuple(values[program.values[v]] for v in node.inputs), tuple(operands[w] for w in node.weights)) for node in program.nodes
-    ]
-
-
-@dataclass(slots=True)
-class Tape:
-    """What one step remembers for its reverse pass: per node, what the operation saved; per value, its block's shape and dtype."""
-
-    saved: list[Any]
-    blocks: list[tuple[torch.Size, torch.dtype] | None]
-
-
-@dataclass(slots=True)
-class Carry:
-    """Blocks that a step takes over: from the step above (rows kept, its own new columns) and from the step to the left."""
-
-    above: Blocks
-    left: Blocks
-
-
-def _join(parts: Sequence[Tensor | None], dim: int) -> Tensor | None:
-    present = [part for part in parts if part is not None]
-    return present[0] if len(present) == 1 else torch.cat(present, dim) if present else None
-
-
-def _part(block: Tensor, rows: Span, cols: Span) -> Tensor | None:
-    """Rows and columns of a block, as a view; None where there are none."""
-    if rows[0] >= rows[1] or cols[0] >= cols[1]:
-        return None
-    return block[:, :, rows[0] : rows[1], cols[0] : cols[1]]
-
-
-def _copy(part: Tensor | None) -> Tensor | None:
-    return None if part is None else part.clone()
-
-
-class Step:
-    """Geometry of one step: where the parts of every block lie."""
-
-    def __init__(self, program: Program, grid: Grid, i: int, j: int) -> None:
-        self.program, self.grid, self.i, self.j = program, grid, i, j
-        self.first = len(program.sources)
-
-    def new(self, value: int) -> tuple[Span, Span]:
-        """Rows and columns of the value that this step makes."""
-        return self.grid.rows.new(value, self.i), self.grid.cols.new(value, self.j)
-
-    def block(self, value: int) -> tuple[Span, Span]:
-        """Rows and columns of the value that this step has at hand."""
-        return self.grid.rows.block(value, self.i), self.grid.cols.block(value, self.j)
-
-    def below(self, value: int) -> tuple[Span, Span]:
-        """Within the block: what the step below takes over."""
-        (r0, r1), (c0, c1) = self.block(value)
-        return (self.grid.rows.kept[value][self.i + 1] - r0, r1 - r0), (self.grid.cols.produced[value][self.j] - c0, c1 - c0)
-
-    def right(self, value: int) -> tuple[Span, Span]:
-        """Within the block: what the step to the right takes over."""
-        (r0, r1), (c0, c1) = self.block(value)
-        return (0, r1 - r0), (self.grid.cols.kept[value][self.j + 1] - c0, c1 - c0)
-
-    def piece(self, value: int) -> Piece | None:
-        """The piece of a value that its operation makes; None where it makes nothing."""
-        rows, cols = self.new(value)
-        if rows[0] == rows[1] or cols[0] == cols[1]:
-            return None
-        op = self.program.op(value)
-        size = self.grid.size(self.program.nodes[value - self.first].inputs[0])
-        y, _, top, bottom = op.rows.need(*rows, size[0])
-        x, _, left, right = op.cols.need(*cols, size[1])
-        return Piece(rows, cols, size, (top, bottom, left, right), (y, x))
-
-    def need(self, value: int, source: int, piece: Piece) -> tuple[Span, Span]:
-        """Within the block of an input of a value's operation: what the piece reads."""
-        op = self.program.op(value)
-        (r, _), (c, _) = self.block(source)
-        r0, r1, *_ = op.rows.need(*piece.rows, piece.size[0])
-        c0, c1, *_ = op.cols.need(*piece.cols, piece.size[1])
-        return (r0 - r, r1 - r), (c0 - c, c1 - c)
-
-
-def run_step(
-    step: Step, sources: Sequence[Tensor], carry: Carry, weights: Sequence[Any], wants: Sequence[Wants] | None, emit: Emit | None
-) -> tuple[Blocks, Blocks, Tape | None]:
-    """Compute one step from the new part of every source; return what the steps below and to the right take over, and its tape if asked."""
-    program = step.program
-    count = len(program.values)
-    blocks: Blocks = [None] * count
-    below: Blocks = [None] * count
-    right: Blocks = [None] * count
-    tape = Tape([None] * len(program.nodes), [None] * count) if wants is not None else None
-    readers = _readers(program)
-    sunk = {value for value, _ in program.sinks}
-    for value in range(count):
-        if value < step.first:
-            new: Tensor | None = sources[value] if sources[value].numel() else None
-            read: tuple[int, ...] = ()
-        else:
-            index, node = value - step.first, program.nodes[value - step.first]
-            piece, read, new = step.piece(value), node.inputs, None
-            if piece is not None:
-                parts = [_needed(blocks[v], step.need(value, v, piece), sources[0], program.channels[v]) for v in read]
-                want = wants[index] if wants is not None and wants[index] else None
-                new, saved = program.op(value).run(parts, [weights[w] for w in node.weights], piece, want)
-                if tape is not None:
-                    tape.saved[index] = saved
-                del parts, saved
-        if new is not None and emit is not None and value in sunk:
-            emit(value, new, *step.new(value))
-        block = _join([carry.left[value], _join([carry.above[value], new], 2)], 3)
-        blocks[value] = block
-        if block is not None:
-            below[value] = _copy(_part(block, *step.below(value)))
-            right[value] = _copy(_part(block, *step.right(value)))
-            if tape is not None:
-                tape.blocks[value] = block.shape, block.dtype
-        del new, block
-        for source in {value, *read}:
-            if readers[source] <= value:
-                blocks[source] = None
-    return below, right, tape
-
-
-def _readers(program: Program) -> list[int]:
-    """For every value, the last value computed from it (itself if none)."""
-    last = list(range(len(program.values)))
-    for index, node in enumerate(program.nodes):
-        for value in node.inputs:
-            last[value] = index + len(program.sources)
-    return last
-
-
-def _needed(block: Tensor | None, part: tuple[Span, Span], like: Tensor, channels: int) -> Tensor:
-    """The part of a block that an operation reads; empty where it reads padding alone."""
-    rows, cols = part
-    found = None if block is None else _part(block, rows, cols)
-    if found is None:
-        return like.new_empty((like.shape[0], channels, max(rows[1] - rows[0], 0), max(cols[1] - cols[0], 0)))
-    return found
-
-
-def _parts(step: Step, read: Read) -> list[Tensor]:
-    return [read(source, *step.new(source)) for source in range(step.first)]
+_Pieces = list[tuple[int, Tensor | None]]
 
 
 class Forward:
@@ -235,18 +35,34 @@ class Forward:
     weights
         The graph's operands, detached.
     wants
-        Per node what the reverse pass will ask (see `wanted`); None when there is none.
+        Per node what the reverse pass will ask (see `streamview.streaming.step.wanted`); None when there is none.
     tapes
-        How many of the last steps keep their tape, which saves their recomputation; the others keep what they took over.
+        How many of the last steps keep their tape, which saves their recomputation.
+    segment
+        The others are remembered by what every row of steps of this multiple took over from above; 0: by what each took over itself.
+    spill
+        Whether that is kept in a file.
     """
 
-    def __init__(self, program: Program, grid: Grid, weights: Sequence[Any], wants: Sequence[Wants] | None, tapes: int = 0) -> None:
-        self.program, self.grid, self.weights, self.wants = program, grid, weights, wants
-        self.taped = len(grid.steps()) - tapes
+    def __init__(
+        self,
+        program: Program,
+        grid: Grid,
+        weights: Sequence[Any],
+        wants: Sequence[Wants] | None,
+        tapes: int = 0,
+        segment: int = 0,
+        spill: bool = False,
+    ) -> None:
+        self.program, self.grid, self.weights, self.wants, self.segment = program, grid, weights, wants, segment
+        self.taped = grid.rows.steps * grid.cols.steps - tapes
         self.carries: dict[tuple[int, int], Carry] = {}
+        self.starts: dict[int, list[Blocks]] = {}
+        self.shelf = Shelf() if spill else None
         self.tapes: dict[tuple[int, int], Tape] = {}
+        self._repeats: Repeats[tuple[Blocks, Blocks, Tape | None, _Pieces]] = Repeats()
 
-    def run(self, read: Read, emit: Emit, done: Callable[[], None] = lambda: None) -> None:
+    def run(self, read: Read, emit: Emit, done: Callable[[], None] = lambda: None, see: Emit | None = None) -> None:
         """Run all steps.
 
         Parameters
@@ -257,22 +73,101 @@ class Forward:
             Takes each piece of a sink's value: value, piece, rows, columns.
         done
             Called after every step.
+        see
+            Sees each piece of every value, as `emit`.
         """
-        count = len(self.program.values)
-        above: list[Blocks] = [[None] * count for _ in range(self.grid.cols.steps)]
-        left: Blocks = [None] * count
-        for number, (i, j) in enumerate(self.grid.steps()):
-            if j == 0:
-                left = [None] * count
-            step = Step(self.program, self.grid, i, j)
-            carry = Carry(above[j], left)
-            keep = self.wants is not None and number >= self.taped
-            above[j], left, tape = run_step(step, _parts(step, read), carry, self.weights, self.wants if keep else None, emit)
-            if tape is not None:
-                self.tapes[i, j] = tape
-            elif self.wants is not None:
-                self.carries[i, j] = carry
-            done()
+        columns = self.grid.cols.steps
+        above = [self._nothing() for _ in range(columns)]
+        for i in range(self.grid.rows.steps):
+            if self.wants is not None and self.segment and i % self.segment == 0 and i * columns < self.taped:
+                self._begin(i, above)
+            left = self._nothing()
+            for j in range(columns):
+                carry = Carry(above[j], left)
+                keep = self.wants is not None and i * columns + j >= self.taped
+                above[j], left, tape = self._compute(i, j, carry, keep, read, emit, see)
+                if tape is not None:
+                    self.tapes[i, j] = tape
+                elif self.wants is not None and not self.segment:
+                    self.carries[i, j] = carry
+                done()
+        self._repeats = Repeats()
+
+    def again(self, i: int, j: int, read: Read) -> dict[tuple[int, int], Tape]:
+        """Tapes of a step that has none and of those before it in its segment, by step, computed again."""
+        if not self.segment:
+            return self._tapes([(i, j)], [self.carries[i, j].above], self.carries[i, j].left, read)
+        columns = self.grid.cols.steps
+        first = i - i % self.segment
+        steps = [(row, column) for row in range(first, i + 1) for column in range(columns) if (row, column) <= (i, j)]
+        return self._tapes(steps, self._beginning(first), self._nothing(), read)
+
+    def forget(self, i: int, j: int) -> None:
+        """Let go of what was remembered for a step; the steps behind it were forgotten before."""
+        self.tapes.pop((i, j), None)
+        self.carries.pop((i, j), None)
+        if j == 0:
+            self.starts.pop(i, None)
+
+    def _begin(self, row: int, above: Sequence[Blocks]) -> None:
+        """Remember what a row of steps takes over from above."""
+        if self.shelf is None:
+            self.starts[row] = list(above)
+        else:
+            self.shelf.put(row, [block for blocks in above for block in blocks])
+
+    def _beginning(self, row: int) -> list[Blocks]:
+        if self.shelf is None:
+            return list(self.starts[row])
+        device = next(w.device for w in self.weights if isinstance(w, Tensor)) if self.weights else torch.device("cpu")
+        flat, count = self.shelf.take(row, device), len(self.program.values)
+        return [flat[start : start + count] for start in range(0, len(flat), count)]
+
+    @cached_property
+    def may_repeat(self) -> bool:
+        """Whether steps of the same geometry may do the same."""
+        return alike_everywhere(self.program, self.weights)
+
+    def _tapes(self, steps: Sequence[tuple[int, int]], above: list[Blocks], left: Blocks, read: Read) -> dict[tuple[int, int], Tape]:
+        found = {}
+        for number, (i, j) in enumerate(steps):
+            column = j if len(above) > 1 else 0
+            if number and j == 0:
+                left = self._nothing()
+            above[column], left, tape = self._compute(i, j, Carry(above[column], left), True, read, None, None)
+            if tape is None:
+                raise AssertionError("a step that was asked for a tape returned none")
+            found[i, j] = tape
+        return found
+
+    def _compute(
+        self, i: int, j: int, carry: Carry, keep: bool, read: Read, emit: Emit | None, see: Emit | None
+    ) -> tuple[Blocks, Blocks, Tape | None]:
+        """Run a step, or hand out again what one that was given the same gave."""
+        step = Step(self.program, self.grid, i, j)
+        wants = self.wants if keep else None
+        pixels = [read(source, *step.new(source)) for source in range(step.first)]
+        flat = even(pixels) if see is None and self.may_repeat else None
+        if flat is None:
+            return run_step(step, pixels, carry, self.weights, wants, emit, see)
+        key, given = (keep, step.signature()), [*flat, *carry.above, *carry.left]
+        known = self._repeats.find(key, given)
+        if known is None:
+            gathered: _Pieces = []
+            made = run_step(step, pixels, carry, self.weights, wants, partial(_gather, gathered))
+            known = *made, gathered
+            self._repeats.remember(key, given, known)
+        elif known[2] is not None:
+            known[2].shared = True
+        below, right, tape, pieces = known
+        if emit is not None:
+            for value, piece in pieces:
+                if piece is not None:
+                    emit(value, piece, *step.new(value))
+        return below, right, tape
+
+    def _nothing(self) -> Blocks:
+        return [None] * len(self.program.values)
 
 
 @dataclass(slots=True)
@@ -299,6 +194,7 @@ class Backward:
         sink_grads: SinkGrads,
         write: Write,
         done: Callable[[], None] = lambda: None,
+        see: Emit | None = None,
     ) -> None:
         """Run all steps in reverse.
 
@@ -313,146 +209,65 @@ class Backward:
             for zero. Its arguments: index of the source, gradient, rows, columns.
         done
             Called after every step.
+        see
+            Sees the gradient of every value's block: value, gradient, rows, columns.
         """
         forward = self.forward
         program, grid, wants = forward.program, forward.grid, forward.wants
         if wants is None:
             raise ValueError("the forward pass was told that no gradient is wanted")
-        count = len(program.values)
+        count, columns = len(program.values), grid.cols.steps
+        sunk = {value for value, _ in program.sinks}
+        sources = [source for source in range(len(program.sources)) if source in sunk or asked(program, wants, source)]
+        # gradients of weights are sums that every step adds to
+        alike = see is None and forward.may_repeat and not any(any(want.weights) for want in wants)
+        repeats: Repeats[tuple[Tape, Blocks, Blocks, _Pieces]] = Repeats()
+        computed: dict[tuple[int, int], Tape] = {}
         self.weight_grads = [None] * len(forward.weights)
-        pending_above: list[Blocks] = [[None] * count for _ in range(grid.cols.steps)]
+        pending_above: list[Blocks] = [[None] * count for _ in range(columns)]
         pending_left: Blocks = [None] * count
         for i, j in reversed(grid.steps()):
-            if j == grid.cols.steps - 1:
+            if j == columns - 1:
                 pending_left = [None] * count
             step = Step(program, grid, i, j)
-            tape = forward.tapes.get((i, j))
-            if tape is None:
-                tape = run_step(step, _parts(step, read), forward.carries[i, j], forward.weights, wants, None)[2]
-            if tape is None:
-                raise AssertionError("a step that was asked for a tape returned none")
+            pending = pending_above[j], pending_left
+            given = {value: sink_grads(value, *step.new(value)) for value in sunk if _area(*step.new(value))}
+            incoming = [*pending[0], *pending[1], *given.values()]
+            written: _Pieces = []
+            if not any(grad is not None and bool(grad.any()) for grad in incoming):
+                pending_above[j], pending_left = [None] * count, [None] * count
+            else:
+                tape = forward.tapes.get((i, j)) or computed.pop((i, j), None)
+                if tape is None:
+                    computed = forward.again(i, j, read)
+                    tape = computed.pop((i, j))
+                key = (id(tape), step.signature()) if alike and tape.shared else None
+                known = None if key is None else repeats.find(key, incoming)
+                if known is None:
+                    take, put = partial(_given, given), partial(_gather, written)
+                    above, left = reverse_step(step, tape, forward.weights, wants, pending, take, put, self.weight_grads, see)
+                    known = tape, above, left, written
+                    if key is not None:
+                        repeats.remember(key, incoming, known)
+                _, pending_above[j], pending_left, written = known
+                del tape, known
+            finished = dict(written)
+            for source in sources:
+                if _area(*step.new(source)):
+                    write(source, finished.get(source), *step.new(source))
             if self.release:
-                forward.tapes.pop((i, j), None)
-                forward.carries.pop((i, j), None)
-            pending_above[j], pending_left = reverse_step(
-                step, tape, forward.weights, wants, (pending_above[j], pending_left), sink_grads, write, self.weight_grads
-            )
-            del tape
+                forward.forget(i, j)
+            computed.pop((i, j), None)
             done()
 
 
-def reverse_step(
-    step: Step,
-    tape: Tape,
-    weights: Sequence[Any],
-    wants: Sequence[Wants],
-    pending: tuple[Blocks, Blocks],
-    sink_grads: SinkGrads,
-    write: Write,
-    weight_grads: list[Tensor | None],
-) -> tuple[Blocks, Blocks]:
-    """The reverse pass of one step.
-
-    Parameters
-    ----------
-    pending
-        Gradients of what the steps below and to the right took over from this one.
-    sink_grads, write
-        As in `Backward.run`.
-    weight_grads
-        Sums of the weights' gradients, which this step adds to.
-
-    Returns
-    -------
-    tuple
-        Gradients of what this step took over from the steps above and to the left.
-    """
-    count = len(step.program.values)
-    sunk = {value for value, _ in step.program.sinks}
-    grads: Blocks = [None] * count
-    to_above: Blocks = [None] * count
-    to_left: Blocks = [None] * count
-    for value in reversed(range(count)):
-        source = value < step.first
-        info = tape.blocks[value]
-        # a source that is itself gathered has a gradient even where nothing in this pass reads it
-        if info is None or not (value in sunk or _asked(step.program, wants, value) if source else wants[value - step.first]):
-            continue
-        (r0, _), (c0, _) = step.block(value)
-        rows, cols = step.new(value)
-        fresh = (rows[0] - r0, rows[1] - r0), (cols[0] - c0, cols[1] - c0)
-        _accumulate(grads, value, pending[0][value], step.below(value), info)
-        _accumulate(grads, value, pending[1][value], step.right(value), info)
-        if value in sunk and rows[0] < rows[1] and cols[0] < cols[1]:
-            _accumulate(grads, value, sink_grads(value, rows, cols), fresh, info, owned=False)
-        grad, grads[value] = grads[value], None
-        if grad is None:
-            if source and rows[0] < rows[1] and cols[0] < cols[1]:
-                write(value, None, rows, cols)
-            continue
-        to_above[value] = _copy(_part(grad, (0, fresh[0][0]), fresh[1]))
-        to_left[value] = _copy(_part(grad, (0, info[0][2]), (0, fresh[1][0])))
-        new = _part(grad, *fresh)
-        del grad
-        if new is not None and source:
-            write(value, new, rows, cols)
-        elif new is not None:
-            _reverse_node(step, value, new, tape, weights, wants[value - step.first], grads, weight_grads)
-    return to_above, to_left
+def _given(grads: Mapping[int, Tensor | None], value: int, rows: Span, cols: Span) -> Tensor | None:
+    return grads.get(value)
 
 
-def _asked(program: Program, wants: Sequence[Wants], source: int) -> bool:
-    """Whether the gradient of a source is wanted."""
-    read = zip(program.nodes, wants, strict=True)
-    return any(asked for node, want in read for value, asked in zip(node.inputs, want.inputs, strict=True) if value == source)
+def _gather(pieces: _Pieces, value: int, piece: Tensor | None, rows: Span, cols: Span) -> None:
+    pieces.append((value, piece))
 
 
-def _reverse_node(
-    step: Step,
-    value: int,
-    grad: Tensor,
-    tape: Tape,
-    weights: Sequence[Any],
-    wants: Wants,
-    grads: Blocks,
-    weight_grads: list[Tensor | None],
-) -> None:
-    """Through one operation: gradients of its inputs' blocks and of its weights."""
-    node, piece = step.program.nodes[value - step.first], step.piece(value)
-    if piece is None:
-        raise AssertionError("a node without a piece has no gradient")
-    saved = tape.saved[value - step.first]
-    found_inputs, found_weights = step.program.op(value).vjp(grad, saved, [weights[w] for w in node.weights], piece, wants)
-    for source, found, asked in zip(node.inputs, found_inputs, wants.inputs, strict=True):
-        info = tape.blocks[source]
-        if asked and found is not None and info is not None:
-            _accumulate(grads, source, found, step.need(value, source, piece), info)
-    for weight, found in zip(node.weights, found_weights, strict=True):
-        if found is not None:
-            total = weight_grads[weight]
-            # sums over many steps would lose digits in half precision
-            found = found.to(torch.promote_types(weights[weight].dtype, torch.float32))
-            weight_grads[weight] = found if total is None else total.add_(found)
-
-
-def _accumulate(
-    grads: Blocks,
-    value: int,
-    part: Tensor | None,
-    where: tuple[Span, Span],
-    block: tuple[torch.Size, torch.dtype],
-    owned: bool = True,
-) -> None:
-    """Add the gradient of a part to that of its block."""
-    if part is None or part.numel() == 0:
-        return
-    shape, dtype = block
-    total = grads[value]
-    if total is None:
-        if owned and part.shape == shape and part.dtype == dtype:
-            grads[value] = part
-            return
-        total = torch.empty(shape, dtype=dtype, device=part.device, memory_format=layout(part)).zero_()
-        grads[value] = total
-    (r0, r1), (c0, c1) = where
-    total[:, :, r0:r1, c0:c1] += part
+def _area(rows: Span, cols: Span) -> int:
+    return (rows[1] - rows[0]) * (cols[1] - cols[0])

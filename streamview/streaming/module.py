@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, fx, nn
 
 from streamview.errors import NotStreamableError, RegionError
+from streamview.streaming.calibration import measure
 from streamview.streaming.capture import capture, refuse_hooks
-from streamview.streaming.execute import Span
-from streamview.streaming.graph import Graph, Key, Sink, bind, demands
-from streamview.streaming.ops import OtherChannels, Statistic
-from streamview.streaming.plan import make_plan, parse_bytes, return_freed_blocks
+from streamview.streaming.graph import Bound, Demands, Graph, Key, Sink, bind, demands
+from streamview.streaming.memory import free_memory, parse_bytes, return_freed_blocks
+from streamview.streaming.ops import OtherChannels, Size, Statistic
+from streamview.streaming.plan import Plan, make_plan
 from streamview.streaming.run import Run
+from streamview.streaming.shortage import persist
+from streamview.streaming.step import Span
 from streamview.streaming.trace import Split
 
 __all__ = ["Streamed", "stream"]
+
+_Result = TypeVar("_Result")
 
 
 def stream(
@@ -96,11 +101,12 @@ class Streamed(nn.Module):
         if memory is not None:
             return_freed_blocks()
         self._captured: tuple[Any, Graph] | None = None
+        self._planned: tuple[Any, Plan] | None = None
         self.graph()
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the captured graph, which refers to this very network: a copy captures its own."""
-        return {**self.__dict__, "_captured": None}
+        return {**self.__dict__, "_captured": None, "_planned": None}
 
     def graph(self, channels: int | None = None) -> Graph:
         """The captured network in its present mode, for an image of so many channels.
@@ -140,17 +146,24 @@ class Streamed(nn.Module):
         weights = [weight.read() for weight in graph.weights]
         _refuse_transforms((image, *weights))
         between = [p for bridge in graph.bridges for p in bridge.module.parameters()]
-        asked = [t for t in (image, *weights, *between) if t.requires_grad]
-        differentiable = torch.is_grad_enabled() and bool(asked)
-        needs = demands(graph, image.requires_grad, [w.requires_grad for w in weights]) if differentiable else None
+        needs = _demands(graph, image.requires_grad, weights, between)
+        differentiable = needs is not None
         bound = bind(graph, (image.shape[2], image.shape[3]))
-        plan = make_plan(bound, image.shape[0], image.dtype, needs, weights, memory=self._memory, tile=self._tile, barriers=self._barriers)
+        plan = self._plan(bound, image.shape[0], image.dtype, needs, weights)
         kind = image.device.type
         autocast = (kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind))
         guards = [t for m in graph.modules.values() for t in (*m.parameters(), *m.buffers())]
-        run = Run(bound, plan, [w.detach() for w in weights], needs)
+        images, dtype, values = image.shape[0], image.dtype, [w.detach() for w in weights]
+        barriers = "spilled" if self._barriers == "auto" and plan.barriers == "kept" else plan.barriers
+
+        def replan(tile: Size) -> Plan:
+            return make_plan(bound, images, dtype, needs, values, tile=tile, barriers=barriers)
+
+        def begin(plan: Plan) -> Run:
+            return Run(bound, plan, values, needs)
+
         keys = [key for key in graph.head.takes if not isinstance(key, Sink) or key.kind != "shape"]
-        call = _Call(run, keys, between, autocast, guards)
+        call = _Call(begin(plan), keys, between, autocast, guards, begin, replan)
         if differentiable:
             found = _StreamedBody.apply(call, image, *weights, *between)  # type: ignore[no-untyped-call]
         else:
@@ -163,6 +176,62 @@ class Streamed(nn.Module):
             else:
                 arguments.append(self.cut(results[key]) if isinstance(key, Sink) else results[key])
         return graph.head.module(*arguments)
+
+    def plan(self, shape: tuple[int, int, int, int], *, image_gradient: bool = True, seconds: bool = True) -> Plan:
+        """Say how a call will run, before it does.
+
+        Parameters
+        ----------
+        shape
+            Of the image, (N, C, H, W).
+        image_gradient
+            Whether the image's gradient will be asked for; those of weights are if they require it. Within ``torch.no_grad()`` the
+            plan is that of a forward pass alone.
+        seconds
+            Whether to time a sample, which takes as long as 1/2 megapixel does twice.
+
+        Returns
+        -------
+        Plan
+
+        Raises
+        ------
+        MemoryBudgetError
+            When no step fits the budget; the message names the least that would do.
+        RegionError
+            When the image is too small for the network, or has the wrong number of channels.
+        """
+        graph = self._graph_of(shape[1])
+        weights = [weight.read() for weight in graph.weights]
+        between = [p for bridge in graph.bridges for p in bridge.module.parameters()]
+        needs = _demands(graph, image_gradient, weights, between)
+        bound = bind(graph, (shape[2], shape[3]))
+        dtype = next((w.dtype for w in weights if w.is_floating_point()), torch.float32)
+        plan = self._plan(bound, shape[0], dtype, needs, weights, forecast=True)
+        if not seconds:
+            return plan
+        values = [w.detach() for w in weights]
+        return replace(plan, seconds=sum(measure(bound, plan, needs, values, shape[0], dtype).seconds(plan, (shape[2], shape[3]))))
+
+    def _plan(
+        self, bound: Bound, images: int, dtype: torch.dtype, needs: Demands | None, weights: Sequence[Tensor], forecast: bool = False
+    ) -> Plan:
+        """The plan of a call; the last one is used again while it is that of the same call and fits."""
+        key = (bound.graph, bound.sizes[0], images, dtype, needs, forecast)
+        if self._planned is None or self._planned[0] != key or (self._memory is None and self._planned[1].peak_bytes > free_memory() // 2):
+            made = make_plan(
+                bound,
+                images,
+                dtype,
+                needs,
+                weights,
+                memory=self._memory,
+                tile=self._tile,
+                barriers=self._barriers,
+                forecast=forecast,
+            )
+            self._planned = key, made
+        return self._planned[1]
 
     def write(
         self,
@@ -225,6 +294,13 @@ class Streamed(nn.Module):
             raise RegionError(f"image of {channels} channels: the network takes {self.graph().channels[0]}") from None
         refuse_hooks(self.module, graph)
         return graph
+
+
+def _demands(graph: Graph, image: bool, weights: Sequence[Tensor], between: Sequence[Tensor]) -> Demands | None:
+    """What a reverse pass will be asked for; None if there will be none."""
+    if not torch.is_grad_enabled() or not (image or any(t.requires_grad for t in (*weights, *between))):
+        return None
+    return demands(graph, image, [w.requires_grad for w in weights])
 
 
 def _attributes(module: nn.Module) -> tuple[Any, ...]:
@@ -294,22 +370,42 @@ class _Call:
     between: Sequence[Tensor]
     autocast: tuple[str, torch.dtype, bool]
     guards: Sequence[Tensor]
+    begin: Callable[[Plan], Run]
+    replan: Callable[[Size], Plan]
 
     def forward(self, image: Tensor) -> list[Tensor]:
-        self.run.forward(_reader(image))
+        def attempt(plan: Plan) -> None:
+            if plan is not self.run.plan:
+                self.run = self.begin(plan)
+            self.run.forward(_reader(image))
+
+        self._persist(attempt, image)
         return [self.run.tensors[key] for key in self.keys]
 
     def backward(self, image: Tensor, grads: Sequence[Tensor | None], image_wanted: bool) -> list[Tensor | None]:
+        device, dtype, enabled = self.autocast
+
+        def attempt(plan: Plan) -> list[Tensor | None]:
+            with torch.no_grad(), torch.autocast(device, dtype, enabled):
+                if plan is not self.run.plan:
+                    self.run = self.begin(plan)
+                    self.run.forward(_reader(image))
+                return self._reverse(image, grads, image_wanted)
+
+        return self._persist(attempt, image)
+
+    def _persist(self, attempt: Callable[[Plan], _Result], image: Tensor) -> _Result:
+        return persist(attempt, self.run.plan, self.replan, (image.shape[2], image.shape[3]), image.device)
+
+    def _reverse(self, image: Tensor, grads: Sequence[Tensor | None], image_wanted: bool) -> list[Tensor | None]:
         found = torch.zeros_like(image) if image_wanted else None
 
         def write(part: Tensor | None, rows: tuple[int, int], cols: tuple[int, int]) -> None:
             if found is not None and part is not None:
                 found[:, :, rows[0] : rows[1], cols[0] : cols[1]] = part
 
-        device, dtype, enabled = self.autocast
         given = dict(zip(self.keys, grads, strict=True))
-        with torch.no_grad(), torch.autocast(device, dtype, enabled):
-            operands, between = self.run.backward(_reader(image), given, write if image_wanted else None, self.between)
+        operands, between = self.run.backward(_reader(image), given, write if image_wanted else None, self.between)
         summed = [
             None if grad is None else grad.to(value.dtype)
             for grad, value, operand in zip(operands, self.run.operands, self.run.bound.graph.operands, strict=True)

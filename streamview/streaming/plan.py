@@ -1,64 +1,28 @@
-"""What a call will cost before it runs: the shape of the steps, what is kept, predicted peak bytes and operations.
-
-The peak is not guessed from formulas: the very code of a step runs on torch's ``meta`` device, which computes shapes alone, under
-a mode that follows every allocation.
-"""
+"""What a call will cost before it runs: the shape of the steps, what is kept, predicted peak bytes, operations and time."""
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
-import gc
-import os
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
-from torch.utils._pytree import tree_leaves
 
 from streamview.errors import MemoryBudgetError
-from streamview.streaming.execute import Carry, Grid, Step, build_grid, reverse_step, run_step, wanted
+from streamview.streaming.costs import Batch, PassCosts, Totals, largest_block, pass_costs, totals
 from streamview.streaming.graph import Bound, Demands, Graph, Program
-from streamview.streaming.ops import Size, Statistic, Wants
-from streamview.streaming.schedule import AxisSchedule
+from streamview.streaming.memory import format_bytes, free_memory
+from streamview.streaming.ops import Size, Statistic
+from streamview.streaming.step import build_grid, wanted
 
-__all__ = ["PassPlan", "Plan", "format_bytes", "free_memory", "make_plan", "parse_bytes", "return_freed_blocks"]
+__all__ = ["PassPlan", "Plan", "make_plan"]
 
-_UNITS = {"": 1, "B": 1, "KB": 2**10, "MB": 2**20, "GB": 2**30, "TB": 2**40}
 _STRIP_ROWS = (256, 128, 64, 32, 16, 8)
-_M_MMAP_THRESHOLD = -3  # of glibc's malloc.h
+_TILE_ROWS = (512, 256, 128, 64)
+_TILE_COLUMNS = 256  # the least
+_BEST = 17.5  # log2 of the px of a step that stays in the processor's caches and still fills its threads
 _ELEMENTS = 2**31  # several of torch's kernels fail beyond
-
-
-def parse_bytes(text: str | int) -> int:
-    """Bytes of ``"2GB"``, ``"512 MB"`` or a plain number; GB = 2^30.
-
-    Raises
-    ------
-    MemoryBudgetError
-        When it is not a positive amount.
-    """
-    compact = str(text).upper().replace(" ", "").replace("IB", "B")
-    number = compact.rstrip("KMGTB")
-    try:
-        amount = int(float(number) * _UNITS[compact[len(number) :]])
-    except (ValueError, KeyError, OverflowError):
-        amount = 0
-    if amount <= 0:
-        raise MemoryBudgetError(f"memory {text!r}: expected an amount such as 2GB or 500MB")
-    return amount
-
-
-def format_bytes(amount: float) -> str:
-    """Bytes for people: ``"1.9 GB"``."""
-    for unit in ("TB", "GB", "MB", "KB"):
-        if amount >= _UNITS[unit]:
-            return f"{amount / _UNITS[unit]:.{0 if unit in ('KB', 'MB') else 1}f} {unit}"
-    return f"{amount:.0f} B"
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,13 +37,20 @@ class PassPlan:
         Number of steps.
     tapes
         How many of them keep what their reverse pass needs, which saves computing them again.
+    segment
+        The others are computed again in segments of so many rows of steps, each from what its first row took over; 0: every step
+        from what it took over itself.
+    spill
+        Whether what they are computed from is kept in a file.
     again
         Whether the reverse pass first runs the whole pass again, so that nothing of it is remembered in between.
     """
 
     tile: Size
     steps: int
-    tapes: int
+    tapes: int = 0
+    segment: int = 0
+    spill: bool = False
     again: bool = False
 
 
@@ -96,11 +67,24 @@ class Plan:
         ``"regenerated"`` from the image.
     peak_bytes
         Predicted growth of memory over the call, without the image and its gradient.
+    keeps
+        What a tape holds: ``"nothing"`` (no gradient is wanted), ``"bits"`` (of a network that is linear piece by piece, for the
+        image's gradient) or ``"maps"``.
+    operations
+        Floating point operations of convolutions and matrix products, forward and in reverse.
+    overhead
+        The same relative to conventional autograd, which computes nothing twice.
+    seconds
+        Predicted time on this machine; None where it was not asked for.
     """
 
     passes: tuple[PassPlan, ...]
     barriers: str
-    peak_bytes: int
+    peak_bytes: int = 0
+    keeps: str = "nothing"
+    operations: int = 0
+    overhead: float = 1.0
+    seconds: float | None = None
 
     @property
     def tile(self) -> Size:
@@ -121,28 +105,18 @@ class Plan:
         """The graph's values that are stored between passes."""
         return graph.crossing if self.barriers in ("kept", "spilled") else []
 
-
-def return_freed_blocks() -> None:
-    """Have glibc give back what was freed so far, and from now on freed blocks of a megabyte and more at once.
-
-    By default it keeps blocks of up to 32 MB and lets them fragment: a run then grows by up to three times what it uses, and no
-    budget can be kept; what earlier work of the process left would count against the budget too. Costs the page faults of fresh
-    memory. Does nothing with other allocators.
-    """
-    with contextlib.suppress(OSError, AttributeError):
-        libc = ctypes.CDLL("libc.so.6")
-        libc.mallopt(_M_MMAP_THRESHOLD, 2**20)
-        gc.collect()
-        libc.malloc_trim(0)
-
-
-def free_memory() -> int:
-    """Bytes of memory that the machine has available."""
-    try:
-        with open("/proc/meminfo") as info:
-            return next(int(line.split()[1]) * 1024 for line in info if line.startswith("MemAvailable"))
-    except (OSError, StopIteration):
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    def __str__(self) -> str:
+        """One line for people."""
+        rows, cols = self.tile
+        said = f"{self.steps} steps of {rows} x {cols} px"
+        if len(self.passes) > 1:
+            said += f" in {len(self.passes)} passes, maps between them {self.barriers}"
+        if self.keeps != "nothing":
+            kept = {"bits": "bits in place of maps", "maps": "maps"}[self.keeps]
+            again = "nothing is" if self.tapes == self.steps else f"{self.steps - self.tapes} are"
+            said += f", {kept} kept of {self.tapes}, {again} computed again"
+        said += f": peak memory {format_bytes(self.peak_bytes)}, {self.overhead:.3f} of conventional operations"
+        return said
 
 
 def make_plan(
@@ -156,6 +130,8 @@ def make_plan(
     tile: Size | None = None,
     barriers: str = "auto",
     held: bool = True,
+    gathered: torch.dtype | None = None,
+    forecast: bool = True,
 ) -> Plan:
     """Choose the steps for an image.
 
@@ -172,16 +148,20 @@ def make_plan(
     memory
         Bytes by which the call may grow; default half of what the machine has free.
     tile
-        Rows and columns of a step in px of the image, instead of choosing them.
+        Rows and columns of a step in px of the image, instead of choosing them; without `memory` no step keeps a tape.
     barriers
         ``"kept"``, ``"spilled"`` or ``"regenerated"`` (see `Plan`); ``"auto"``: the first of them that fits.
     held
         Whether maps for the head are assembled.
+    gathered
+        Type in which they are, and what is computed of whole maps, if not `dtype`.
+    forecast
+        Whether the plan of a given `tile` without `memory` says what it takes.
 
     Returns
     -------
     Plan
-        Of those that fit, the one of the widest strips with as many kept tapes as fit.
+        Of those that fit, the one of the least work.
 
     Raises
     ------
@@ -196,14 +176,19 @@ def make_plan(
         ways = ("kept", "spilled", "regenerated") if barriers == "auto" else (barriers,)
     least = None
     for way in ways:
-        costs = _Costs(bound, images, dtype, needs, weights, way, held)
+        planner = _Planner(bound, images, dtype, needs, weights, way, held, gathered)
         if tile is not None and (memory is None or len(ways) == 1):
-            return costs.plan(tile, budget if memory is not None else None)
-        for candidate in [tile] if tile is not None else _candidates(height, width):
-            plan = costs.plan(candidate, budget)
-            if plan.peak_bytes <= budget:
-                return plan
+            return planner.plan(tile, budget) if memory is not None else planner.bare(tile, forecast)
+        best, best_work = None, float("inf")
+        for candidate, work in [(tile, 1.0)] if tile is not None else _candidates(height, width):
+            if work >= best_work:
+                break  # the rest are smaller still
+            plan = planner.plan(candidate, budget)
+            if plan.peak_bytes <= budget and work * plan.overhead < best_work:
+                best, best_work = plan, work * plan.overhead
             least = plan if least is None or plan.peak_bytes < least.peak_bytes else least
+        if best is not None:
+            return best
     if least is None:
         raise AssertionError("there is always a candidate")
     raise MemoryBudgetError(
@@ -212,72 +197,115 @@ def make_plan(
     )
 
 
-def _candidates(height: int, width: int) -> list[Size]:
-    """Shapes of a step, the best first: full strips, then tiles."""
-    found = [(rows, width) for rows in _STRIP_ROWS if rows <= max(height, _STRIP_ROWS[-1])]
+def _candidates(height: int, width: int) -> list[tuple[Size, float]]:
+    """Shapes of a step, strips and tiles, with the work that they cost relative to large ones, the least first."""
+    shapes = [(rows, width) for rows in _STRIP_ROWS]
     columns = width
-    while columns > 256:
+    while columns > _TILE_COLUMNS:
         columns = -(-columns // 2)
-        found += [(rows, columns) for rows in (512, 256, 128, 64) if rows <= max(height, 64)]
-    return found
+        shapes += [(rows, columns) for rows in _TILE_ROWS]
+    found = [(shape, _work(shape, width)) for shape in shapes if shape[0] <= max(height, _STRIP_ROWS[-1])]
+    return sorted(found, key=lambda candidate: candidate[1])
 
 
-class _Costs:
-    """What plans of one way with barriers cost."""
+def _work(tile: Size, width: int) -> float:
+    """Time of steps of this shape relative to large ones: measured on networks of 18 to 22 layers (`benchmarks.steps`)."""
+    away = abs(math.log2(tile[0] * min(tile[1], width)) - _BEST)
+    return 1 + 0.02 * away + 2 / tile[0] + (0 if tile[1] >= width else 20 / tile[1])
+
+
+class _Planner:
+    """Plans of one way with barriers."""
 
     def __init__(
-        self, bound: Bound, images: int, dtype: torch.dtype, needs: Demands | None, weights: Sequence[Tensor], way: str, held: bool
+        self,
+        bound: Bound,
+        images: int,
+        dtype: torch.dtype,
+        needs: Demands | None,
+        weights: Sequence[Tensor],
+        way: str,
+        held: bool,
+        gathered: torch.dtype | None,
     ) -> None:
         self.bound, self.images, self.dtype, self.needs, self.way = bound, images, dtype, needs, way
         graph = bound.graph
+        self.gathered = gathered or dtype
         self.maps = [sink.value for sink in graph.sinks if sink.kind == "map"] if held else []
-        self.stored = Plan((), way, 0).stored(graph)
+        self.stored = Plan((), way).stored(graph)
         self.programs = [bound.program(phase, self.stored) for phase in range(graph.passes)]
         self.trained = sum(w.nbytes for w in weights) if needs is not None and any(needs.operands) else 0
         given = iter(weights)
         self.blank = [
-            torch.empty([n or images for n in o.shape], dtype=dtype, device="meta") if isinstance(o, Statistic)
+            torch.empty([n or images for n in o.shape], dtype=self.gathered, device="meta") if isinstance(o, Statistic)
             else torch.empty_like(next(given), device="meta")
             for o in graph.operands
         ]  # fmt: skip
-        self.wants = [None if needs is None else wanted(p, needs.values, needs.operands) for p in self.programs]
+        self.batches = [self._batch(program) for program in self.programs]
+        self._totals: tuple[list[Totals], int] | None = None
+
+    def _batch(self, program: Program) -> Batch:
+        wants = None if self.needs is None else wanted(program, self.needs.values, self.needs.operands)
+        return Batch(self.images, self.dtype, self.blank, wants)
+
+    def totals(self) -> tuple[list[Totals], int]:
+        """The costs of each pass as a whole, and the operations of conventional autograd."""
+        if self._totals is None:
+            found = [totals(program, batch) for program, batch in zip(self.programs, self.batches, strict=True)]
+            once = found
+            if self.way == "regenerated":
+                graph = self.bound.graph
+                plain = [self.bound.program(phase, graph.crossing) for phase in range(graph.passes)]
+                once = [totals(program, self._batch(program)) for program in plain]
+            self._totals = found, sum(t.forward + t.reverse for t in once)
+        return self._totals
+
+    def bare(self, tile: Size, forecast: bool) -> Plan:
+        """One shape of the steps without tapes, every step remembered by what it took over."""
+        if forecast:
+            return self.plan(tile, None)
+        tiles = [self._scaled(tile, program) for program in self.programs]
+        grids = [build_grid(program, scaled) for program, scaled in zip(self.programs, tiles, strict=True)]
+        again = self.way == "regenerated"
+        return Plan(tuple(PassPlan(t, g.rows.steps * g.cols.steps, again=again) for t, g in zip(tiles, grids, strict=True)), self.way)
 
     def plan(self, tile: Size, budget: int | None) -> Plan:
-        """The cost of one shape of the steps, with as many tapes as the budget allows (none without a budget)."""
-        grids = [build_grid(program, self._scaled(tile, program)) for program in self.programs]
+        """One shape of the steps, with as many tapes as the budget allows; without a budget as `bare`."""
         tiles = [self._scaled(tile, program) for program in self.programs]
+        grids = [build_grid(program, scaled) for program, scaled in zip(self.programs, tiles, strict=True)]
         counts = [grid.rows.steps * grid.cols.steps for grid in grids]
-        sinks = sum(map(self._bytes, self.maps)) * (2 if self.needs else 1)
         # passes from the image grow and grow: they are run again one by one rather than remembered all at once
         again = self.way == "regenerated"
-        lean = tuple(PassPlan(t, n, 0, again) for t, n in zip(tiles, counts, strict=True))
-        if budget is None:
-            return Plan(lean, self.way, sinks + self._held_bytes(0))
-        costs = [
-            _step_cost(program, grid, self.images, self.dtype, wants, self.blank)
-            for program, grid, wants in zip(self.programs, grids, self.wants, strict=True)
-        ]
-        largest = max(
-            self.images * c * _longest(grid.rows, v) * _longest(grid.cols, v)
-            for program, grid in zip(self.programs, grids, strict=True)
-            for v, c in enumerate(program.channels)
-        )
-        peaks = [cost.peak + self._held_bytes(phase) for phase, cost in enumerate(costs)]
-        if largest >= _ELEMENTS:
-            peaks.append(budget + 1)
+        wholes, conventional = self.totals()
+        costs = [pass_costs(*of) for of in zip(self.programs, grids, self.batches, strict=True)]
+        sinks = sum(self._bytes(value, self.gathered) for value in self.maps) * (2 if self.needs else 1)
+        largest = max(largest_block(program, grid, self.images) for program, grid in zip(self.programs, grids, strict=True))
+        too_large = budget + 1 if budget is not None and largest >= _ELEMENTS else 0
+        peaks = [cost.peak + max(cost.states) * (2 if self.needs else 1) + self._held_bytes(p) for p, cost in enumerate(costs)]
+        operations = sum(whole.forward + whole.reverse for whole in wholes)
         if self.needs is None:
-            return Plan(lean, self.way, sinks + max(peaks))
-        carries = [n * cost.carry for n, cost in zip(counts, costs, strict=True)]
-        fixed = sinks + self.trained + (0 if again else max(peaks) + sum(carries))
-        total = fixed
+            lean = tuple(PassPlan(t, n, again=again) for t, n in zip(tiles, counts, strict=True))
+            peak = max(sinks + max(peaks), too_large)
+            return Plan(lean, self.way, peak, "nothing", operations, operations / max(conventional, 1))
+        fixed = sinks + self.trained + (0 if again else max(peaks))
+        options = [
+            [option for option in _options(grid.rows.steps, grid.cols.steps, cost, whole) if budget is not None or not option.segment]
+            for grid, cost, whole in zip(grids, costs, wholes, strict=True)
+        ]
+        least = [min(option.bytes(0) for option in found) for found in options]
+        taken = 0
         passes: list[PassPlan] = []
-        for t, n, cost, peak, carry in reversed(list(zip(tiles, counts, costs, peaks, carries, strict=False))):
-            extra = cost.tape - cost.carry
-            used = fixed + peak + carry if again else total
-            tapes = n if extra <= 0 else min(n, max((budget - used) // extra, 0))
-            total = max(total, used + tapes * extra)
-            passes.insert(0, PassPlan(t, n, tapes, again))
-        return Plan(tuple(passes), self.way, max(total, sinks + max(peaks)))
+        totalled = fixed
+        for p in reversed(range(len(options))):
+            others = fixed + peaks[p] if again else fixed + taken + sum(least[:p])
+            tapes, option = _chosen(options[p], 0 if budget is None else budget - others)
+            taken += option.bytes(tapes)
+            totalled = max(totalled, others + option.bytes(tapes)) if again else fixed + taken
+            passes.insert(0, PassPlan(tiles[p], counts[p], tapes, option.segment, option.spill, again))
+            operations += round(wholes[p].forward * ((counts[p] - tapes) / counts[p] + again))
+        keeps = "maps" if any(whole.maps for whole in wholes) else "bits"
+        peak = max(totalled, sinks + max(peaks), too_large)
+        return Plan(tuple(passes), self.way, peak, keeps, operations, operations / max(conventional, 1))
 
     def _scaled(self, tile: Size, program: Program) -> Size:
         """A step of the first pass for a later one: the same share of the columns, and as many rows as hold as much."""
@@ -291,9 +319,9 @@ class _Costs:
         largest = max(c * h * w for c, (h, w) in zip(program.channels, sizes, strict=True))
         return largest / max(h for h, _ in program.sources)
 
-    def _bytes(self, value: int) -> int:
+    def _bytes(self, value: int, dtype: torch.dtype | None = None) -> int:
         height, width = self.bound.sizes[value]
-        return self.images * self.bound.graph.channels[value] * height * width * self.dtype.itemsize
+        return self.images * self.bound.graph.channels[value] * height * width * (dtype or self.dtype).itemsize
 
     def _held_bytes(self, phase: int) -> int:
         """Bytes of maps between passes that are in memory during a pass, and of their gradients."""
@@ -306,88 +334,49 @@ class _Costs:
         return sum(map(self._bytes, held)) + sum(map(self._bytes, during)) + (self._bytes(0) if image else 0)
 
 
-def _longest(axis: AxisSchedule, value: int) -> int:
-    """Most elements of a value along one axis that a step has at hand."""
-    return max(stop - start for start, stop in (axis.block(value, step) for step in range(axis.steps)))
-
-
 @dataclass(frozen=True, slots=True)
-class _StepCost:
-    """Bytes of an inner step: the peak over its forward and reverse passes, its carry, its tape."""
+class _Option:
+    """One way to remember a pass, in bytes: of every step with a tape, of every other step, and once if there are others."""
 
-    peak: int
-    carry: int
-    tape: int
+    segment: int
+    spill: bool
+    steps: int
+    tape: float
+    other: float
+    once: float
 
+    def bytes(self, tapes: int) -> int:
+        """What it takes with so many tapes."""
+        return round(tapes * self.tape + (self.steps - tapes) * self.other + (self.once if tapes < self.steps else 0))
 
-def _step_cost(
-    program: Program, grid: Grid, images: int, dtype: torch.dtype, wants: Sequence[Wants] | None, blank: Sequence[Tensor]
-) -> _StepCost:
-    """Run a few inner steps on the meta device."""
-    middle, j = grid.rows.steps // 2, grid.cols.steps // 2
-    peak, carries, tapes = 0, [], []
-    steps = range(middle, min(middle + _CYCLE, grid.rows.steps))
-
-    def empty(value: int, rows: int, cols: int) -> Tensor:
-        size = (images, program.channels[value], rows, cols)
-        return torch.empty(size, dtype=dtype, device="meta", memory_format=torch.channels_last)
-
-    for i in steps:
-        step = Step(program, grid, i, j)
-        above, left, below, right = ([_blank(step, v, side, empty) for v in range(len(program.channels))] for side in _SIDES)
-        carries.append(sum(t.nbytes for t in (*above, *left) if t is not None))
-        # outside of the caller's modes, which would count these operations as real
-        with _disable_current_modes(), torch.no_grad(), _Meter() as meter:
-            parts = [empty(v, r1 - r0, c1 - c0) for v in range(step.first) for (r0, r1), (c0, c1) in [step.new(v)]]
-            made = run_step(step, parts, Carry(above, left), blank, None, None)
-            del made
-            if wants is not None:
-                tape = run_step(step, parts, Carry(above, left), blank, wants, None)[2]
-                del parts
-                tapes.append(meter.live())
-                if tape is not None:
-                    reverse_step(step, tape, blank, wants, (below, right), lambda *_: None, _ignore, [None] * len(blank))
-        peak = max(peak, meter.peak)
-    return _StepCost(peak, sum(carries) // len(steps), sum(tapes) // len(steps) if tapes else 0)
+    def most(self, room: int) -> int:
+        """The most tapes that fit; 0 if nothing does."""
+        if self.bytes(self.steps) <= room:
+            return self.steps
+        if self.tape <= self.other:
+            return 0
+        return max(min(int((room - self.bytes(0)) / (self.tape - self.other)), self.steps - 1), 0)
 
 
-_SIDES = ("above", "left", "below", "right")
-_CYCLE = 4
+def _options(rows: int, columns: int, cost: PassCosts, whole: Totals) -> Iterator[_Option]:
+    """The ways to remember a pass of so many rows and columns of steps."""
+    steps = rows * columns
+    carries = (sum(cost.states) + cost.left) / steps
+    # a tape that holds maps holds what was taken over of them too
+    tape = whole.tapes / steps + (carries if whole.maps else 0)
+    yield _Option(0, False, steps, tape, carries, 0)
+    segment = 1 if columns > 1 else 2
+    while segment < rows:
+        starts = cost.states[::segment]
+        # a segment that is computed again is at hand as a whole, and so is what it hands down
+        once = segment * columns * tape + max(cost.states)
+        yield _Option(segment, False, steps, tape, sum(starts) / steps, once)
+        yield _Option(segment, True, steps, tape, 0, once + max(starts))
+        segment *= 2
 
 
-def _ignore(source: int, grad: Tensor | None, rows: tuple[int, int], cols: tuple[int, int]) -> None:
-    """Take a finished gradient and forget it."""
-
-
-def _blank(step: Step, value: int, side: str, empty: Callable[[int, int, int], Tensor]) -> Tensor | None:
-    """What a step exchanges with its neighbour on one side, without memory."""
-    (r0, r1), (c0, c1) = step.block(value)
-    (n0, _), (m0, _) = step.new(value)
-    if side in ("below", "right"):
-        (r0, r1), (c0, c1) = step.below(value) if side == "below" else step.right(value)
-    else:
-        r1, c0, c1 = (n0, m0, c1) if side == "above" else (r1, c0, m0)
-    return None if r0 >= r1 or c0 >= c1 else empty(value, r1 - r0, c1 - c0)
-
-
-class _Meter(TorchDispatchMode):
-    """Follows the bytes of all storages that operations allocate."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.peak = 0
-        self._live: dict[StorageWeakRef, int] = {}
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = function(*args, **(kwargs or {}))
-        for tensor in tree_leaves(out):
-            if isinstance(tensor, Tensor):
-                storage = tensor.untyped_storage()
-                self._live.setdefault(StorageWeakRef(storage), storage.nbytes())
-        self.peak = max(self.peak, self.live())
-        return out
-
-    def live(self) -> int:
-        """Bytes alive now."""
-        self._live = {ref: size for ref, size in self._live.items() if not ref.expired()}
-        return sum(self._live.values())
+def _chosen(options: Sequence[_Option], room: int) -> tuple[int, _Option]:
+    """How many tapes are kept, and how the other steps are remembered; in a file only where memory alone does not do."""
+    found = [(option.most(room), option) for option in options]
+    held = [(tapes, option) for tapes, option in found if not option.spill and option.bytes(tapes) <= room]
+    return max(held or found, key=lambda pair: (pair[0], -pair[1].bytes(pair[0])))

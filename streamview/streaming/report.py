@@ -6,10 +6,12 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from streamview.streaming.calibration import format_seconds
+from streamview.streaming.memory import format_bytes
 from streamview.streaming.ops import Size
-from streamview.streaming.plan import format_bytes
+from streamview.streaming.plan import Plan
 
-__all__ = ["Barrier", "Cut", "Refusal", "Sides", "Streamability"]
+__all__ = ["Barrier", "Cut", "Outlook", "Refusal", "Sides", "Streamability"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +76,34 @@ class Refusal:
 
     layer: str
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Outlook:
+    """What a square image will take on this machine, in float32 and by default at most half of its free memory.
+
+    Parameters
+    ----------
+    side
+        In px.
+    prediction, saliency
+        How a forward pass, and one with the gradient of the image, will run; None where not even the smallest steps fit.
+    """
+
+    side: int
+    prediction: Plan | None
+    saliency: Plan | None
+
+    def __str__(self) -> str:
+        parts = []
+        for task, plan in (("prediction", self.prediction), ("saliency", self.saliency)):
+            if plan is None:
+                parts.append(f"{task} does not fit")
+                continue
+            duration = "" if plan.seconds is None else f", about {format_seconds(plan.seconds)}"
+            again = f", {plan.overhead:.2f} of conventional operations" if plan.overhead > 1.005 else ""
+            parts.append(f"{task} {format_bytes(plan.peak_bytes)}{duration}{again}")
+        return f"{self.side} x {self.side} px: {'; '.join(parts)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +180,8 @@ class Streamability:
     piecewise_linear
         Whether the local part has nothing but convolutions, ReLUs, poolings, sums and their like: the gradient of the pixels then
         needs bits of its maps, never the maps.
+    outlooks
+        What images of some sizes will take here.
     """
 
     network: str
@@ -169,6 +201,7 @@ class Streamability:
     head: tuple[str, ...] = ()
     refusals: tuple[Refusal, ...] = ()
     piecewise_linear: bool = False
+    outlooks: tuple[Outlook, ...] = ()
 
     @property
     def passes(self) -> int:
@@ -213,6 +246,8 @@ class Streamability:
                 "",
                 f"{format_bytes(self.crossing_bytes)} in all cross barriers at {height} x {width} px in float32; see `stream(barriers=)`",
             )
+        for number, outlook in enumerate(self.outlooks):
+            yield "" if number else "forecast", str(outlook)
         for text in self.advice:
             yield "advice", text
 

@@ -14,11 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from streamview.streaming.execute import Backward, Emit, Forward, Span, build_grid, wanted
+from streamview.streaming.execute import Backward, Forward
 from streamview.streaming.graph import Bound, Demands, Key, Program, Sink
 from streamview.streaming.ops import Statistic
 from streamview.streaming.plan import Plan
 from streamview.streaming.sinks import Sinks
+from streamview.streaming.step import Emit, Span, build_grid, wanted
 from streamview.streaming.stores import Held, Spilled, Store
 
 __all__ = ["Run"]
@@ -41,14 +42,19 @@ class Run:
         Values of the graph's weights, detached.
     needs
         What reverse passes will need; None when there is none.
+    gathered
+        Type in which bridges and head get what was gathered, if not that of the maps.
     """
 
-    def __init__(self, bound: Bound, plan: Plan, weights: Sequence[Tensor], needs: Demands | None) -> None:
-        self.bound, self.plan, self.needs = bound, plan, needs
+    def __init__(
+        self, bound: Bound, plan: Plan, weights: Sequence[Tensor], needs: Demands | None, gathered: torch.dtype | None = None
+    ) -> None:
+        self.bound, self.plan, self.needs, self.gathered = bound, plan, needs, gathered
         graph = bound.graph
         given = iter(weights)
         self.operands: list[Any] = [None if isinstance(operand, Statistic) else next(given) for operand in graph.operands]
         self.tensors: dict[Key, Tensor] = {}  # what was gathered and what bridges gave, in one graph of autograd
+        self._like: Tensor | None = None
         self._stores: dict[int, Store] = {}
         self._passed: list[tuple[Forward, Sinks]] = []
 
@@ -57,7 +63,14 @@ class Run:
         """Steps of all passes."""
         return self.plan.steps
 
-    def forward(self, read: ReadImage, done: Callable[[], None] = lambda: None, watch: Watch | None = None, hold: bool = True) -> None:
+    def forward(
+        self,
+        read: ReadImage,
+        done: Callable[[], None] = lambda: None,
+        watch: Watch | None = None,
+        hold: bool = True,
+        see: Watch | None = None,
+    ) -> None:
         """Run all passes; what the head takes is then in `tensors`.
 
         Parameters
@@ -70,6 +83,8 @@ class Run:
             Sees every piece of every sink: the graph's value, the piece, its rows and columns.
         hold
             Whether maps for the head are assembled; if not, `watch` alone sees them.
+        see
+            Sees every piece of every value, as `watch`.
         """
         graph = self.bound.graph
         stored = self.plan.stored(graph)
@@ -77,16 +92,18 @@ class Run:
             program = self.bound.program(phase, stored)
             self._stores |= {v: self._store(v) for v in stored if graph.phases[v] == phase}
             passed = self._pass(program, phase, remember=not chosen.again)
-            sinks = Sinks(program, passed.grid, self._stores, hold)
+            sinks = Sinks(program, passed.grid, self._stores, hold, self.gathered)
             values = program.values
 
             def emit(value: int, piece: Tensor, rows: Span, cols: Span, add: Emit = sinks.add, values: Sequence[int] = values) -> None:
                 add(value, piece, rows, cols)
+                if self._like is None:
+                    self._like = piece.new_empty((piece.shape[0], 0), dtype=self.gathered)
                 if watch is not None:
                     watch(values[value], piece, rows, cols)
 
             with torch.no_grad():
-                passed.run(partial(self._read, values, read), emit, done)
+                passed.run(partial(self._read, values, read), emit, done, _renumbered(see, values))
             results = sinks.results()
             for sink, tensor in results.items():
                 needed = self.needs is not None and self.needs.values[sink.value] and tensor.is_floating_point()
@@ -103,7 +120,7 @@ class Run:
         """The forward pass of a phase; with `remember` it keeps what its reverse pass needs."""
         chosen = self.plan.passes[phase]
         wants = wanted(program, self.needs.values, self.needs.operands) if remember and self.needs is not None else None
-        return Forward(program, build_grid(program, chosen.tile), self.operands, wants, chosen.tapes)
+        return Forward(program, build_grid(program, chosen.tile), self.operands, wants, chosen.tapes, chosen.segment, chosen.spill)
 
     def _read(self, values: Sequence[int], read: ReadImage, source: int, rows: Span, cols: Span) -> Tensor:
         value = values[source]
@@ -133,9 +150,11 @@ class Run:
         if not isinstance(key, Sink) or key.kind == "map":
             return self.tensors[key]
         if key.kind == "shape":
-            like = next(iter(self.tensors.values()))
-            size = (like.shape[0], self.bound.graph.channels[key.value], *self.bound.sizes[key.value])
-            return like.detach().new_empty(()).expand(size)
+            # the type of the maps: what is gathered of them may be wider
+            if self._like is None:
+                raise AssertionError("no piece was gathered")
+            size = (self._like.shape[0], self.bound.graph.channels[key.value], *self.bound.sizes[key.value])
+            return self._like.new_empty(()).expand(size)
         # a copy, since calls may change their argument in place, which autograd refuses for a leaf
         return self.tensors[key].clone()
 
@@ -147,6 +166,7 @@ class Run:
         parameters: Sequence[Tensor] = (),
         done: Callable[[], None] = lambda: None,
         release: bool = False,
+        see: Watch | None = None,
     ) -> tuple[list[Tensor | None], list[Tensor | None]]:
         """Run all passes in reverse.
 
@@ -165,6 +185,8 @@ class Run:
             Called after every step.
         release
             Let go of memory as steps are done; the pass can then not be repeated.
+        see
+            Sees the gradient of every block of every value: the graph's value, the gradient, its rows and columns.
 
         Returns
         -------
@@ -191,6 +213,7 @@ class Run:
                     partial(sinks.gradient, sink_grads, found.stores),
                     partial(found.take, phase, passed.program.values),
                     done,
+                    _renumbered(see, passed.program.values),
                 )
             for index, (grad, operand) in enumerate(zip(backward.weight_grads, graph.operands, strict=True)):
                 if grad is None:
@@ -220,6 +243,11 @@ class Run:
         outputs, cotangents = zip(*roots, strict=True)
         found = iter(torch.autograd.grad(outputs, asked, cotangents, retain_graph=True, allow_unused=True))
         return [next(found) if tensor.requires_grad else None for tensor in inputs]
+
+
+def _renumbered(see: Watch | None, values: Sequence[int]) -> Watch | None:
+    """For a pass, which has its own numbers, what sees values by the graph's."""
+    return None if see is None else lambda value, *piece: see(values[value], *piece)
 
 
 def _nowhere(value: int, piece: Tensor, rows: Span, cols: Span) -> None:

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from streamview.streaming.execute import Grid
 from streamview.streaming.graph import Program, Sink
+from streamview.streaming.step import Grid
 from streamview.streaming.stores import Held, Store
 
 __all__ = ["RunningMax", "RunningMean", "Sinks"]
@@ -49,8 +49,8 @@ class RunningMean:
 class RunningMax:
     """Maximum over a map (N, C, H, W) that arrives in pieces, and where it was; the result has shape (N, C, 1, 1)."""
 
-    def __init__(self, size: tuple[int, int]) -> None:
-        self._width = size[1]
+    def __init__(self, size: tuple[int, int], dtype: torch.dtype | None = None) -> None:
+        self._width, self._result_dtype = size[1], dtype
         self._best: Tensor | None = None
         self._where: Tensor | None = None
 
@@ -69,7 +69,7 @@ class RunningMax:
         """The reduced map."""
         if self._best is None:
             raise AssertionError("no piece was added")
-        return self._best
+        return self._best.to(self._result_dtype or self._best.dtype)
 
     def vjp(self, grad: Tensor, rows: Span, cols: Span) -> Tensor:
         """Gradient of the piece of these rows and columns: zero but at the maxima."""
@@ -95,9 +95,13 @@ class Sinks:
         Where maps for later passes go, by the graph's value.
     hold
         Whether maps for the head are assembled.
+    dtype
+        Of the results, if not that of the maps.
     """
 
-    def __init__(self, program: Program, grid: Grid, stores: Mapping[int, Store], hold: bool = True) -> None:
+    def __init__(
+        self, program: Program, grid: Grid, stores: Mapping[int, Store], hold: bool = True, dtype: torch.dtype | None = None
+    ) -> None:
         self._program = program
         self._gathered: list[tuple[int, Sink | None, Store | RunningMean | RunningMax]] = []
         for value, sink in program.sinks:
@@ -108,11 +112,11 @@ class Sinks:
             if sink is None:
                 found = stores[program.values[value]]
             elif sink.kind == "map":
-                found = Held(size)
+                found = Held(size, dtype)
             elif sink.kind == "max":
-                found = RunningMax(size)
+                found = RunningMax(size, dtype)
             else:
-                found = RunningMean(size[0] * size[1] if sink.kind == "mean" else 1, sink.dtype)
+                found = RunningMean(size[0] * size[1] if sink.kind == "mean" else 1, sink.dtype or dtype)
             self._gathered.append((value, sink, found))
 
     def add(self, value: int, piece: Tensor, rows: Span, cols: Span) -> None:

@@ -1,11 +1,12 @@
-"""Whole maps that are written and read piece by piece: in memory, or in a file without a name."""
+"""What a pass leaves for later: whole maps that are written and read piece by piece, in memory or in a file; carries in a file."""
 
 from __future__ import annotations
 
 import os
 import tempfile
 import weakref
-from typing import Any, Protocol
+from collections.abc import Sequence
+from typing import IO, Any, Protocol
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from torch import Tensor
 from streamview.errors import MemoryBudgetError
 from streamview.streaming.ops import layout
 
-__all__ = ["Held", "Spilled", "Store"]
+__all__ = ["Held", "Shelf", "Spilled", "Store"]
 
 Span = tuple[int, int]
 
@@ -35,10 +36,10 @@ class Store(Protocol):
 
 
 class Held:
-    """A map in memory."""
+    """A map in memory, of the type of its pieces unless another is given."""
 
-    def __init__(self, size: tuple[int, int]) -> None:
-        self._size = size
+    def __init__(self, size: tuple[int, int], dtype: torch.dtype | None = None) -> None:
+        self._size, self._dtype = size, dtype
         self._whole: Tensor | None = None
 
     def add(self, piece: Tensor, rows: Span, cols: Span) -> None:
@@ -65,7 +66,7 @@ class Held:
 
     def _empty(self, piece: Tensor) -> Tensor:
         shape = (*piece.shape[:2], *self._size)
-        return torch.empty(shape, dtype=piece.dtype, device=piece.device, memory_format=layout(piece))
+        return torch.empty(shape, dtype=self._dtype or piece.dtype, device=piece.device, memory_format=layout(piece))
 
 
 class Spilled:
@@ -127,25 +128,66 @@ class Spilled:
         return ((image * self._size[0] + row) * self._size[1] + col) * like.shape[1] * like.element_size()
 
     def _write(self, part: Tensor, image: int, row: int, col: int) -> None:
-        data, offset = _bytes(part), self._offset(image, row, col)
-        try:
-            while data:
-                written = os.pwrite(self._file.fileno(), data, offset)
-                data, offset = data[written:], offset + written
-        except OSError as error:
-            raise MemoryBudgetError(
-                f"a map between two passes could not be written to {tempfile.gettempdir()}: {error.strerror}; free space there, set "
-                "TMPDIR to a larger disk, or give more memory"
-            ) from None
+        _put(self._file, part, self._offset(image, row, col))
 
     def _fill(self, part: Tensor, image: int, row: int, col: int) -> None:
-        data, offset = _bytes(part), self._offset(image, row, col)
+        _take(self._file, part, self._offset(image, row, col))
+
+
+class Shelf:
+    """Lists of tensors in a temporary file, which the system removes with the shelf; read and written, never mapped."""
+
+    def __init__(self) -> None:
+        self._file = tempfile.TemporaryFile(prefix="streamview-")  # noqa: SIM115 - closed with the shelf
+        weakref.finalize(self, self._file.close)
+        self._end = 0
+        self._known: dict[int, list[tuple[int, Tensor] | None]] = {}
+
+    def put(self, number: int, tensors: Sequence[Tensor | None]) -> None:
+        """Write tensors of any dense layout under a number."""
+        known: list[tuple[int, Tensor] | None] = []
+        for tensor in tensors:
+            known.append(None if tensor is None else (self._end, torch.empty_like(tensor, device="meta")))
+            if tensor is not None:
+                _put(self._file, tensor.as_strided((tensor.numel(),), (1,)).cpu(), self._end)
+                self._end += tensor.nbytes
+        self._known[number] = known
+
+    def take(self, number: int, device: torch.device) -> list[Tensor | None]:
+        """The tensors of a number, as they were."""
+        found: list[Tensor | None] = []
+        for known in self._known[number]:
+            if known is None:
+                found.append(None)
+                continue
+            offset, like = known
+            flat = torch.empty(like.numel(), dtype=like.dtype)
+            _take(self._file, flat, offset)
+            found.append(flat.as_strided(like.shape, like.stride()).to(device))
+        return found
+
+
+def _put(file: IO[bytes], part: Tensor, offset: int) -> None:
+    data = _bytes(part)
+    try:
         while data:
-            count = os.preadv(self._file.fileno(), [data], offset)
-            if count == 0:  # behind the end of a file that was never written there
-                data[:] = bytes(len(data))
-                return
-            data, offset = data[count:], offset + count
+            written = os.pwrite(file.fileno(), data, offset)
+            data, offset = data[written:], offset + written
+    except OSError as error:
+        raise MemoryBudgetError(
+            f"what did not fit into memory could not be written to {tempfile.gettempdir()}: {error.strerror}; free space there, set "
+            "TMPDIR to a larger disk, or give more memory"
+        ) from None
+
+
+def _take(file: IO[bytes], part: Tensor, offset: int) -> None:
+    data = _bytes(part)
+    while data:
+        count = os.preadv(file.fileno(), [data], offset)
+        if count == 0:  # behind the end of a file that was never written there
+            data[:] = bytes(len(data))
+            return
+        data, offset = data[count:], offset + count
 
 
 def _bytes(part: Tensor) -> memoryview:

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from streamview.errors import MemoryBudgetError, ModelError, RegionError
 from streamview.streaming.certificate import Certificate, Comparison, Line
+from streamview.streaming.memory import format_bytes, free_memory, parse_bytes
 from streamview.streaming.module import Streamed, stream
-from streamview.streaming.plan import format_bytes, free_memory, parse_bytes
 
 __all__ = ["TOLERANCE", "Pixels", "verify"]
 

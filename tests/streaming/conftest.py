@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from streamview.streaming import execute
+from streamview.streaming import step
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -19,4 +19,4 @@ def _one_thread() -> Iterator[None]:
 @pytest.fixture
 def fine_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let every value grow row by row: small images would otherwise be made at once, and nothing carried from step to step."""
-    monkeypatch.setattr(execute, "_WORTHWHILE", 1)
+    monkeypatch.setattr(step, "_WORTHWHILE", 1)

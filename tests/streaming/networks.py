@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from hypothesis import strategies as st
@@ -135,17 +137,23 @@ class RandomNetwork(nn.Module):
         return nn.functional.adaptive_avg_pool2d(out, 2).sum((2, 3)) + out.size(2)
 
 
+@dataclass
 class Case:
-    """A random network, an image for it and a tile."""
+    """A random network, an image for it, and how it is streamed: which share of the steps keeps a tape, how the rest is remembered."""
 
-    def __init__(self, network: RandomNetwork, image: Tensor, tile: tuple[int, int], barriers: str, worthwhile: int) -> None:
-        self.network, self.image, self.tile, self.barriers, self.worthwhile = network, image, tile, barriers, worthwhile
+    network: RandomNetwork
+    image: Tensor
+    tile: tuple[int, int]
+    barriers: str
+    worthwhile: int
+    tapes: float
+    segment: int
+    spill: bool
 
     def __repr__(self) -> str:
         network = self.network
-        how = (
-            f"image={tuple(self.image.shape)}, tile={self.tile}, {self.barriers}, {self.worthwhile} positions at once, head={network.head}"
-        )
+        how = f"image={tuple(self.image.shape)}, tile={self.tile}, {self.barriers}, {self.worthwhile} positions at once, "
+        how += f"{self.tapes} of the tapes, segments of {self.segment}{' in a file' * self.spill}, head={network.head}"
         return f"Case({how}, {network.steps}, {network.layers})"
 
 
@@ -268,4 +276,15 @@ def cases(draw: st.DrawFn) -> Case:
     head = draw(st.sampled_from(["map", "mean", "max", "both", "grid"]))
     network = RandomNetwork(layers, steps, head, values[-1].shape[1]).double().eval()
     tile = draw(st.integers(1, image.shape[2] + 9)), draw(st.integers(1, image.shape[3] + 9))
-    return Case(network, image, tile, draw(st.sampled_from(["kept", "spilled", "regenerated"])), draw(st.sampled_from([1, 1, 30, 512])))
+    if draw(st.booleans()):
+        image[:, :, : draw(st.integers(0, 29)), draw(st.integers(0, 7)) :] = 0.7  # even background
+    return Case(
+        network,
+        image,
+        tile,
+        barriers=draw(st.sampled_from(["kept", "spilled", "regenerated"])),
+        worthwhile=draw(st.sampled_from([1, 1, 30, 512])),
+        tapes=draw(st.sampled_from([0.0, 0.0, 0.4, 1.0])),
+        segment=draw(st.sampled_from([0, 0, 1, 2, 3])),
+        spill=draw(st.booleans()),
+    )

@@ -2,34 +2,53 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
 
-from streamview.streaming import stream
+from streamview.streaming import module, stream
+from streamview.streaming.plan import Plan, make_plan
 
-__all__ = ["errors", "gradients"]
+__all__ = ["errors", "gradients", "remembering"]
 
 
-def gradients(module: nn.Module, image: Tensor, parameters: list[Tensor], cotangent: Tensor | None) -> list[Tensor | None]:
+@contextlib.contextmanager
+def remembering(tapes: float, segment: int, spill: bool = False) -> Iterator[None]:
+    """Have every pass keep this share of its tapes, and compute the others again in segments of so many rows, from a file with `spill`."""
+    made = make_plan
+
+    def plan(*args: Any, **how: Any) -> Plan:
+        found = made(*args, **how)
+        passes = [replace(p, tapes=round(tapes * p.steps), segment=segment, spill=spill and segment > 0) for p in found.passes]
+        return replace(found, passes=tuple(passes))
+
+    with mock.patch.object(module, "make_plan", plan):
+        yield
+
+
+def gradients(network: nn.Module, image: Tensor, parameters: list[Tensor], cotangent: Tensor | None) -> list[Tensor | None]:
     """Output, gradient of the image and of every parameter, for a given gradient of the output."""
     leaf = image.clone().requires_grad_()
-    out = module(leaf)
+    out = network(leaf)
     return [out.detach(), *torch.autograd.grad(out, [leaf, *parameters], cotangent, allow_unused=True)]
 
 
-def errors(module: nn.Module, image: Tensor, **how: Any) -> list[float]:
+def errors(network: nn.Module, image: Tensor, **how: Any) -> list[float]:
     """Worst error of the output, the image's gradient and every parameter's, relative to the largest value of each.
 
     A gradient that is zero but for rounding (a bias in front of a normalisation) is measured against a thousandth of the largest.
     """
-    parameters = list(module.parameters())
+    parameters = [p for p in network.parameters() if p.requires_grad]
     with torch.no_grad():
-        shape = module(image.clone())
+        shape = network(image.clone())
     cotangent = torch.randn_like(shape)
-    expected = gradients(module, image, parameters, cotangent)
-    found = gradients(stream(module, **how), image, parameters, cotangent)
+    expected = gradients(network, image, parameters, cotangent)
+    found = gradients(stream(network, **how), image, parameters, cotangent)
     worst, floor = [], 1e-3 * max((b.abs().max().item() for b in expected[1:] if b is not None and b.numel()), default=0.0)
     for a, b in zip(found, expected, strict=True):
         if a is None or b is None:

@@ -332,6 +332,21 @@ def test_half_precision(mode: str, dtype: torch.dtype, image: Tensor) -> None:
     assert (found - wanted).norm() < 2 * tolerance * wanted.norm()
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("norm", [lambda: nn.GroupNorm(2, 6), lambda: nn.InstanceNorm2d(6)], ids=["group", "instance"])
+def test_a_layer_behind_a_norm_gets_the_type_of_its_map(norm: Callable[[], nn.Module], dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 6, 4, 4), norm(), nn.Conv2d(6, 4, 3), nn.AdaptiveAvgPool2d(1)).to(dtype)
+    leaf = torch.randn(1, 3, 96, 80).to(dtype).requires_grad_()
+    (out, grad), (expected, wanted) = (
+        (made, torch.autograd.grad(made.float().sum(), leaf)[0]) for made in (stream(network, tile=(16, 40))(leaf), network(leaf))
+    )
+    assert out.dtype == grad.dtype == dtype
+    tolerance = 1e-5 if dtype == torch.float32 else 0.05
+    assert (out - expected).norm() < tolerance * expected.norm()
+    assert (grad - wanted).norm() < tolerance * wanted.norm()
+
+
 # --------------------------------------------------------------------------------------------------------------------------- stores
 
 

@@ -6,12 +6,12 @@ import pytest
 import torch
 from hypothesis import HealthCheck, assume, given, settings
 from networks import Case, cases, seed_network
-from oracle import errors
+from oracle import errors, remembering
 from streamview_models import MODELS
 from torch import nn
 
 from streamview.errors import NotStreamableError
-from streamview.streaming import execute
+from streamview.streaming import step
 
 pytestmark = pytest.mark.usefixtures("fine_rows")
 
@@ -25,7 +25,7 @@ def check(case: Case) -> None:
     except RuntimeError:
         assume(False)  # torch itself refuses: the image, or a value needed for the reverse pass, was changed in place
     try:
-        with mock.patch.object(execute, "_WORTHWHILE", case.worthwhile):
+        with mock.patch.object(step, "_WORTHWHILE", case.worthwhile), remembering(case.tapes, case.segment, case.spill):
             worst = max(errors(case.network, case.image, tile=case.tile, barriers=case.barriers))
         assert worst < TOLERANCE
     except NotStreamableError as refusal:

@@ -9,14 +9,17 @@ from pathlib import Path
 import pytest
 import torch
 from networks import seed_network
+from oracle import remembering
 from torch.utils.flop_counter import FlopCounterMode
 
-from streamview.errors import MemoryBudgetError
+from streamview.errors import MemoryBudgetError, RegionError
 from streamview.machine import resident_memory
+from streamview.streaming import module
 from streamview.streaming.capture import capture
 from streamview.streaming.graph import bind, demands
+from streamview.streaming.memory import format_bytes, parse_bytes, return_freed_blocks
 from streamview.streaming.module import stream
-from streamview.streaming.plan import Plan, format_bytes, make_plan, parse_bytes, return_freed_blocks
+from streamview.streaming.plan import Plan, make_plan
 
 MB = 2**20
 pytestmark = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peaks are read from Linux's /proc")
@@ -26,6 +29,7 @@ MEASURE = """
 import json, re, sys, torch
 sys.path.insert(0, {folder!r})
 from networks import seed_network
+from oracle import remembering
 from torch.utils.flop_counter import FlopCounterMode
 from streamview.streaming import stream
 torch.set_num_threads(1)
@@ -89,12 +93,104 @@ def test_tapes_change_nothing() -> None:
     assert (found[0] - found[1]).abs().max() <= 1e-12 * found[0].abs().max()
 
 
+def averaging(network: torch.nn.Sequential) -> torch.nn.Sequential:
+    """With a mean in the place of the maximum, which leaves most gradients zero: those are not computed."""
+    return torch.nn.Sequential(*(torch.nn.AdaptiveAvgPool2d(1) if isinstance(m, torch.nn.AdaptiveMaxPool2d) else m for m in network))
+
+
+@pytest.mark.parametrize("train", [False, True], ids=["saliency", "training"])
+@pytest.mark.parametrize("memory", ["16MB", "24MB", "40MB", "1GB"])
+def test_operations_are_forecast(memory: str, train: bool) -> None:
+    network = averaging(seed_network(16, 4)).requires_grad_(train)
+    image = torch.rand(1, 3, 512, 512, requires_grad=not train)
+    streamed = stream(network, memory=memory)
+    plan = streamed.plan((1, 3, 512, 512), image_gradient=not train, seconds=False)
+    counts = []
+    for contestant in (network, streamed):
+        with FlopCounterMode(display=False) as counter:
+            contestant(image).sum().backward()
+        counts.append(counter.get_total_flops())
+    assert plan.operations == pytest.approx(counts[1], rel=0.05)
+    assert plan.overhead == pytest.approx(counts[1] / counts[0], rel=0.05)
+    assert plan.overhead <= (1.34 if train else 1.505)
+    assert plan.keeps == ("maps" if train else "bits")
+
+
+def test_smooth_activations_keep_maps_and_cost_half_more_where_they_do_not_fit() -> None:
+    network = torch.nn.Sequential(*(torch.nn.GELU() if isinstance(m, torch.nn.ReLU) else m for m in seed_network(8, 4)))
+    network.requires_grad_(False)
+    small, large = (stream(network, memory=memory).plan((1, 3, 1024, 1024), seconds=False) for memory in ("20MB", "1GB"))
+    assert small.keeps == large.keeps == "maps"
+    assert large.overhead == 1
+    assert 1.4 < small.overhead <= 1.505
+
+
+def test_little_memory_takes_segments_then_a_file() -> None:
+    budgets = (200, 100, 24)
+    plans = [plan_for(16384, 1024, budget * MB) for budget in budgets]
+    assert plans[0].tapes == plans[0].steps
+    assert plans[1].passes[0].segment
+    assert not plans[1].passes[0].spill
+    assert plans[2].passes[0].spill
+    for plan, budget in zip(plans, budgets, strict=True):
+        assert plan.peak_bytes <= budget * MB
+    assert [plan.overhead for plan in plans] == sorted(plan.overhead for plan in plans)
+
+
+def test_a_full_disk_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*args: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    image = torch.randn(1, 3, 128, 96, requires_grad=True)
+    monkeypatch.setattr("os.pwrite", full)
+    with (
+        remembering(0.0, 1, spill=True),
+        pytest.raises(MemoryBudgetError, match=r"written to .*: No space left on device; free space there"),
+    ):
+        stream(seed_network(4, 3), tile=(32, 96))(image)
+
+
+def test_plan_of_a_call() -> None:
+    network = seed_network(8, 3)
+    streamed = stream(network, memory="1GB")
+    plan = streamed.plan((1, 3, 256, 256))
+    assert 0 < plan.seconds < 60
+    assert plan.tapes == plan.steps
+    with torch.no_grad():
+        forward = streamed.plan((1, 3, 256, 256), seconds=False)
+    assert forward.keeps == "nothing"
+    assert forward.peak_bytes < plan.peak_bytes
+    assert forward.operations < plan.operations
+    assert str(plan).startswith("1 steps of 256 x 256 px, maps kept of 1, nothing is computed again: peak memory ")
+    with pytest.raises(RegionError, match="too small"):
+        streamed.plan((1, 3, 3, 3))
+
+
+def test_plan_of_given_steps() -> None:
+    plan = stream(seed_network(8, 3), tile=(64, 256)).plan((1, 3, 256, 256), seconds=False)
+    assert (plan.tile, plan.steps, plan.tapes) == ((64, 256), 4, 0)
+    assert plan.overhead == pytest.approx(1.33, abs=0.02)
+    assert plan.peak_bytes > 0
+
+
+def test_a_plan_is_made_once_for_calls_that_are_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+    real = module.make_plan
+    monkeypatch.setattr(module, "make_plan", lambda *args, **how: made.append(real(*args, **how)) or made[-1])
+    streamed = stream(seed_network(4, 3), memory="1GB")
+    for size in (64, 64, 96, 96):
+        streamed(torch.rand(1, 3, size, size)).sum().backward()
+    with torch.no_grad():
+        streamed(torch.rand(1, 3, 96, 96))
+    assert len(made) == 3
+
+
 def test_planning_counts_as_no_work() -> None:
     network, image = seed_network(8, 3).eval(), torch.rand(1, 3, 128, 128)
     counts = []
-    for module in (network, stream(network)):
+    for contestant in (network, stream(network)):
         with FlopCounterMode(display=False) as counter, torch.no_grad():
-            module(image)
+            contestant(image)
         counts.append(counter.get_total_flops())
     assert counts[0] == counts[1]
 

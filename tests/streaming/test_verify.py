@@ -137,8 +137,8 @@ def test_a_wrong_pad_value_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.MaxPool2d(3, 2, 1), nn.Conv2d(4, 3, 2))
     nn.init.constant_(network[0].bias, -9)
     assert verify(network, 120).passed
-    extend = window._extend
-    monkeypatch.setattr(window, "_extend", lambda x, rows, cols, piece, value: extend(x, rows, cols, piece, 0.0))
+    pad = torch.nn.functional.pad
+    monkeypatch.setattr(window.F, "pad", lambda x, margins, value: pad(x, margins, value=0.0))
     assert broken(network)
 
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from streamview.streaming.ops.bits import divide, pack, unpack
+from streamview.streaming.ops.bits import Bits, divide, pack, unpack
 from streamview.streaming.ops.registry import (
     Local,
     NotLocal,
@@ -77,7 +77,8 @@ class Convolution:
         """Convolve the piece; save the input only where the kernel's gradient is wanted."""
         x, native = _extend(inputs[0], self.rows, self.cols, piece, 0.0)
         stride, dilation = (self.rows.stride, self.cols.stride), (self.rows.dilation, self.cols.dilation)
-        out = F.conv2d(x, weights[0], weights[1] if len(weights) > 1 else None, stride, native, dilation, self.groups)
+        taken = [w.to(torch.float32) for w in (x, *weights)] if self._unsound(x, piece) else [x, *weights]
+        out = F.conv2d(*taken[:2], taken[2] if len(taken) > 2 else None, stride, native, dilation, self.groups).to(x.dtype)
         if wants is None:
             return out, None
         return out, (x if wants.weights[0] else x.shape, inputs[0].shape, native)
@@ -86,6 +87,9 @@ class Convolution:
         """Both gradients by torch's own kernel, each only if wanted."""
         x, shape, native = saved
         bias = len(weights) > 1 and wants.weights[1]
+        narrow = grad.dtype
+        if self._unsound(grad, piece):
+            grad = grad.to(torch.float32)
         x = x.to(grad.dtype) if isinstance(x, Tensor) else _like(x, grad)
         stride, dilation = [self.rows.stride, self.cols.stride], [self.rows.dilation, self.cols.dilation]
         grad_x, grad_w, grad_b = torch.ops.aten.convolution_backward(
@@ -102,65 +106,84 @@ class Convolution:
             [wants.inputs[0], wants.weights[0], bias],
         )
         found = [grad_w if wants.weights[0] else None, grad_b if bias else None]
-        return [_crop(grad_x, piece, native, shape) if wants.inputs[0] else None], found[: len(weights)]
+        return [_crop(grad_x, piece, native, shape).to(narrow) if wants.inputs[0] else None], found[: len(weights)]
+
+    def _unsound(self, x: Tensor, piece: Piece) -> bool:
+        """Whether torch's own kernel may give wrong sums or write beyond its memory.
+
+        In bfloat16 on the CPU it does where windows adjoin along the columns, or where the output has one column (pytorch issue
+        163347; still so in torch 2.13).
+        """
+        adjoin = self.cols.kernel > 1 and (self.cols.kernel == self.cols.stride or piece.shape[1] == 1)
+        return adjoin and x.dtype == torch.bfloat16 and x.device.type in ("cpu", "meta")
 
 
 @dataclass(frozen=True, slots=True)
 class MaxPool:
-    """``F.max_pool2d``; padding is minus infinity, so that it never wins."""
+    """``F.max_pool2d``, first along the columns of every row, then along rows; padding is minus infinity, so that it never wins.
+
+    Along an axis the window's elements meet the greatest so far one after the other, and the reverse pass needs one bit of each
+    meeting: whether the later one was greater. Equals keep the first, row by row, as in torch.
+    """
 
     rows: Window
     cols: Window
 
-    @property
-    def _halves(self) -> bool:
-        """Whether this is the usual 2 x 2 pool, which pairs of comparisons do faster."""
-        return (
-            self.rows.kernel == self.rows.stride == self.cols.kernel == self.cols.stride == 2
-            and self.rows.dilation == 1 == self.cols.dilation
-        )
-
     def run(self, inputs: Sequence[Tensor], weights: Sequence[Tensor], piece: Piece, wants: Wants | None) -> tuple[Tensor, Any]:
-        """Pool the piece; save where each maximum was found, the first of equals as in torch."""
-        if self._halves and not any(piece.pad):
-            return self._run_halves(inputs[0], wants)
-        x, native = _extend(inputs[0], self.rows, self.cols, piece, -torch.inf)
-        kernel, stride, dilation = self._geometry()
-        if wants is None:
-            return F.max_pool2d(x, kernel, stride, native, dilation), None
-        out, where = F.max_pool2d(x, kernel, stride, native, dilation, return_indices=True)
-        return out, (where.to(torch.int32), x.shape, inputs[0].shape, native)
+        """Pool the piece; save where each maximum was found."""
+        top, bottom, left, right = piece.pad
+        x = F.pad(inputs[0], (left, right, top, bottom), value=-torch.inf) if any(piece.pad) else inputs[0]
+        across, found_cols = _greatest(x, self.cols, 3, piece.shape[1], wants is not None)
+        out, found_rows = _greatest(across, self.rows, 2, piece.shape[0], wants is not None)
+        return out, None if wants is None else (found_rows, found_cols, across.shape, x.shape, inputs[0].shape)
 
     def vjp(self, grad: Tensor, saved: Any, weights: Sequence[Tensor], piece: Piece, wants: Wants) -> Gradients:
         """Send each gradient to where its maximum was."""
-        if len(saved) == 3:
-            return [self._vjp_halves(grad, *saved)], []
-        where, padded, shape, native = saved
-        kernel, stride, dilation = self._geometry()
-        grad_x = torch.ops.aten.max_pool2d_with_indices_backward(
-            grad, _like(padded, grad), list(kernel), list(stride), list(native), list(dilation), False, where.to(torch.int64)
-        )
-        return [_crop(grad_x, piece, native, shape)], []
+        found_rows, found_cols, across, padded, shape = saved
+        grad = _to_greatest(grad, found_rows, self.rows, 2, across)
+        return [_crop(_to_greatest(grad, found_cols, self.cols, 3, padded), piece, (0, 0), shape)], []
 
-    def _geometry(self) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
-        rows, cols = self.rows, self.cols
-        return (rows.kernel, cols.kernel), (rows.stride, cols.stride), (rows.dilation, cols.dilation)
 
-    @staticmethod
-    def _run_halves(x: Tensor, wants: Wants | None) -> tuple[Tensor, Any]:
-        left, right = x[..., 0::2], x[..., 1::2]
-        pairs = torch.maximum(left, right)
-        top, bottom = pairs[:, :, 0::2], pairs[:, :, 1::2]
-        out = torch.maximum(top, bottom)
-        return out, None if wants is None else (pack(right > left), pack(bottom > top), x.shape)
+def _meeting(x: Tensor, window: Window, dim: int, outputs: int) -> list[Tensor]:
+    """For each element of the window along one axis, a view of what it is for every output."""
+    span = (outputs - 1) * window.stride + 1
+    starts = range(0, window.extent, window.dilation)
+    return [x.narrow(dim, start, span)[(slice(None),) * dim + (slice(None, None, window.stride),)] for start in starts]
 
-    @staticmethod
-    def _vjp_halves(grad: Tensor, right: Any, bottom: Any, shape: torch.Size) -> Tensor:
-        rows = _like((*shape[:3], shape[3] // 2), grad)
-        divide(grad, unpack(bottom, grad), rows[:, :, 1::2], rows[:, :, 0::2])
-        found = _like(shape, grad)
-        divide(rows, unpack(right, rows), found[..., 1::2], found[..., 0::2])
-        return found
+
+def _greatest(x: Tensor, window: Window, dim: int, outputs: int, remember: bool) -> tuple[Tensor, list[Bits]]:
+    """The maximum of every window along one axis, and for each meeting the bits of where the later element was greater."""
+    best, *others = _meeting(x, window, dim, outputs)
+    found = []
+    for other in others:
+        if remember:
+            found.append(pack(other > best))
+        best = torch.maximum(best, other)
+    # a window of one element is a view, and no piece may be changed through another
+    return best if others else best.clone(), found
+
+
+def _to_greatest(grad: Tensor, found: list[Bits], window: Window, dim: int, shape: Sequence[int]) -> Tensor:
+    """Gradient of `_greatest`: of an input of this shape."""
+    whole = _like(shape, grad)
+    first, *others = _meeting(whole, window, dim, grad.shape[dim])
+    if window.stride != window.kernel or window.dilation != 1 or shape[dim] != grad.shape[dim] * window.stride:
+        whole.zero_()
+        for other, bits in zip(reversed(others), reversed(found), strict=True):
+            kept = torch.empty_like(grad)
+            won = torch.empty_like(grad)
+            divide(grad, unpack(bits, grad), won, kept)
+            other.add_(won)
+            grad = kept
+        first.add_(grad)
+        return whole
+    # every element belongs to one window: written in place
+    for other, bits in zip(reversed(others), reversed(found), strict=True):
+        divide(grad, unpack(bits, grad), other, first)
+        grad = first
+    if not others:
+        first.copy_(grad)
+    return whole
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,93 @@
+"""How far forecasts are from what happens: memory and time of ten combinations of network, size, budget and task.
+
+    OMP_WAIT_POLICY=passive python -m benchmarks.forecasts [--only 0 3]
+
+Memory: `Streamed.plan` against the growth of the peak resident memory (VmHWM of Linux) over the call, without the image and its
+gradient, in a process of its own. Time: the same against the process time of the call, both of all threads, in another process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+
+import torch
+
+from benchmarks.contestants import build_network
+from streamview.machine import peak_memory, resident_memory
+from streamview.streaming import module, stream
+from streamview.streaming.calibration import measure
+
+COMBINATIONS = (
+    ("camelyon17-2048", 1024, "saliency", "150MB"),
+    ("camelyon17-2048", 2048, "saliency", "1GB"),
+    ("camelyon17-2048", 2048, "training", "700MB"),
+    ("camelyon17-2048", 4096, "saliency", "220MB"),
+    ("camelyon17-2048", 4096, "forward", "150MB"),
+    ("resnet18", 2048, "training", "500MB"),
+    ("resnet18", 4096, "saliency", "400MB"),
+    ("resnet34", 2048, "saliency", "120MB"),
+    ("resnet50", 2048, "training", "1500MB"),
+    ("convnext_tiny", 1024, "saliency", "600MB"),
+)
+
+
+def call(number: int, timed: bool) -> dict[str, float]:
+    """Forecast and measure one combination in this process."""
+    name, side, task, memory = COMBINATIONS[number]
+    torch.manual_seed(0)
+    network = build_network(name).to(memory_format=torch.channels_last).requires_grad_(task == "training")
+    streamed = stream(network, memory=memory)
+    image = torch.randn(1, 3, side, side).to(memory_format=torch.channels_last).requires_grad_(task == "saliency")
+    torch.set_grad_enabled(task != "forward")
+    streamed(torch.randn(1, 3, 256, 256)).sum()  # what torch sets up once
+    module.measure = lambda *args: measure(*args, clock=time.process_time)
+    plan = streamed.plan((1, 3, side, side), image_gradient=task == "saliency", seconds=timed)
+    before, start = resident_memory(), time.process_time()
+    out = streamed(image)
+    if task != "forward":
+        out[0, 0].backward()
+    seconds = time.process_time() - start
+    gradient = image.nbytes if task == "saliency" else 0
+    return {
+        "predicted_bytes": plan.peak_bytes,
+        "bytes": peak_memory() - before - gradient,
+        "predicted_seconds": plan.seconds or 0.0,
+        "seconds": seconds,
+        "overhead": plan.overhead,
+    }
+
+
+def main() -> None:
+    """Print one row for each combination."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", type=int, nargs="+", default=range(len(COMBINATIONS)), help="numbers of combinations, from 0")
+    parser.add_argument("--call", type=int, nargs=2, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.call:
+        print(json.dumps(call(args.call[0], bool(args.call[1]))))
+        return
+    print(
+        f"{'network':16} {'px':>5} {'task':9} {'budget':>7} {'operations':>10} {'memory: forecast':>17} {'measured':>9} {'time: forecast':>15} {'measured':>9}"
+    )
+    for number in args.only:
+        found = []
+        for timed in (0, 1):
+            command = [sys.executable, "-m", "benchmarks.forecasts", "--call", str(number), str(timed)]
+            found.append(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
+        memory, timing = found
+        name, side, task, budget = COMBINATIONS[number]
+        megabytes = memory["predicted_bytes"] / 2**20, memory["bytes"] / 2**20
+        seconds = timing["predicted_seconds"], timing["seconds"]
+        print(
+            f"{name:16} {side:5} {task:9} {budget:>7} {memory['overhead']:10.3f} {megabytes[0]:14.0f} MB {megabytes[1]:6.0f} MB "
+            f"({megabytes[0] / megabytes[1] - 1:+.0%}) {seconds[0]:9.1f} s {seconds[1]:7.1f} s ({seconds[0] / seconds[1] - 1:+.0%})",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()

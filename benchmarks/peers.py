@@ -1,0 +1,222 @@
+"""Streamed passes against whole-image autograd, torch's checkpointing and lightstream, in one run.
+
+    python -m benchmarks.peers                                          # the pinned short set of `make bench`
+    python -m benchmarks.peers --full --json benchmarks/results.jsonl   # everything; run again, it goes on where it stopped
+    python -m benchmarks.peers --full --device cuda --dtypes float32 bfloat16 --json gpu.jsonl
+    python -m benchmarks.peers --render benchmarks/results.jsonl        # page and picture from what was measured
+
+Every contestant has a process of its own, and they take turns. Times are those of the process, all threads together, the least of
+the repeats; on CUDA, of the device. Memory is the peak of the process, set-up included (VmHWM of Linux); on CUDA, what torch
+reserved. docs/benchmarks.md explains the rest.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from benchmarks.contestants import KINDS, NETWORKS, documented, install_lightstream, tilings
+from benchmarks.report import Row, draw, page, table
+from benchmarks.worker import Case, Worker, as_row
+from streamview.machine import describe_device
+from streamview.streaming.memory import free_memory
+
+ROOT = Path(__file__).parents[1]
+EQUAL = "streamview equal"
+CONTESTANTS = ("conventional", "conventional NCHW", "checkpoint", "lightstream", "streamview least", "streamview kept", EQUAL)
+PROBE = 1024  # px: runs anywhere, and shows what larger images will take
+WRONG = 1e-3  # of the largest value
+UNEXACT = {"conventional NCHW", "checkpoint", "streamview kept"}  # without a part in the comparison in float64
+EXACT = 1024  # px: the size of the comparison in float64
+
+
+def cases(networks: Sequence[str], sizes: Sequence[int], kinds: Sequence[str], dtypes: Sequence[str], device: str) -> list[Case]:
+    """What to measure, networks first; float64 is for errors alone, at one size."""
+    exact = [Case(network, EXACT, kind, "float64", device) for network in networks for kind in kinds if kind != "forward"]
+    timed = [
+        Case(n, size, kind, dtype, device) for n in networks for size in sizes for kind in kinds for dtype in dtypes if dtype != "float64"
+    ]
+    return timed + (exact if "float64" in dtypes else [])
+
+
+def contestants(case: Case, chosen: Iterable[str], count: int) -> list[str]:
+    """Names of those that run on their own; "streamview equal" needs a peer's peak."""
+    found = []
+    for name in chosen:
+        if name == "lightstream":
+            tiles = dict.fromkeys([*tilings(case.network, case.size)[:count], *documented(case.network, case.size)])
+            found += [f"lightstream {streamed}/{tile}" for streamed, tile in (list(tiles) if count > 1 else list(tiles)[:1])]
+        elif name != EQUAL:
+            found.append(name)
+    left_out = {"conventional NCHW"} if case.kind != "saliency" else set()
+    return [name for name in found if name not in left_out | (UNEXACT if case.dtype == "float64" else set())]
+
+
+def compare(found: dict[str, Tensor], expected: dict[str, Tensor]) -> tuple[float, float]:
+    """Largest error and share of wrong elements (pixels of an image) of the gradients, or of the logits where there are none.
+
+    Errors are divided by the largest value of the same tensor.
+    """
+    worst, wrong, total = 0.0, 0, 0
+    names = found.keys() & expected.keys()
+    for name in names - {"logits"} or names:
+        off = (found[name] - expected[name]).abs() / expected[name].abs().max().clamp_min(1e-30)
+        off = off.amax(1) if name == "image" else off
+        worst, wrong, total = max(worst, off.max().item()), wrong + int((off > WRONG).sum()), total + off.numel()
+    return worst, wrong / max(total, 1)
+
+
+def measure(case: Case, names: Sequence[str], equal: bool, repeat: int, known: Sequence[Row]) -> list[Row]:
+    """One row for each contestant, all alternated."""
+    workers: dict[str, Worker] = {}
+    rows: dict[str, Row] = {}
+    try:
+        for name in names:
+            needs = predict(name, case, known)
+            if needs > 0.9 * available(case.device):
+                rows[name] = {**as_row(name, case), "note": "does not fit", "needs": needs}
+            else:
+                workers[name], rows[name] = begin(name, case)
+        swept = [row for name, row in rows.items() if name.startswith("lightstream") and "seconds" in row]
+        best = min(swept, key=lambda row: row["seconds"], default=None)
+        if best and equal:
+            workers[EQUAL], rows[EQUAL] = begin_at_peak(case, best["peak"])
+            rows[EQUAL]["than"] = best["contestant"]
+        once = {"conventional NCHW", *(row["contestant"] for row in swept if row is not best)}
+        for _ in range(repeat - 1):
+            for name in [name for name in workers if name not in once and "seconds" in rows[name]]:
+                again = workers[name].run(count=False)
+                rows[name].update(seconds=min(rows[name]["seconds"], again["seconds"]), peak=max(rows[name]["peak"], again["peak"]))
+        note_errors(workers, rows)
+    finally:
+        for worker in workers.values():
+            worker.close()
+    return list(rows.values())
+
+
+def begin(name: str, case: Case, peak: int | None = None) -> tuple[Worker, Row]:
+    """A contestant and its first pass."""
+    worker = Worker(name, case, peak)
+    return worker, {**as_row(name, case), **worker.run(count=True)}
+
+
+def begin_at_peak(case: Case, peak: int) -> tuple[Worker, Row]:
+    """Streamview with a budget at which the process stays below this peak, and its first pass."""
+    limit = peak
+    for _ in range(4):
+        worker, row = begin(EQUAL, case, limit)
+        if "note" in row or row["peak"] <= peak:
+            break
+        worker.close()
+        limit -= int(1.2 * (row["peak"] - peak)) + 2**23
+    return worker, row
+
+
+def note_errors(workers: dict[str, Worker], rows: dict[str, Row]) -> None:
+    """Add to every row how far its last pass is from torch's own autograd, where that fits."""
+    reference = next((name for name in ("conventional", "checkpoint") if "seconds" in rows.get(name, {})), None)
+    if reference is None:
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "tensors.pt"
+        workers[reference].save(path)
+        expected = torch.load(path)
+        for name, worker in workers.items():
+            if name != reference and "seconds" in rows[name]:
+                worker.save(path)
+                rows[name]["error"], rows[name]["wrong"] = compare(torch.load(path), expected)
+                rows[name]["against"] = reference
+
+
+def predict(name: str, case: Case, known: Sequence[Row]) -> int:
+    """Bytes that autograd on the whole image will take, from what it took for a smaller one; 0 for those whose memory is bounded."""
+    if name.startswith(("lightstream", "streamview")) or case.size <= PROBE:
+        return 0
+    same = {"network": case.network, "kind": case.kind, "dtype": case.dtype, "device": case.device, "contestant": name}
+    smaller = [row for row in known if same.items() <= row.items() and row["size"] < case.size and "growth" in row]
+    if not smaller:
+        worker = Worker(name, Case(case.network, PROBE, case.kind, case.dtype, case.device))
+        smaller = [{"size": PROBE, **worker.run(count=False)}]
+        worker.close()
+    last = max(smaller, key=lambda row: row["size"])
+    return last["peak"] + int(last["growth"] * ((case.size / last["size"]) ** 2 - 1)) if "growth" in last else 0
+
+
+def available(device: str) -> int:
+    """Bytes that are free."""
+    return torch.cuda.mem_get_info()[0] if device == "cuda" else free_memory()
+
+
+def read(path: Path) -> list[Row]:
+    """Rows of a file of JSON lines, if it exists."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def run(options: argparse.Namespace, rows: list[Row]) -> Iterator[list[Row]]:
+    """Measure every case that has no rows yet."""
+    os.environ["OMP_WAIT_POLICY"] = "passive"  # of the processes to come: threads that wait must not spin, or their waiting counts
+    chosen = list(options.contestants)
+    if "lightstream" in chosen and (problem := install_lightstream()):
+        print(problem, flush=True)
+        chosen.remove("lightstream")
+    for case in cases(options.networks, options.sizes, options.passes, options.dtypes, options.device):
+        if any(all(row[key] == value for key, value in asdict(case).items()) for row in rows):
+            continue
+        timed = case.dtype != "float64"
+        names = contestants(case, chosen, options.tilings if timed else 1)
+        found = measure(case, names, timed and EQUAL in chosen, options.repeat if timed else 1, rows)
+        rows += found
+        yield found
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The options; those left out are the short set's, or with ``--full`` everything."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--full", action="store_true", help="all networks and sizes, three tilings of lightstream, three repeats")
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS)
+    parser.add_argument("--sizes", type=int, nargs="+", help="px, square images")
+    parser.add_argument("--passes", nargs="+", choices=KINDS, default=list(KINDS))
+    parser.add_argument("--contestants", nargs="+", choices=CONTESTANTS, default=list(CONTESTANTS))
+    parser.add_argument("--dtypes", nargs="+", choices=("float32", "bfloat16", "float64"), default=["float32", "float64"])
+    parser.add_argument("--repeat", type=int)
+    parser.add_argument("--tilings", type=int, help="how many tilings of lightstream to try; the fastest is alternated with the others")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="keep what was measured as JSON lines, and go on from there")
+    parser.add_argument("--render", type=Path, metavar="FILE", help="measure nothing: write page and picture from this file")
+    parser.add_argument("--page", type=Path, default=ROOT / "docs/benchmarks.md", help="with --render: whose tables are replaced")
+    parser.add_argument("--picture", type=Path, default=ROOT / "docs/images/benchmarks.png", help="with --render: the picture")
+    options = parser.parse_args(arguments)
+    options.networks = options.networks or list(NETWORKS[: 5 if options.full else 2])
+    options.sizes = options.sizes or ([1024, 2048, 4096] if options.full else [2048])
+    options.repeat = options.repeat or (3 if options.full else 2)
+    options.tilings = options.tilings or (3 if options.full else 1)
+    return options
+
+
+def main() -> None:
+    """Measure and print, or render."""
+    options = parse()
+    if options.render:
+        rows = read(options.render)
+        options.page.write_text(page(options.page.read_text(), rows))
+        draw(rows, options.picture)
+        return
+    rows = read(options.json) if options.json else []
+    print(f"torch {torch.__version__}, {describe_device(torch.device(options.device))}", flush=True)
+    for found in run(options, rows):
+        print(table(found), flush=True)
+        if options.json:
+            with options.json.open("a") as file:
+                file.writelines(json.dumps(row) + "\n" for row in found)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,231 @@
+"""What `benchmarks.peers` measured, as tables in Markdown and as the picture of time and memory against image size."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+Row = dict[str, Any]
+
+_GB = 2**30
+_TITLES = {
+    "conventional": "conventional autograd",
+    "conventional NCHW": "conventional, NCHW",
+    "checkpoint": "`checkpoint_sequential`",
+    "streamview least": "streamview, least",
+    "streamview kept": "streamview, kept",
+    "streamview equal": "streamview, lightstream's peak",
+}
+_COLORS = {
+    "conventional": "#3d4852",
+    "checkpoint": "#9a7b2f",
+    "lightstream": "#b3402a",
+    "streamview least": "#2a6f97",
+    "streamview kept": "#61a5c2",
+}
+
+
+def title(contestant: str) -> str:
+    """A contestant's name in the tables: ``"lightstream 5/1184"`` is ``"lightstream, tile 1184 (5 units)"``."""
+    if contestant.startswith("lightstream"):
+        count, tile = contestant.removeprefix("lightstream ").split("/")
+        return f"lightstream, tile {tile} ({count} units)"
+    return _TITLES[contestant]
+
+
+def table(rows: Sequence[Row]) -> str:
+    """One line for each row: time, operations and memory beside those of conventional autograd, and errors."""
+    header = ["network", "px", "pass", "", "seconds", "time", "FLOPs", "peak GB", "worst error", "wrong"]
+    lines = []
+    for row in rows:
+        whole = _find(rows, row, "conventional")
+        exact = row["dtype"] == "float64"
+        if "note" in row:
+            note = row["note"] + (f": needs {row['needs'] / _GB:.0f} GB" if "needs" in row else "")
+            figures = [note, "", "", "", "", ""]
+        else:
+            figures = [
+                "" if exact else f"{row['seconds']:.1f}",
+                "" if exact else _ratio(row, whole, "seconds", 2),
+                _ratio(row, whole, "flops", 3),
+                f"{row['peak'] / _GB:.2f}",
+                f"{row['error']:.0e}" if "error" in row else "",
+                share(row.get("wrong")),
+            ]
+        kind = row["kind"] + ("" if row["dtype"] == "float32" else f", {row['dtype']}")
+        lines.append([f"`{row['network']}`", str(row["size"]), kind, title(row["contestant"]), *figures])
+    return markdown(header, lines)
+
+
+def against_lightstream(rows: Sequence[Row]) -> str:
+    """Lightstream's fastest tile beside streamview at the same peak."""
+    header = ["network", "px", "pass", "tile", "its peak, ours", "its time, ours", "faster", "wrong pixels: its, ours, conventional's own"]
+    lines = []
+    for ours in rows:
+        theirs = _find(rows, ours, ours.get("than", "")) if "seconds" in ours else None
+        if theirs is None:
+            continue
+        spread = _find(rows, ours, "conventional NCHW") or {}
+        wrong = ", ".join(share(row.get("wrong")) or "-" for row in (theirs, ours, spread)) if ours["kind"] == "saliency" else ""
+        lines.append(
+            [
+                f"`{ours['network']}`",
+                str(ours["size"]),
+                ours["kind"],
+                theirs["contestant"].split("/")[1],
+                f"{theirs['peak'] / _GB:.2f}, {ours['peak'] / _GB:.2f} GB",
+                f"{theirs['seconds']:.1f}, {ours['seconds']:.1f} s",
+                f"**{theirs['seconds'] / ours['seconds']:.1f}**",
+                wrong,
+            ]
+        )
+    return markdown(header, lines)
+
+
+def against_conventional(rows: Sequence[Row]) -> str:
+    """Ratios of process time and of operations to conventional autograd, least and kept, for every network and size."""
+    kinds = ("forward", "saliency", "training")
+    header = ["network", "px", *(f"{kind}: least, kept" for kind in kinds), *(f"FLOPs, {kind}" for kind in kinds)]
+    found: dict[tuple[str, int, str], dict[tuple[str, str], list[str]]] = {}
+    for row in rows:
+        whole = _find(rows, row, "conventional")
+        if row["contestant"] in ("streamview least", "streamview kept") and row["dtype"] != "float64" and "seconds" in (whole or {}):
+            places = found.setdefault((row["network"], row["size"], row["dtype"]), {})
+            for what, digits in (("seconds", 2), ("flops", 3)):
+                places.setdefault((what, row["kind"]), []).append(_ratio(row, whole, what, digits))
+    return markdown(
+        header,
+        [
+            [f"`{network}`" + ("" if dtype == "float32" else f", {dtype}"), str(size)]
+            + [", ".join(places.get((what, kind), [])) for what in ("seconds", "flops") for kind in kinds]
+            for (network, size, dtype), places in found.items()
+        ],
+    )
+
+
+def exactness(rows: Sequence[Row]) -> str:
+    """Errors in float64, where rounding flips no ReLU and no maximum."""
+    return markdown(
+        ["network", "px", "gradient of", "", "worst error", "wrong"],
+        [
+            [
+                f"`{row['network']}`",
+                str(row["size"]),
+                "the image" if row["kind"] == "saliency" else "all weights",
+                title(row["contestant"]),
+                f"{row['error']:.0e}",
+                share(row["wrong"]),
+            ]
+            for row in rows
+            if row["dtype"] == "float64" and "error" in row
+        ],
+    )
+
+
+SECTIONS: dict[str, Callable[[Sequence[Row]], str]] = {
+    "against lightstream": against_lightstream,
+    "against conventional": against_conventional,
+    "exactness": exactness,
+    "all": lambda rows: table([row for row in rows if row["dtype"] != "float64"]),
+}
+
+
+def page(text: str, rows: Sequence[Row]) -> str:
+    """The page with the tables between its markers, ``<!-- name -->`` and ``<!-- end -->``, written anew."""
+    for name, write in SECTIONS.items():
+        text, count = re.subn(
+            f"(<!-- {name} -->\n).*?(<!-- end -->)", lambda m, w=write: f"{m[1]}\n{w(rows)}\n\n{m[2]}", text, flags=re.DOTALL
+        )
+        if count != 1:
+            raise ValueError(f"the page has {count} places for the table {name!r}, expected one")
+    return text
+
+
+def draw(rows: Sequence[Row], path: Path, network: str = "camelyon17-2048", kind: str = "training") -> None:
+    """Time and memory against image size, one line a contestant, its name at its end; hollow: predicted, since it does not fit."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+    from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
+
+    chosen = [row for row in rows if (row["network"], row["kind"], row["dtype"]) == (network, kind, "float32")]
+    sizes = sorted({row["size"] for row in chosen})
+    figure, axes = pyplot.subplots(1, 2, figsize=(10, 4.4))
+    for axis, what, unit in zip(axes, ("seconds", "peak"), ("process time, s", "peak memory, GB"), strict=True):
+        ends = []
+        for family, color in _COLORS.items():
+            line = series(chosen, family, what)
+            axis.plot([size for size, _ in line], [value for _, value in line], "o-", color=color, markersize=4)
+            missing = [(row["size"], row["needs"] / _GB) for row in chosen if row["contestant"] == family and "needs" in row]
+            if missing and what == "peak":
+                axis.plot(*zip(*line[-1:], *missing, strict=True), "o:", color=color, markersize=4, markerfacecolor="white", zorder=1)
+                ends.append((*missing[-1], f"{family} (does not fit)", color))
+            elif line:
+                ends.append((*line[-1], family, color))
+        axis.set(xscale="log", yscale="log", xlim=(sizes[0] * 0.93, sizes[-1] * 1.08))
+        axis.set_title(unit, loc="left", fontsize=10)
+        axis.set_xticks(sizes, [f"{size} x {size}" for size in sizes])
+        axis.xaxis.set_minor_locator(NullLocator())
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.yaxis.set_minor_locator(NullLocator())
+        axis.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.grid(axis="y", color="#e4e7eb", linewidth=0.8)
+        low, high = axis.get_ylim()
+        whole = [end for end in ends if end[0] == sizes[-1]]
+        for (_, _, name, color), place in zip(whole, spread([y for _, y, _, _ in whole], (high / low) ** 0.055), strict=True):
+            axis.text(1.03, place, name, color=color, fontsize=9, va="center", transform=axis.get_yaxis_transform())
+        for x, y, name, color in (end for end in ends if end[0] < sizes[-1]):  # under its end, where no line goes on
+            axis.annotate(name, (x, y), (6, -4), textcoords="offset points", color=color, fontsize=9, va="top")
+    figure.suptitle(f"{network}, {kind}", x=0.01, ha="left", fontsize=11)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+
+
+def series(rows: Sequence[Row], family: str, what: str) -> list[tuple[int, float]]:
+    """Size and time (s) or memory (GB) of a contestant, of lightstream at its fastest tile, the sizes ascending."""
+    best: dict[int, Row] = {}
+    for row in rows:
+        if "seconds" in row and (row["contestant"] == family or family == "lightstream" == row["contestant"].split()[0]):
+            known = best.setdefault(row["size"], row)
+            best[row["size"]] = row if row["seconds"] < known["seconds"] else known
+    return [(size, row[what] / (_GB if what == "peak" else 1)) for size, row in sorted(best.items())]
+
+
+def spread(values: Sequence[float], factor: float) -> list[float]:
+    """Places for labels at these positive values, each at least `factor` above the one below."""
+    found = list(values)
+    below = 0.0
+    for index in sorted(range(len(found)), key=lambda index: values[index]):
+        found[index] = below = max(found[index], below * factor)
+    return found
+
+
+def share(wrong: float | None) -> str:
+    """A share in percent, two digits of what is not zero."""
+    if wrong is None:
+        return ""
+    return f"{100 * wrong:.2g} %" if wrong else "0"
+
+
+def markdown(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """A Markdown table, its columns aligned."""
+    widths = [max(len(cell) for cell in column) for column in zip(header, *lines, strict=True)]
+    rule = ["-" * width for width in widths]
+    return "\n".join(
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in (header, rule, *lines)
+    )
+
+
+def _find(rows: Sequence[Row], row: Row, contestant: str) -> Row | None:
+    """The row of another contestant on the same case."""
+    keys = ("network", "size", "kind", "dtype", "device")
+    return next((other for other in rows if other["contestant"] == contestant and all(other[key] == row[key] for key in keys)), None)
+
+
+def _ratio(row: Row, whole: Row | None, what: str, digits: int) -> str:
+    return f"{row[what] / whole[what]:.{digits}f}" if whole and what in whole else ""

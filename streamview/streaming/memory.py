@@ -1,0 +1,65 @@
+"""Amounts of memory: read, written for people, asked of the machine, and given back to it."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import os
+
+from streamview.errors import MemoryBudgetError
+
+__all__ = ["format_bytes", "free_memory", "parse_bytes", "return_freed_blocks"]
+
+_UNITS = {"": 1, "B": 1, "KB": 2**10, "MB": 2**20, "GB": 2**30, "TB": 2**40}
+_M_MMAP_THRESHOLD = -3  # of glibc's malloc.h
+
+
+def parse_bytes(text: str | int) -> int:
+    """Bytes of ``"2GB"``, ``"512 MB"`` or a plain number; GB = 2^30.
+
+    Raises
+    ------
+    MemoryBudgetError
+        When it is not a positive amount.
+    """
+    compact = str(text).upper().replace(" ", "").replace("IB", "B")
+    number = compact.rstrip("KMGTB")
+    try:
+        amount = int(float(number) * _UNITS[compact[len(number) :]])
+    except (ValueError, KeyError, OverflowError):
+        amount = 0
+    if amount <= 0:
+        raise MemoryBudgetError(f"memory {text!r}: expected an amount such as 2GB or 500MB")
+    return amount
+
+
+def format_bytes(amount: float) -> str:
+    """Bytes for people: ``"1.9 GB"``."""
+    for unit in ("TB", "GB", "MB", "KB"):
+        if amount >= _UNITS[unit]:
+            return f"{amount / _UNITS[unit]:.{0 if unit in ('KB', 'MB') else 1}f} {unit}"
+    return f"{amount:.0f} B"
+
+
+def return_freed_blocks() -> None:
+    """Have glibc give back what was freed so far, and from now on freed blocks of a megabyte and more at once.
+
+    By default it keeps blocks of up to 32 MB and lets them fragment: a run then grows by up to three times what it uses, and no
+    budget can be kept; what earlier work of the process left would count against the budget too. Costs the page faults of fresh
+    memory. Does nothing with other allocators.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(_M_MMAP_THRESHOLD, 2**20)
+        gc.collect()
+        libc.malloc_trim(0)
+
+
+def free_memory() -> int:
+    """Bytes of memory that the machine has available."""
+    try:
+        with open("/proc/meminfo") as info:
+            return next(int(line.split()[1]) * 1024 for line in info if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
