@@ -250,6 +250,10 @@ def _reverse(
     strip: _Maps = np.empty(0, np.float32)
     width = session.sampler.shape[1]
 
+    def read(rows: Span, cols: Span) -> Tensor:
+        progress.advance(0)  # steps that are computed again can be cancelled too
+        return session.pixels(rows, cols)
+
     def take(grad: Tensor | None, rows: Span, cols: Span) -> None:
         nonlocal strip
         if cols[1] == width:
@@ -263,7 +267,7 @@ def _reverse(
             write(rows[0], strip)
 
     with torch.no_grad(), session.reading(run.plan, backwards=True):
-        run.backward(session.pixels, grads, take, done=progress.advance, release=last)
+        run.backward(read, grads, take, done=progress.advance, release=last)
 
 
 def _keep(maps: _Maps, y: int, rows: _Maps) -> None:

@@ -17,7 +17,7 @@ from streamview.results import Identity, Prediction, Target
 
 COLUMNS = (
     "slide_id,patient_id,region_id,level,x,y,width,height,mpp,width_um,tissue_covered,prediction,prob_normal,prob_tumour,"
-    "logit_normal,logit_tumour,model_id,weights_sha256,run_id,status,error,maps"
+    "logit_normal,logit_tumour,model_id,weights_sha256,run_id,status,error,maps,precision"
 )
 
 

@@ -77,8 +77,11 @@ class Convolution:
         """Convolve the piece; save the input only where the kernel's gradient is wanted."""
         x, native = _extend(inputs[0], self.rows, self.cols, piece, 0.0)
         stride, dilation = (self.rows.stride, self.cols.stride), (self.rows.dilation, self.cols.dilation)
-        taken = [w.to(torch.float32) for w in (x, *weights)] if self._unsound(x, piece) else [x, *weights]
-        out = F.conv2d(*taken[:2], taken[2] if len(taken) > 2 else None, stride, native, dilation, self.groups).to(x.dtype)
+        taken = [t.to(torch.float32) for t in (x, *weights)] if self._unsound(x, piece) else [x, *weights]
+        bias = taken[2] if len(taken) > 2 else None
+        out = F.conv2d(taken[0], taken[1], bias, stride, native, dilation, self.groups)
+        if self._unsound(x, piece):
+            out = out.to(x.dtype)
         if wants is None:
             return out, None
         return out, (x if wants.weights[0] else x.shape, inputs[0].shape, native)
