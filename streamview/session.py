@@ -195,10 +195,10 @@ class Session:
     def plan(self, needs: Demands | None, memory: str | int | None, tile: tuple[int, int] | None, results: int) -> Plan:
         """Choose the steps so that the process stays below `memory` bytes, `results` of them held for the result."""
         growth = free_memory() // 2
+        return_freed_blocks()  # what earlier work of the process freed would count against the budget
         if needs is not None:
             results += self._evidence_bytes()
         if memory is not None:
-            return_freed_blocks()
             limit = parse_bytes(memory)
             growth = limit - self.base() - self.reserve((256, self.sampler.shape[1])) - results
             if growth <= 0:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -79,11 +80,15 @@ class PassCosts:
         For every row of steps what it takes over from the rows above, in all columns.
     left
         What steps take over from the left, all steps together.
+    late
+        How much more the last row of steps makes than the others do on average, and the last column: a network that sees far makes
+        much at the end.
     """
 
     peak: int
     states: tuple[int, ...]
     left: int
+    late: tuple[float, float]
 
 
 def totals(program: Program, batch: Batch) -> Totals:
@@ -120,11 +125,17 @@ def pass_costs(program: Program, grid: Grid, batch: Batch) -> PassCosts:
             heights = sum(stop - start for start, stop in (rows.block(v, i) for i in range(rows.steps)))
             left += item * c * heights * sum(carried(cols, v, j) for j in range(cols.steps))
 
-    def made(i: int) -> int:
-        return sum(c * (rows.produced[v][i + 1] - rows.produced[v][i]) * cols.sizes[v] for v, c in enumerate(channels))
+    down, across = _made(rows, channels, cols.sizes), _made(cols, channels, rows.sizes)
+    heaviest = {(rows.steps // 2, cols.steps // 2), (down.index(max(down)), across.index(max(across)))}
+    late = down[-1] * rows.steps / max(sum(down), 1), across[-1] * cols.steps / max(sum(across), 1)
+    return PassCosts(max(_step_peak(Step(program, grid, i, j), batch) for i, j in heaviest), states, left, late)
 
-    heaviest = {rows.steps // 2, max(range(rows.steps), key=made)}
-    return PassCosts(max(_step_peak(Step(program, grid, i, cols.steps // 2), batch) for i in heaviest), states, left)
+
+def _made(axis: AxisSchedule, channels: Sequence[int], across: Sequence[int]) -> list[int]:
+    """Elements of all values that each step along an axis makes, given their lengths along the other one."""
+    ends = [pairwise(made) for made in axis.produced]
+    steps = [[c * n * (stop - start) for start, stop in pairs] for c, n, pairs in zip(channels, across, ends, strict=True)]
+    return [sum(step) for step in zip(*steps, strict=True)]
 
 
 def largest_block(program: Program, grid: Grid, images: int) -> int:

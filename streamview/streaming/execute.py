@@ -249,8 +249,8 @@ class Backward:
                     known = tape, above, left, written
                     if key is not None:
                         repeats.remember(key, incoming, known)
-                _, pending_above[j], pending_left, written = known
-                del tape, known
+                pending_above[j], pending_left, written = known[1:]
+                del tape, known  # or it would still be there while the next one is computed
             finished = dict(written)
             for source in sources:
                 if _area(*step.new(source)):

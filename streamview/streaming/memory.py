@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import gc
 import os
 
 from streamview.errors import MemoryBudgetError
 
-__all__ = ["format_bytes", "free_memory", "parse_bytes", "return_freed_blocks"]
+__all__ = ["format_bytes", "free_memory", "parse_bytes", "return_freed_blocks", "treat_freed_blocks"]
 
 _UNITS = {"": 1, "B": 1, "KB": 2**10, "MB": 2**20, "GB": 2**30, "TB": 2**40}
-_M_MMAP_THRESHOLD = -3  # of glibc's malloc.h
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 
 def parse_bytes(text: str | int) -> int:
@@ -42,20 +41,6 @@ def format_bytes(amount: float) -> str:
     return f"{amount:.0f} B"
 
 
-def return_freed_blocks() -> None:
-    """Have glibc give back what was freed so far, and from now on freed blocks of a megabyte and more at once.
-
-    By default it keeps blocks of up to 32 MB and lets them fragment: a run then grows by up to three times what it uses, and no
-    budget can be kept; what earlier work of the process left would count against the budget too. Costs the page faults of fresh
-    memory. Does nothing with other allocators.
-    """
-    with contextlib.suppress(OSError, AttributeError):
-        libc = ctypes.CDLL("libc.so.6")
-        libc.mallopt(_M_MMAP_THRESHOLD, 2**20)
-        gc.collect()
-        libc.malloc_trim(0)
-
-
 def free_memory() -> int:
     """Bytes of memory that the machine has available."""
     try:
@@ -63,3 +48,28 @@ def free_memory() -> int:
             return next(int(line.split()[1]) * 1024 for line in info if line.startswith("MemAvailable"))
     except (OSError, StopIteration):
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+
+
+def treat_freed_blocks(how: str) -> None:
+    """Tell glibc what to do with freed blocks from now on. Does nothing with other allocators.
+
+    Parameters
+    ----------
+    how
+        ``"returned"``: those of a megabyte and more go back to the system at once, and no memory is taken but what is used.
+        ``"reused"``: those of up to 32 MB are kept for the next that are asked for, in pieces that may add up to several times what is
+        used; but a step's large blocks no longer come from the system every time, which would be a page fault for every 4 KB: a
+        quarter of all time. ``"as ever"``: nothing is changed.
+    """
+    chosen = {"returned": (2**20, 2**20), "reused": (2**25, 2**30)}.get(how)
+    if chosen is not None:
+        with contextlib.suppress(OSError, AttributeError):
+            libc = ctypes.CDLL("libc.so.6")
+            libc.mallopt(_M_MMAP_THRESHOLD, chosen[0])
+            libc.mallopt(_M_TRIM_THRESHOLD, chosen[1])
+
+
+def return_freed_blocks() -> None:
+    """Have glibc give back to the system what was freed so far. Does nothing with other allocators."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)

@@ -13,7 +13,7 @@ from streamview.errors import NotStreamableError, RegionError
 from streamview.streaming.calibration import measure
 from streamview.streaming.capture import capture, refuse_hooks
 from streamview.streaming.graph import Bound, Demands, Graph, Key, Sink, bind, demands
-from streamview.streaming.memory import free_memory, parse_bytes, return_freed_blocks
+from streamview.streaming.memory import free_memory, parse_bytes
 from streamview.streaming.ops import OtherChannels, Size, Statistic
 from streamview.streaming.plan import Plan, make_plan
 from streamview.streaming.run import Run
@@ -44,7 +44,7 @@ def stream(
         and ``requires_grad`` are read at every call.
     memory
         Bound on the growth of memory over a forward and backward pass, in bytes or as ``"2GB"`` (GB = 2^30); the step is chosen
-        to keep it, and the C library is told to return freed memory at once. Default: half of what the machine has free.
+        to keep it, and the C library is told what to do with freed memory. Default: half of what the machine has free.
     tile
         Rows and columns of a step in pixels of the image, instead of `memory`; may be larger than the image.
     barriers
@@ -98,8 +98,6 @@ class Streamed(nn.Module):
         self.module = module
         self.cut = nn.Identity()
         self._memory, self._tile, self._barriers = memory, tile, barriers
-        if memory is not None:
-            return_freed_blocks()
         self._captured: tuple[Any, Graph] | None = None
         self._planned: tuple[Any, Plan] | None = None
         self.graph()
@@ -228,10 +226,16 @@ class Streamed(nn.Module):
                 memory=self._memory,
                 tile=self._tile,
                 barriers=self._barriers,
+                computed=self._computed(weights),
                 forecast=forecast,
             )
             self._planned = key, made
         return self._planned[1]
+
+    def _computed(self, weights: Sequence[Tensor]) -> int:
+        """Bytes of those weights that are not the network's own tensors."""
+        own = {t.data_ptr() for t in (*self.module.parameters(), *self.module.buffers())}
+        return sum(w.nbytes for w in weights if w.data_ptr() not in own)
 
     def write(
         self,

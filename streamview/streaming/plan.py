@@ -22,6 +22,8 @@ _STRIP_ROWS = (256, 128, 64, 32, 16, 8)
 _TILE_ROWS = (512, 256, 128, 64)
 _TILE_COLUMNS = 256  # the least
 _BEST = 17.5  # log2 of the px of a step that stays in the processor's caches and still fills its threads
+_RETURNED = 1.25  # time where every block of a step comes from the system anew
+_REUSED, _EXPECTED = 3, 2  # times what a step takes that freed memory, kept in pieces, takes besides: at most, and as a rule
 _ELEMENTS = 2**31  # several of torch's kernels fail beyond
 
 
@@ -76,6 +78,11 @@ class Plan:
         The same relative to conventional autograd, which computes nothing twice.
     seconds
         Predicted time on this machine; None where it was not asked for.
+    freed
+        What becomes of freed memory during the call: ``"as ever"`` is the allocator's own way, taken where no budget was given;
+        ``"returned"`` to the system at once; or ``"reused"``, which is faster and takes up to three times what a step takes besides.
+    step_bytes
+        What the heaviest step takes of `peak_bytes`.
     """
 
     passes: tuple[PassPlan, ...]
@@ -85,6 +92,8 @@ class Plan:
     operations: int = 0
     overhead: float = 1.0
     seconds: float | None = None
+    freed: str = "as ever"
+    step_bytes: int = 0
 
     @property
     def tile(self) -> Size:
@@ -131,6 +140,7 @@ def make_plan(
     barriers: str = "auto",
     held: bool = True,
     gathered: torch.dtype | None = None,
+    computed: int = 0,
     forecast: bool = True,
 ) -> Plan:
     """Choose the steps for an image.
@@ -155,6 +165,8 @@ def make_plan(
         Whether maps for the head are assembled.
     gathered
         Type in which they are, and what is computed of whole maps, if not `dtype`.
+    computed
+        Bytes of weights that are computed for the call, such as those that include a BatchNorm.
     forecast
         Whether the plan of a given `tile` without `memory` says what it takes.
 
@@ -176,19 +188,23 @@ def make_plan(
         ways = ("kept", "spilled", "regenerated") if barriers == "auto" else (barriers,)
     least = None
     for way in ways:
-        planner = _Planner(bound, images, dtype, needs, weights, way, held, gathered)
-        if tile is not None and (memory is None or len(ways) == 1):
-            return planner.plan(tile, budget) if memory is not None else planner.bare(tile, forecast)
+        planner = _Planner(bound, images, dtype, needs, weights, way, held, gathered, computed)
+        if tile is not None and memory is None:
+            return planner.bare(tile, forecast)
         best, best_work = None, float("inf")
         for candidate, work in [(tile, 1.0)] if tile is not None else _candidates(height, width):
             if work >= best_work:
                 break  # the rest are smaller still
-            plan = planner.plan(candidate, budget)
-            if plan.peak_bytes <= budget and work * plan.overhead < best_work:
-                best, best_work = plan, work * plan.overhead
-            least = plan if least is None or plan.peak_bytes < least.peak_bytes else least
+            for freed, slower in (("as ever", 1.0),) if memory is None else (("reused", 1.0), ("returned", _RETURNED)):
+                plan = planner.plan(candidate, budget, freed)
+                fits = plan.peak_bytes + (_REUSED - _EXPECTED) * plan.step_bytes * (freed == "reused") <= budget
+                if fits and work * slower * plan.overhead < best_work:
+                    best, best_work = plan, work * slower * plan.overhead
+                least = plan if least is None or plan.peak_bytes < least.peak_bytes else least
         if best is not None:
             return best
+        if tile is not None and least is not None and len(ways) == 1:
+            return least
     if least is None:
         raise AssertionError("there is always a candidate")
     raise MemoryBudgetError(
@@ -227,6 +243,7 @@ class _Planner:
         way: str,
         held: bool,
         gathered: torch.dtype | None,
+        computed: int,
     ) -> None:
         self.bound, self.images, self.dtype, self.needs, self.way = bound, images, dtype, needs, way
         graph = bound.graph
@@ -234,7 +251,7 @@ class _Planner:
         self.maps = [sink.value for sink in graph.sinks if sink.kind == "map"] if held else []
         self.stored = Plan((), way).stored(graph)
         self.programs = [bound.program(phase, self.stored) for phase in range(graph.passes)]
-        self.trained = sum(w.nbytes for w in weights) if needs is not None and any(needs.operands) else 0
+        self.weights = computed + (sum(w.nbytes for w in weights) if needs is not None and any(needs.operands) else 0)
         given = iter(weights)
         self.blank = [
             torch.empty([n or images for n in o.shape], dtype=self.gathered, device="meta") if isinstance(o, Statistic)
@@ -243,6 +260,7 @@ class _Planner:
         ]  # fmt: skip
         self.batches = [self._batch(program) for program in self.programs]
         self._totals: tuple[list[Totals], int] | None = None
+        self._costs: dict[Size, list[PassCosts]] = {}
 
     def _batch(self, program: Program) -> Batch:
         wants = None if self.needs is None else wanted(program, self.needs.values, self.needs.operands)
@@ -269,7 +287,7 @@ class _Planner:
         again = self.way == "regenerated"
         return Plan(tuple(PassPlan(t, g.rows.steps * g.cols.steps, again=again) for t, g in zip(tiles, grids, strict=True)), self.way)
 
-    def plan(self, tile: Size, budget: int | None) -> Plan:
+    def plan(self, tile: Size, budget: int | None, freed: str = "as ever") -> Plan:
         """One shape of the steps, with as many tapes as the budget allows; without a budget as `bare`."""
         tiles = [self._scaled(tile, program) for program in self.programs]
         grids = [build_grid(program, scaled) for program, scaled in zip(self.programs, tiles, strict=True)]
@@ -277,17 +295,23 @@ class _Planner:
         # passes from the image grow and grow: they are run again one by one rather than remembered all at once
         again = self.way == "regenerated"
         wholes, conventional = self.totals()
-        costs = [pass_costs(*of) for of in zip(self.programs, grids, self.batches, strict=True)]
+        if tile not in self._costs:
+            self._costs[tile] = [pass_costs(*of) for of in zip(self.programs, grids, self.batches, strict=True)]
+        costs = self._costs[tile]
         sinks = sum(self._bytes(value, self.gathered) for value in self.maps) * (2 if self.needs else 1)
         largest = max(largest_block(program, grid, self.images) for program, grid in zip(self.programs, grids, strict=True))
         too_large = budget + 1 if budget is not None and largest >= _ELEMENTS else 0
         peaks = [cost.peak + max(cost.states) * (2 if self.needs else 1) + self._held_bytes(p) for p, cost in enumerate(costs)]
         operations = sum(whole.forward + whole.reverse for whole in wholes)
+        step_bytes = max(cost.peak for cost in costs)
+        kept = (_REUSED * step_bytes, _EXPECTED * step_bytes) if freed == "reused" else (0, 0)
+        sinks += self.weights
         if self.needs is None:
             lean = tuple(PassPlan(t, n, again=again) for t, n in zip(tiles, counts, strict=True))
-            peak = max(sinks + max(peaks), too_large)
-            return Plan(lean, self.way, peak, "nothing", operations, operations / max(conventional, 1))
-        fixed = sinks + self.trained + (0 if again else max(peaks))
+            peak = max(sinks + max(peaks) + kept[1], too_large)
+            overhead = operations / max(conventional, 1)
+            return Plan(lean, self.way, peak, "nothing", operations, overhead, freed=freed, step_bytes=step_bytes)
+        fixed = sinks + kept[0] + (0 if again else max(peaks))
         options = [
             [option for option in _options(grid.rows.steps, grid.cols.steps, cost, whole) if budget is not None or not option.segment]
             for grid, cost, whole in zip(grids, costs, wholes, strict=True)
@@ -304,8 +328,9 @@ class _Planner:
             passes.insert(0, PassPlan(tiles[p], counts[p], tapes, option.segment, option.spill, again))
             operations += round(wholes[p].forward * ((counts[p] - tapes) / counts[p] + again))
         keeps = "maps" if any(whole.maps for whole in wholes) else "bits"
-        peak = max(totalled, sinks + max(peaks), too_large)
-        return Plan(tuple(passes), self.way, peak, keeps, operations, operations / max(conventional, 1))
+        peak = max(max(totalled, sinks + kept[0] + max(peaks)) - kept[0] + kept[1], too_large)
+        overhead = operations / max(conventional, 1)
+        return Plan(tuple(passes), self.way, peak, keeps, operations, overhead, freed=freed, step_bytes=step_bytes)
 
     def _scaled(self, tile: Size, program: Program) -> Size:
         """A step of the first pass for a later one: the same share of the columns, and as many rows as hold as much."""
@@ -336,7 +361,8 @@ class _Planner:
 
 @dataclass(frozen=True, slots=True)
 class _Option:
-    """One way to remember a pass, in bytes: of every step with a tape, of every other step, and once if there are others."""
+    """One way to remember a pass, in bytes: of every step with a tape, of every other step, once if there are others, and what the last
+    steps' tapes take more."""
 
     segment: int
     spill: bool
@@ -344,10 +370,12 @@ class _Option:
     tape: float
     other: float
     once: float
+    late: float
 
     def bytes(self, tapes: int) -> int:
         """What it takes with so many tapes."""
-        return round(tapes * self.tape + (self.steps - tapes) * self.other + (self.once if tapes < self.steps else 0))
+        some = 0 < tapes < self.steps
+        return round(tapes * self.tape + (self.steps - tapes) * self.other + (self.once if tapes < self.steps else 0) + some * self.late)
 
     def most(self, room: int) -> int:
         """The most tapes that fit; 0 if nothing does."""
@@ -355,7 +383,7 @@ class _Option:
             return self.steps
         if self.tape <= self.other:
             return 0
-        return max(min(int((room - self.bytes(0)) / (self.tape - self.other)), self.steps - 1), 0)
+        return max(min(int((room - self.bytes(0) - self.late) / (self.tape - self.other)), self.steps - 1), 0)
 
 
 def _options(rows: int, columns: int, cost: PassCosts, whole: Totals) -> Iterator[_Option]:
@@ -364,14 +392,15 @@ def _options(rows: int, columns: int, cost: PassCosts, whole: Totals) -> Iterato
     carries = (sum(cost.states) + cost.left) / steps
     # a tape that holds maps holds what was taken over of them too
     tape = whole.tapes / steps + (carries if whole.maps else 0)
-    yield _Option(0, False, steps, tape, carries, 0)
+    last = tape * max(columns * (cost.late[0] - 1), cost.late[0] * cost.late[1] - 1, 0)
+    yield _Option(0, False, steps, tape, carries, 0, last)
     segment = 1 if columns > 1 else 2
     while segment < rows:
         starts = cost.states[::segment]
         # a segment that is computed again is at hand as a whole, and so is what it hands down
-        once = segment * columns * tape + max(cost.states)
-        yield _Option(segment, False, steps, tape, sum(starts) / steps, once)
-        yield _Option(segment, True, steps, tape, 0, once + max(starts))
+        once = segment * columns * tape + max(cost.states) + last
+        yield _Option(segment, False, steps, tape, sum(starts) / steps, once, last)
+        yield _Option(segment, True, steps, tape, 0, once + max(starts), last)
         segment *= 2
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from streamview.streaming.execute import Backward, Forward
 from streamview.streaming.graph import Bound, Demands, Key, Program, Sink
+from streamview.streaming.memory import return_freed_blocks, treat_freed_blocks
 from streamview.streaming.ops import Statistic
 from streamview.streaming.plan import Plan
 from streamview.streaming.sinks import Sinks
@@ -57,6 +58,7 @@ class Run:
         self._like: Tensor | None = None
         self._stores: dict[int, Store] = {}
         self._passed: list[tuple[Forward, Sinks]] = []
+        treat_freed_blocks(plan.freed)
 
     @property
     def steps(self) -> int:
@@ -115,12 +117,20 @@ class Run:
                 self._passed.append((passed, sinks))
             else:
                 self._stores = {value: store for value, store in self._stores.items() if graph.last_reader(value) > phase}
+        if self.needs is None:
+            self._leave()
+
+    def _leave(self) -> None:
+        """Keep no freed memory beyond the call."""
+        if self.plan.freed == "reused":
+            return_freed_blocks()
 
     def _pass(self, program: Program, phase: int, remember: bool) -> Forward:
         """The forward pass of a phase; with `remember` it keeps what its reverse pass needs."""
         chosen = self.plan.passes[phase]
         wants = wanted(program, self.needs.values, self.needs.operands) if remember and self.needs is not None else None
-        return Forward(program, build_grid(program, chosen.tile), self.operands, wants, chosen.tapes, chosen.segment, chosen.spill)
+        grid = build_grid(program, chosen.tile)
+        return Forward(program, grid, self.operands, wants, chosen.tapes, chosen.segment, chosen.spill)
 
     def _read(self, values: Sequence[int], read: ReadImage, source: int, rows: Span, cols: Span) -> Tensor:
         value = values[source]
@@ -228,6 +238,7 @@ class Run:
             found.forget(phase)
             if release:
                 self._forget(phase - 1)
+        self._leave()
         return totals, self._gradients(given, parameters)
 
     def _through_bridges(self, phase: int, given: Mapping[Key, Tensor]) -> dict[Sink, Tensor | None]:
