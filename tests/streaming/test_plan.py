@@ -29,22 +29,23 @@ MEASURE = """
 import json, re, sys, torch
 sys.path.insert(0, {folder!r})
 from networks import seed_network
-from oracle import remembering
 from torch.utils.flop_counter import FlopCounterMode
 from streamview.streaming import stream
+from streamview.streaming.memory import return_freed_blocks
 torch.set_num_threads(1)
 height, memory, train = {height}, {memory}, {train}
 network = seed_network(16, 4).requires_grad_(train).to(memory_format=torch.channels_last)
-def peak():  # ru_maxrss would include what the parent had before exec
-    return int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1])
+def memory_of(field):  # ru_maxrss would include what the parent had before exec
+    return int(re.search(field + r":\\s+(\\d+)", open("/proc/self/status").read())[1])
 def run(module, image):
     out = module(image.requires_grad_(not train))
     (out.sum().backward() if train else torch.autograd.grad(out.sum(), image))
 run(stream(network, memory={memory}), torch.rand(1, 3, 64, 64))
 image = torch.rand(1, 3, height, 1024).to(memory_format=torch.channels_last)
-before = peak()
+return_freed_blocks()  # what the set-up freed would be used again
+before = memory_of("VmRSS")
 run(network if memory is None else stream(network, memory=memory), image)
-after = peak()
+after = memory_of("VmHWM")
 print(json.dumps((after - before) * 1024))
 """
 
@@ -71,8 +72,8 @@ def test_a_budget_is_kept_whatever_the_height(train: bool) -> None:
     assert growth(1024, None, train) > 2 * budget
 
 
-def test_peak_is_forecast() -> None:
-    budget = 96 * MB
+@pytest.mark.parametrize("budget", [160 * MB, 300 * MB])
+def test_peak_is_forecast(budget: int) -> None:
     predicted = plan_for(2048, 1024, budget, train=True).peak_bytes
     measured = growth(2048, budget, True)
     assert 0.8 * measured < predicted < 1.25 * measured
@@ -99,7 +100,7 @@ def averaging(network: torch.nn.Sequential) -> torch.nn.Sequential:
 
 
 @pytest.mark.parametrize("train", [False, True], ids=["saliency", "training"])
-@pytest.mark.parametrize("memory", ["16MB", "24MB", "40MB", "1GB"])
+@pytest.mark.parametrize("memory", ["20MB", "26MB", "40MB", "1GB"])
 def test_operations_are_forecast(memory: str, train: bool) -> None:
     network = averaging(seed_network(16, 4)).requires_grad_(train)
     image = torch.rand(1, 3, 512, 512, requires_grad=not train)
