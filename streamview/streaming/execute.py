@@ -42,6 +42,8 @@ class Forward:
         The others are remembered by what every row of steps of this multiple took over from above; 0: by what each took over itself.
     spill
         Whether that is kept in a file.
+    settle
+        Called whenever a step was computed or reversed.
     """
 
     def __init__(
@@ -53,12 +55,14 @@ class Forward:
         tapes: int = 0,
         segment: int = 0,
         spill: bool = False,
+        settle: Callable[[], None] = lambda: None,
     ) -> None:
         self.program, self.grid, self.weights, self.wants, self.segment = program, grid, weights, wants, segment
         self.taped = grid.rows.steps * grid.cols.steps - tapes
         self.carries: dict[tuple[int, int], Carry] = {}
         self.starts: dict[int, list[Blocks]] = {}
         self.shelf = Shelf() if spill else None
+        self.settle = settle
         self.tapes: dict[tuple[int, int], Tape] = {}
         self._repeats: Repeats[tuple[Blocks, Blocks, Tape | None, _Pieces]] = Repeats()
 
@@ -86,6 +90,7 @@ class Forward:
                 carry = Carry(above[j], left)
                 keep = self.wants is not None and i * columns + j >= self.taped
                 above[j], left, tape = self._compute(i, j, carry, keep, read, emit, see)
+                self.settle()
                 if tape is not None:
                     self.tapes[i, j] = tape
                 elif self.wants is not None and not self.segment:
@@ -135,6 +140,7 @@ class Forward:
             if number and j == 0:
                 left = self._nothing()
             above[column], left, tape = self._compute(i, j, Carry(above[column], left), True, read, None, None)
+            self.settle()
             if tape is None:
                 raise AssertionError("a step that was asked for a tape returned none")
             found[i, j] = tape
@@ -258,6 +264,7 @@ class Backward:
             if self.release:
                 forward.forget(i, j)
             computed.pop((i, j), None)
+            forward.settle()
             done()
 
 

@@ -8,7 +8,7 @@ import os
 
 from streamview.errors import MemoryBudgetError
 
-__all__ = ["format_bytes", "free_memory", "parse_bytes", "return_freed_blocks", "treat_freed_blocks"]
+__all__ = ["Ceiling", "format_bytes", "free_memory", "parse_bytes", "return_freed_blocks", "treat_freed_blocks"]
 
 _UNITS = {"": 1, "B": 1, "KB": 2**10, "MB": 2**20, "GB": 2**30, "TB": 2**40}
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
@@ -73,3 +73,31 @@ def return_freed_blocks() -> None:
     """Have glibc give back to the system what was freed so far. Does nothing with other allocators."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
+class Ceiling:
+    """Called after every step: gives freed blocks back where the process has grown too far, and lets them be reused until then.
+
+    Parameters
+    ----------
+    growth
+        Bytes by which the process may grow from now on before they are given back.
+    """
+
+    def __init__(self, growth: int) -> None:
+        return_freed_blocks()
+        self._limit = _resident_memory() + growth
+
+    def __call__(self) -> None:
+        """Look, and give back."""
+        if _resident_memory() > self._limit:
+            return_freed_blocks()
+
+
+def _resident_memory() -> int:
+    """Bytes of this process that are in memory now; 0 where the system does not say."""
+    try:
+        with open("/proc/self/statm") as sizes:
+            return int(sizes.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return 0

@@ -23,7 +23,7 @@ _TILE_ROWS = (512, 256, 128, 64)
 _TILE_COLUMNS = 256  # the least
 _BEST = 17.5  # log2 of the px of a step that stays in the processor's caches and still fills its threads
 _RETURNED = 1.25  # time where every block of a step comes from the system anew
-_REUSED, _EXPECTED = 3, 2  # times what a step takes that freed memory, kept in pieces, takes besides: at most, and as a rule
+_REUSED, _EXPECTED, _GIVEN_BACK = 4, 2, 1  # times what a step takes that freed memory takes besides: at most, as a rule, and between steps
 _ELEMENTS = 2**31  # several of torch's kernels fail beyond
 
 
@@ -80,9 +80,11 @@ class Plan:
         Predicted time on this machine; None where it was not asked for.
     freed
         What becomes of freed memory during the call: ``"as ever"`` is the allocator's own way, taken where no budget was given;
-        ``"returned"`` to the system at once; or ``"reused"``, which is faster and takes up to three times what a step takes besides.
+        ``"returned"`` to the system at once; or ``"reused"``, which is faster and takes some times what a step takes besides.
     step_bytes
         What the heaviest step takes of `peak_bytes`.
+    kept_bytes
+        Bytes by which the process may have grown between two steps before freed memory that is kept for reuse is given back.
     """
 
     passes: tuple[PassPlan, ...]
@@ -94,6 +96,7 @@ class Plan:
     seconds: float | None = None
     freed: str = "as ever"
     step_bytes: int = 0
+    kept_bytes: int = 0
 
     @property
     def tile(self) -> Size:
@@ -310,7 +313,8 @@ class _Planner:
             lean = tuple(PassPlan(t, n, again=again) for t, n in zip(tiles, counts, strict=True))
             peak = max(sinks + max(peaks) + kept[1], too_large)
             overhead = operations / max(conventional, 1)
-            return Plan(lean, self.way, peak, "nothing", operations, overhead, freed=freed, step_bytes=step_bytes)
+            between = peak - kept[1] + _GIVEN_BACK * step_bytes
+            return Plan(lean, self.way, peak, "nothing", operations, overhead, freed=freed, step_bytes=step_bytes, kept_bytes=between)
         fixed = sinks + kept[0] + (0 if again else max(peaks))
         options = [
             [option for option in _options(grid.rows.steps, grid.cols.steps, cost, whole) if budget is not None or not option.segment]
@@ -330,7 +334,8 @@ class _Planner:
         keeps = "maps" if any(whole.maps for whole in wholes) else "bits"
         peak = max(max(totalled, sinks + kept[0] + max(peaks)) - kept[0] + kept[1], too_large)
         overhead = operations / max(conventional, 1)
-        return Plan(tuple(passes), self.way, peak, keeps, operations, overhead, freed=freed, step_bytes=step_bytes)
+        between = peak - kept[1] + _GIVEN_BACK * step_bytes
+        return Plan(tuple(passes), self.way, peak, keeps, operations, overhead, freed=freed, step_bytes=step_bytes, kept_bytes=between)
 
     def _scaled(self, tile: Size, program: Program) -> Size:
         """A step of the first pass for a later one: the same share of the columns, and as many rows as hold as much."""

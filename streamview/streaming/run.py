@@ -16,7 +16,7 @@ from torch import Tensor
 
 from streamview.streaming.execute import Backward, Forward
 from streamview.streaming.graph import Bound, Demands, Key, Program, Sink
-from streamview.streaming.memory import return_freed_blocks, treat_freed_blocks
+from streamview.streaming.memory import Ceiling, return_freed_blocks, treat_freed_blocks
 from streamview.streaming.ops import Statistic
 from streamview.streaming.plan import Plan
 from streamview.streaming.sinks import Sinks
@@ -59,6 +59,7 @@ class Run:
         self._stores: dict[int, Store] = {}
         self._passed: list[tuple[Forward, Sinks]] = []
         treat_freed_blocks(plan.freed)
+        self._settle: Callable[[], None] = Ceiling(plan.kept_bytes) if plan.freed == "reused" else _nothing
 
     @property
     def steps(self) -> int:
@@ -130,7 +131,7 @@ class Run:
         chosen = self.plan.passes[phase]
         wants = wanted(program, self.needs.values, self.needs.operands) if remember and self.needs is not None else None
         grid = build_grid(program, chosen.tile)
-        return Forward(program, grid, self.operands, wants, chosen.tapes, chosen.segment, chosen.spill)
+        return Forward(program, grid, self.operands, wants, chosen.tapes, chosen.segment, chosen.spill, self._settle)
 
     def _read(self, values: Sequence[int], read: ReadImage, source: int, rows: Span, cols: Span) -> Tensor:
         value = values[source]
@@ -259,6 +260,10 @@ class Run:
 def _renumbered(see: Watch | None, values: Sequence[int]) -> Watch | None:
     """For a pass, which has its own numbers, what sees values by the graph's."""
     return None if see is None else lambda value, *piece: see(values[value], *piece)
+
+
+def _nothing() -> None:
+    """Leave freed memory to the allocator."""
 
 
 def _nowhere(value: int, piece: Tensor, rows: Span, cols: Span) -> None:
