@@ -25,14 +25,14 @@ from streamview.streaming.memory import return_freed_blocks
 COMBINATIONS = (
     ("camelyon17-2048", 1024, "saliency", "400MB"),
     ("camelyon17-2048", 2048, "saliency", "1GB"),
-    ("camelyon17-2048", 2048, "training", "700MB"),
-    ("camelyon17-2048", 4096, "saliency", "220MB"),
-    ("camelyon17-2048", 4096, "forward", "150MB"),
-    ("resnet18", 2048, "training", "500MB"),
-    ("resnet18", 4096, "saliency", "400MB"),
-    ("resnet34", 2048, "saliency", "250MB"),
-    ("resnet50", 2048, "training", "1500MB"),
-    ("convnext_tiny", 2048, "saliency", "2GB"),
+    ("camelyon17-2048", 2048, "training", "900MB"),
+    ("camelyon17-2048", 4096, "forward", "600MB"),
+    ("resnet18", 2048, "forward", "500MB"),
+    ("resnet18", 2048, "training", "700MB"),
+    ("resnet18", 4096, "saliency", "700MB"),
+    ("resnet34", 2048, "saliency", "300MB"),
+    ("resnet50", 1024, "training", "1GB"),
+    ("convnext_tiny", 1024, "saliency", "2GB"),
 )
 
 

@@ -185,7 +185,12 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--sizes", type=int, nargs="+", help="px, square images")
     parser.add_argument("--passes", nargs="+", choices=KINDS, default=list(KINDS))
     parser.add_argument("--contestants", nargs="+", choices=CONTESTANTS, default=list(CONTESTANTS))
-    parser.add_argument("--dtypes", nargs="+", choices=("float32", "bfloat16", "float64"), default=["float32", "float64"])
+    parser.add_argument(
+        "--dtypes",
+        nargs="+",
+        choices=("float32", "bfloat16", "float64"),
+        help="default: float32, and with --full also float64, for errors alone",
+    )
     parser.add_argument("--repeat", type=int)
     parser.add_argument("--tilings", type=int, help="how many tilings of lightstream to try; the fastest is alternated with the others")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
@@ -198,6 +203,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     options.sizes = options.sizes or ([1024, 2048, 4096] if options.full else [2048])
     options.repeat = options.repeat or (3 if options.full else 2)
     options.tilings = options.tilings or (3 if options.full else 1)
+    options.dtypes = options.dtypes or (["float32", "float64"] if options.full else ["float32"])
     return options
 
 

@@ -170,22 +170,23 @@ def _to_greatest(grad: Tensor, found: list[Bits], window: Window, dim: int, shap
     """Gradient of `_greatest`: of an input of this shape."""
     whole = _like(shape, grad)
     first, *others = _meeting(whole, window, dim, grad.shape[dim])
-    if window.stride != window.kernel or window.dilation != 1 or shape[dim] != grad.shape[dim] * window.stride:
-        whole.zero_()
-        for other, bits in zip(reversed(others), reversed(found), strict=True):
-            kept = torch.empty_like(grad)
-            won = torch.empty_like(grad)
-            divide(grad, unpack(bits, grad), won, kept)
-            other.add_(won)
-            grad = kept
-        first.add_(grad)
-        return whole
-    # every element belongs to one window: written in place
-    for other, bits in zip(reversed(others), reversed(found), strict=True):
-        divide(grad, unpack(bits, grad), other, first)
-        grad = first
+    # the first `stride` elements of all windows tile the input and are written; the others are added
+    tiles = window.dilation == 1 and window.kernel >= window.stride
+    covered = grad.shape[dim] * window.stride if tiles else 0
+    whole.narrow(dim, covered, shape[dim] - covered).zero_()
     if not others:
         first.copy_(grad)
+    added = []
+    for offset in reversed(range(len(others))):
+        written = tiles and offset + 1 < window.stride
+        won = others[offset] if written else torch.empty_like(grad)
+        rest = first if tiles and offset == 0 else torch.empty_like(grad)
+        divide(grad, unpack(found[offset], grad), won, rest)
+        added += [] if written else [(others[offset], won)]
+        added += [(first, rest)] if offset == 0 and not tiles else []
+        grad = rest
+    for part, won in added:
+        part.add_(won)
     return whole
 
 
