@@ -23,7 +23,7 @@ _TILE_ROWS = (512, 256, 128, 64)
 _TILE_COLUMNS = 256  # the least
 _BEST = 17.5  # log2 of the px of a step that stays in the processor's caches and still fills its threads
 _RETURNED = 1.25  # time where every block of a step comes from the system anew
-_REUSED, _EXPECTED, _GIVEN_BACK = 4, 2, 1  # times what a step takes that freed memory takes besides: at most, as a rule, and between steps
+_REUSED, _EXPECTED, _GIVEN_BACK = 4, 1, 1  # times what a step takes that freed memory takes besides: at most, as a rule, and between steps
 _ELEMENTS = 2**31  # several of torch's kernels fail beyond
 
 
