@@ -6,8 +6,9 @@ a mode that follows every allocation. What steps hand to one another follows fro
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -21,7 +22,7 @@ from torch.utils.flop_counter import flop_registry
 from streamview.streaming.graph import Program
 from streamview.streaming.ops import Wants
 from streamview.streaming.schedule import AxisSchedule
-from streamview.streaming.step import Carry, Grid, Step, build_grid, reverse_step, run_step
+from streamview.streaming.step import Carry, Grid, Span, Step, build_grid, reverse_step, run_step
 
 __all__ = ["Batch", "PassCosts", "Totals", "largest_block", "pass_costs", "totals"]
 
@@ -105,7 +106,9 @@ def totals(program: Program, batch: Batch) -> Totals:
             maps = any(isinstance(t, Tensor) and t.dim() == 4 for t in tree_leaves(saved.saved))
             with reverse:
                 grads: list[Tensor | None] = [None] * len(batch.blank)
-                reverse_step(step, saved, batch.blank, batch.wants, (nothing, nothing), _ones(step, batch), _ignore, grads)
+                reverse_step(
+                    step, saved, batch.blank, batch.wants, (nothing, nothing), partial(_sink_gradient, step, batch), _ignore, grads
+                )
     return Totals(forward.operations, reverse.operations, tape if saved is not None else 0, maps)
 
 
@@ -157,7 +160,7 @@ def _step_peak(step: Step, batch: Batch) -> int:
             tape = run_step(step, _sources(step, batch), Carry(above, left), batch.blank, batch.wants, None)[2]
             if tape is not None:
                 grads: list[Tensor | None] = [None] * len(batch.blank)
-                reverse_step(step, tape, batch.blank, batch.wants, (below, right), lambda *_: None, _ignore, grads)
+                reverse_step(step, tape, batch.blank, batch.wants, (below, right), partial(_sink_gradient, step, batch), _ignore, grads)
     return int(meter.peak)
 
 
@@ -171,19 +174,15 @@ def _empty(step: Step, batch: Batch, value: int, rows: int, cols: int) -> Tensor
     return torch.empty(size, dtype=batch.dtype, device="meta", memory_format=torch.channels_last)
 
 
-def _ones(step: Step, batch: Batch) -> Callable[..., Tensor]:
-    """Gradients of sinks: of the shape of the pieces."""
-
-    def gradient(value: int, rows: tuple[int, int], cols: tuple[int, int]) -> Tensor:
-        return _empty(step, batch, value, rows[1] - rows[0], cols[1] - cols[0])
-
-    return gradient
+def _sink_gradient(step: Step, batch: Batch, value: int, rows: Span, cols: Span) -> Tensor:
+    """Gradient of a piece of a sink, without memory."""
+    return _empty(step, batch, value, rows[1] - rows[0], cols[1] - cols[0])
 
 
 _SIDES = ("above", "left", "below", "right")
 
 
-def _ignore(source: int, grad: Tensor | None, rows: tuple[int, int], cols: tuple[int, int]) -> None:
+def _ignore(source: int, grad: Tensor | None, rows: Span, cols: Span) -> None:
     """Take a finished gradient and forget it."""
 
 

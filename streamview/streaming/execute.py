@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from streamview.streaming.graph import Program
@@ -124,8 +123,7 @@ class Forward:
     def _beginning(self, row: int) -> list[Blocks]:
         if self.shelf is None:
             return list(self.starts[row])
-        device = next(w.device for w in self.weights if isinstance(w, Tensor)) if self.weights else torch.device("cpu")
-        flat, count = self.shelf.take(row, device), len(self.program.values)
+        flat, count = self.shelf.take(row), len(self.program.values)
         return [flat[start : start + count] for start in range(0, len(flat), count)]
 
     @cached_property
@@ -144,6 +142,7 @@ class Forward:
             if tape is None:
                 raise AssertionError("a step that was asked for a tape returned none")
             found[i, j] = tape
+        self._repeats = Repeats()  # it would hold tapes that are let go of one by one
         return found
 
     def _compute(

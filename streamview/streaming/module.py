@@ -281,7 +281,11 @@ class Streamed(nn.Module):
         bound = bind(graph, (shape[2], shape[3]))
         weights = [weight.read().detach() for weight in graph.weights]
         dtype = next((w.dtype for w in weights if w.is_floating_point()), torch.float32)
-        plan = make_plan(bound, shape[0], dtype, None, weights, memory=self._memory, tile=self._tile, barriers=self._barriers, held=False)
+        computed = self._computed(weights)
+        plan = make_plan(
+            bound, shape[0], dtype, None, weights,
+            memory=self._memory, tile=self._tile, barriers=self._barriers, held=False, computed=computed,
+        )  # fmt: skip
 
         def watch(value: int, piece: Tensor, rows: Span, cols: Span) -> None:
             if value == sink.value:

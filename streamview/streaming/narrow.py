@@ -7,35 +7,23 @@ map there: rounded, its error would be the same at every position and would not 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from streamview.streaming.graph import Bound, Graph
-from streamview.streaming.ops import Op, Piece, Statistic, Wants
-from streamview.streaming.ops.pointwise import BatchNorm, Rectified
-from streamview.streaming.schedule import Axis
+from streamview.streaming.ops import Piece, Statistic, Wants
+from streamview.streaming.ops.pointwise import Around, BatchNorm
 
 __all__ = ["Narrowed", "narrow_weights", "narrowed"]
 
 
-@dataclass(frozen=True, slots=True)
-class Narrowed:
+class Narrowed(Around):
     """An operation that takes wider tensors beside its map, and gives its result in the map's own type."""
 
-    inner: Op
-
-    @property
-    def rows(self) -> Axis:
-        """Geometry of the inner operation."""
-        return self.inner.rows
-
-    @property
-    def cols(self) -> Axis:
-        """Geometry of the inner operation."""
-        return self.inner.cols
+    __slots__ = ()
 
     def run(self, inputs: Sequence[Tensor], weights: Sequence[Tensor], piece: Piece, wants: Wants | None) -> tuple[Tensor, Any]:
         """Run the inner operation, then round."""
@@ -70,4 +58,4 @@ def narrow_weights(graph: Graph, weights: Sequence[Tensor], dtype: torch.dtype) 
 
 
 def _is_norm(op: Any) -> bool:
-    return isinstance(op.inner if isinstance(op, Rectified) else op, BatchNorm)
+    return isinstance(op.inner if isinstance(op, Around) else op, BatchNorm)

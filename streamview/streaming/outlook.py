@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from streamview.errors import MemoryBudgetError, RegionError
 from streamview.streaming.calibration import Speed, measure
@@ -37,22 +36,24 @@ def outlook(module: nn.Module, sides: Sequence[int] = SIDES) -> tuple[Outlook, .
     image = demands(graph, True, [False] * len(weights))
     speed: Speed | None = None
     found = []
-
-    def planned(bound: Bound, needs: Demands | None) -> Plan | None:
-        with contextlib.suppress(MemoryBudgetError):
-            return make_plan(bound, 1, torch.float32, needs, weights)
-        return None
-
     for side in sides:
         try:
             bound = bind(graph, (side, side))
         except RegionError:
             continue
-        plans = [planned(bound, needs) for needs in (None, image)]
-        if speed is None and plans[1] is not None:
-            speed = measure(bound, plans[1], image, weights, 1, torch.float32)
+        prediction, saliency = (_planned(bound, needs, weights) for needs in (None, image))
+        if speed is None and saliency is not None:
+            speed = measure(bound, saliency, image, weights, 1, torch.float32)
         if speed is not None:
-            timed = [p and (p, speed.seconds(p, (side, side))) for p in plans]
-            plans = [t and replace(t[0], seconds=t[1][0] + (t[1][1] if i else 0)) for i, t in enumerate(timed)]
-        found.append(Outlook(side, *plans))
+            prediction = prediction and replace(prediction, seconds=speed.seconds(prediction, (side, side))[0])
+            saliency = saliency and replace(saliency, seconds=sum(speed.seconds(saliency, (side, side))))
+        found.append(Outlook(side, prediction, saliency))
     return tuple(found)
+
+
+def _planned(bound: Bound, needs: Demands | None, weights: Sequence[Tensor]) -> Plan | None:
+    """The plan of one image, if any fits."""
+    try:
+        return make_plan(bound, 1, torch.float32, needs, weights)
+    except MemoryBudgetError:
+        return None

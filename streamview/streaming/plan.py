@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from streamview.streaming.costs import Batch, PassCosts, Totals, largest_block, 
 from streamview.streaming.graph import Bound, Demands, Graph, Program
 from streamview.streaming.memory import format_bytes, free_memory
 from streamview.streaming.ops import Size, Statistic
-from streamview.streaming.step import build_grid, wanted
+from streamview.streaming.step import Grid, build_grid, wanted
 
 __all__ = ["PassPlan", "Plan", "make_plan"]
 
@@ -206,8 +206,6 @@ def make_plan(
                 least = plan if least is None or plan.peak_bytes < least.peak_bytes else least
         if best is not None:
             return best
-        if tile is not None and least is not None and len(ways) == 1:
-            return least  # what was asked for, even where it does not fit
     if least is None:
         raise AssertionError("there is always a candidate")
     raise MemoryBudgetError(
@@ -283,59 +281,52 @@ class _Planner:
 
     def bare(self, tile: Size, forecast: bool) -> Plan:
         """One shape of the steps without tapes, every step remembered by what it took over."""
-        if forecast:
-            return self.plan(tile, None)
-        tiles = [self._scaled(tile, program) for program in self.programs]
-        grids = [build_grid(program, scaled) for program, scaled in zip(self.programs, tiles, strict=True)]
-        again = self.way == "regenerated"
-        return Plan(tuple(PassPlan(t, g.rows.steps * g.cols.steps, again=again) for t, g in zip(tiles, grids, strict=True)), self.way)
+        return self.plan(tile, None) if forecast else Plan(self._lean(self._grids(tile)), self.way)
 
     def plan(self, tile: Size, budget: int | None, freed: str = "as ever") -> Plan:
         """One shape of the steps, with as many tapes as the budget allows; without a budget as `bare`."""
-        tiles = [self._scaled(tile, program) for program in self.programs]
-        grids = [build_grid(program, scaled) for program, scaled in zip(self.programs, tiles, strict=True)]
-        counts = [grid.rows.steps * grid.cols.steps for grid in grids]
-        # passes from the image grow and grow: they are run again one by one rather than remembered all at once
-        again = self.way == "regenerated"
+        laid = self._grids(tile)
+        grids = [grid for _, grid in laid]
         wholes, conventional = self.totals()
         if tile not in self._costs:
             self._costs[tile] = [pass_costs(*of) for of in zip(self.programs, grids, self.batches, strict=True)]
         costs = self._costs[tile]
-        sinks = sum(self._bytes(value, self.gathered) for value in self.maps) * (2 if self.needs else 1)
-        largest = max(largest_block(program, grid, self.images) for program, grid in zip(self.programs, grids, strict=True))
-        too_large = budget + 1 if budget is not None and largest >= _ELEMENTS else 0
-        peaks = [cost.peak + max(cost.states) * (2 if self.needs else 1) + self._held_bytes(p) for p, cost in enumerate(costs)]
-        operations = sum(whole.forward + whole.reverse for whole in wholes)
         step_bytes = max(cost.peak for cost in costs)
-        kept = (_REUSED * step_bytes, _EXPECTED * step_bytes) if freed == "reused" else (0, 0)
-        sinks += self.weights
-        if self.needs is None:
-            lean = tuple(PassPlan(t, n, again=again) for t, n in zip(tiles, counts, strict=True))
-            peak = max(sinks + max(peaks) + kept[1], too_large)
-            overhead = operations / max(conventional, 1)
-            between = peak - kept[1] + _GIVEN_BACK * step_bytes
-            return Plan(lean, self.way, peak, "nothing", operations, overhead, freed=freed, step_bytes=step_bytes, kept_bytes=between)
-        fixed = sinks + kept[0] + (0 if again else max(peaks))
-        options = [
-            [option for option in _options(grid.rows.steps, grid.cols.steps, cost, whole) if budget is not None or not option.segment]
-            for grid, cost, whole in zip(grids, costs, wholes, strict=True)
-        ]
-        least = [min(option.bytes(0) for option in found) for found in options]
-        taken = 0
-        passes: list[PassPlan] = []
-        totalled = fixed
-        for p in reversed(range(len(options))):
-            others = fixed + peaks[p] if again else fixed + taken + sum(least[:p])
-            tapes, option = _chosen(options[p], 0 if budget is None else budget - others)
-            taken += option.bytes(tapes)
-            totalled = max(totalled, others + option.bytes(tapes)) if again else fixed + taken
-            passes.insert(0, PassPlan(tiles[p], counts[p], tapes, option.segment, option.spill, again))
-            operations += round(wholes[p].forward * ((counts[p] - tapes) / counts[p] + again))
-        keeps = "maps" if any(whole.maps for whole in wholes) else "bits"
-        peak = max(max(totalled, sinks + kept[0] + max(peaks)) - kept[0] + kept[1], too_large)
-        overhead = operations / max(conventional, 1)
-        between = peak - kept[1] + _GIVEN_BACK * step_bytes
-        return Plan(tuple(passes), self.way, peak, keeps, operations, overhead, freed=freed, step_bytes=step_bytes, kept_bytes=between)
+        most, expected = (_REUSED * step_bytes, _EXPECTED * step_bytes) if freed == "reused" else (0, 0)
+        sinks = sum(self._bytes(value, self.gathered) for value in self.maps) * (2 if self.needs else 1)
+        peaks = [cost.peak + max(cost.states) * (2 if self.needs else 1) + self._held_bytes(p) for p, cost in enumerate(costs)]
+        used = self.weights + sinks + max(peaks)
+        operations = sum(whole.forward + whole.reverse for whole in wholes)
+        passes = self._lean(laid)
+        if self.needs is not None:
+            options = [list(_options(g.rows.steps, g.cols.steps, c, w)) for g, c, w in zip(grids, costs, wholes, strict=True)]
+            passes, remembered = _remembering(passes, options, peaks, self.weights + sinks + most, budget)
+            used = max(used, remembered - most)
+            for chosen, whole in zip(passes, wholes, strict=True):
+                operations += round(whole.forward * ((chosen.steps - chosen.tapes) / chosen.steps + chosen.again))
+        largest = max(largest_block(program, grid, self.images) for program, grid in zip(self.programs, grids, strict=True))
+        return Plan(
+            passes,
+            self.way,
+            used + expected if budget is None or largest < _ELEMENTS else budget + 1,
+            "nothing" if self.needs is None else "maps" if any(whole.maps for whole in wholes) else "bits",
+            operations,
+            operations / max(conventional, 1),
+            freed=freed,
+            step_bytes=step_bytes,
+            kept_bytes=used + _GIVEN_BACK * step_bytes,
+        )
+
+    def _grids(self, tile: Size) -> list[tuple[Size, Grid]]:
+        """Rows and columns of a step, and the schedule, of every pass."""
+        tiles = [self._scaled(tile, program) for program in self.programs]
+        return [(scaled, build_grid(program, scaled)) for scaled, program in zip(tiles, self.programs, strict=True)]
+
+    def _lean(self, laid: Sequence[tuple[Size, Grid]]) -> tuple[PassPlan, ...]:
+        """All passes without tapes."""
+        # passes from the image grow and grow: they are run again one by one rather than remembered all at once
+        again = self.way == "regenerated"
+        return tuple(PassPlan(tile, grid.rows.steps * grid.cols.steps, again=again) for tile, grid in laid)
 
     def _scaled(self, tile: Size, program: Program) -> Size:
         """A step of the first pass for a later one: the same share of the columns, and as many rows as hold as much."""
@@ -407,6 +398,25 @@ def _options(rows: int, columns: int, cost: PassCosts, whole: Totals) -> Iterato
         yield _Option(segment, False, steps, tape, sum(starts) / steps, once, last)
         yield _Option(segment, True, steps, tape, 0, once + max(starts), last)
         segment *= 2
+
+
+def _remembering(
+    lean: Sequence[PassPlan], options: Sequence[list[_Option]], peaks: Sequence[int], fixed: int, budget: int | None
+) -> tuple[tuple[PassPlan, ...], int]:
+    """What each pass remembers, those of later passes chosen first, and the bytes of all that with what is `fixed`."""
+    if budget is None:
+        options = [[option for option in found if not option.segment] for found in options]
+    least = [min(option.bytes(0) for option in found) for found in options]
+    again = lean[0].again
+    used = fixed + (0 if again else max(peaks))
+    passes: list[PassPlan] = []
+    for p in reversed(range(len(lean))):
+        # a pass that is run again is alone in memory
+        others = fixed + peaks[p] if again else used + sum(least[:p])
+        tapes, option = _chosen(options[p], 0 if budget is None else budget - others)
+        used = max(used, others + option.bytes(tapes)) if again else used + option.bytes(tapes)
+        passes.insert(0, replace(lean[p], tapes=tapes, segment=option.segment, spill=option.spill))
+    return tuple(passes), used
 
 
 def _chosen(options: Sequence[_Option], room: int) -> tuple[int, _Option]:

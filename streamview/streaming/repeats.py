@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from streamview.streaming.graph import Program
-from streamview.streaming.ops.pointwise import Pointwise
+from streamview.streaming.ops.pointwise import Around, Pointwise
 from streamview.streaming.schedule import Window
 
 __all__ = ["Repeats", "alike_everywhere", "even"]
@@ -64,7 +64,7 @@ def alike_everywhere(program: Program, weights: Sequence[Any]) -> bool:
     """Whether all operations do the same wherever a piece lies: windows that slide, and no constant with rows or columns."""
     for node in program.nodes:
         op: Any = node.op
-        while hasattr(op, "inner"):
+        while isinstance(op, Around):
             op = op.inner
         if callable(op) or not isinstance(op.rows, Window) or not isinstance(op.cols, Window):
             return False

@@ -240,7 +240,10 @@ class Run:
             if release:
                 self._forget(phase - 1)
         self._leave()
-        return totals, self._gradients(given, parameters)
+        # where nothing came in nothing was computed, but a gradient of zero is not an absent one
+        zeros = [torch.zeros_like(o) if t is None and w else t for o, t, w in zip(self.operands, totals, self.needs.operands, strict=True)]
+        between = zip(parameters, self._gradients(given, parameters), strict=True)
+        return zeros, [torch.zeros_like(p) if grad is None and p.requires_grad else grad for p, grad in between]
 
     def _through_bridges(self, phase: int, given: Mapping[Key, Tensor]) -> dict[Sink, Tensor | None]:
         """Gradients of what a pass gathered, given those of what the bridges and the head made of it."""

@@ -141,26 +141,26 @@ class Shelf:
         self._file = tempfile.TemporaryFile(prefix="streamview-")  # noqa: SIM115 - closed with the shelf
         weakref.finalize(self, self._file.close)
         self._end = 0
-        self._known: dict[int, list[tuple[int, Tensor] | None]] = {}
+        self._known: dict[int, list[tuple[int, Tensor, torch.device] | None]] = {}
 
     def put(self, number: int, tensors: Sequence[Tensor | None]) -> None:
         """Write tensors of any dense layout under a number."""
-        known: list[tuple[int, Tensor] | None] = []
+        known: list[tuple[int, Tensor, torch.device] | None] = []
         for tensor in tensors:
-            known.append(None if tensor is None else (self._end, torch.empty_like(tensor, device="meta")))
+            known.append(None if tensor is None else (self._end, torch.empty_like(tensor, device="meta"), tensor.device))
             if tensor is not None:
                 _put(self._file, tensor.as_strided((tensor.numel(),), (1,)).cpu(), self._end)
                 self._end += tensor.nbytes
         self._known[number] = known
 
-    def take(self, number: int, device: torch.device) -> list[Tensor | None]:
+    def take(self, number: int) -> list[Tensor | None]:
         """The tensors of a number, as they were."""
         found: list[Tensor | None] = []
         for known in self._known[number]:
             if known is None:
                 found.append(None)
                 continue
-            offset, like = known
+            offset, like, device = known
             flat = torch.empty(like.numel(), dtype=like.dtype)
             _take(self._file, flat, offset)
             found.append(flat.as_strided(like.shape, like.stride()).to(device))

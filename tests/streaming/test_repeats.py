@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from networks import seed_network
+from networks import Excite, seed_network
 from oracle import errors, remembering
 from torch import Tensor, nn
 
@@ -104,3 +104,11 @@ def test_constants_with_rows_are_seen() -> None:
 
     image = torch.full((1, 3, 64, 48), 0.5, dtype=torch.float64)
     assert max(errors(Positional().double(), image, tile=(8, 8))) < 1e-10
+
+
+@pytest.mark.parametrize("across", [nn.Identity(), Excite(4)], ids=["plain", "bridge"])
+def test_gradient_of_nothing_is_zero_not_absent(across: nn.Module) -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), across, nn.Conv2d(4, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    image = torch.randn(1, 3, 40, 40, requires_grad=True)
+    grads = torch.autograd.grad((stream(network, tile=TILE)(image) * 0).sum(), [image, *network.parameters()], allow_unused=True)
+    assert all(grad is not None and not grad.any() for grad in grads)

@@ -33,7 +33,7 @@ from streamview.streaming.ops.registry import (
 )
 from streamview.streaming.schedule import IDENTITY, Axis, Window
 
-__all__ = ["BatchNorm", "Copy", "Pointwise", "Rectified", "Relu", "Slot", "elementwise", "of_channels"]
+__all__ = ["Around", "BatchNorm", "Copy", "Pointwise", "Rectified", "Relu", "Slot", "elementwise", "of_channels"]
 
 Gradients = tuple[list[Tensor | None], list[Tensor | None]]
 
@@ -150,8 +150,8 @@ class Relu:
 
 
 @dataclass(frozen=True, slots=True)
-class Rectified:
-    """An operation and the ReLU behind it as one value: rectified in place, and its map never stored twice."""
+class Around:
+    """An operation around another, of the same geometry."""
 
     inner: Op
 
@@ -164,6 +164,12 @@ class Rectified:
     def cols(self) -> Axis:
         """Geometry of the inner operation."""
         return self.inner.cols
+
+
+class Rectified(Around):
+    """An operation and the ReLU behind it as one value: rectified in place, and its map never stored twice."""
+
+    __slots__ = ()
 
     def run(self, inputs: Sequence[Tensor], weights: Sequence[Tensor], piece: Piece, wants: Wants | None) -> tuple[Tensor, Any]:
         """Run the inner operation and rectify its output in place."""
