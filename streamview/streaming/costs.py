@@ -57,15 +57,12 @@ class Totals:
     ----------
     forward, reverse
         Floating point operations of convolutions and matrix products.
-    tapes
-        Bytes of the tapes of all steps.
     maps
         Whether tapes hold maps; if not, a bit or so for every element.
     """
 
     forward: int
     reverse: int
-    tapes: int
     maps: bool
 
 
@@ -75,33 +72,35 @@ class PassCosts:
 
     Parameters
     ----------
-    peak
-        Of the heaviest step, forward and in reverse, beside what it takes over.
+    working
+        The most that a step takes, forward and in reverse, beside its tape and what it takes over.
+    tapes
+        The tapes of all steps.
     states
         For every row of steps what it takes over from the rows above, in all columns.
     left
         What steps take over from the left, all steps together.
-    late
-        How much more the last row of steps makes than the others do on average, and the last column: a network that sees far makes
-        much at the end.
+    rows, columns
+        Shares of all that is made that each row of steps makes, and each column: a network that sees far makes much at the end.
     """
 
-    peak: int
+    working: int
+    tapes: float
     states: tuple[int, ...]
     left: int
-    late: tuple[float, float]
+    rows: tuple[float, ...]
+    columns: tuple[float, ...]
 
 
 def totals(program: Program, batch: Batch) -> Totals:
     """The costs of a program's pass as a whole."""
     longest = max(h for h, _ in program.sources), max(w for _, w in program.sources)
     step = Step(program, build_grid(program, longest), 0, 0)
-    forward, reverse, tape, maps = _Meter(), _Meter(), 0, False
+    forward, reverse, maps = _Meter(), _Meter(), False
     nothing: list[Tensor | None] = [None] * len(program.values)
     with _disable_current_modes(), torch.no_grad():
         with forward:
             saved = run_step(step, _sources(step, batch), Carry(nothing, nothing), batch.blank, batch.wants, None)[2]
-            tape = forward.live()
         if saved is not None and batch.wants is not None:
             maps = any(isinstance(t, Tensor) and t.dim() == 4 for t in tree_leaves(saved.saved))
             with reverse:
@@ -109,7 +108,7 @@ def totals(program: Program, batch: Batch) -> Totals:
                 reverse_step(
                     step, saved, batch.blank, batch.wants, (nothing, nothing), partial(_sink_gradient, step, batch), _ignore, grads
                 )
-    return Totals(forward.operations, reverse.operations, tape if saved is not None else 0, maps)
+    return Totals(forward.operations, reverse.operations, maps)
 
 
 def pass_costs(program: Program, grid: Grid, batch: Batch) -> PassCosts:
@@ -128,17 +127,20 @@ def pass_costs(program: Program, grid: Grid, batch: Batch) -> PassCosts:
             heights = sum(stop - start for start, stop in (rows.block(v, i) for i in range(rows.steps)))
             left += item * c * heights * sum(carried(cols, v, j) for j in range(cols.steps))
 
-    down, across = _made(rows, channels, cols.sizes), _made(cols, channels, rows.sizes)
+    down, across = _shares(rows, channels, cols.sizes), _shares(cols, channels, rows.sizes)
     heaviest = {(rows.steps // 2, cols.steps // 2), (down.index(max(down)), across.index(max(across)))}
-    late = down[-1] * rows.steps / max(sum(down), 1), across[-1] * cols.steps / max(sum(across), 1)
-    return PassCosts(max(_step_peak(Step(program, grid, i, j), batch) for i, j in heaviest), states, left, late)
+    peaks, tapes = zip(*(_step_peak(Step(program, grid, i, j), batch) for i, j in heaviest), strict=True)
+    working = max(peak - tape for peak, tape in zip(peaks, tapes, strict=True))
+    all_tapes = sum(tapes) / sum(down[i] * across[j] for i, j in heaviest)
+    return PassCosts(working, all_tapes, states, left, down, across)
 
 
-def _made(axis: AxisSchedule, channels: Sequence[int], across: Sequence[int]) -> list[int]:
-    """Elements of all values that each step along an axis makes, given their lengths along the other one."""
+def _shares(axis: AxisSchedule, channels: Sequence[int], across: Sequence[int]) -> tuple[float, ...]:
+    """Of the elements of all values, the share that each step along an axis makes, given the values' lengths along the other one."""
     ends = [pairwise(made) for made in axis.produced]
     steps = [[c * n * (stop - start) for start, stop in pairs] for c, n, pairs in zip(channels, across, ends, strict=True)]
-    return [sum(step) for step in zip(*steps, strict=True)]
+    made = [sum(step) for step in zip(*steps, strict=True)]
+    return tuple(step / max(sum(made), 1) for step in made)
 
 
 def largest_block(program: Program, grid: Grid, images: int) -> int:
@@ -150,18 +152,21 @@ def largest_block(program: Program, grid: Grid, images: int) -> int:
     return max(images * c * longest(grid.rows, v) * longest(grid.cols, v) for v, c in enumerate(program.channels))
 
 
-def _step_peak(step: Step, batch: Batch) -> int:
+def _step_peak(step: Step, batch: Batch) -> tuple[int, int]:
+    """Bytes of a step, forward and in reverse, and those of its tape."""
     above, left, below, right = ([_blank(step, v, side, batch) for v in range(len(step.program.channels))] for side in _SIDES)
+    pixels, taped = _sources(step, batch), 0
     # outside of the caller's modes, which would count these operations as real
     with _disable_current_modes(), torch.no_grad(), _Meter() as meter:
-        made = run_step(step, _sources(step, batch), Carry(above, left), batch.blank, None, None)
+        made = run_step(step, pixels, Carry(above, left), batch.blank, None, None)
         del made
         if batch.wants is not None:
-            tape = run_step(step, _sources(step, batch), Carry(above, left), batch.blank, batch.wants, None)[2]
+            tape = run_step(step, pixels, Carry(above, left), batch.blank, batch.wants, None)[2]
             if tape is not None:
+                taped = meter.live()
                 grads: list[Tensor | None] = [None] * len(batch.blank)
                 reverse_step(step, tape, batch.blank, batch.wants, (below, right), partial(_sink_gradient, step, batch), _ignore, grads)
-    return int(meter.peak)
+    return int(meter.peak), taped
 
 
 def _sources(step: Step, batch: Batch) -> list[Tensor]:

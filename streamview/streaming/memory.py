@@ -61,7 +61,7 @@ def treat_freed_blocks(how: str) -> None:
         used; but a step's large blocks no longer come from the system every time, which would be a page fault for every 4 KB: a
         quarter of all time. ``"as ever"``: nothing is changed.
     """
-    chosen = {"returned": (2**20, 2**20), "reused": (2**25, 2**30)}.get(how)
+    chosen = {"returned": (2**18, 2**18), "reused": (2**25, 2**30)}.get(how)
     if chosen is not None:
         with contextlib.suppress(OSError, AttributeError):
             libc = ctypes.CDLL("libc.so.6")

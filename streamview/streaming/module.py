@@ -344,7 +344,7 @@ class _StreamedBody(torch.autograd.Function):
         if any(grad is not None and torch._C._functorch.is_legacy_batchedtensor(grad) for grad in grads):
             raise NotStreamableError("batched gradients cannot run through a streamed pass: ask for one gradient after the other")
         given = [None if grad is None else grad.detach() for grad in grads]
-        found = ctx.call.backward(image.detach(), given, ctx.needs_input_grad[1])
+        found = ctx.call.backward(image.detach(), given, ctx.needs_input_grad[1], release=not _graph_is_kept())
         if torch.is_grad_enabled():
             # so that a second derivative raises: a gradient cut off here would silently count as zero
             made = [index for index, grad in enumerate(found) if grad is not None]
@@ -353,6 +353,12 @@ class _StreamedBody(torch.autograd.Function):
             for index, grad in zip(made, once, strict=True):
                 found[index] = grad
         return (None, *found)
+
+
+def _graph_is_kept() -> bool:
+    """Whether the reverse pass that is under way may be repeated (``retain_graph``); yes where this torch does not say."""
+    ask = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)
+    return ask is None or bool(ask())
 
 
 class _Once(torch.autograd.Function):
@@ -390,7 +396,7 @@ class _Call:
         self._persist(attempt, image)
         return [self.run.tensors[key] for key in self.keys]
 
-    def backward(self, image: Tensor, grads: Sequence[Tensor | None], image_wanted: bool) -> list[Tensor | None]:
+    def backward(self, image: Tensor, grads: Sequence[Tensor | None], image_wanted: bool, release: bool) -> list[Tensor | None]:
         device, dtype, enabled = self.autocast
 
         def attempt(plan: Plan) -> list[Tensor | None]:
@@ -398,14 +404,14 @@ class _Call:
                 if plan is not self.run.plan:
                     self.run = self.begin(plan)
                     self.run.forward(_reader(image))
-                return self._reverse(image, grads, image_wanted)
+                return self._reverse(image, grads, image_wanted, release)
 
         return self._persist(attempt, image)
 
     def _persist(self, attempt: Callable[[Plan], _Result], image: Tensor) -> _Result:
         return persist(attempt, self.run.plan, self.replan, (image.shape[2], image.shape[3]), image.device)
 
-    def _reverse(self, image: Tensor, grads: Sequence[Tensor | None], image_wanted: bool) -> list[Tensor | None]:
+    def _reverse(self, image: Tensor, grads: Sequence[Tensor | None], image_wanted: bool, release: bool) -> list[Tensor | None]:
         found = torch.zeros_like(image) if image_wanted else None
 
         def write(part: Tensor | None, rows: tuple[int, int], cols: tuple[int, int]) -> None:
@@ -413,7 +419,7 @@ class _Call:
                 found[:, :, rows[0] : rows[1], cols[0] : cols[1]] = part
 
         given = dict(zip(self.keys, grads, strict=True))
-        operands, between = self.run.backward(_reader(image), given, write if image_wanted else None, self.between)
+        operands, between = self.run.backward(_reader(image), given, write if image_wanted else None, self.between, release=release)
         summed = [
             None if grad is None else grad.to(value.dtype)
             for grad, value, operand in zip(operands, self.run.operands, self.run.bound.graph.operands, strict=True)

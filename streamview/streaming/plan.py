@@ -23,7 +23,11 @@ _TILE_ROWS = (512, 256, 128, 64)
 _TILE_COLUMNS = 256  # the least
 _BEST = 17.5  # log2 of the px of a step that stays in the processor's caches and still fills its threads
 _RETURNED = 1.25  # time where every block of a step comes from the system anew
-_REUSED, _EXPECTED, _GIVEN_BACK = 4, 1, 1  # times what a step takes that freed memory takes besides: at most, as a rule, and between steps
+_REUSED, _EXPECTED, _GIVEN_BACK = (
+    4,
+    1.5,
+    1,
+)  # times what a step takes that freed memory takes besides: at most, as a rule, and between steps
 _ELEMENTS = 2**31  # several of torch's kernels fail beyond
 
 
@@ -82,9 +86,10 @@ class Plan:
         What becomes of freed memory during the call: ``"as ever"`` is the allocator's own way, taken where no budget was given;
         ``"returned"`` to the system at once; or ``"reused"``, which is faster and takes some times what a step takes besides.
     step_bytes
-        What the heaviest step takes of `peak_bytes`.
+        What the heaviest step takes of `peak_bytes` besides its tape.
     kept_bytes
-        Bytes by which the process may have grown between two steps before freed memory that is kept for reuse is given back.
+        Bytes by which the process may have grown between two steps, once the weights are computed, before freed memory that is kept
+        for reuse is given back.
     """
 
     passes: tuple[PassPlan, ...]
@@ -248,11 +253,14 @@ class _Planner:
     ) -> None:
         self.bound, self.images, self.dtype, self.needs, self.way = bound, images, dtype, needs, way
         graph = bound.graph
-        self.gathered = gathered or dtype
+        self.gathered, self.computed = gathered or dtype, computed
         self.maps = [sink.value for sink in graph.sinks if sink.kind == "map"] if held else []
         self.stored = Plan((), way).stored(graph)
         self.programs = [bound.program(phase, self.stored) for phase in range(graph.passes)]
-        self.weights = computed + (sum(w.nbytes for w in weights) if needs is not None and any(needs.operands) else 0)
+        train = needs is not None and any(needs.operands)
+        # convolutions lay a weight out anew for the processor, and its gradient twice
+        laid_out = max((w.nbytes for w in weights), default=0) * (2 if train else 1)
+        self.weights = computed + laid_out + (sum(w.nbytes for w in weights) if train else 0)
         given = iter(weights)
         self.blank = [
             torch.empty([n or images for n in o.shape], dtype=self.gathered, device="meta") if isinstance(o, Statistic)
@@ -291,16 +299,15 @@ class _Planner:
         if tile not in self._costs:
             self._costs[tile] = [pass_costs(*of) for of in zip(self.programs, grids, self.batches, strict=True)]
         costs = self._costs[tile]
-        step_bytes = max(cost.peak for cost in costs)
-        most, expected = (_REUSED * step_bytes, _EXPECTED * step_bytes) if freed == "reused" else (0, 0)
+        step_bytes = max(cost.working for cost in costs)
+        most, expected = (_REUSED * step_bytes, round(_EXPECTED * step_bytes)) if freed == "reused" else (0, 0)
         sinks = sum(self._bytes(value, self.gathered) for value in self.maps) * (2 if self.needs else 1)
-        peaks = [cost.peak + max(cost.states) * (2 if self.needs else 1) + self._held_bytes(p) for p, cost in enumerate(costs)]
+        peaks = [cost.working + max(cost.states) + self._held_bytes(p) for p, cost in enumerate(costs)]
         used = self.weights + sinks + max(peaks)
         operations = sum(whole.forward + whole.reverse for whole in wholes)
         passes = self._lean(laid)
         if self.needs is not None:
-            options = [list(_options(g.rows.steps, g.cols.steps, c, w)) for g, c, w in zip(grids, costs, wholes, strict=True)]
-            passes, remembered = _remembering(passes, options, peaks, self.weights + sinks + most, budget)
+            passes, remembered = _remembering(passes, [list(_options(cost)) for cost in costs], peaks, self.weights + sinks + most, budget)
             used = max(used, remembered - most)
             for chosen, whole in zip(passes, wholes, strict=True):
                 operations += round(whole.forward * ((chosen.steps - chosen.tapes) / chosen.steps + chosen.again))
@@ -314,7 +321,7 @@ class _Planner:
             operations / max(conventional, 1),
             freed=freed,
             step_bytes=step_bytes,
-            kept_bytes=used + _GIVEN_BACK * step_bytes,
+            kept_bytes=used - self.computed + _GIVEN_BACK * step_bytes,
         )
 
     def _grids(self, tile: Size) -> list[tuple[Size, Grid]]:
@@ -355,49 +362,59 @@ class _Planner:
         return sum(map(self._bytes, held)) + sum(map(self._bytes, during)) + (self._bytes(0) if image else 0)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class _Option:
-    """One way to remember a pass, in bytes: of every step with a tape, of every other step, once if there are others, and what the last
-    steps' tapes take more."""
+    """One way to remember a pass.
+
+    Parameters
+    ----------
+    segment, spill
+        As in `PassPlan`.
+    bytes
+        What that takes, and the tapes that are at hand while it is computed again, by the number of tapes that are kept.
+    """
 
     segment: int
     spill: bool
-    steps: int
-    tape: float
-    other: float
-    once: float
-    late: float
-
-    def bytes(self, tapes: int) -> int:
-        """What it takes with so many tapes."""
-        some = 0 < tapes < self.steps
-        return round(tapes * self.tape + (self.steps - tapes) * self.other + (self.once if tapes < self.steps else 0) + some * self.late)
+    bytes: Tensor
 
     def most(self, room: int) -> int:
         """The most tapes that fit; 0 if nothing does."""
-        if self.bytes(self.steps) <= room:
-            return self.steps
-        if self.tape <= self.other:
-            return 0
-        return max(min(int((room - self.bytes(0) - self.late) / (self.tape - self.other)), self.steps - 1), 0)
+        fitting = (self.bytes <= room).nonzero()
+        return int(fitting[-1]) if len(fitting) else 0
 
 
-def _options(rows: int, columns: int, cost: PassCosts, whole: Totals) -> Iterator[_Option]:
-    """The ways to remember a pass of so many rows and columns of steps."""
-    steps = rows * columns
-    carries = (sum(cost.states) + cost.left) / steps
-    # a tape that holds maps holds what was taken over of them too
-    tape = whole.tapes / steps + (carries if whole.maps else 0)
-    last = tape * max(columns * (cost.late[0] - 1), cost.late[0] * cost.late[1] - 1, 0)
-    yield _Option(0, False, steps, tape, carries, 0, last)
+def _options(cost: PassCosts) -> Iterator[_Option]:
+    """The ways to remember a pass."""
+    rows, columns = len(cost.rows), len(cost.columns)
+    states = torch.tensor(cost.states, dtype=torch.float64)
+    carries = (states[:, None] / columns + cost.left / (rows * columns)).expand(-1, columns).flatten()
+    shares = torch.tensor(cost.rows, dtype=torch.float64)[:, None] * torch.tensor(cost.columns, dtype=torch.float64)
+    tapes = shares.flatten() * cost.tapes
+    kept, made = _from_none(tapes.flip(0).cumsum(0)), _from_none(tapes.cumsum(0))
+
+    def bytes_by_tapes(carried: Tensor, again: Tensor) -> Tensor:
+        # the last steps keep theirs, and these are gone when those of the first ones are computed again
+        carried, again = _from_none(carried.cumsum(0)).flip(0), _from_none(again.cummax(0).values).flip(0)
+        return (carried + torch.maximum(kept, again)).ceil().long()
+
+    yield _Option(0, False, bytes_by_tapes(carries, tapes))
     segment = 1 if columns > 1 else 2
     while segment < rows:
-        starts = cost.states[::segment]
+        row = torch.arange(rows)
+        begins = (row - row % segment).repeat_interleave(columns)
         # a segment that is computed again is at hand as a whole, and so is what it hands down
-        once = segment * columns * tape + max(cost.states) + last
-        yield _Option(segment, False, steps, tape, sum(starts) / steps, once, last)
-        yield _Option(segment, True, steps, tape, 0, once + max(starts), last)
+        again = made[1:] - made[begins * columns] + states.max()
+        starts = torch.zeros(rows, columns, dtype=torch.float64)
+        starts[::segment, 0] = states[::segment]
+        yield _Option(segment, False, bytes_by_tapes(starts.flatten(), again))
+        yield _Option(segment, True, bytes_by_tapes(torch.zeros_like(tapes), again + states[::segment].max()))
         segment *= 2
+
+
+def _from_none(running: Tensor) -> Tensor:
+    """Running values of one step, two steps and so on, with that of none before them."""
+    return torch.cat([running.new_zeros(1), running])
 
 
 def _remembering(
@@ -406,7 +423,7 @@ def _remembering(
     """What each pass remembers, those of later passes chosen first, and the bytes of all that with what is `fixed`."""
     if budget is None:
         options = [[option for option in found if not option.segment] for found in options]
-    least = [min(option.bytes(0) for option in found) for found in options]
+    least = [min(int(option.bytes[0]) for option in found) for found in options]
     again = lean[0].again
     used = fixed + (0 if again else max(peaks))
     passes: list[PassPlan] = []
@@ -414,7 +431,8 @@ def _remembering(
         # a pass that is run again is alone in memory
         others = fixed + peaks[p] if again else used + sum(least[:p])
         tapes, option = _chosen(options[p], 0 if budget is None else budget - others)
-        used = max(used, others + option.bytes(tapes)) if again else used + option.bytes(tapes)
+        taken = int(option.bytes[tapes])
+        used = max(used, others + taken) if again else used + taken
         passes.insert(0, replace(lean[p], tapes=tapes, segment=option.segment, spill=option.spill))
     return tuple(passes), used
 
@@ -422,5 +440,5 @@ def _remembering(
 def _chosen(options: Sequence[_Option], room: int) -> tuple[int, _Option]:
     """How many tapes are kept, and how the other steps are remembered; in a file only where memory alone does not do."""
     found = [(option.most(room), option) for option in options]
-    held = [(tapes, option) for tapes, option in found if not option.spill and option.bytes(tapes) <= room]
-    return max(held or found, key=lambda pair: (pair[0], -pair[1].bytes(pair[0])))
+    held = [(tapes, option) for tapes, option in found if not option.spill and option.bytes[tapes] <= room]
+    return max(held or found, key=lambda pair: (pair[0], -int(pair[1].bytes[pair[0]])))

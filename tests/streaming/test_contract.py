@@ -86,6 +86,22 @@ def test_retained_graph_used_twice(network: nn.Module, image: Tensor) -> None:
         assert first.any()
 
 
+def test_memory_is_let_go_of_unless_the_graph_is_retained(network: nn.Module, image: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    from streamview.streaming import run
+
+    calls = []
+    forward = run.Forward
+    monkeypatch.setattr(run, "Forward", lambda *args: calls.append(forward(*args)) or calls[-1])
+    for how, kept in (({"tile": TILE}, "carries"), ({"memory": "1GB"}, "tapes")):
+        out = stream(network, **how)(image.clone().requires_grad_()).sum()
+        out.backward(retain_graph=True)
+        assert getattr(calls[-1], kept)
+        out.backward()
+        assert not getattr(calls[-1], kept)
+        with pytest.raises(RuntimeError, match="second time"):
+            out.backward()
+
+
 def test_several_modules_over_one_network(network: nn.Module, image: Tensor) -> None:
     leaf = image.clone().requires_grad_()
     found = stream(network, tile=TILE)(leaf) + stream(network, tile=(7, 9))(leaf)
