@@ -4,7 +4,17 @@ Every message names what was found, what was expected and the remedy, in one lin
 print the message; anything else is a defect of the program and keeps its traceback.
 """
 
-__all__ = ["Cancelled", "MemoryBudgetError", "ModelError", "NotStreamableError", "RegionError", "SlideError", "StreamviewError"]
+__all__ = [
+    "AnnotationError",
+    "Cancelled",
+    "MemoryBudgetError",
+    "ModelError",
+    "NotStreamableError",
+    "RegionError",
+    "SlideError",
+    "SlideWarning",
+    "StreamviewError",
+]
 
 
 class StreamviewError(Exception):
@@ -15,8 +25,16 @@ class SlideError(StreamviewError):
     """A slide or pyramid is missing, damaged, of an unknown format, or lacks what the work needs."""
 
 
+class SlideWarning(UserWarning):
+    """A slide is read otherwise than it should be; the pixels are right."""
+
+
 class RegionError(StreamviewError):
     """A region lies outside the slide or is too small for the network."""
+
+
+class AnnotationError(StreamviewError):
+    """A file of annotations is missing, damaged, hostile, of another form, or drawn on another slide."""
 
 
 class ModelError(StreamviewError):

@@ -19,17 +19,21 @@ __all__ = ["Level", "Slide", "as_slide", "open_slide"]
 _EXPECTED = "expected a slide that OpenSlide reads (SVS, NDPI, MRXS, SCN, BIF, DICOM ...), an OME-TIFF, a tiled TIFF or an OME-Zarr"
 
 
-def open_slide(path: str | os.PathLike[str], mpp: float | None = None) -> Slide:
-    """Open a slide file or folder.
+def open_slide(path: str | os.PathLike[str], mpp: float | None = None, channel: int | str | None = None) -> Slide:
+    """Open a slide file or folder, or an OME-Zarr image by its URL.
 
-    Vendor formats and DICOM are read by OpenSlide, OME-TIFF and plain TIFF by tifffile, folders as OME-Zarr.
+    The tiles of Aperio SVS, OME-TIFF and plain TIFF are read directly, where that gives what OpenSlide gives; other vendors' formats and
+    DICOM are read by OpenSlide, folders as OME-Zarr. A warning is given where OpenSlide steps in because tiles differ.
 
     Parameters
     ----------
     path
-        The slide.
+        The slide; ``http://``, ``https://``, ``s3://`` ... for an OME-Zarr image elsewhere, which needs the extra ``cluster``.
     mpp
         Micrometres per level-0 pixel, in place of what the file says.
+    channel
+        Number (from 0) or name of one channel of a TIFF or OME-Zarr image that is not RGB, to be read as grey: 8 bits as they are,
+        16 bits scaled from the range that the file states, else from all of it. `Slide.reader` names it.
 
     Returns
     -------
@@ -41,11 +45,15 @@ def open_slide(path: str | os.PathLike[str], mpp: float | None = None) -> Slide:
     SlideError
         When the path is missing, is not a slide, is cut short, is not 8-bit RGB, or `mpp` is not a positive number.
     """
-    path = Path(path)
     if mpp is not None:
         given_mpp(mpp)  # refused before anything is opened
+    if "://" in os.fspath(path):
+        from streamview.slides.omezarr import Pyramid
+
+        return Pyramid(path, mpp, channel)
+    path = Path(path)
     try:
-        return _open(path, mpp)
+        return _open(path, mpp, channel)
     except OSError as error:
         raise SlideError(f"{path}: cannot be read ({error.strerror or error}); check the path and its permissions") from None
 
@@ -74,7 +82,7 @@ def as_slide(source: Slide | npt.NDArray[np.uint8], mpp: float | None = None) ->
     return source if mpp is None else _Measured(source, mpp)
 
 
-def _open(path: Path, mpp: float | None) -> Slide:
+def _open(path: Path, mpp: float | None, channel: int | str | None) -> Slide:
     if not path.exists():
         raise SlideError(f"{path}: no such file or folder; check the path")
     if path.is_dir():
@@ -82,30 +90,24 @@ def _open(path: Path, mpp: float | None) -> Slide:
 
         if not is_zarr(path):
             raise SlideError(f"{path}: a folder without an OME-Zarr image; {_EXPECTED}")
-        return Pyramid(path, mpp)
-    slide = _open_file(path)
+        return Pyramid(path, mpp, channel)
+    slide = _open_file(path, channel)
     return slide if mpp is None else _Measured(slide, mpp)
 
 
-def _open_file(path: Path) -> Slide:
-    import openslide
+def _open_file(path: Path, channel: int | str | None) -> Slide:
+    from streamview.slides.checks import check_companions, check_complete
+    from streamview.slides.choice import open_file
 
-    from streamview.slides.checks import check_complete
-
+    check_companions(path)
     check_complete(path)
-    vendor = openslide.OpenSlide.detect_format(path)
-    if vendor not in (None, "generic-tiff"):
-        from streamview.slides.openslide_backend import OpenSlideSlide
-
-        return OpenSlideSlide(path)
-    with path.open("rb") as file:
-        start = file.read(16)
-    if start[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
-        from streamview.slides.tiff_backend import TiffSlide
-
-        return TiffSlide(path)
-    found = "an empty file" if not start else f"not a slide (it begins with {start!r})"
-    raise SlideError(f"{path.name}: {found}; {_EXPECTED}")
+    slide = open_file(path, channel)
+    if slide is None:
+        with path.open("rb") as file:
+            start = file.read(16)
+        found = "an empty file" if not start else f"not a slide (it begins with {start!r})"
+        raise SlideError(f"{path.name}: {found}; {_EXPECTED}")
+    return slide
 
 
 class _Measured:
@@ -114,15 +116,16 @@ class _Measured:
     def __init__(self, slide: Slide, mpp: float) -> None:
         self._slide = slide
         self.name, self.shape, self.levels = slide.name, slide.shape, slide.levels
-        self.background = slide.background
+        self.background, self.reader = slide.background, slide.reader
+        self.properties, self.associated, self.icc_profile = slide.properties, slide.associated, slide.icc_profile
         self.mpp, self.mpp_source = given_mpp(mpp)
 
     @property
     def identity(self) -> str:
         return self._slide.identity
 
-    def read(self, region: Region) -> npt.NDArray[np.uint8]:
-        return self._slide.read(region)
+    def read(self, region: Region, out: npt.NDArray[np.uint8] | None = None) -> npt.NDArray[np.uint8]:
+        return self._slide.read(region, out)
 
     def close(self) -> None:
         self._slide.close()

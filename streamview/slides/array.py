@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from streamview.errors import SlideError
 from streamview.geometry import Region
-from streamview.slides.slide import WHITE, Level, SlideBase, check_region, given_mpp
+from streamview.slides.slide import WHITE, Level, SlideBase, check_region, given_mpp, output
 
 __all__ = ["ArraySlide"]
 
@@ -50,7 +50,9 @@ class ArraySlide(SlideBase):
             digest.update(np.ascontiguousarray(self._pixels[row : row + 1024]).data)
         return digest.hexdigest()
 
-    def read(self, region: Region) -> npt.NDArray[np.uint8]:
+    def read(self, region: Region, out: npt.NDArray[np.uint8] | None = None) -> npt.NDArray[np.uint8]:
         """Copy a region; see `streamview.slides.Slide.read`."""
         check_region(self.name, self.levels, region)
-        return self._pixels[region.y : region.y_stop, region.x : region.x_stop].copy(order="C")
+        out = output(region, out)
+        out[...] = self._pixels[region.y : region.y_stop, region.x : region.x_stop]
+        return out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import configparser
 import hashlib
 import os
 import struct
@@ -12,12 +13,15 @@ import numpy as np
 
 from streamview.errors import SlideError
 
-__all__ = ["check_complete", "check_size", "file_identity"]
+__all__ = ["DAMAGED", "check_companions", "check_complete", "check_size", "file_identity"]
 
 MAX_SIDE, MAX_PIXELS = 2**22, 2**42  # the largest scans are near 2^20 px a side
 MAX_CHUNK = 2**28  # bytes of one decoded tile, strip or chunk; more would make every small read a large one
 _MAX_DIRECTORIES = 100_000
 _SAMPLE, _SAMPLES = 1 << 16, 64
+
+# What parsers and decoders of others raise on damaged input, in place of errors of their own.
+DAMAGED = (ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError, struct.error)
 
 # TIFF tags: data offsets, their byte counts, and sub-directories.
 _OFFSETS, _COUNTS, _SUBDIRECTORIES = (273, 324), (279, 325), 330
@@ -83,6 +87,32 @@ def check_complete(path: Path) -> None:
     if end is None or end > size:
         found = f"points to byte {end}" if end is not None else "points to a directory beyond its end"
         raise SlideError(f"{path.name}: truncated: it {found}, but ends at byte {size}; copy or download it again")
+
+
+def check_companions(path: Path) -> None:
+    """Refuse an MRXS without the files that hold its pixels, which lie in a folder of the same name. Other files pass.
+
+    Raises
+    ------
+    SlideError
+        Naming what is missing.
+    """
+    if path.suffix.lower() != ".mrxs":
+        return
+    folder = path.with_suffix("")
+    index = folder / "Slidedat.ini"
+    if not index.is_file():
+        raise SlideError(f"{path.name}: its folder {folder.name}/ with Slidedat.ini is missing; copy the folder along with the file")
+    stated = configparser.ConfigParser(interpolation=None, strict=False)
+    try:
+        stated.read_string(index.read_text("utf-8-sig", errors="replace"))
+        files = [value for key, value in stated["DATAFILE"].items() if key.startswith("file_") and key != "file_count"]
+        files.append(stated["HIERARCHICAL"]["indexfile"])
+    except (configparser.Error, KeyError) as error:
+        raise SlideError(f"{path.name}: {folder.name}/Slidedat.ini is damaged ({error}); copy the folder again") from None
+    for name in files:
+        if Path(name).name != name or not (folder / name).is_file():
+            raise SlideError(f"{path.name}: {folder.name}/{name} is missing; copy the whole folder along with the file")
 
 
 def _furthest_byte(file: BinaryIO, order: str, *, big: bool) -> int:

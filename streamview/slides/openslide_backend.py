@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import threading
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,7 @@ import openslide
 from streamview.errors import SlideError
 from streamview.geometry import Region
 from streamview.slides.checks import check_size, file_identity
-from streamview.slides.slide import WHITE, SlideBase, check_region, composite, positive_mpp, shape_levels
+from streamview.slides.slide import WHITE, SlideBase, check_region, composite, output, positive_mpp, shape_levels
 
 __all__ = ["OpenSlideSlide"]
 
@@ -52,7 +54,11 @@ class OpenSlideSlide(SlideBase):
             identity = hashlib.sha256(f"openslide quickhash {quickhash}".encode()).hexdigest()
         else:
             identity = file_identity(path)
-        super().__init__(path.name, shape_levels(shapes), mpp, identity, background)
+        levels = [replace(level, tile=_tile(properties, number)) for number, level in enumerate(shape_levels(shapes))]
+        super().__init__(path.name, tuple(levels), mpp, identity, background)
+        self.properties, self.associated = dict(properties), tuple(self._handle.associated_images)
+        self.icc_profile = _profile(self._handle)
+        self.reader = f"OpenSlide ({vendor})"
 
     def _open(self) -> openslide.OpenSlide:
         try:
@@ -62,25 +68,25 @@ class OpenSlideSlide(SlideBase):
                 f"{self._path.name}: OpenSlide cannot open it ({error}); get the file, and any folder that belongs to it, again"
             ) from None
 
-    def read(self, region: Region) -> npt.NDArray[np.uint8]:
+    def read(self, region: Region, out: npt.NDArray[np.uint8] | None = None) -> npt.NDArray[np.uint8]:
         """Read a region; see `streamview.slides.Slide.read`.
 
         OpenSlide addresses coarser levels by level-0 position. Where a level's downsample is not whole, a position falls
         between pixels and neighbours are blended; such levels are therefore read in blocks on a fixed grid, so that a
-        pixel's value does not depend on the region it was read with.
+        pixel's value does not depend on the region it was read with. Others are read in strips, which bounds the memory.
         """
         check_region(self.name, self.levels, region)
         handle = self._handle
         if handle is None:
             raise SlideError(f"{self.name}: already closed; open it again with open_slide")
-        scale = handle.level_downsamples[region.level]
-        if scale.is_integer():
-            return self._piece(handle, region)
-        out = np.empty((*region.shape, 3), np.uint8)
-        height, width = self.levels[region.level].shape
-        for y in range(region.y // _BLOCK * _BLOCK, region.y_stop, _BLOCK):
-            for x in range(region.x // _BLOCK * _BLOCK, region.x_stop, _BLOCK):
-                block = Region(y, x, min(_BLOCK, height - y), min(_BLOCK, width - x), region.level)
+        out = output(region, out)
+        whole = handle.level_downsamples[region.level].is_integer()
+        height, width = (region.y_stop, region.x_stop) if whole else self.levels[region.level].shape
+        grid = (region.y, region.x) if whole else (0, 0)
+        across = region.width if whole else _BLOCK
+        for y in range(region.y - (region.y - grid[0]) % _BLOCK, region.y_stop, _BLOCK):
+            for x in range(region.x - (region.x - grid[1]) % across, region.x_stop, across):
+                block = Region(y, x, min(_BLOCK, height - y), min(across, width - x), region.level)
                 top, left = max(y, region.y), max(x, region.x)
                 bottom, right = min(block.y_stop, region.y_stop), min(block.x_stop, region.x_stop)
                 pixels = self._piece(handle, block)[top - y : bottom - y, left - x : right - x]
@@ -107,3 +113,14 @@ class OpenSlideSlide(SlideBase):
             if self._handle is not None:
                 self._handle.close()
                 self._handle = None
+
+
+def _tile(properties: Mapping[str, str], level: int) -> tuple[int, int] | None:
+    height, width = (properties.get(f"openslide.level[{level}].tile-{side}") for side in ("height", "width"))
+    return None if height is None or width is None else (int(height), int(width))
+
+
+def _profile(handle: openslide.OpenSlide) -> bytes | None:
+    """As stored; `OpenSlide.color_profile` would parse it and fail on a damaged one."""
+    profile: bytes | None = handle.read_region((0, 0), 0, (0, 0)).info.get("icc_profile")
+    return profile

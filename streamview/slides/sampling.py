@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import numpy as np
 import numpy.typing as npt
@@ -10,6 +11,7 @@ from scipy import sparse
 
 from streamview.errors import RegionError, SlideError
 from streamview.geometry import Region
+from streamview.readahead import ReadAhead
 from streamview.slides.slide import Slide
 
 __all__ = ["Sampler"]
@@ -55,7 +57,7 @@ class Sampler:
         self._slide = slide
         self.region = region
         self.scale = (1.0, 1.0) if mpp is None else _scale(slide, mpp)
-        self.mpp = None if slide.mpp is None else (slide.mpp[0] * self.scale[0], slide.mpp[1] * self.scale[1])
+        self.mpp = slide.mpp if mpp is None or slide.mpp is None else (max(slide.mpp[0], mpp), max(slide.mpp[1], mpp))
         self.shape = max(1, round(region.height / self.scale[0])), max(1, round(region.width / self.scale[1]))
         self._level = _nearest_finer(slide, self.scale)
 
@@ -82,6 +84,30 @@ class Sampler:
             for x in range(x0, x1, columns):
                 out[y - y0 : y - y0 + rows, x - x0 : x - x0 + columns] = self._block(y, min(y + rows, y1), x, min(x + columns, x1))
         return out
+
+    def strips(self, rows: int) -> Iterator[tuple[int, npt.NDArray[np.uint8]]]:
+        """Yield the whole grid from top to bottom, each strip read in a thread while the one before is worked on.
+
+        Parameters
+        ----------
+        rows
+            Of a strip; the last may have fewer.
+
+        Yields
+        ------
+        tuple
+            First row of the strip, and its pixels as `read` gives them.
+
+        Raises
+        ------
+        SlideError
+            When a part of the slide cannot be read.
+        """
+        height, width = self.shape
+        order = [((y, min(y + rows, height)), (0, width)) for y in range(0, height, rows)]
+        with ReadAhead(lambda down, across: self.read(*down, *across), order) as ahead:
+            for down, across in order:
+                yield down[0], ahead.read(down, across)
 
     def _block(self, y0: int, y1: int, x0: int, x1: int) -> npt.NDArray[np.uint8]:
         (top, rows), (left, columns) = self._weights(0, y0, y1), self._weights(1, x0, x1)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Protocol, Self, runtime_checkable
 
 import numpy as np
@@ -13,7 +14,7 @@ import numpy.typing as npt
 from streamview.errors import RegionError, SlideError
 from streamview.geometry import Region
 
-__all__ = ["WHITE", "Level", "Slide", "SlideBase", "check_region", "composite", "given_mpp", "positive_mpp", "shape_levels"]
+__all__ = ["WHITE", "Level", "Slide", "SlideBase", "check_region", "composite", "given_mpp", "output", "positive_mpp", "shape_levels"]
 
 WHITE = (255, 255, 255)
 
@@ -29,10 +30,16 @@ class Level:
     downsample
         Level-0 pixels per pixel of this level, (y, x): what the file states (OME-Zarr's scales), else the true ratio of the
         shapes; never rounded. (1.0, 1.0) for level 0.
+    tile
+        Height and width in pixels of the pieces it is stored in; None when it has none or they are unknown.
+    compression
+        Of the pieces, such as "jpeg", "jpeg 2000", "zstd", "none"; empty when unknown.
     """
 
     shape: tuple[int, int]
     downsample: tuple[float, float]
+    tile: tuple[int, int] | None = None
+    compression: str = ""
 
 
 @runtime_checkable
@@ -67,8 +74,32 @@ class Slide(Protocol):
     def identity(self) -> str:
         """Hex digest of the pixels' source; the same wherever the file lies and whatever it is called."""
 
-    def read(self, region: Region) -> npt.NDArray[np.uint8]:
-        """Return uint8 (height, width, 3), C-contiguous RGB, transparent pixels composited on `background`.
+    @property
+    def reader(self) -> str:
+        """What reads the file, and why."""
+
+    @property
+    def properties(self) -> Mapping[str, str]:
+        """What the file says of itself, by key, such as "aperio.AppMag"; may name people: see `streamview.slides.properties`."""
+
+    @property
+    def associated(self) -> tuple[str, ...]:
+        """Names of the pictures beside the scan, such as "label" and "macro"; they are never read."""
+
+    @property
+    def icc_profile(self) -> bytes | None:
+        """The colour profile as it is stored; pixels are not transformed by it."""
+
+    def read(self, region: Region, out: npt.NDArray[np.uint8] | None = None) -> npt.NDArray[np.uint8]:
+        """Return uint8 (height, width, 3) RGB, transparent pixels composited on `background`.
+
+        Parameters
+        ----------
+        region
+            In pixels of its level.
+        out
+            Array to write to and return, uint8 (height, width, 3), each row contiguous; default a new C-contiguous one. After an
+            error its content is undefined.
 
         Raises
         ------
@@ -76,6 +107,8 @@ class Slide(Protocol):
             When the region is not inside its level.
         SlideError
             When a part of the file cannot be read or decoded.
+        ValueError
+            When `out` is of another shape or type, or its rows are not contiguous.
         """
 
     def close(self) -> None:
@@ -88,6 +121,11 @@ class Slide(Protocol):
 
 class SlideBase:
     """The facts about a slide, for backends to inherit; attributes as in `Slide`."""
+
+    reader = "memory"
+    properties: Mapping[str, str] = MappingProxyType({})
+    associated: tuple[str, ...] = ()
+    icc_profile: bytes | None = None
 
     def __init__(
         self,
@@ -136,6 +174,23 @@ def check_region(name: str, levels: tuple[Level, ...], region: Region) -> None:
             f"{name}: region {region} (X,Y,WIDTH,HEIGHT) lies outside level {region.level},"
             f" which is {width} x {height} px; give a region inside it"
         )
+
+
+def output(region: Region, out: npt.NDArray[np.uint8] | None) -> npt.NDArray[np.uint8]:
+    """The array that a read fills: the caller's, or a new one.
+
+    Raises
+    ------
+    ValueError
+        When the caller's is not uint8 (height, width, 3) with contiguous rows, or is read-only.
+    """
+    shape = (*region.shape, 3)
+    if out is None:
+        return np.empty(shape, np.uint8)
+    if out.shape != shape or out.dtype != np.uint8 or out.strides[1:] != (3, 1) or not out.flags.writeable:
+        found = f"{out.dtype} {out.shape} of strides {out.strides}"
+        raise ValueError(f"out is {found}: expected writeable uint8 {shape} with contiguous rows, strides (any, 3, 1)")
+    return out
 
 
 def positive_mpp(y: object, x: object, source: str) -> tuple[tuple[float, float] | None, str]:

@@ -141,3 +141,16 @@ def test_refusals():
     for piece in ((0, 21, 0, 1), (3, 3, 0, 1), (-1, 2, 0, 1), (0, 1, 0, 31)):
         with pytest.raises(RegionError, match="part of the grid"):
             Sampler(slide).read(*piece)
+
+
+@pytest.mark.parametrize("rows", [1, 97, 10_000])
+def test_strips_read_ahead_are_the_whole_in_order(rows):
+    sampler = Sampler(as_slide(rgb(120, 150), 0.5), None, 0.83)
+    starts, strips = zip(*sampler.strips(rows), strict=True)
+    assert starts == tuple(range(0, sampler.shape[0], rows))
+    assert np.array_equal(np.concatenate(strips), sampler.read(0, sampler.shape[0], 0, sampler.shape[1]))
+
+
+def test_what_a_strip_raises_is_raised_where_it_is_asked_for(shared_data):
+    with open_slide(shared_data / "broken/unreadable.svs") as slide, pytest.raises(SlideError, match="unreadable"):
+        list(Sampler(slide).strips(8))
