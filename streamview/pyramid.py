@@ -6,32 +6,43 @@ level k is exactly 2^k coarser and its pixel (i, j) is centred at level-0 positi
 
 from __future__ import annotations
 
+import base64
 import errno
+import hashlib
 import os
-import secrets
-import shutil
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import zarr
-from zarr.codecs import ZstdCodec
+from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 
 from streamview.errors import SlideError
 from streamview.geometry import Region
+from streamview.journal import Journal, Tell, discard_unfinished, resumable
+from streamview.machine import return_freed_memory
 from streamview.progress import Progress, Report
+from streamview.readahead import ReadAhead
 from streamview.slides.checks import check_size
 from streamview.slides.omezarr import Pyramid
+from streamview.slides.properties import all_properties, safe_properties
+from streamview.slides.sampling import Sampler
 from streamview.slides.slide import Slide
 
-__all__ = ["Pyramid", "build_pyramid", "open_pyramid"]
+__all__ = ["Codec", "Pyramid", "build_pyramid", "discard_unfinished", "open_pyramid", "pyramid_shapes"]
+
+Codec = Literal["zstd", "lz4"]
 
 SHARD, CHUNK = 2048, 512
 COARSEST = 1024  # the longest side of the last level is at most this
-_WORKERS = 2  # one reads while the other compresses; each holds a few shards of 12 MiB
+_CODECS = {  # with a checksum, since neither notices a flipped bit by itself
+    "zstd": (ZstdCodec(level=3), Crc32cCodec()),
+    "lz4": (BloscCodec(cname="lz4", clevel=5, shuffle="noshuffle", typesize=1), Crc32cCodec()),
+}
+_FORMAT = 1  # of what an unfinished pyramid holds; another one is not gone on with
+_Span = tuple[int, int]
 
 
 def open_pyramid(path: str | os.PathLike[str]) -> Pyramid:
@@ -55,103 +66,165 @@ def open_pyramid(path: str | os.PathLike[str]) -> Pyramid:
     return Pyramid(path)
 
 
-def build_pyramid(slide: Slide, out: str | os.PathLike[str], *, report: Report | None = None) -> Pyramid:
-    """Convert a slide; memory does not depend on its size.
+def pyramid_shapes(
+    slide: Slide, *, region: Region | None = None, mpp: float | None = None, levels: int | None = None
+) -> tuple[tuple[int, int], ...]:
+    """Return height and width in pixels of every level that `build_pyramid` would make, finest first.
 
-    One task is one whole shard (3, 2048, 2048) in chunks of (3, 512, 512), zstd. The work is done under a temporary name beside
-    `out`, the metadata that make it an image are written last, and a rename puts it in place, so that a pyramid is either complete
-    or absent. Nothing inside depends on the name or the time.
+    Raises
+    ------
+    RegionError, SlideError
+        As `build_pyramid`, when the region, the mpp or the number of levels does not fit the slide.
+    """
+    return _shapes(Sampler(slide, region, mpp), levels)
+
+
+def build_pyramid(
+    slide: Slide,
+    out: str | os.PathLike[str],
+    *,
+    region: Region | None = None,
+    mpp: float | None = None,
+    levels: int | None = None,
+    codec: Codec = "zstd",
+    keep_metadata: bool = False,
+    tell: Tell = lambda line: None,
+    report: Report | None = None,
+) -> Pyramid:
+    """Convert a slide; memory does not depend on its size, and what is done survives whatever stops it.
+
+    One task is one whole shard (3, 2048, 2048) in chunks of (3, 512, 512). The work is done in ``.NAME.partial`` beside `out`, where a
+    journal names the finished shards; the metadata that make it an image are written last, and a rename puts it in place, so that a
+    pyramid is either complete or absent. The same call goes on from what an earlier one left, also one that was killed, and the result
+    is the same, byte for byte. Nothing inside depends on the name or the time.
 
     Parameters
     ----------
     slide
-        Source; its level 0 is read once, its other levels not at all.
+        Source; each of its pixels is read once.
     out
         Folder to make, by custom ending in ``.ome.zarr``; its parents are made where missing.
+    region
+        The part to convert, in level-0 pixels; None for the whole slide. The pyramid says where it lies, so that programs which show
+        both lay it in its place.
+    mpp
+        Micrometres per pixel of the finest level, by exact area means (`streamview.slides.sampling.Sampler`); None for level 0 as it is.
+    levels
+        How many; None for as many as it takes until the longest side is 1024 px or less.
+    codec
+        ``"zstd"`` (level 3) or ``"lz4"`` (in Blosc): larger files, made and read faster. Both are lossless.
+    keep_metadata
+        Whether to store all properties that the slide's file states, which may name a patient, and not only those known to be safe.
+        Its label and macro images are never copied.
+    tell
+        Told what is gone on with, begun anew or kept.
     report
         Called after every shard; may raise `streamview.errors.Cancelled`.
 
     Returns
     -------
     Pyramid
-        The result, opened.
+        The result, opened. It has the identity of the slide when it is the whole of it at full resolution, else one of its own.
 
     Raises
     ------
+    RegionError
+        When the region is not inside the slide.
     SlideError
-        When `out` exists, the slide cannot be read, or the disk is full or not writable; nothing is left at `out`.
+        When `out` exists or is being made by another process, the slide cannot be read or is too coarse for `mpp`, or the disk is full or
+        not writable; nothing is left at `out`, and what is finished is kept beside it.
     """
     out = Path(out)
-    if os.path.lexists(out):
-        raise SlideError(f"{out}: exists already; remove it or choose another name")
     check_size(slide.name, slide.shape)
+    sampler = Sampler(slide, region, mpp)
+    shapes = _shapes(sampler, levels)
+    attributes = {
+        "streamview": _provenance(slide, sampler) | {"properties": dict((all_properties if keep_metadata else safe_properties)(slide))},
+        "ome": _metadata(slide.mpp, sampler, len(shapes)),
+    }
+    making = {
+        "format": _FORMAT,
+        "source": slide.identity,
+        "region": str(sampler.region),
+        "resolution": sampler.scale,
+        "levels": shapes,
+        "codec": [*(step.to_dict() for step in _CODECS[codec]), SHARD, CHUNK],
+        "metadata": attributes,
+    }
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        partial = out.with_name(f".{out.name}.{secrets.token_hex(4)}.partial")
-        try:
-            _write(slide, partial, report)
-            os.rename(partial, out)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+        with resumable(out, making, tell) as journal:
+            group = zarr.create_group(str(journal.folder), zarr_format=3)
+            _write(sampler, [_create(group, str(number), shape, codec) for number, shape in enumerate(shapes)], journal, report)
+            group.attrs.update(attributes)
     except OSError as error:
         raise _unwritable(out, error) from error
     return Pyramid(out)
 
 
-def _write(slide: Slide, folder: Path, report: Report | None) -> None:
-    shapes = [slide.shape]
-    while max(shapes[-1]) > COARSEST:
+def _shapes(sampler: Sampler, levels: int | None) -> tuple[tuple[int, int], ...]:
+    most = (max(sampler.shape) - 1).bit_length() + 1
+    if levels is not None and not 1 <= levels <= most:
+        height, width = sampler.shape
+        raise SlideError(f"{levels} levels asked for: expected 1 to {most} for {width} x {height} px, the last of which is one pixel")
+    shapes = [sampler.shape]
+    while max(shapes[-1]) > COARSEST if levels is None else len(shapes) < levels:
         shapes.append((-(-shapes[-1][0] // 2), -(-shapes[-1][1] // 2)))
-    group = zarr.create_group(str(folder), zarr_format=3)
-    arrays = [_create(group, str(number), shape) for number, shape in enumerate(shapes)]
-    progress = Progress("pyramid", sum(len(list(_shards(shape))) for shape in shapes), report)
-    for number, (array, shape) in enumerate(zip(arrays, shapes, strict=True)):
-        finer = arrays[number - 1]
-
-        def task(part: Region, number: int = number, array: zarr.Array[Any] = array, finer: zarr.Array[Any] = finer) -> None:
-            pixels = np.moveaxis(slide.read(part), 2, 0) if number == 0 else _halved(finer, part)
-            array[:, part.y : part.y_stop, part.x : part.x_stop] = pixels
-
-        with ThreadPoolExecutor(_WORKERS) as workers:
-            try:
-                for _ in workers.map(task, _shards(shape)):
-                    progress.advance()
-            except BaseException:
-                workers.shutdown(wait=True, cancel_futures=True)
-                raise
-    group.attrs.update({"streamview": _provenance(slide), "ome": _metadata(slide.mpp, len(shapes))})
+    return tuple(shapes)
 
 
-def _create(group: zarr.Group, name: str, shape: tuple[int, int]) -> zarr.Array[Any]:
+def _write(sampler: Sampler, arrays: list[zarr.Array[Any]], journal: Journal, report: Report | None) -> None:
+    """Write the shards that the journal does not have, level by level; the next one is read while one is compressed and written."""
+    left = [[part for part in _shards(array.shape) if _file(level, *part) not in journal.finished] for level, array in enumerate(arrays)]
+    progress = Progress("pyramid", sum(map(len, left)), report)
+    for level, (array, parts) in enumerate(zip(arrays, left, strict=True)):
+
+        def read(rows: _Span, columns: _Span, level: int = level) -> npt.NDArray[np.uint8]:
+            return _halved(arrays[level - 1], rows, columns) if level else np.moveaxis(sampler.read(*rows, *columns), 2, 0)
+
+        with ReadAhead(read, parts) as ahead:
+            for rows, columns in parts:
+                array[:, slice(*rows), slice(*columns)] = ahead.read(rows, columns)
+                journal.add(_file(level, rows, columns))
+                return_freed_memory()
+                progress.advance()
+
+
+def _file(level: int, rows: _Span, columns: _Span) -> str:
+    """Name of the file of a shard."""
+    return f"{level}/c/0/{rows[0] // SHARD}/{columns[0] // SHARD}"
+
+
+def _create(group: zarr.Group, name: str, shape: tuple[int, int], codec: Codec) -> zarr.Array[Any]:
     return group.create_array(
         name,
         shape=(3, *shape),
         dtype="uint8",
         chunks=(3, CHUNK, CHUNK),
         shards=(3, SHARD, SHARD),
-        compressors=ZstdCodec(level=3),
+        compressors=_CODECS[codec],
         fill_value=0,
         dimension_names=("c", "y", "x"),
         config={"write_empty_chunks": True},  # so that a missing shard is a loss and never an empty one
     )
 
 
-def _shards(shape: tuple[int, int]) -> Iterator[Region]:
-    """The shards of a level as regions, row by row."""
-    for y in range(0, shape[0], SHARD):
-        for x in range(0, shape[1], SHARD):
-            yield Region(y, x, min(SHARD, shape[0] - y), min(SHARD, shape[1] - x))
+def _shards(shape: tuple[int, ...]) -> Iterator[tuple[_Span, _Span]]:
+    """Rows and columns of the shards of a level (c, y, x), row by row."""
+    _, height, width = shape
+    for y in range(0, height, SHARD):
+        for x in range(0, width, SHARD):
+            yield (y, min(y + SHARD, height)), (x, min(x + SHARD, width))
 
 
-def _halved(finer: zarr.Array[Any], part: Region) -> npt.NDArray[np.uint8]:
-    """One shard (3, h, w) of a level from the shards of the finer one, each read by itself to bound the memory."""
-    out = np.empty((3, *part.shape), np.uint8)
-    half = SHARD // 2
-    for y in range(part.y, part.y_stop, half):
-        for x in range(part.x, part.x_stop, half):
-            block = np.asarray(finer[:, 2 * y : 2 * y + SHARD, 2 * x : 2 * x + SHARD])
-            mean = _block_mean(block)
-            out[:, y - part.y : y - part.y + mean.shape[1], x - part.x : x - part.x + mean.shape[2]] = mean
+def _halved(finer: zarr.Array[Any], rows: _Span, columns: _Span) -> npt.NDArray[np.uint8]:
+    """One shard (3, h, w) of a level from the finer one, of which a few chunks are read at once to bound the memory."""
+    out = np.empty((3, rows[1] - rows[0], columns[1] - columns[0]), np.uint8)
+    for y in range(0, out.shape[1], CHUNK):
+        for x in range(0, out.shape[2], CHUNK):
+            top, left = 2 * (rows[0] + y), 2 * (columns[0] + x)
+            block = np.asarray(finer[:, top : top + 2 * CHUNK, left : left + 2 * CHUNK])
+            out[:, y : y + CHUNK, x : x + CHUNK] = _block_mean(block)
     return out
 
 
@@ -166,19 +239,33 @@ def _block_mean(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     return ((total + 2) >> 2).astype(np.uint8)
 
 
-def _provenance(slide: Slide) -> dict[str, Any]:
-    return {"source_identity": slide.identity, "mpp_source": slide.mpp_source, "background": list(slide.background)}
+def _provenance(slide: Slide, sampler: Sampler) -> dict[str, Any]:
+    facts: dict[str, Any] = {"mpp_source": slide.mpp_source, "background": list(slide.background)}
+    if slide.icc_profile is not None:
+        facts["icc_profile"] = base64.b64encode(slide.icc_profile).decode()
+    if sampler.scale == (1.0, 1.0) and sampler.region == Region(0, 0, *slide.shape):
+        return {"source_identity": slide.identity} | facts
+    part = {"slide": slide.identity, "region": str(sampler.region), "scale": list(sampler.scale)}
+    if sampler.scale != (1.0, 1.0):
+        facts["mpp_source"] = f"sampled ({slide.mpp_source})"
+    identity = hashlib.sha256(f"streamview part {sorted(part.items())}".encode()).hexdigest()
+    return {"source_identity": identity, "part": part} | facts
 
 
-def _metadata(mpp: tuple[float, float] | None, levels: int) -> dict[str, Any]:
-    """The ``ome`` attribute; in pixels, without units, when the mpp is unknown."""
+def _metadata(mpp: tuple[float, float] | None, sampler: Sampler, levels: int) -> dict[str, Any]:
+    """The ``ome`` attribute, in the slide's frame: the centre of its level-0 pixel (0, 0) is the origin.
+
+    In pixels, without units, when the slide's `mpp` (y, x) is unknown.
+    """
     space: dict[str, str] = {"type": "space"} if mpp is None else {"type": "space", "unit": "micrometer"}
-    pitch_y, pitch_x = mpp or (1.0, 1.0)
+    slides = mpp or (1.0, 1.0)
+    pitch = sampler.mpp or (1.0, 1.0)
+    corner = (sampler.region.y * slides[0], sampler.region.x * slides[1])
     datasets = []
     for number in range(levels):
         factor = 2**number
-        scale = [1.0, pitch_y * factor, pitch_x * factor]
-        translation = [0.0, pitch_y * (factor - 1) / 2, pitch_x * (factor - 1) / 2]
+        scale = [1.0, *(p * factor for p in pitch)]
+        translation = [0.0, *(c + (p * factor - s) / 2 for c, p, s in zip(corner, pitch, slides, strict=True))]
         transformations = [{"type": "scale", "scale": scale}, {"type": "translation", "translation": translation}]
         datasets.append({"path": str(number), "coordinateTransformations": transformations})
     channels = [
@@ -195,7 +282,10 @@ def _metadata(mpp: tuple[float, float] | None, levels: int) -> dict[str, Any]:
 
 def _unwritable(out: Path, error: OSError) -> SlideError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return SlideError(f"{out}: the disk is full; free some space (about the size of the slide file times four) and convert again")
+        return SlideError(
+            f"{out}: the disk is full; free some space (about the size of the slide file times four) and convert again, which"
+            " goes on from here; or write to another disk"
+        )
     if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
         return SlideError(f"{out}: was made by another program meanwhile; remove it or choose another name")
     return SlideError(f"{out}: cannot be written ({error.strerror or error}); check the folder and its permissions")
