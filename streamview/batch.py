@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TypedDict
 
 from streamview.display import PRESETS, Preset, default_preset
-from streamview.errors import Cancelled, StreamviewError
+from streamview.errors import Cancelled, SlideError, StreamviewError
 from streamview.evidence import linear_head
 from streamview.export.png import render_png
 from streamview.forecasts import Forecast, forecast
@@ -23,9 +23,13 @@ from streamview.machine import describe_device, find_device, peak_memory
 from streamview.progress import Report
 from streamview.results import Precision, Prediction, Saliency, Target
 from streamview.slides import Slide, open_slide
+from streamview.slides.sampling import Sampler
 from streamview.streaming.capture import capture
+from streamview.tissue import Tissue, covered, find_tissue, tissue_region
 
 __all__ = ["Answer", "Work", "check_display", "explain_slide", "predict_slide", "run_slides"]
+
+_CELL = 32  # px of the network's grid: what most networks reduce to one cell of their last features
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -44,8 +48,10 @@ class Work:
         Called after every step.
     region
         In level-0 pixels; None for the whole slide.
-    mpp, memory, device, precision
+    mpp, memory, device, precision, pad_to
         As for `streamview.predict`.
+    crop_tissue
+        Whether to work on the bounding box of all tissue, grown to whole cells of 32 px on the network's grid, where no `region` is given.
     """
 
     model: Model
@@ -58,6 +64,8 @@ class Work:
     memory: str | int | None = None
     device: str = "auto"
     precision: Precision = "float32"
+    pad_to: int | None = None
+    crop_tissue: bool = False
 
 
 class _How(TypedDict):
@@ -65,6 +73,7 @@ class _How(TypedDict):
 
     device: str
     precision: Precision
+    pad_to: int | None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -98,11 +107,13 @@ def predict_slide(work: Work, path: str | os.PathLike[str]) -> Answer:
         As `streamview.predict`, or when the job cannot be written.
     """
     with open_slide(path, work.mpp) as slide:
-        how: _How = {"device": work.device, "precision": work.precision}
-        ahead = forecast(work.model, slide, work.region, memory=work.memory, **how)
+        tissue, region = _choose(work, slide)
+        how: _How = {"device": work.device, "precision": work.precision, "pad_to": work.pad_to}
+        ahead = forecast(work.model, slide, region, memory=work.memory, **how)
         work.announce(slide, ahead)
-        prediction = predict(work.model, slide, work.region, plan=ahead.plan, report=work.report, **how)
-        work.job.add(RegionResult(prediction, work.run_id, mpp=slide.mpp, source=os.path.abspath(path)))
+        prediction = predict(work.model, slide, region, plan=ahead.plan, report=work.report, **how)
+        share = None if tissue is None else covered(tissue, region)
+        work.job.add(RegionResult(prediction, work.run_id, mpp=slide.mpp, tissue_covered=share, source=os.path.abspath(path)))
     return Answer(prediction, ahead)
 
 
@@ -129,13 +140,13 @@ def explain_slide(
     """
     job = work.job
     with open_slide(path, work.mpp) as slide:
-        region = work.region or Region(0, 0, *slide.shape)
+        tissue, region = _choose(work, slide)
         wanted: list[Target | None] = [*find_targets(work.model, targets)] or [None]
         apart = [target if len(wanted) > 1 else None for target in wanted]  # where there are several, each target is in the name
         stored = [job.saliency_path(slide.name, region, target) for target in apart]
         _check_free(work, slide, stored)
         count = len(wanted)
-        how: _How = {"device": work.device, "precision": work.precision}
+        how: _How = {"device": work.device, "precision": work.precision, "pad_to": work.pad_to}
         ahead = forecast(work.model, slide, region, explain=True, maps=count, out=job.folder, memory=work.memory, **how)
         work.announce(slide, ahead)
         found = explain(work.model, slide, region, wanted, outs=stored, plan=ahead.plan, report=work.report, **how)
@@ -148,7 +159,8 @@ def explain_slide(
             entries.append(StoredMap(inside[0], maps.target, inside[1]))
             pictures += drawn
         prediction = found[0].prediction
-        job.add(RegionResult(prediction, work.run_id, mpp=slide.mpp, maps=tuple(entries), source=os.path.abspath(path)))
+        share = None if tissue is None else covered(tissue, region)
+        job.add(RegionResult(prediction, work.run_id, slide.mpp, share, tuple(entries), os.path.abspath(path)))
     return Answer(prediction, ahead, tuple(found), tuple(pictures))
 
 
@@ -235,18 +247,32 @@ def check_display(model: Model, display: Preset | None) -> None:
         )
 
 
+def _choose(work: Work, slide: Slide) -> tuple[Tissue | None, Region]:
+    """The slide's tissue (None where it cannot be read, which spoils no answer for a region elsewhere) and the region to work on."""
+    if work.crop_tissue and work.region is None:
+        tissue = find_tissue(slide)
+        scale = Sampler(slide, None, work.model.card.mpp).scale
+        return tissue, tissue_region(tissue, slide.name, (_CELL * scale[0], _CELL * scale[1]))
+    region = work.region or Region(0, 0, *slide.shape)
+    try:
+        return find_tissue(slide), region
+    except SlideError:
+        return None, region
+
+
 def _check_free(work: Work, slide: Slide, stored: Sequence[Path]) -> None:
     """Refuse to write the maps of one network, slide, scale or precision over those of another: the table would point at the wrong ones."""
-    ours = (work.model.sha256, work.model.card.sha256, slide.identity, work.precision, slide.mpp)
+    padded = None if work.pad_to is None else (work.pad_to, work.pad_to)
+    ours = (work.model.sha256, work.model.card.sha256, slide.identity, work.precision, slide.mpp, padded)
     for record in work.job.slides():
         for result in record.regions:
             identity = result.prediction.identity
-            theirs = (identity.weights_sha256, identity.card_sha256, identity.source, identity.precision, result.mpp)
+            theirs = (identity.weights_sha256, identity.card_sha256, identity.source, identity.precision, result.mpp, identity.padded)
             held = [path for known in result.maps for path in stored if work.job.folder / known.path == path]
             if held and theirs != ours:
                 raise StreamviewError(
                     f"{held[0]}: holds maps of {result.prediction.slide_name} by {result.prediction.model_name} with other weights, mpp, "
-                    "precision or pixels; choose another job folder"
+                    "precision, padding or pixels; choose another job folder"
                 )
 
 

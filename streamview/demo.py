@@ -129,7 +129,7 @@ def run_demo(
     tell(f"converting it to a pyramid: {pyramid_path}")
     atomic.discard(pyramid_path)
     with open_slide(slide_path) as slide:
-        build_pyramid(slide, pyramid_path, report=report).close()
+        build_pyramid(slide, pyramid_path, tell=tell, report=report).close()
 
     job = Job(folder / "job")
     work = Work(model, job, new_run_id(), announce, report, memory=memory, device=device, precision=precision)

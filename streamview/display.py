@@ -193,8 +193,11 @@ class Shown:
     @property
     def overview(self) -> int:
         """Index of the finest level of at most 2048 px a side, else of the last."""
-        fitting = [i for i, level in enumerate(self.levels) if max(level.shape) <= _OVERVIEW]
-        return fitting[0] if fitting else len(self.levels) - 1
+        return self.fitting(_OVERVIEW)
+
+    def fitting(self, side: int) -> int:
+        """Index of the finest level of at most `side` px a side, else of the last."""
+        return next((i for i, level in enumerate(self.levels) if max(level.shape) <= side), len(self.levels) - 1)
 
 
 def show(saliency: Saliency, recipe: Recipe) -> Shown:

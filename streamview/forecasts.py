@@ -83,6 +83,7 @@ def forecast(
     device: str = "auto",
     mpp: float | None = None,
     precision: Precision = "float32",
+    pad_to: int | None = None,
 ) -> Forecast:
     """Say what `predict` (or, with `explain`, `saliency`) will take: the plan by its shapes, the time from a sample of the region.
 
@@ -94,7 +95,7 @@ def forecast(
         For how many targets.
     out
         Where the maps will be written; None: they are kept in memory.
-    model, source, region, memory, tile, device, mpp, precision
+    model, source, region, memory, tile, device, mpp, precision, pad_to
         As for `predict`.
 
     Raises
@@ -102,7 +103,7 @@ def forecast(
     SlideError, RegionError, ModelError, NotStreamableError, MemoryBudgetError
         As for `predict`.
     """
-    session = Session.prepare(model, source, region, mpp, device, precision)
+    session = Session.prepare(model, source, region, mpp, device, precision, pad_to)
     height, width = session.sampler.shape
     needs = session.needs if explain else None
     plan = session.plan(needs, memory, tile, 0 if out is not None or not explain else 8 * height * width * maps)

@@ -7,6 +7,7 @@ rows finish.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -44,6 +45,7 @@ def predict(
     device: str = "auto",
     mpp: float | None = None,
     precision: Precision = "float32",
+    pad_to: int | None = None,
     report: Report | None = None,
 ) -> Prediction:
     """Predict for a region.
@@ -68,6 +70,9 @@ def predict(
         Micrometres per level-0 pixel of the source, where it does not say itself.
     precision
         Arithmetic of the streamed part, ``"float32"``, ``"bf16"`` or ``"fp16"``; the head runs in float32.
+    pad_to
+        Side in px of the square, on the network's grid, that the region is zero-padded to at the right and below, as in the paper's data
+        preparation; default as it is. Maps leave out what was padded.
     report
         Called after every step; may raise `Cancelled`.
 
@@ -80,7 +85,7 @@ def predict(
     SlideError, RegionError, ModelError, NotStreamableError, MemoryBudgetError
         When source, region, model or budget do not fit; see each.
     """
-    session = Session.prepare(model, source, region, mpp, device, precision)
+    session = Session.prepare(model, source, region, mpp, device, precision, pad_to)
 
     def attempt(plan: Plan, warnings: tuple[str, ...]) -> Prediction:
         return session.prediction(session.forward(session.run(plan, None), report).logits, warnings)
@@ -101,6 +106,7 @@ def saliency(
     device: str = "auto",
     mpp: float | None = None,
     precision: Precision = "float32",
+    pad_to: int | None = None,
     report: Report | None = None,
 ) -> Saliency:
     """Explain a prediction at the full resolution of the network's grid, from one forward and one backward pass.
@@ -112,7 +118,7 @@ def saliency(
         the first output).
     out
         Folder ``NAME.ome.zarr`` to write the maps to as they finish; default keeps them in memory.
-    model, source, region, memory, tile, plan, device, mpp, precision, report
+    model, source, region, memory, tile, plan, device, mpp, precision, pad_to, report
         As for `predict`.
 
     Returns
@@ -130,7 +136,7 @@ def saliency(
     outs = None if out is None else [out]
     (found,) = explain(
         model, source, region, [target], outs=outs, memory=memory, tile=tile, plan=plan, device=device, mpp=mpp, precision=precision,
-        report=report,
+        pad_to=pad_to, report=report,
     )  # fmt: skip
     return found
 
@@ -148,6 +154,7 @@ def explain(
     device: str = "auto",
     mpp: float | None = None,
     precision: Precision = "float32",
+    pad_to: int | None = None,
     report: Report | None = None,
 ) -> list[Saliency]:
     """Explain a prediction for several targets, from one forward pass and one backward pass for each.
@@ -158,7 +165,7 @@ def explain(
         Each as `target` of `saliency`; ``model.card.class_names`` for every class.
     outs
         One folder ``NAME.ome.zarr`` for each target; all take their places when the last pass is done. Default keeps the maps in memory.
-    model, source, region, memory, tile, plan, device, mpp, precision, report
+    model, source, region, memory, tile, plan, device, mpp, precision, pad_to, report
         As for `predict`.
 
     Returns
@@ -178,7 +185,7 @@ def explain(
     if outs is not None and len({os.path.abspath(out) for out in outs}) != len(targets):
         raise ValueError(f"{len(targets)} targets, but {len(outs)} folders: give each a folder of its own")
     wanted = [None if target is None else find_target(model, target) for target in targets]
-    session = Session.prepare(model, source, region, mpp, device, precision)
+    session = Session.prepare(model, source, region, mpp, device, precision, pad_to)
     height, width = session.sampler.shape
     plan = plan or session.plan(session.needs, memory, tile, 0 if outs is not None else 8 * height * width * len(wanted))
     return session.complete(plan, session.needs, partial(_explained, session, wanted, outs, report), report)
@@ -193,7 +200,7 @@ def _explained(
     warnings: tuple[str, ...],
 ) -> list[Saliency]:
     """All passes by a plan; nothing is left of them unless all succeed."""
-    model, (height, width) = session.model, session.sampler.shape
+    model, (height, width) = session.model, session.kept
     with contextlib.ExitStack() as unplaced:
         run = session.run(plan, session.needs)
         passed = session.forward(run, report, explain=True)
@@ -229,7 +236,13 @@ def _evidence(session: Session, passed: Passed, target: Target) -> SaliencyMap |
     values = passed.evidence.of(target.index)
     if target.against is not None:
         values = values - passed.evidence.of(target.against)
-    return SaliencyMap("evidence", values, *session.placed(pooled.value))
+    step, origin = session.placed(pooled.value)
+    if session.kept == session.sampler.shape:
+        return SaliencyMap("evidence", values, step, origin)
+    # of a padded region the cells centred on the slide
+    inside = session.sampler.region.y_stop, session.sampler.region.x_stop
+    rows, columns = (max(math.ceil((stop - 0.5 - first) / pitch), 1) for stop, first, pitch in zip(inside, origin, step, strict=True))
+    return SaliencyMap("evidence", np.ascontiguousarray(values[:rows, :columns]), step, origin)
 
 
 def _reverse(
@@ -263,8 +276,8 @@ def _reverse(
             if not np.isfinite(found).all():
                 raise NotFinite(f"gave a gradient of {target}", target)
             strip[:, :, cols[0] : cols[1]] = found
-        if cols[0] == 0:
-            write(rows[0], strip)
+        if cols[0] == 0 and rows[0] < session.kept[0]:
+            write(rows[0], strip[:, : session.kept[0] - rows[0], : session.kept[1]])
 
     with torch.no_grad(), session.reading(run.plan, backwards=True):
         run.backward(read, grads, take, done=progress.advance, release=last)

@@ -334,11 +334,11 @@ def _status(record: SlideRecord) -> str:
 
 
 def _by_network(record: SlideRecord) -> list[list[RegionResult]]:
-    """Group a slide's answers by the network that gave them, and its precision."""
-    groups: dict[tuple[str, str, str], list[RegionResult]] = {}
+    """Group a slide's answers by the network that gave them, its precision and its padding."""
+    groups: dict[tuple[object, ...], list[RegionResult]] = {}
     for result in record.regions:
         identity = result.prediction.identity
-        groups.setdefault((identity.weights_sha256, identity.card_sha256, identity.precision), []).append(result)
+        groups.setdefault((identity.weights_sha256, identity.card_sha256, identity.precision, identity.padded), []).append(result)
     return list(groups.values())
 
 

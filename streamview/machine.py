@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import os
 import shutil
 import sys
@@ -13,7 +15,7 @@ from streamview.errors import ModelError
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["describe_device", "find_device", "free_disk", "peak_device_memory", "peak_memory", "resident_memory"]
+__all__ = ["describe_device", "find_device", "free_disk", "peak_device_memory", "peak_memory", "resident_memory", "return_freed_memory"]
 
 
 def peak_memory() -> int:
@@ -37,6 +39,12 @@ def _status(field: str) -> int:
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def return_freed_memory() -> None:
+    """Give back to the system what was freed so far, where the allocator is glibc's, which keeps it in one pool a thread."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def free_disk(path: str | os.PathLike[str]) -> int:

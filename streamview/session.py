@@ -24,6 +24,7 @@ from streamview.progress import Progress, Report
 from streamview.readahead import ReadAhead
 from streamview.results import Identity, Precision, Prediction, Target
 from streamview.slides import Slide, as_slide
+from streamview.slides.padding import PaddedSampler
 from streamview.slides.sampling import Sampler
 from streamview.streaming.capture import capture, refuse_hooks
 from streamview.streaming.graph import Bound, Demands, Key, Sink, bind, demands, placed
@@ -77,7 +78,8 @@ class Session:
 
     model: Model
     slide: Slide
-    sampler: Sampler
+    sampler: Sampler | PaddedSampler
+    kept: tuple[int, int]
     bound: Bound
     weights: Sequence[Tensor]
     device: torch.device
@@ -91,14 +93,25 @@ class Session:
 
     @classmethod
     def prepare(
-        cls, model: Model, source: Source, region: Region | None, mpp: float | None, device: str, precision: Precision = "float32"
+        cls,
+        model: Model,
+        source: Source,
+        region: Region | None,
+        mpp: float | None,
+        device: str,
+        precision: Precision = "float32",
+        pad_to: int | None = None,
     ) -> Session:
-        """Check that model, source and region fit together."""
+        """Check that model, source and region fit together. The region's own part of the grid is `kept` of what the network sees."""
         if precision not in PRECISIONS:
             raise ModelError(f"precision {precision!r} is unknown: expected {', '.join(PRECISIONS)}")
         slide = as_slide(source, mpp)
         card = model.card
-        sampler = Sampler(slide, region, card.mpp)
+        plain = Sampler(slide, region, card.mpp)
+        try:
+            sampler: Sampler | PaddedSampler = plain if pad_to is None else PaddedSampler(plain, (pad_to, pad_to))
+        except RegionError as error:
+            raise RegionError(f"{slide.name}: {error}") from None
         where = find_device(device)
         # the caller's module stays where it is
         module = model.module if where.type == "cpu" else copy.deepcopy(model.module).to(where)
@@ -120,7 +133,8 @@ class Session:
         glass = torch.tensor(slide.background, dtype=torch.float32, device=where).view(1, 3, 1, 1)
         scale = 1 / (255 * std)
         zero = glass * scale - mean / std
-        return cls(model, slide, sampler, bound, weights, where, _warnings(model, sampler), mean / std, scale, zero, precision)
+        warnings = _warnings(model, sampler, plain.shape)
+        return cls(model, slide, sampler, plain.shape, bound, weights, where, warnings, mean / std, scale, zero, precision)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -347,10 +361,11 @@ class Session:
     def prediction(self, logits: Tensor, warnings: tuple[str, ...] = ()) -> Prediction:
         """The result of a forward pass."""
         card, sampler = self.model.card, self.sampler
-        identity = Identity(self.model.sha256, card.sha256, self.slide.identity, sampler.region, sampler.mpp, self.precision)
+        padded = sampler.shape if isinstance(sampler, PaddedSampler) else None
+        identity = Identity(self.model.sha256, card.sha256, self.slide.identity, sampler.region, sampler.mpp, self.precision, padded)
         values = logits.detach().cpu().numpy().astype(np.float32)
         return Prediction(
-            self.slide.name, sampler.region, sampler.shape, sampler.mpp, card.task, card.class_names, values, identity, card.name,
+            self.slide.name, sampler.region, self.kept, sampler.mpp, card.task, card.class_names, values, identity, card.name,
             card.trained, (*self.warnings, *warnings),
         )  # fmt: skip
 
@@ -369,17 +384,20 @@ class Session:
             torch.cuda.synchronize(self.device)
 
 
-def _warnings(model: Model, sampler: Sampler) -> tuple[str, ...]:
+def _warnings(model: Model, sampler: Sampler | PaddedSampler, kept: tuple[int, int]) -> tuple[str, ...]:
     """What the reader of a result must know: of how region and card differ, and of what was assumed when the model was loaded."""
     card, found = model.card, []
     height, width = sampler.shape
     if not card.trained:
         found.append("The weights are random (--untrained): the answer and the maps mean nothing.")
+    if isinstance(sampler, PaddedSampler):
+        found.append(f"The region is {kept[1]} x {kept[0]} px; zeros at the right and below make it {width} x {height} px for the network.")
     if card.input_size is not None:
         low, high = card.input_size
         if min(height, width) * _SIZE_SLACK < low or max(height, width) > high * _SIZE_SLACK:
             sides = f"{low} px" if low == high else f"{low} to {high} px"
-            found.append(f"The region is {width} x {height} px on the network's grid; the model was trained on sides of {sides}.")
+            what = "padded region" if isinstance(sampler, PaddedSampler) else "region"
+            found.append(f"The {what} is {width} x {height} px on the network's grid; the model was trained on sides of {sides}.")
     if card.mpp is None:
         found.append("The card states no mpp: the region was read at the slide's full resolution as it is.")
     elif sampler.mpp is not None and max(abs(m / card.mpp - 1) for m in sampler.mpp) > 0.01:

@@ -93,7 +93,7 @@ def test_unreadable_tile(refusal: Refusal, synthetic_slide: SyntheticSlide, tmp_
         file.write(b"\0" * 64)
     for command in ("predict", "saliency"):
         message = refusal(command, "-i", path, "-o", job, "-m", "demo", "--region", "700,200,300,300")
-        assert message.startswith("error: damaged.svs: unreadable at level 0")
+        assert message.startswith("error: damaged.svs: unreadable tile at level 0, position 768,256")
         assert message.endswith("; get the file again or avoid it")
     assert finished(job) == ["predictions.csv"]
     assert "unreadable" in refusal("convert", path, "-o", tmp_path / "damaged.ome.zarr")

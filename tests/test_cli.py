@@ -8,12 +8,14 @@ import shutil
 import signal
 import subprocess
 import sys
+import warnings
 from argparse import ArgumentParser, _SubParsersAction
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 from conftest import SyntheticSlide
 from PIL import Image
 from zoo import import_timm
@@ -23,7 +25,8 @@ from streamview.cli import main
 from streamview.cli.console import Bars
 from streamview.cli.parser import build_parser
 from streamview.doctor import Check, check_window, examine
-from streamview.errors import Cancelled
+from streamview.errors import Cancelled, SlideWarning
+from streamview.geometry import Region
 from streamview.jobs import Job
 from streamview.progress import Step
 from streamview.pyramid import open_pyramid
@@ -55,7 +58,7 @@ def rows_of(job: Path) -> list[dict[str, str]]:
 
 
 def test_the_commands_are_those_of_the_product() -> None:
-    assert list(subparsers()) == ["demo", "info", "convert", "predict", "saliency", "verify", "models", "doctor", "view"]
+    assert list(subparsers()) == ["demo", "info", "convert", "predict", "saliency", "verify", "models", "export", "doctor", "view"]
 
 
 @pytest.mark.parametrize("name", list(subparsers()))
@@ -87,12 +90,56 @@ def test_version_and_no_command(capsys: pytest.CaptureFixture[str], run: Run) ->
 def test_info(run: Run, synthetic_slide: SyntheticSlide, tmp_path: Path) -> None:
     status, out, err = run("info", synthetic_slide.path)
     assert (status, err) == (0, "")
-    for expected in ("synthetic.svs", "2203 x 1501 px", "0.5 um/px (aperio.MPP)", "1.101 x 0.7505 mm", "2: 2203 x 1501 (1/1)"):
-        assert expected in out
+    expected = [
+        "synthetic.svs",
+        "2203 x 1501 px",
+        "0.5 um/px (aperio.MPP)",
+        "1.101 x 0.7505 mm",
+        "no ICC profile",
+        "its tiles, read directly; 3",
+    ]
+    expected += ["0      2203   1501    1                  256 x 256  jpeg", "properties: "]
+    for text in expected:
+        assert text in out
     assert "0.25 um/px (given (--mpp))" in run("info", synthetic_slide.path, "--mpp", "0.25")[1]
     plain = tmp_path / "plain.tif"
     Image.fromarray(np.zeros((40, 30, 3), np.uint8)).save(plain)
     assert "state it with --mpp" in run("info", plain)[1]
+
+
+def test_info_as_json_holds_no_private_value(run: Run, shared_data: Path) -> None:
+    status, out, _ = run("info", shared_data / "slides/CMU-1-Small-Region.svs", "--json")
+    found = json.loads(out)
+    assert status == 0
+    assert (found["width"], found["height"], found["mpp"]) == (2220, 2967, [0.499, 0.499])
+    assert found["extent_mm"] == pytest.approx([1.480533, 1.10778])
+    assert found["levels"] == [{"height": 2967, "width": 2220, "downsample": [1.0, 1.0], "tile": [240, 240], "compression": "jpeg"}]
+    assert found["hidden"]["pictures"] == ["label", "macro", "thumbnail"]
+    assert {"aperio.Filename", "aperio.User", "aperio.ScanScope ID", "tiff.ImageDescription"} <= set(found["hidden"]["properties"])
+    for value in ("CPAPERIOCS", "b414003d", "12/29/09"):
+        assert value not in out
+
+
+def test_info_of_a_channel(run: Run, tmp_path: Path) -> None:
+    values = np.random.default_rng(0).integers(0, 256, (2, 64, 64), np.uint8)
+    metadata = {"axes": "CYX", "Channel": {"Name": ["DAPI", "FITC"]}}
+    tifffile.imwrite(tmp_path / "a.ome.tif", values, photometric="minisblack", tile=(64, 64), metadata=metadata)
+    status, _, err = run("info", tmp_path / "a.ome.tif")
+    assert (status, "2 channels of 8 bit: DAPI, FITC" in err) == (1, True)
+    assert "channel 1 (FITC) as grey" in run("info", tmp_path / "a.ome.tif", "--channel", "FITC")[1]
+    assert run("convert", tmp_path / "a.ome.tif", "--channel", "1", "-o", tmp_path / "grey.ome.zarr")[0] == 0
+    with open_pyramid(tmp_path / "grey.ome.zarr") as pyramid:
+        assert np.array_equal(pyramid.read(Region(0, 0, 64, 64))[..., 0], values[1])
+
+
+def test_a_warning_about_a_slide_is_one_line(run: Run, synthetic_slide: SyntheticSlide, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("streamview.slides.tiff_backend.decode_jpeg", lambda data, out, *rest: out.fill(3))
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", SlideWarning)
+        status, out, err = run("info", synthetic_slide.path)
+    assert (status, "OpenSlide (aperio): its tiles read directly differ" in out) == (0, True)
+    assert err.startswith("warning: synthetic.svs: OpenSlide reads it, slower")
+    assert err.count("\n") == 1
 
 
 def test_convert(run: Run, synthetic_slide: SyntheticSlide, tmp_path: Path) -> None:
@@ -106,6 +153,44 @@ def test_convert(run: Run, synthetic_slide: SyntheticSlide, tmp_path: Path) -> N
         assert pyramid.shape == (1501, 2203)
         assert pyramid.mpp == (0.5, 0.5)
     assert run("info", out_path)[0] == 0
+
+
+def test_convert_a_part_at_another_mpp(run: Run, synthetic_slide: SyntheticSlide, tmp_path: Path) -> None:
+    out_path = tmp_path / "part.ome.zarr"
+    options = ["--region", "200,100,1000,1201", "--target-mpp", "1", "--levels", "2", "--codec", "lz4"]
+    status, out, _ = run("convert", synthetic_slide.path, "-o", out_path, *options)
+    assert status == 0
+    assert "500 x 600 px, levels: 2; writes at most 1 MB" in out
+    with open_pyramid(out_path) as pyramid:
+        assert ([level.shape for level in pyramid.levels], pyramid.mpp) == ([(600, 500), (300, 250)], (1.0, 1.0))
+
+
+def test_convert_keeps_only_safe_properties_unless_told(run: Run, synthetic_slide: SyntheticSlide, tmp_path: Path) -> None:
+    found = []
+    for name, options in (("safe", []), ("all", ["--keep-metadata"])):
+        assert run("convert", synthetic_slide.path, "-o", tmp_path / name, *options)[0] == 0
+        found.append(json.loads((tmp_path / name / "zarr.json").read_text())["attributes"]["streamview"]["properties"])
+    assert found[0]["aperio.AppMag"] == "20"
+    assert "tiff.ImageDescription" not in found[0]
+    assert found[1]["tiff.ImageDescription"].startswith("Aperio")
+    assert found[0].items() <= found[1].items()
+
+
+def test_convert_goes_on_or_begins_anew(run: Run, synthetic_slide: SyntheticSlide, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(_: object, step: Step) -> None:
+        if step.done == 1:
+            raise Cancelled
+
+    for options, said in (([], ["going on"]), (["--restart"], []), (["--codec", "lz4"], ["begun anew"])):
+        out_path = tmp_path / f"{len(options)}.ome.zarr"
+        with monkeypatch.context() as patched:
+            patched.setattr(Bars, "__call__", stop)
+            status, out, _ = run("convert", synthetic_slide.path, "-o", out_path)
+        assert status == 130
+        assert "the same command goes on from there, with --restart it begins anew" in out
+        status, out, _ = run("convert", synthetic_slide.path, "-o", out_path, *options)
+        assert status == 0
+        assert [line.split(":")[0] for line in out.splitlines() if line.startswith(("going on", "begun anew"))] == said
 
 
 def test_predict_keeps_failed_slides_as_rows_and_says_so(run: Run, synthetic_slide: SyntheticSlide, tmp_path: Path) -> None:

@@ -14,11 +14,11 @@ from napari.utils.colormaps import Colormap
 
 from streamview.display import PRESETS, TITLES, Preset, Recipe, Shown, colours, default_preset, show
 from streamview.errors import StreamviewError
-from streamview.export.thumbnail import thumbnail
 from streamview.geometry import Region
 from streamview.jobs import Job, RegionResult
 from streamview.results import RESEARCH_USE, Saliency, open_saliency
 from streamview.slides import open_slide
+from streamview.thumbnail import thumbnail
 
 if TYPE_CHECKING:
     import os

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
-from streamview.cli.console import complain, one_line
+from streamview.cli.console import complain, one_line, warn
 from streamview.cli.parser import build_parser
-from streamview.errors import Cancelled, StreamviewError
+from streamview.errors import Cancelled, SlideWarning, StreamviewError
 
 __all__ = ["main"]
 
@@ -42,7 +45,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     from streamview.cli.commands import COMMANDS
 
     try:
-        return COMMANDS[options.command](options, arguments)
+        with warnings.catch_warnings():
+            warnings.showwarning = partial(_show, warnings.showwarning)
+            return COMMANDS[options.command](options, arguments)
     except (KeyboardInterrupt, Cancelled):
         complain("cancelled")
         return 130
@@ -53,3 +58,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         # as `streamview models | head` does; what is still buffered must not fail again when Python flushes it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+
+
+def _show(others: Callable[..., Any], message: Warning | str, category: type[Warning], *where: Any, **how: Any) -> None:
+    """Say what concerns a slide as any other warning of a command, and all else as Python does."""
+    if issubclass(category, SlideWarning):
+        warn(str(message))
+    else:
+        others(message, category, *where, **how)

@@ -4,65 +4,72 @@ from __future__ import annotations
 
 import contextlib
 import json
-import shutil
 import time
 from argparse import Namespace
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from streamview.cli.console import Bars, amount, say, warn
+from streamview.cli.info import info
 from streamview.cli.run import predict, saliency, show_answer, show_cost, show_forecast
 from streamview.errors import StreamviewError
-
-if TYPE_CHECKING:
-    from streamview.slides import Slide
 
 __all__ = ["COMMANDS"]
 
 
-def _info(options: Namespace, arguments: list[str]) -> int:
-    from streamview.slides import open_slide
-
-    with open_slide(options.slide, options.mpp) as slide:
-        _show_slide(slide)
-    return 0
-
-
-def _show_slide(slide: Slide) -> None:
-    height, width = slide.shape
-    rows = [("size", f"{width} x {height} px")]
-    if slide.mpp is None:
-        rows.append(("mpp", f"{slide.mpp_source}; state it with --mpp where a network needs it"))
-    else:
-        y, x = slide.mpp
-        pitch = " across, ".join(dict.fromkeys((f"{x:.4g} um/px", f"{y:.4g} um/px")))
-        rows.append(("mpp", f"{pitch}{' down' if 'across' in pitch else ''} ({slide.mpp_source})"))
-        rows.append(("extent", f"{width * x / 1000:.4g} x {height * y / 1000:.4g} mm"))
-    levels = [f"{level.shape[1]} x {level.shape[0]} (1/{level.downsample[1]:.4g})" for level in slide.levels]
-    rows += [("levels", f"{len(levels)}: {', '.join(levels)}"), ("glass", "#{:02x}{:02x}{:02x}".format(*slide.background))]
-    say(slide.name)
-    for name, value in [*rows, ("identity", slide.identity)]:
-        say(f"  {name:<9} {value}")
-
-
 def _convert(options: Namespace, arguments: list[str]) -> int:
-    from streamview.pyramid import build_pyramid
+    from streamview.geometry import Region
+    from streamview.machine import free_disk
+    from streamview.pyramid import build_pyramid, discard_unfinished, pyramid_shapes
     from streamview.slides import open_slide
 
     start = time.monotonic()
-    with open_slide(options.slide, options.mpp) as slide, Bars() as bars:
-        height, width = slide.shape
-        folder = next(parent for parent in Path(options.output).absolute().parents if parent.exists())
-        free = shutil.disk_usage(folder).free
-        largest = 4 * height * width  # three channels and a third more for the coarser levels, before compression
-        say(f"{slide.name}: {width} x {height} px; writes at most {amount(largest)}, {amount(free)} are free")
-        pyramid = build_pyramid(slide, options.output, report=bars)
+    region = None if options.region is None else Region.parse(options.region)
+    with open_slide(options.slide, options.mpp, options.channel) as slide, Bars() as bars:
+        shapes = pyramid_shapes(slide, region=region, mpp=options.target_mpp, levels=options.levels)
+        largest, free = 3 * sum(height * width for height, width in shapes), free_disk(options.output)  # before compression
+        height, width = shapes[0]
+        say(f"{slide.name}: {width} x {height} px, levels: {len(shapes)}; writes at most {amount(largest)}, {amount(free)} are free")
+        if largest > free:
+            warn("the disk may not hold it: free some space, or write to another disk")
         if slide.mpp is None:
             warn("the micrometres per pixel are unknown, and the pyramid says so: state them with --mpp")
-        say(f"written: {options.output} ({len(pyramid.levels)} levels)")
-        pyramid.close()
+        if options.restart:
+            discard_unfinished(options.output)
+        build_pyramid(
+            slide,
+            options.output,
+            region=region,
+            mpp=options.target_mpp,
+            levels=options.levels,
+            codec=options.codec,
+            keep_metadata=options.keep_metadata,
+            tell=say,
+            report=bars,
+        ).close()
+        say(f"written: {options.output}")
     show_cost(time.monotonic() - start)
+    return 0
+
+
+def _export(options: Namespace, arguments: list[str]) -> int:
+    from streamview.export.job import export_job
+    from streamview.jobs import Job
+
+    with Bars() as bars:
+        written = export_job(
+            Job(options.job),
+            options.format,
+            slides=options.slide,
+            out=options.output,
+            display=options.display,
+            blur_um=options.blur,
+            threshold=options.threshold,
+            png_size=options.png_size,
+            report=bars,
+        )
+    for path in written:
+        say(f"written: {path}")
     return 0
 
 
@@ -182,8 +189,9 @@ def _demo(options: Namespace, arguments: list[str]) -> int:
 
 COMMANDS: Mapping[str, Callable[[Namespace, list[str]], int]] = {
     "demo": _demo,
-    "info": _info,
+    "info": info,
     "convert": _convert,
+    "export": _export,
     "predict": predict,
     "saliency": saliency,
     "verify": _verify,

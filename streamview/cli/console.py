@@ -42,9 +42,9 @@ def one_line(error: BaseException) -> str:
 class Bars:
     """Draws steps as progress bars on stderr, and cancels: the `Report` of every command.
 
-    Each task has its own bar with the time left; where stderr is no terminal, one line when it is done. While its context lasts, a
-    first Ctrl-C stops the work at its next step, where everything can be tidied up, and a second one at once; on leaving it the
-    terminal is clean again.
+    Each task has its own bar with the rate and the time left; where stderr is no terminal, one line when it is done. While its context
+    lasts, a first Ctrl-C stops the work at its next step, where everything can be tidied up, and a second one at once; on leaving it
+    the terminal is clean again.
     """
 
     def __init__(self) -> None:
@@ -73,8 +73,8 @@ class Bars:
         if self._bar is not None and step.done < self._bar.n:  # the task began again
             self.close()
         if self._bar is None:
-            form = "{desc}: {percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt} steps, {elapsed} gone, {remaining} left"
-            self._bar = tqdm(total=step.total, desc=step.task, bar_format=form, file=sys.stderr, dynamic_ncols=True)
+            form = "{desc}: {percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt} steps, {rate_fmt}, {elapsed} gone, {remaining} left"
+            self._bar = tqdm(total=step.total, desc=step.task, unit="step", bar_format=form, file=sys.stderr, dynamic_ncols=True)
         self._bar.update(step.done - self._bar.n)
         if step.done == step.total:
             self.close()

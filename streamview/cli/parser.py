@@ -39,13 +39,26 @@ def build_parser() -> argparse.ArgumentParser:
     _machine(demo)
     _precision(demo)
 
-    info = add("info", "say what a slide is: size, mpp, levels", "slide.svs")
-    info.add_argument("slide", metavar="SLIDE")
+    info = add("info", "say what a slide is: size, mpp, levels, who reads it, and what stays hidden", "slide.svs")
+    info.add_argument("slide", metavar="SLIDE", help="a file, a folder, or the URL of an OME-Zarr image")
+    info.add_argument("--json", action="store_true", help="print it as JSON")
+    _channel(info)
     _mpp(info)
 
     convert = add("convert", "convert a slide to an OME-Zarr 0.5 pyramid", "slide.svs -o slide.ome.zarr")
     convert.add_argument("slide", metavar="SLIDE")
     convert.add_argument("-o", "--output", metavar="OUT.ome.zarr", required=True, help="folder to make; must not exist")
+    convert.add_argument("--region", metavar=_REGION, help="part to convert, in level-0 pixels (default: the whole slide)")
+    target = "micrometres per pixel of the finest level, by exact area means (default: the slide's own)"
+    convert.add_argument("--target-mpp", type=float, metavar="UM", help=target)
+    convert.add_argument("--levels", type=int, metavar="N", help="how many (default: until the longest side is 1024 px or less)")
+    codec = "compression, lossless: lz4 makes larger files in less time (default: zstd)"
+    convert.add_argument("--codec", choices=("zstd", "lz4"), default="zstd", help=codec)
+    kept = "store all properties of the slide's file, which may name a patient, not only those known to be safe"
+    convert.add_argument("--keep-metadata", action="store_true", help=kept)
+    restart = "begin anew, instead of going on with what an unfinished conversion left"
+    convert.add_argument("--restart", action="store_true", help=restart)
+    _channel(convert)
     _mpp(convert)
 
     example = "-i a.svs b.svs -o job -m camelyon17 --untrained --skip-errors"
@@ -94,6 +107,20 @@ def build_parser() -> argparse.ArgumentParser:
     inspect.add_argument("--untrained", action="store_true", help="ignore the weights of a folder")
     inspect.add_argument("--json", action="store_true", help="print the report as JSON")
 
+    export = add("export", "write a job's maps for other programs", "job --format ome-tiff geojson -o for-qupath")
+    export.add_argument("job", metavar="JOB", help="a job folder with maps")
+    forms = ("ome-zarr", "ome-tiff", "geojson", "png")
+    export.add_argument("--format", nargs="+", choices=forms, default=forms, help="forms to write (default: all); geojson: hotspots")
+    export.add_argument("--slide", nargs="+", metavar="NAME", default=(), help="slides to export, by name (default: all)")
+    export.add_argument("-o", "--output", metavar="FOLDER", help="where they go (default: export/ in the job); nothing there is replaced")
+    shown = "how pictures and hotspots show the maps (default: evidence where the network offers it, else paper)"
+    export.add_argument("--display", choices=("evidence", "detail", "paper"), help=shown)
+    export.add_argument("--blur", type=float, metavar="UM", help="another blur than the display's, in um")
+    export.add_argument(
+        "--threshold", type=float, metavar="SHARE", help="another threshold than the display's, a share (0 to 1) of the cap"
+    )
+    export.add_argument("--png-size", type=int, metavar="PX", default=2048, help="longest side of a picture, 1100 to 16384 (default: 2048)")
+
     add("doctor", "check this machine and say what to do", "")
 
     view = add("view", "open a slide, or a job with its maps in place, in napari", "job")
@@ -103,6 +130,11 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _mpp(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--mpp", type=float, metavar="UM", help="micrometres per level-0 pixel of the slide, instead of what the file says")
+
+
+def _channel(parser: argparse.ArgumentParser) -> None:
+    said = "number (from 0) or name of one channel of an image that is not RGB, to see as grey"
+    parser.add_argument("--channel", metavar="N|NAME", help=said)
 
 
 def _machine(parser: argparse.ArgumentParser) -> None:
@@ -132,7 +164,11 @@ def _job(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-i", "--slides", nargs="+", metavar="SLIDE", required=True, help="slides or pyramids")
     parser.add_argument("-o", "--output", metavar="JOB", required=True, help="job folder; an existing one is added to")
     _model(parser)
-    parser.add_argument("--region", metavar=_REGION, help="part to work on, in level-0 pixels (default: the whole slide)")
+    part = parser.add_mutually_exclusive_group()
+    part.add_argument("--region", metavar=_REGION, help="part to work on, in level-0 pixels (default: the whole slide)")
+    part.add_argument("--crop-tissue", action="store_true", help="work on the bounding box of all tissue")
+    pad = "zero-pad the region to this square on the network's grid, at the right and below; card: the size that the model's card states"
+    parser.add_argument("--pad-to", metavar="PX|card", help=pad)
     _mpp(parser)
     _machine(parser)
     _precision(parser)

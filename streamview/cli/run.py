@@ -94,6 +94,7 @@ def _run(
     device = find_device(options.device)
     job = Job(options.output)
     model = load_model(options.model, weights=options.weights, card=options.card, untrained=options.untrained)
+    padding = None if options.pad_to is None else _side(options.pad_to, model)
     if check is not None:
         check(model)
     drawn = "" if model.card.trained else " (untrained, random weights)"
@@ -111,7 +112,10 @@ def _run(
             bars.close()
             complain(f"error: {one_line(error)}")
 
-        work = Work(model, job, new_run_id(), show_forecast, bars, region, options.mpp, memory, str(device), options.precision)
+        work = Work(
+            model, job, new_run_id(), show_forecast, bars, region, options.mpp, memory, str(device), options.precision, padding,
+            options.crop_tissue,
+        )  # fmt: skip
         run = run_slides(work, options.slides, answer, command=arguments, answered=answered, failed=failed, skip_errors=options.skip_errors)
     done = len(run.plan)
     left = len(options.slides) - done - len(run.failed)
@@ -120,3 +124,18 @@ def _run(
         warn(f"stopped at {run.failed[-1]} with {left} slides left: --skip-errors goes on past a slide that fails")
     show_cost(run.seconds or 0.0)
     return 1 if run.failed else 0
+
+
+def _side(text: str, model: Model) -> int:
+    """Read ``--pad-to``: px, or the one size that the card states."""
+    from streamview.errors import StreamviewError
+
+    if text == "card":
+        low, high = model.card.input_size or (0, 0)
+        if not low or low != high:
+            states = f"sides of {low} to {high} px" if low else "no size"
+            raise StreamviewError(f"--pad-to card: the card of the model {model.card.name} states {states}; give the side in px")
+        return low
+    if not text.isascii() or not text.isdecimal() or not int(text):
+        raise StreamviewError(f"--pad-to {text}: expected a whole number of px above 0, such as 8192, or card")
+    return int(text)

@@ -1,3 +1,3 @@
-"""Results in other forms: pictures now, files for other programs later."""
+"""Results in other forms: pictures, and files that QuPath, Fiji and zarr readers open in place."""
 
 __all__: list[str] = []

@@ -17,13 +17,14 @@ from scipy import ndimage
 
 from streamview import atomic
 from streamview.display import HALO_COLOUR, OUTLINE_COLOUR, TITLES, Recipe, Shown, colours, glass_mask, show
-from streamview.export.thumbnail import thumbnail
+from streamview.errors import StreamviewError
 from streamview.results.types import RESEARCH_USE, Saliency
 from streamview.slides import Slide
+from streamview.thumbnail import thumbnail
 
 __all__ = ["overlay", "render_png"]
 
-_LARGEST = 2048  # px a side
+_LARGEST, _SIDES = 2048, (1100, 16384)  # px a side: by custom, and what is drawn at all
 _MARGIN, _GAP, _BAR_COLUMN, _FOOTER = 48, 28, 196, 112
 _SMALLEST = 1000  # px: smaller regions are enlarged to this, so that the text beside them stays in proportion
 _INK, _GREY, _WARNING_INK, _WARNING_FILL = "#1b1f24", "#57606a", "#5c3a1e", "#fdf0dc"
@@ -31,8 +32,11 @@ _TITLE, _TEXT, _SMALL = 44, 28, 24
 _HOLE = 0.0005  # share of the picture below which a clear spot is a hole in the tissue, not glass
 
 
-def render_png(slide: Slide, saliency: Saliency, recipe: Recipe, path: str | os.PathLike[str]) -> Path:
-    """Draw a saliency over its slide as a PNG of at most 2048 px a side.
+def render_png(slide: Slide, saliency: Saliency, recipe: Recipe, path: str | os.PathLike[str], size: int = _LARGEST) -> Path:
+    """Draw a saliency over its slide as a PNG of at most `size` px a side.
+
+    The PNG's text ``picture`` says where in it the slide is shown (``LEFT,TOP,WIDTH,HEIGHT`` in px), and ``region`` which part of the slide
+    (``X,Y,WIDTH,HEIGHT`` in level-0 pixels).
 
     Parameters
     ----------
@@ -44,6 +48,8 @@ def render_png(slide: Slide, saliency: Saliency, recipe: Recipe, path: str | os.
         How; `streamview.display.PRESETS` has the usual ones.
     path
         The PNG; it appears whole or not at all.
+    size
+        1100 to 16384.
 
     Returns
     -------
@@ -53,28 +59,30 @@ def render_png(slide: Slide, saliency: Saliency, recipe: Recipe, path: str | os.
     Raises
     ------
     StreamviewError
-        When the saliency has no such map, or the disk is full.
+        When the saliency has no such map, `size` is out of range, or the disk is full.
     SlideError
         When a part of the slide cannot be read.
     """
     path = Path(path)
+    if not _SIDES[0] <= size <= _SIDES[1]:
+        raise StreamviewError(f"a picture of {size} px: expected {_SIDES[0]} to {_SIDES[1]} px on its longest side")
     shown = show(saliency, recipe)
     region = saliency.prediction.region
-    room = _LARGEST - 2 * _MARGIN - _BAR_COLUMN
+    room = size - 2 * _MARGIN - _BAR_COLUMN
     lines = _header(slide, saliency, shown)
     # The header wraps to the picture's width and the picture to what the header leaves: two rounds settle it.
     height, width = _fit(region.shape, (room, room))
     for _ in range(2):
         blocks = _wrap(lines, width + _BAR_COLUMN)
         top = _MARGIN + sum(block.height for block in blocks) + _GAP
-        height, width = _fit(region.shape, (_LARGEST - top - _FOOTER, room))
+        height, width = _fit(region.shape, (size - top - _FOOTER, room))
     blocks = _wrap(lines, max(width, _SMALLEST * 3 // 4) + _BAR_COLUMN)
     top = _MARGIN + sum(block.height for block in blocks) + _GAP
 
     tissue = thumbnail(slide, region, (height, width))
     picture, behind = overlay(tissue, saliency, shown, slide.background)
     total = max(width, _SMALLEST * 3 // 4) + _BAR_COLUMN + 2 * _MARGIN
-    canvas = Image.new("RGB", (total, min(top + height + _FOOTER, _LARGEST)), "white")
+    canvas = Image.new("RGB", (total, min(top + height + _FOOTER, size)), "white")
     draw = ImageDraw.Draw(canvas)
     y = _MARGIN
     for block in blocks:
@@ -87,6 +95,8 @@ def render_png(slide: Slide, saliency: Saliency, recipe: Recipe, path: str | os.
 
     record = PngInfo()
     record.add_text("streamview", f"identity {saliency.prediction.identity.key}; target {saliency.target.name}; {recipe}; {RESEARCH_USE}")
+    record.add_text("picture", f"{_MARGIN},{top},{width},{height}")
+    record.add_text("region", str(region))
     with atomic.replacing(path) as temporary:
         canvas.save(temporary, "PNG", pnginfo=record)
     return path
@@ -127,7 +137,7 @@ def overlay(
 
 def _on_picture(saliency: Saliency, shown: Shown, shape: tuple[int, int]) -> NDArray[np.float32]:
     """Resample the shown overview onto the picture's pixels, linearly; what the threshold hides stays hidden."""
-    index, region = shown.overview, saliency.prediction.region
+    index, region = shown.fitting(max(2048, *shape)), saliency.prediction.region
     (sy, sx), (oy, ox) = shown.steps[index], shown.origins[index]
     ty, tx = region.height / shape[0], region.width / shape[1]
     # Picture pixel i is centred at level-0 position region.y + (i + 0.5) * t - 0.5; see SaliencyMap for the map's pixels.

@@ -58,6 +58,8 @@ class Identity:
         ``(y, x)`` um/px of the network's grid; None when unknown.
     precision
         Arithmetic of the streamed part: "float32", "bf16" or "fp16".
+    padded
+        ``(height, width)`` of the grid that the region was zero-padded to, in px; None: it was not.
     """
 
     weights_sha256: str
@@ -66,6 +68,7 @@ class Identity:
     region: Region
     mpp: tuple[float, float] | None
     precision: str
+    padded: tuple[int, int] | None = None
 
     @property
     def key(self) -> str:
@@ -81,11 +84,13 @@ class Identity:
             "region": _region_to_json(self.region),
             "mpp": None if self.mpp is None else list(self.mpp),
             "precision": self.precision,
+            **({} if self.padded is None else {"padded": list(self.padded)}),
         }
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Self:
         """Inverse of `to_json`."""
+        padded = values.get("padded")
         return cls(
             weights_sha256=values["weights_sha256"],
             card_sha256=values["card_sha256"],
@@ -93,6 +98,7 @@ class Identity:
             region=Region(**values["region"]),
             mpp=_pair(values["mpp"]),
             precision=values["precision"],
+            padded=None if padded is None else (padded[0], padded[1]),
         )
 
 
@@ -129,7 +135,7 @@ class Prediction:
     region
         Region in level-0 pixels.
     shape
-        ``(height, width)`` of the network's grid, in px.
+        ``(height, width)`` of the region on the network's grid, in px, without padding.
     mpp
         ``(y, x)`` um/px of that grid; None when unknown.
     task

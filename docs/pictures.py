@@ -1,0 +1,104 @@
+"""Draw the pictures of docs/tissue.md and docs/export.md: ``python docs/pictures.py`` in a checkout, a minute."""
+
+from __future__ import annotations
+
+import tempfile
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import numpy as np
+import tifffile
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+from scipy import ndimage
+
+from streamview.annotations import Annotation, rasterise, read_annotations
+from streamview.cli import main
+from streamview.display import TEAL_LIME
+from streamview.export.outlines import outline
+from streamview.geometry import Region
+from streamview.results import RESEARCH_USE
+from streamview.slides import open_slide
+from streamview.synthetic import write_synthetic_slide
+from streamview.thumbnail import thumbnail
+from streamview.tissue import find_tissue, tissue_region
+
+_IMAGES = Path(__file__).parent / "images"
+_YELLOW, _TEAL, _BLACK = (255, 225, 74), (10, 127, 140), (0, 0, 0)
+
+
+def edge(mask: NDArray[np.bool_], width: int) -> NDArray[np.bool_]:
+    """A line of this width along the outline of a mask."""
+    return np.asarray(ndimage.binary_dilation(mask, iterations=width) & ~ndimage.binary_erosion(mask, iterations=1, border_value=1))
+
+
+def save(canvas: Image.Image, name: str) -> None:
+    """Write a picture in few colours, which the eye does not miss, with the research-use line."""
+    ImageDraw.Draw(canvas).text((canvas.width - 12, canvas.height - 10), RESEARCH_USE, "#1b1f24", ImageFont.load_default(18), anchor="rb")
+    canvas.quantize(256, dither=Image.Dither.NONE).save(_IMAGES / name, optimize=True)
+
+
+def draw_tissue(folder: Path) -> None:
+    """The tissue, the box that is cropped to, and an annotation that was written and read back."""
+    path = folder / "tissue.svs"
+    lesion = write_synthetic_slide(path, size=(2048, 3072), seed=11)
+    with open_slide(path) as slide:
+        tissue = find_tissue(slide)
+        box = tissue_region(tissue, slide.name, (32.0, 32.0))
+        picture = thumbnail(slide, Region(0, 0, *slide.shape), (768, 1152))
+    labels, count = ndimage.label(lesion)
+    drawn = [Annotation("lesion", "lesion", (outline(labels == number),)) for number in range(1, count + 1)]
+    everywhere, scale = Region(0, 0, *lesion.shape), (8 / 3, 8 / 3)
+    found = np.asarray(Image.fromarray(tissue.mask).resize((1152, 768)))
+    picture[edge(found, 4)] = _TEAL
+    picture[edge(rasterise(drawn, everywhere, scale), 3)] = _BLACK
+    canvas = Image.fromarray(picture)
+    corners = tuple(round(edge / scale[0]) for edge in (box.x, box.y, box.x_stop - 1, box.y_stop - 1))
+    ImageDraw.Draw(canvas).rectangle(corners, outline=_YELLOW, width=5)
+    save(canvas, "tissue.png")
+
+
+def draw_export(folder: Path) -> None:
+    """The PNG, the GeoJSON and the OME-TIFF of one map, each read back from its file."""
+    path, job = folder / "slide.svs", folder / "job"
+    write_synthetic_slide(path, size=(2048, 2048), seed=5)
+    main(["saliency", "-i", str(path), "-o", str(job), "-m", "demo", "--target", "lesion"])
+    main(["export", str(job), "--format", "ome-tiff", "geojson", "png"])
+    (png,) = job.glob("export/*/*-evidence.png")
+    (tiff,) = job.glob("export/*/*-evidence.ome.tif")
+    (geojson,) = job.glob("export/*/*.geojson")
+    side = 480
+    with Image.open(png) as image:
+        left, top, width, height = map(int, image.text["picture"].split(","))  # type: ignore[attr-defined]
+        first = image.convert("RGB").crop((left, top, left + width, top + height)).resize((side, side), Image.Resampling.LANCZOS)
+    with open_slide(path) as slide:
+        tissue = thumbnail(slide, Region(0, 0, *slide.shape), (side, side))
+        scale = slide.shape[0] / side, slide.shape[1] / side
+        hotspots = rasterise(read_annotations(geojson, slide.shape), Region(0, 0, *slide.shape), scale)
+        mpp, shape = slide.mpp, slide.shape
+    assert mpp is not None
+    second = tissue.copy()
+    second[edge(hotspots, 3)] = _BLACK
+    second[edge(hotspots, 1)] = _YELLOW
+    with tifffile.TiffFile(tiff) as file:
+        pixels = ElementTree.fromstring(str(file.ome_metadata)).find("{*}Image/{*}Pixels")
+        values = file.asarray()
+    assert pixels is not None
+    step = float(pixels.attrib["PhysicalSizeY"]) / mpp[0]
+    rows = (np.arange(side) * shape[0] / side / step).astype(int)
+    strength = (values / values.max()).clip(0, 1)[np.ix_(rows, rows)][..., None]
+    colour = np.array([int(TEAL_LIME[-1][i : i + 2], 16) for i in (1, 3, 5)])
+    third = (tissue * (1 - 0.75 * strength) + colour * 0.75 * strength).astype(np.uint8)
+    gap, caption = 20, 44
+    canvas = Image.new("RGB", (3 * side + 2 * gap, side + caption), "white")
+    draw = ImageDraw.Draw(canvas)
+    for number, (part, said) in enumerate(((np.asarray(first), "PNG"), (second, "GeoJSON"), (third, "OME-TIFF"))):
+        canvas.paste(Image.fromarray(part), (number * (side + gap), 0))
+        draw.text((number * (side + gap), side + 12), said, "#1b1f24", ImageFont.load_default(24))
+    save(canvas, "export.png")
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as made:
+        draw_tissue(Path(made))
+        draw_export(Path(made))

@@ -1,0 +1,118 @@
+"""GeoJSON as QuPath reads it: level-0 pixels, closed rings, measurements, one annotation a hotspot."""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from streamview import atomic
+from streamview.annotations import Points, Polygon
+from streamview.display import Recipe, show
+from streamview.export.hotspots import Hotspot, find_hotspots
+from streamview.results import RESEARCH_USE, Saliency
+
+__all__ = ["feature", "write_hotspots"]
+
+
+def feature(
+    polygon: Polygon, *, name: str, kind: str, colour: str, measurements: Mapping[str, float], metadata: Mapping[str, str]
+) -> dict[str, Any]:
+    """Return a GeoJSON Feature that QuPath shows as an annotation.
+
+    Parameters
+    ----------
+    polygon
+        In level-0 pixels.
+    name, kind
+        Of the annotation and of its class.
+    colour
+        Of the class, such as ``"#18c28c"``.
+    measurements
+        Finite numbers by name, with their unit in it.
+    metadata
+        Texts by name.
+    """
+    coordinates = [_closed(ring) for ring in (polygon.exterior, *polygon.holes)]
+    return {
+        "type": "Feature",
+        "id": str(uuid.uuid5(uuid.NAMESPACE_OID, json.dumps([kind, name, dict(metadata), coordinates], sort_keys=True))),
+        "geometry": {"type": "Polygon", "coordinates": coordinates},
+        "properties": {
+            "objectType": "annotation",
+            "name": name,
+            "classification": {"name": kind, "color": [int(colour[i : i + 2], 16) for i in (1, 3, 5)]},
+            "isLocked": False,
+            "measurements": dict(measurements),
+            "metadata": dict(metadata),
+        },
+    }
+
+
+def write_hotspots(saliency: Saliency, recipe: Recipe, path: str | os.PathLike[str]) -> Path:
+    """Write the areas that a recipe shows, ranked by their share of the map's mass.
+
+    Parameters
+    ----------
+    saliency
+        The map.
+    recipe
+        How it is blurred, and from which share of the cap on an area counts.
+    path
+        The file; it appears whole or not at all.
+
+    Raises
+    ------
+    StreamviewError
+        When the saliency has no such map, or the disk is full.
+    """
+    path, prediction = Path(path), saliency.prediction
+    metadata = {"identity": prediction.identity.key, "note": RESEARCH_USE}
+    if not prediction.trained:
+        metadata["warning"] = "untrained network: the weights are random"
+    features = [
+        feature(
+            hotspot.polygon,
+            name=f"Hotspot {rank}",
+            kind=saliency.target.name,
+            colour=recipe.colours[-1],
+            measurements=_measurements(hotspot, rank),
+            metadata=metadata,
+        )
+        for rank, hotspot in enumerate(find_hotspots(saliency, recipe), 1)
+    ]
+    shown = show(saliency, recipe)
+    document = {
+        "type": "FeatureCollection",
+        "features": features,
+        "streamview": {
+            "note": RESEARCH_USE,
+            "slide": prediction.slide_name,
+            "region": str(prediction.region),
+            "mpp": saliency.mpp,
+            "map": recipe.method,
+            "blur_um": recipe.blur_um,
+            "threshold": shown.cap * shown.threshold,
+            "threshold_share_of_cap": shown.threshold,
+            "target": saliency.target.name,
+            "answer": prediction.answer_for(saliency.target),
+            "warnings": list(prediction.warnings),
+            "identity": prediction.identity.to_json() | {"key": prediction.identity.key},
+        },
+    }
+    atomic.write_text(path, json.dumps(document, ensure_ascii=False, allow_nan=False) + "\n")
+    return path
+
+
+def _measurements(hotspot: Hotspot, rank: int) -> dict[str, float]:
+    area = {"Area px^2": hotspot.area} if hotspot.area_mm2 is None else {"Area mm^2": hotspot.area_mm2}
+    return {"Rank": rank, **area, "Share of the map's mass": hotspot.mass, "Peak": hotspot.peak}
+
+
+def _closed(ring: Points) -> list[list[float]]:
+    """Corners ``[x, y]``, the first one repeated; whole numbers as such."""
+    points = [[int(x) if x == int(x) else float(x), int(y) if y == int(y) else float(y)] for y, x in ring.tolist()]
+    return [*points, points[0]]

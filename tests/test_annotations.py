@@ -1,0 +1,216 @@
+"""Annotations: what QuPath and ASAP draw, drawn again to the pixel; and files that mean harm."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from scipy import ndimage
+
+from streamview.annotations import Annotation, Polygon, bounds, rasterise, read_annotations
+from streamview.errors import AnnotationError
+from streamview.export.outlines import outline, signed_area
+from streamview.geometry import Region
+
+SQUARE = [[10, 20], [14, 20], [14, 26], [10, 26], [10, 20]]  # x, y
+HOLE = [[11, 22], [13, 22], [13, 24], [11, 24], [11, 22]]
+
+
+def feature(geometry: object, **properties: object) -> dict[str, object]:
+    return {"type": "Feature", "geometry": geometry, "properties": properties}
+
+
+def polygon(*rings: object) -> dict[str, object]:
+    return {"type": "Polygon", "coordinates": list(rings)}
+
+
+def write(folder: Path, content: object) -> Path:
+    path = folder / "a.geojson"
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    return path
+
+
+def asap(*annotations: tuple[str, str, str]) -> str:
+    """Name, group and ``X,Y X,Y ...`` of each; the points are stored in reverse."""
+    elements = []
+    for name, group, points in annotations:
+        inner = [
+            f'<Coordinate Order="{order}" X="{x}" Y="{y}" />' for order, (x, y) in enumerate(point.split(",") for point in points.split())
+        ]
+        elements.append(
+            f'<Annotation Name="{name}" Type="Polygon" PartOfGroup="{group}" Color="#F4FA58">'
+            f"<Coordinates>{''.join(inner[::-1])}</Coordinates></Annotation>"
+        )
+    return f'<?xml version="1.0"?><ASAP_Annotations><Annotations>{"".join(elements)}</Annotations><AnnotationGroups/></ASAP_Annotations>'
+
+
+def exact() -> np.ndarray:
+    mask = np.zeros((30, 30), bool)
+    mask[20:26, 10:14] = True
+    mask[22:24, 11:13] = False
+    return mask
+
+
+@pytest.mark.parametrize("form", ["feature", "collection", "list", "gzip", "bom"])
+def test_qupath_forms(tmp_path: Path, form: str) -> None:
+    one = feature(polygon(SQUARE, HOLE), name="Lesion 1", classification={"name": "Tumor", "color": [200, 0, 0]})
+    content = {"feature": one, "collection": {"type": "FeatureCollection", "features": [one]}}.get(form, [one])
+    path = write(tmp_path, content)
+    if form == "gzip":
+        path.write_bytes(gzip.compress(path.read_bytes()))
+    if form == "bom":
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    (found,) = read_annotations(path, (100, 100))
+    assert (found.name, found.kind, found.excludes) == ("Lesion 1", "Tumor", False)
+    np.testing.assert_array_equal(rasterise([found], Region(0, 0, 30, 30)), exact())
+    assert bounds([found], (100, 100)) == Region(20, 10, 6, 4)
+    assert bounds([found], (23, 100)) == Region(20, 10, 3, 4)
+
+
+def test_parts_collections_points_and_open_rings(tmp_path: Path) -> None:
+    shifted = [[x + 10, y] for x, y in SQUARE]
+    several = {"type": "MultiPolygon", "coordinates": [[SQUARE[:-1], HOLE], [shifted]]}
+    point = feature({"type": "Point", "coordinates": [1, 2]})
+    grouped = feature({"type": "GeometryCollection", "geometries": [polygon(HOLE)]}, classification={"names": ["Tumor", "Positive"]})
+    found = read_annotations(write(tmp_path, [feature(several), point, grouped, feature(None)]))
+    assert [(len(one.polygons), one.kind) for one in found] == [(2, ""), (1, "Tumor: Positive")]
+    mask = exact()
+    mask[20:26, 20:24] = True
+    np.testing.assert_array_equal(rasterise(found[:1], Region(0, 0, 30, 30)), mask)
+
+
+@pytest.mark.parametrize("group", ["Exclusion", "_2", "normal"])
+def test_the_challenges_xml_and_its_holes(tmp_path: Path, group: str) -> None:
+    text = asap(("Annotation 0", "Tumor", "10,20 14,20 14.0,26 10,26"), ("hole", group, "11,22 13,22 13,24 11,24"))
+    dot = '<Annotation Name="d" Type="Dot" PartOfGroup="None"><Coordinates><Coordinate Order="0" X="1" Y="1"/></Coordinates></Annotation>'
+    found = read_annotations(write(tmp_path, text.replace("</Annotations>", f"{dot}</Annotations>")), (30, 30))
+    assert [(one.name, one.kind, one.excludes) for one in found] == [("Annotation 0", "Tumor", False), ("hole", group, True)]
+    np.testing.assert_array_equal(rasterise(found[::-1], Region(0, 0, 30, 30)), exact())
+    assert bounds(found, (30, 30)) == Region(20, 10, 6, 4)
+
+
+def test_a_region_and_scale_give_the_part_seen_at_that_scale() -> None:
+    (y, x), mask = np.mgrid[:60, :80], np.zeros((60, 80), bool)
+    mask[(y - 31) ** 2 + (x - 40) ** 2 < 500] = True
+    one = [Annotation("", "", (outline(mask),))]
+    np.testing.assert_array_equal(rasterise(one, Region(7, 11, 40, 33)), mask[7:47, 11:44])
+    whole = rasterise(one, Region(-4, -4, 72, 96), (2.0, 3.0))
+    assert whole.shape == (36, 32)
+    centres = np.pad(mask, ((4, 8), (4, 12)))[1::2, 1::3]  # the pixel that a centre on a corner belongs to; in x the middle one
+    assert (whole != centres).sum() < 12
+    blocks = np.kron(np.random.default_rng(0).random((12, 9)) < 0.6, np.ones((4, 4))) > 0
+    labels, count = ndimage.label(blocks)
+    parts = [Annotation("", "", (outline(labels == n),)) for n in range(1, count + 1)]
+    np.testing.assert_array_equal(rasterise(parts, Region(0, 0, 48, 36), (4.0, 4.0)), blocks[::4, ::4])
+
+
+@settings(deadline=None, max_examples=150)
+@given(hnp.arrays(bool, hnp.array_shapes(min_dims=2, max_dims=2, max_side=14)))
+def test_outlines_drawn_again_are_the_mask(mask: np.ndarray) -> None:
+    labels, count = ndimage.label(mask)
+    parts = [outline(labels == number) for number in range(1, count + 1)]
+    drawn = rasterise([Annotation("", "", (part,)) for part in parts], Region(0, 0, *mask.shape))
+    np.testing.assert_array_equal(drawn, mask)
+    area = sum(signed_area(part.exterior) + sum(signed_area(hole) for hole in part.holes) for part in parts)
+    assert area == mask.sum()
+    for part in parts:
+        for ring in (part.exterior, *part.holes):
+            assert len({tuple(corner) for corner in ring}) == len(ring)  # simple: no corner is passed twice
+            steps = np.roll(ring, -1, 0) - ring
+            assert ((steps == 0).sum(1) == 1).all()
+            assert ((steps == 0) != (np.roll(steps, -1, 0) == 0)).all()  # and no corner lies on a straight edge
+
+
+def test_an_outline_is_of_one_part() -> None:
+    with pytest.raises(ValueError, match="2 parts"):
+        outline(np.eye(2, dtype=bool))
+
+
+@settings(deadline=None, max_examples=60)
+@given(hnp.arrays(np.int64, st.tuples(st.integers(3, 12), st.just(2)), elements=st.integers(-3, 23)))
+def test_any_polygon_agrees_with_an_independent_test_of_points(corners: np.ndarray) -> None:
+    """No edge meets a pixel's centre; whether a centre is inside is asked of each edge by itself."""
+    ring = corners + np.array([1 / 3, np.sqrt(2) / 5])
+    mask = rasterise([Annotation("", "", (Polygon(ring),))], Region(0, 0, 20, 21))
+    y, x = np.mgrid[:20, :21] + 0.5
+    inside = np.zeros(mask.shape, bool)
+    for (y0, x0), (y1, x1) in zip(ring, np.roll(ring, -1, 0), strict=True):
+        crossed = (y0 > y) != (y1 > y)
+        side = (y1 - y0) * (x - x0) - (y - y0) * (x1 - x0)  # its sign says on which side of the edge
+        inside ^= crossed & ((side > 0) == (y1 > y0))
+    np.testing.assert_array_equal(mask, inside)
+
+
+BOMB = '<?xml version="1.0"?><!DOCTYPE a [<!ENTITY a "aaaaaaaaaa"><!ENTITY b "&a;&a;&a;&a;">]><ASAP_Annotations>&b;</ASAP_Annotations>'
+OUTSIDE = '<!DOCTYPE a [<!ENTITY x SYSTEM "file:///etc/hostname">]><ASAP_Annotations>&x;</ASAP_Annotations>'
+BAD = {
+    "nan": ('{"type":"Feature","geometry":{"type":"Polygon","coordinates":[[[NaN,1],[2,3],[4,5]]]},"properties":{}}', "NaN is not a coord"),
+    "infinite": ('{"type":"Feature","geometry":{"type":"Polygon","coordinates":[[[1e999,1],[2,3],[4,5]]]}}', "not finite"),
+    "huge number": (json.dumps(feature(polygon([[10**400, 1], [2, 3], [4, 5]]))), "cannot be read"),
+    "far": (json.dumps(feature(polygon([[1e12, 1], [2, 3], [4, 5]]))), "not finite or beyond"),
+    "two points": (json.dumps(feature(polygon([[0, 1], [2, 3], [0, 1]]))), "2 different points"),
+    "texts": (json.dumps(feature(polygon([["a", "b"], ["c", "d"], ["e", "f"]]))), "cannot be read"),
+    "no rings": (json.dumps(feature(polygon())), "cannot be read"),
+    "one number": (json.dumps(feature(polygon([[1], [2], [3]]))), "cannot be read"),
+    "unknown geometry": (json.dumps(feature({"type": "Circle"})), "unknown geometry 'Circle'"),
+    "not a feature": (json.dumps({"type": "Polygon", "coordinates": [SQUARE]}), "where a Feature belongs"),
+    "number": ("3", "cannot be read"),
+    "list of numbers": ("[1, 2]", "cannot be read"),
+    "nested": ("[" * 200_000, "too deeply nested"),
+    "cut": ('{"type":"Feature"', "cannot be read"),
+    "empty": ("", "cannot be read"),
+    "bomb": (BOMB, "DOCTYPE"),
+    "entity of a file": (OUTSIDE, "DOCTYPE"),
+    "other xml": ("<svg/>", "not ASAP_Annotations"),
+    "cut xml": (asap(("a", "Tumor", "1,2 3,4 5,9"))[:-30], "cannot be read"),
+    "nan in xml": (asap(("a", "Tumor", "nan,2 3,4 5,9")), "not finite"),
+    "text in xml": (asap(("a", "Tumor", "one,2 3,4 5,9")), "cannot be read"),
+    "elsewhere": (json.dumps(feature(polygon([[x + 500, y] for x, y in SQUARE]), name="far away")), "far away at .* outside the slide"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_files_are_refused_in_one_line(tmp_path: Path, case: str) -> None:
+    content, said = BAD[case]
+    with pytest.raises(AnnotationError, match=said) as caught:
+        read_annotations(write(tmp_path, content), (100, 100))
+    assert str(caught.value).startswith(f"{tmp_path / 'a.geojson'}: ")
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_huge_and_broken_gzip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(AnnotationError, match="No such file"):
+        read_annotations(tmp_path / "none.xml")
+    path = tmp_path / "b.geojson"
+    path.write_bytes(gzip.compress(b"[]" * 1000)[:-20])
+    with pytest.raises(AnnotationError, match="damaged gzip"):
+        read_annotations(path)
+    monkeypatch.setattr("streamview.annotations._MAX_BYTES", 10_000)
+    path.write_bytes(gzip.compress(b" " * 10**7))
+    with pytest.raises(AnnotationError, match="more than 0 MiB"):
+        read_annotations(path)
+    monkeypatch.setattr("streamview.annotations._MAX_POINTS", 4)
+    with pytest.raises(AnnotationError, match="more than 4 points"):
+        read_annotations(write(tmp_path, feature(polygon(SQUARE))))
+
+
+def test_nothing_annotated_has_no_bounds() -> None:
+    with pytest.raises(AnnotationError, match="no annotated area within 20 x 10 px"):
+        bounds([], (10, 20))
+    hole = Annotation("", "normal", (Polygon(np.array([[0.0, 0], [5, 0], [5, 5]])),), excludes=True)
+    with pytest.raises(AnnotationError, match="no annotated area"):
+        bounds([hole], (10, 20))
+
+
+def test_many_crossings_are_worked_on_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(1)
+    one = [Annotation("", "", (Polygon(rng.uniform(0, 200, (500, 2))),))]
+    whole = rasterise(one, Region(0, 0, 200, 200))
+    monkeypatch.setattr("streamview.annotations._CROSSINGS", 777)
+    np.testing.assert_array_equal(rasterise(one, Region(0, 0, 200, 200)), whole)
