@@ -71,14 +71,14 @@ def resumable(out: Path, making: Mapping[str, Any], tell: Tell) -> Iterator[Jour
     out
         The folder to make, in one that exists.
     making
-        All that decides what the files hold, as JSON. Unfinished work on anything else is not gone on with but begun anew.
+        All that decides what the files hold, as JSON. Unfinished work on anything else is never gone on with.
     tell
-        Told what is gone on with, begun anew or kept.
+        Told what is gone on with or kept.
 
     Raises
     ------
     SlideError
-        When `out` exists, or another process is making it.
+        When `out` exists, another process is making it, or files of unfinished work on something else are kept.
     OSError
         When the disk is full or may not be written.
     """
@@ -87,7 +87,7 @@ def resumable(out: Path, making: Mapping[str, Any], tell: Tell) -> Iterator[Jour
         if os.path.lexists(out):
             raise SlideError(f"{out}: exists already; remove it or choose another name")
         work, path = partial / "work", partial / "journal"
-        lines = _resume(work, path, making, tell)
+        lines = _resume(out, partial, making, tell)
         fresh = path.with_suffix(".new")
         fresh.write_bytes(b"".join((_json(making), *lines.values())))
         os.replace(fresh, path)
@@ -148,18 +148,23 @@ def _locked(out: Path) -> Iterator[Path]:
             partial.rmdir()
 
 
-def _resume(work: Path, path: Path, making: Mapping[str, Any], tell: Tell) -> dict[str, bytes]:
+def _resume(out: Path, partial: Path, making: Mapping[str, Any], tell: Tell) -> dict[str, bytes]:
     """Lines of the finished files, by name; everything else in the folder of the work is removed."""
+    work, path = partial / "work", partial / "journal"
     if not work.exists():
         return {}
     header, *lines = path.read_bytes().splitlines(keepends=True) if path.exists() else [b""]
     made = _parsed(header) or {}
     differing = [key for key in making if key not in made or made[key] != making[key]]
+    entered = {entry[0]: line for line in lines if (entry := _parsed(line))}
+    if differing and entered:
+        raise SlideError(
+            f"{out}: {len(entered)} finished files of another {', '.join(differing)} are kept in {partial}; finish that with the settings it"
+            " was begun with, choose another name, or begin anew with --restart"
+        )
     if differing:
-        tell(f"begun anew: the unfinished work in {work.parent} is of another {', '.join(differing)}")
         shutil.rmtree(work)
         return {}
-    entered = {entry[0]: line for line in lines if (entry := _parsed(line))}
     kept = {}
     for file in _files(work):
         name = file.relative_to(work).as_posix()
@@ -170,7 +175,7 @@ def _resume(work: Path, path: Path, making: Mapping[str, Any], tell: Tell) -> di
             file.unlink()
     lost = f", {len(entered) - len(kept)} were lost or changed and are made again" if len(entered) > len(kept) else ""
     if entered:
-        tell(f"going on: {len(kept)} finished files are in {work.parent}{lost}")
+        tell(f"going on: {len(kept)} finished files are in {partial}{lost}")
     return kept
 
 

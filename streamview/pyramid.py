@@ -117,7 +117,7 @@ def build_pyramid(
         Whether to store all properties that the slide's file states, which may name a patient, and not only those known to be safe.
         Its label and macro images are never copied.
     tell
-        Told what is gone on with, begun anew or kept.
+        Told what is gone on with or kept.
     report
         Called after every shard; may raise `streamview.errors.Cancelled`.
 

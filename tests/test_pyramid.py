@@ -279,21 +279,21 @@ def test_a_readable_shard_without_a_line_is_not_trusted(stopped):
     ("options", "said"),
     [
         ({"codec": "lz4"}, "another codec"),
-        ({"levels": 2}, "another levels"),
+        ({"levels": 2}, "another levels, metadata"),
         ({"region": Region(0, 0, 400, 400)}, "another region, levels, metadata"),
         ({"slide": as_slide(rgb(500, 400, seed=1))}, "another source, metadata"),
         ({"slide": as_slide(rgb(500, 400), 0.5)}, "another metadata"),
     ],
 )
-def test_another_source_or_other_settings_are_never_mixed(stopped, tmp_path, options, said):
-    slide, out, partial, _ = stopped
-    options = {"slide": slide} | options
-    heard = []
-    build_pyramid(**options, out=out, tell=heard.append)
-    assert len(heard) == 1
-    assert heard[0].startswith(f"begun anew: the unfinished work in {partial} is of {said}")
-    build_pyramid(**options, out=tmp_path / "b.ome.zarr")
-    assert files(out) == files(tmp_path / "b.ome.zarr")
+def test_another_source_or_other_settings_are_refused_and_nothing_is_lost(stopped, options, said):
+    slide, out, partial, whole = stopped
+    kept = files(partial)
+    with pytest.raises(SlideError, match=f"{said} are kept in .*--restart"):
+        build_pyramid(**{"slide": slide} | options, out=out)
+    assert not out.exists()
+    assert {name: kept[name] for name in files(partial)} == kept
+    build_pyramid(slide, out)
+    assert files(out) == whole
 
 
 def test_unfinished_work_can_be_discarded(stopped):
