@@ -159,8 +159,8 @@ def _resume(out: Path, partial: Path, making: Mapping[str, Any], tell: Tell) -> 
     entered = {entry[0]: line for line in lines if (entry := _parsed(line))}
     if differing and entered:
         raise SlideError(
-            f"{out}: {len(entered)} finished files of another {', '.join(differing)} are kept in {partial}; finish that with the settings it"
-            " was begun with, choose another name, or begin anew with --restart"
+            f"{out}: {len(entered)} finished files of another {', '.join(differing)} are kept in {partial}; finish that with the"
+            " settings it was begun with, choose another name, or begin anew with --restart"
         )
     if differing:
         shutil.rmtree(work)
