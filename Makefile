@@ -13,10 +13,10 @@ DEBIAN := xvfb xauth libgl1 libegl1 libgl1-mesa-dri libopengl0 libglib2.0-0 libx
 	libxcb-icccm4 libxcb-image0 libxcb-keysyms1 libxcb-randr0 libxcb-render-util0 libxcb-shape0 libxcb-xinerama0 libxcb-xkb1
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: help demo test test-slow lint bench bench-full debian clean
+.PHONY: help demo test test-slow lint bench bench-full screenshots debian clean
 
 help:  ## Show the targets
-	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 13
 
 demo: .venv/.base  ## The main job on a synthetic slide; everything it writes is in demo-output/
 	$(BIN)/streamview demo
@@ -38,6 +38,9 @@ bench: .venv/.test  ## Seed network and ResNet-18 at 2048 px against autograd, c
 bench-full: .venv/.test  ## Five networks at 1024 to 4096 px, then page and picture; hours, and goes on where it stopped
 	$(BIN)/python -m benchmarks.peers --full --json benchmarks/results.jsonl
 	$(BIN)/python -m benchmarks.peers --render benchmarks/results.jsonl
+
+screenshots: .venv/.test debian  ## The pictures of the napari window in docs/images, to be looked at
+	env -u QT_QPA_PLATFORM LIBGL_ALWAYS_SOFTWARE=1 xvfb-run -a -s "-screen 0 1720x1300x24" $(BIN)/python -m benchmarks.screenshots
 
 clean:  ## Remove the environment and all that the targets made
 	rm -rf .venv .pytest_cache .hypothesis .mypy_cache .ruff_cache demo-output benchmarks/.lightstream

@@ -48,7 +48,7 @@ class Work:
         Called after every step.
     region
         In level-0 pixels; None for the whole slide.
-    mpp, memory, device, precision, pad_to
+    mpp, memory, device, precision, pad_to, tile
         As for `streamview.predict`.
     crop_tissue
         Whether to work on the bounding box of all tissue, grown to whole cells of 32 px on the network's grid, where no `region` is given.
@@ -66,6 +66,7 @@ class Work:
     precision: Precision = "float32"
     pad_to: int | None = None
     crop_tissue: bool = False
+    tile: tuple[int, int] | None = None
 
 
 class _How(TypedDict):
@@ -109,7 +110,7 @@ def predict_slide(work: Work, path: str | os.PathLike[str]) -> Answer:
     with open_slide(path, work.mpp) as slide:
         tissue, region = _choose(work, slide)
         how: _How = {"device": work.device, "precision": work.precision, "pad_to": work.pad_to}
-        ahead = forecast(work.model, slide, region, memory=work.memory, **how)
+        ahead = forecast(work.model, slide, region, memory=work.memory, tile=work.tile, **how)
         work.announce(slide, ahead)
         prediction = predict(work.model, slide, region, plan=ahead.plan, report=work.report, **how)
         share = None if tissue is None else covered(tissue, region)
@@ -147,7 +148,8 @@ def explain_slide(
         _check_free(work, slide, stored)
         count = len(wanted)
         how: _How = {"device": work.device, "precision": work.precision, "pad_to": work.pad_to}
-        ahead = forecast(work.model, slide, region, explain=True, maps=count, out=job.folder, memory=work.memory, **how)
+        memory, tile = work.memory, work.tile
+        ahead = forecast(work.model, slide, region, explain=True, maps=count, out=job.folder, memory=memory, tile=tile, **how)
         work.announce(slide, ahead)
         found = explain(work.model, slide, region, wanted, outs=stored, plan=ahead.plan, report=work.report, **how)
         pictures: list[Path] = []

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -22,7 +23,9 @@ from streamview.results.types import Method, Plane, Saliency, SaliencyMap, halve
 __all__ = [
     "HALO_COLOUR",
     "OUTLINE_COLOUR",
+    "PALETTES",
     "PRESETS",
+    "Overview",
     "TEAL_LIME",
     "TITLES",
     "Preset",
@@ -30,6 +33,7 @@ __all__ = [
     "Shown",
     "ShownLevel",
     "apply_recipe",
+    "blurred_overview",
     "colours",
     "default_preset",
     "glass_mask",
@@ -38,6 +42,12 @@ __all__ = [
 
 Preset = Literal["evidence", "detail", "paper"]
 TEAL_LIME = ("#0a7f8c", "#18c28c", "#d7ff3e")
+PALETTES: Mapping[str, tuple[str, ...]] = {
+    "teal-lime": TEAL_LIME,
+    "viridis": ("#440154", "#3b528b", "#21918c", "#5ec962", "#fde725"),
+    "turbo": ("#30123b", "#4686fb", "#1be5b5", "#a4fc3c", "#fbb938", "#e3440a", "#7a0403"),
+    "sky": ("#1b3fae", "#3f8cff", "#c8e6ff"),
+}
 OUTLINE_COLOUR, HALO_COLOUR = "#ffe14a", "#000000"
 TITLES: Mapping[Method, str] = {
     "evidence": "Class evidence (extent)",
@@ -47,6 +57,8 @@ TITLES: Mapping[Method, str] = {
 
 _OVERVIEW = 2048  # px: the cap is taken from the finest level no larger than this
 _RESOLVED = 4.0  # px: a blur this wide loses nothing visible to the grid it is computed on
+_COARSE, _MEASURED = 1024, 1.0  # px: or from the finest level no larger than this, where the blur is this wide
+_THREADED, _BANDS = 2**19, 4  # px from which a blur is worth threads, and how many
 _PAPER_WIDTH_UM = 8192 * 2.0  # the paper's region: 8192 px at 2 um/px, where 100 um are 50 px
 
 
@@ -66,12 +78,16 @@ class Recipe:
         Share of the cap (0..1) below which nothing is shown.
     floor_percentile
         Percentile of the blurred map below which nothing is shown. 0 of a map that is mostly zero hides nothing.
-    outline
-        Whether the shown areas are outlined.
+    heat, outline
+        Whether the shown areas are coloured; whether they are outlined.
     opacity
         Of the heat as a whole.
     colours
-        Hex colours from 0 to the cap.
+        Hex colours from 0 to the cap; `PALETTES` has some.
+    glass
+        Whether what lies on empty glass is hidden.
+    cap
+        Raw value shown at full strength, in place of the percentile: one scale for several maps.
     """
 
     method: Method
@@ -82,6 +98,9 @@ class Recipe:
     outline: bool = True
     opacity: float = 0.45
     colours: tuple[str, ...] = TEAL_LIME
+    heat: bool = True
+    glass: bool = True
+    cap: float | None = None
 
 
 PRESETS: Mapping[Preset, Recipe] = {
@@ -200,36 +219,69 @@ class Shown:
         return next((i for i, level in enumerate(self.levels) if max(level.shape) <= side), len(self.levels) - 1)
 
 
-def show(saliency: Saliency, recipe: Recipe) -> Shown:
-    """Make a map ready to be shown by a recipe.
+@dataclass(frozen=True, slots=True, eq=False)
+class Overview:
+    """One level of a map, blurred: what cap and floor are taken from.
 
-    The cap and the floor come from the blurred overview (at most 2048 px a side), so that they cost little on any map. Where the slide's
-    mpp is unknown, the region's longer side counts as the paper's 16.4 mm: 100 um are then 50 px at 8192 px.
+    Parameters
+    ----------
+    method, blur_um
+        Of which map, and how.
+    level
+        Index in `SaliencyMap.levels`.
+    values
+        float32 (h, w), raw.
+    """
+
+    method: Method
+    blur_um: float
+    level: int
+    values: NDArray[np.float32]
+
+
+def blurred_overview(saliency: Saliency, method: Method, blur_um: float) -> Overview:
+    """Blur the finest level of at most 2048 px a side; of at most 1024 px where the blur is still a pixel wide there.
 
     Raises
     ------
     StreamviewError
         When the saliency has no such map.
     """
-    if recipe.method not in saliency.maps:
-        raise StreamviewError(
-            f"no {recipe.method} map here, only {', '.join(saliency.maps)}; class evidence needs a network that ends in pooling and one "
-            "linear layer: choose another display"
-        )
-    saliency_map = saliency.maps[recipe.method]
-    unit = _um_per_px(saliency)
-    raws = saliency_map.levels if saliency_map.coarser else _levels(saliency_map.values)
-    sigmas = [_sigma(saliency_map, recipe.blur_um, unit, level) for level in range(len(raws))]
-    first = max((level for level, sigma in enumerate(sigmas) if min(sigma) >= _RESOLVED), default=0)
+    raws, sigmas = _blurs(saliency, method, blur_um)
+    fitting, coarse = (next((n for n, raw in enumerate(raws) if max(raw.shape) <= side), len(raws) - 1) for side in (_OVERVIEW, _COARSE))
+    level = max(_resolving(sigmas), coarse if min(sigmas[coarse]) >= _MEASURED else fitting)
+    return Overview(method, blur_um, level, blur(np.asarray(raws[level][:, :], np.float32), sigmas[level]))
+
+
+def show(saliency: Saliency, recipe: Recipe, overview: Overview | None = None) -> Shown:
+    """Make a map ready to be shown by a recipe.
+
+    The cap and the floor come from a blurred overview (at most 2048 px a side), so that they cost little on any map. Where the slide's
+    mpp is unknown, the region's longer side counts as the paper's 16.4 mm: 100 um are then 50 px at 8192 px.
+
+    Parameters
+    ----------
+    saliency, recipe
+        What to show, and how.
+    overview
+        From `blurred_overview` of the same map and blur, where it is at hand.
+
+    Raises
+    ------
+    StreamviewError
+        When the saliency has no such map.
+    """
+    raws, sigmas = _blurs(saliency, recipe.method, recipe.blur_um)
+    saliency_map, unit = saliency.maps[recipe.method], _um_per_px(saliency)
+    first = _resolving(sigmas)
     placed = [saliency_map.placed(level) for level in range(first, len(raws))]
-    overview = next((level for level in range(first, len(raws)) if max(raws[level].shape) <= _OVERVIEW), len(raws) - 1)
-    seen = blur(np.asarray(raws[overview][:, :], np.float32), sigmas[overview])
+    seen = (overview or blurred_overview(saliency, recipe.method, recipe.blur_um)).values
     # of the positive values: the gradient through a maximum is zero nearly everywhere, and its percentiles over all would say so
     seen = seen[seen > 0]
-    cap = _percentile(seen, recipe.cap_percentile)
-    floor = _percentile(seen, recipe.floor_percentile) / cap if cap else 0.0
-    threshold = max(recipe.threshold, floor if recipe.floor_percentile else 0.0)
+    cap = _percentile(seen, recipe.cap_percentile) if recipe.cap is None else recipe.cap
+    floor = _percentile(seen, recipe.floor_percentile) / cap if cap > 0 and recipe.floor_percentile else 0.0
     grid = saliency.prediction.region.height / saliency.prediction.shape[0], saliency.prediction.region.width / saliency.prediction.shape[1]
+    threshold = max(recipe.threshold, floor)
     return Shown(
         recipe=recipe,
         levels=tuple(ShownLevel(raw, sigma, cap, threshold) for raw, sigma in zip(raws[first:], sigmas[first:], strict=True)),
@@ -252,8 +304,18 @@ def apply_recipe(blurred: NDArray[np.float32], cap: float, threshold: float) -> 
 def blur(values: NDArray[np.float32], sigma: tuple[float, float]) -> NDArray[np.float32]:
     """Gaussian blur of a float32 (h, w) map, cut at four standard deviations, edges repeated."""
     for axis, width in enumerate(sigma):
-        if width > 0:
+        if width > 0 and values.size < _THREADED:
             values = ndimage.gaussian_filter1d(values, width, axis, mode="nearest", truncate=4.0)
+        elif width > 0:
+            bands, out = np.array_split(values, _BANDS, 1 - axis), np.empty(values.shape, np.float32)
+            into = np.array_split(out, _BANDS, 1 - axis)
+
+            def filtered(part: NDArray[np.float32], place: NDArray[np.float32], axis: int = axis, width: float = width) -> None:
+                ndimage.gaussian_filter1d(part, width, axis, output=place, mode="nearest", truncate=4.0)
+
+            with ThreadPoolExecutor(_BANDS) as threads:
+                list(threads.map(filtered, bands, into))
+            values = out
     return values
 
 
@@ -308,6 +370,26 @@ def glass_mask(rgb: NDArray[np.uint8], background: tuple[int, int, int], smalles
     return np.asarray(large[labels], np.bool_)
 
 
+_Raws = tuple[NDArray[np.float32] | Plane, ...]
+
+
+def _blurs(saliency: Saliency, method: Method, blur_um: float) -> tuple[_Raws, list[tuple[float, float]]]:
+    """All levels of a map, and the standard deviation of the blur in px of each."""
+    if method not in saliency.maps:
+        raise StreamviewError(
+            f"no {method} map here, only {', '.join(saliency.maps)}; class evidence needs a network that ends in pooling and one "
+            "linear layer: choose another display"
+        )
+    saliency_map, unit = saliency.maps[method], _um_per_px(saliency)
+    raws = saliency_map.levels if saliency_map.coarser else block_means(saliency_map.values)
+    return raws, [_sigma(saliency_map, blur_um, unit, level) for level in range(len(raws))]
+
+
+def _resolving(sigmas: list[tuple[float, float]]) -> int:
+    """The coarsest level that still resolves the blur."""
+    return max((level for level, sigma in enumerate(sigmas) if min(sigma) >= _RESOLVED), default=0)
+
+
 def _um_per_px(saliency: Saliency) -> tuple[float, float]:
     region = saliency.prediction.region
     assumed = _PAPER_WIDTH_UM / max(region.height, region.width)
@@ -321,8 +403,8 @@ def _sigma(saliency_map: SaliencyMap, blur_um: float, unit: tuple[float, float],
     return y, x
 
 
-def _levels(values: NDArray[np.float32] | Plane) -> tuple[NDArray[np.float32] | Plane, ...]:
-    """Block means of a map in memory, as the stored form has them."""
+def block_means(values: NDArray[np.float32] | Plane) -> _Raws:
+    """Return a map in memory and its coarser levels, as the stored form has them: block means down to at most 512 px."""
     levels = [values]
     while max(levels[-1].shape) > 512:
         levels.append(halve(np.asarray(levels[-1])))

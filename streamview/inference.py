@@ -10,6 +10,7 @@ import contextlib
 import math
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -28,10 +29,45 @@ from streamview.streaming.plan import Plan
 from streamview.streaming.run import Run
 from streamview.streaming.step import Span
 
-__all__ = ["explain", "find_target", "find_targets", "predict", "saliency"]
+__all__ = ["Strip", "Watch", "explain", "find_target", "find_targets", "predict", "saliency"]
 
 _Maps = NDArray[np.float32]
 _METHODS: tuple[Method, ...] = ("absolute", "signed")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Strip:
+    """Finished rows of the maps of one target, for whoever watches while the rest is computed.
+
+    The first of every target has no rows: it says that prediction and evidence are known. Rows come from the last to the first. Where
+    memory ran out all begins anew, in smaller steps.
+
+    Parameters
+    ----------
+    prediction
+        The answer that the maps explain.
+    target
+        What they explain.
+    y
+        First row, px of the network's grid.
+    rows
+        float32 (2, n, width) of the maps ``"absolute"`` and ``"signed"``; not to be changed.
+    step, origin
+        ``(y, x)`` in level-0 pixels, of the whole maps; see `SaliencyMap`.
+    evidence
+        The evidence map, where the network offers it.
+    """
+
+    prediction: Prediction
+    target: Target
+    y: int
+    rows: _Maps
+    step: tuple[float, float]
+    origin: tuple[float, float]
+    evidence: SaliencyMap | None
+
+
+Watch = Callable[[Strip], None]
 
 
 def predict(
@@ -156,6 +192,7 @@ def explain(
     precision: Precision = "float32",
     pad_to: int | None = None,
     report: Report | None = None,
+    watch: Watch | None = None,
 ) -> list[Saliency]:
     """Explain a prediction for several targets, from one forward pass and one backward pass for each.
 
@@ -165,6 +202,8 @@ def explain(
         Each as `target` of `saliency`; ``model.card.class_names`` for every class.
     outs
         One folder ``NAME.ome.zarr`` for each target; all take their places when the last pass is done. Default keeps the maps in memory.
+    watch
+        Called with every `Strip` as it is finished, in the thread that computes.
     model, source, region, memory, tile, plan, device, mpp, precision, pad_to, report
         As for `predict`.
 
@@ -188,7 +227,7 @@ def explain(
     session = Session.prepare(model, source, region, mpp, device, precision, pad_to)
     height, width = session.sampler.shape
     plan = plan or session.plan(session.needs, memory, tile, 0 if outs is not None else 8 * height * width * len(wanted))
-    return session.complete(plan, session.needs, partial(_explained, session, wanted, outs, report), report)
+    return session.complete(plan, session.needs, partial(_explained, session, wanted, outs, report, watch), report)
 
 
 def _explained(
@@ -196,6 +235,7 @@ def _explained(
     wanted: Sequence[Target | None],
     outs: Sequence[str | os.PathLike[str]] | None,
     report: Report | None,
+    watch: Watch | None,
     plan: Plan,
     warnings: tuple[str, ...],
 ) -> list[Saliency]:
@@ -213,17 +253,19 @@ def _explained(
         writers: list[MapWriter] = []
         kept: list[Saliency] = []
         for number, target in enumerate(fixed):
-            back = partial(_reverse, session, run, passed, target, progress=progress, last=number + 1 == len(fixed))
+            evidence = _evidence(session, passed, target)
+            tell = partial(_tell, watch, partial(Strip, prediction, target, step=step, origin=origin, evidence=evidence))
+            tell(height, np.empty((2, 0, width), np.float32))
+            back = partial(_reverse, session, run, passed, target, tell=tell, progress=progress, last=number + 1 == len(fixed))
             if outs is None:
                 maps = np.empty((2, height, width), np.float32)
                 back(partial(_keep, maps))
                 planes = {method: SaliencyMap(method, values, step, origin) for method, values in zip(_METHODS, maps, strict=True)}
-                evidence = _evidence(session, passed, target)
                 kept.append(Saliency(prediction, target, std, glass, planes if evidence is None else planes | {"evidence": evidence}))
             else:
                 writer = unplaced.enter_context(MapWriter(outs[number], (height, width), step=step, origin=origin, channels=_METHODS))
                 back(writer.write)
-                writer.complete(prediction, target=target, std=std, glass=glass, evidence=_evidence(session, passed, target))
+                writer.complete(prediction, target=target, std=std, glass=glass, evidence=evidence)
                 writers.append(writer)
         return [*kept, *(writer.place() for writer in writers)]
 
@@ -252,6 +294,7 @@ def _reverse(
     target: Target,
     write: Callable[[int, _Maps], None],
     *,
+    tell: Callable[[int, _Maps], None],
     progress: Progress,
     last: bool,
 ) -> None:
@@ -277,10 +320,17 @@ def _reverse(
                 raise NotFinite(f"gave a gradient of {target}", target)
             strip[:, :, cols[0] : cols[1]] = found
         if cols[0] == 0 and rows[0] < session.kept[0]:
-            write(rows[0], strip[:, : session.kept[0] - rows[0], : session.kept[1]])
+            kept = strip[:, : session.kept[0] - rows[0], : session.kept[1]]
+            write(rows[0], kept)
+            tell(rows[0], kept)
 
     with torch.no_grad(), session.reading(run.plan, backwards=True):
         run.backward(read, grads, take, done=progress.advance, release=last)
+
+
+def _tell(watch: Watch | None, strip: Callable[[int, _Maps], Strip], y: int, rows: _Maps) -> None:
+    if watch is not None:
+        watch(strip(y, rows))
 
 
 def _keep(maps: _Maps, y: int, rows: _Maps) -> None:

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from scipy import ndimage
 
-from streamview.display import PRESETS, Recipe, apply_recipe, colours, default_preset, glass_mask, show
+from streamview.display import PRESETS, Recipe, apply_recipe, blur, blurred_overview, colours, default_preset, glass_mask, show
 from streamview.errors import StreamviewError
 from streamview.export.png import overlay, render_png
 from streamview.geometry import Region
@@ -133,6 +133,24 @@ def test_a_map_of_zeros_shows_nothing_and_a_few_peaks_stay_visible() -> None:
     np.testing.assert_array_equal(np.argwhere(np.asarray(shown.levels[0])), [[5, 6]])
 
 
+def test_a_cap_that_is_given_takes_the_place_of_the_percentile() -> None:
+    shown = show(spot_saliency(), replace(PRESETS["detail"], cap=40.0, blur_um=0.0))
+    assert shown.cap == 40.0
+    assert shown.levels[0][300, 300] == pytest.approx(float(spot_saliency().maps["signed"].values[300, 300]) / 40)
+
+
+def test_an_overview_at_hand_changes_nothing() -> None:
+    saliency, recipe = spot_saliency(), replace(PRESETS["paper"], blur_um=5.0)
+    ahead = show(saliency, recipe, blurred_overview(saliency, "absolute", 5.0))
+    assert (ahead.cap, ahead.threshold) == (show(saliency, recipe).cap, show(saliency, recipe).threshold)
+
+
+def test_a_large_map_is_blurred_the_same_in_threads() -> None:
+    values = np.random.default_rng(0).normal(size=(700, 1301)).astype(np.float32)
+    one = ndimage.gaussian_filter1d(values, 2.5, 0, mode="nearest")
+    np.testing.assert_array_equal(blur(values, (2.5, 4.0)), ndimage.gaussian_filter1d(one, 4.0, 1, mode="nearest"))
+
+
 def test_colours_run_from_teal_to_lime_and_hidden_is_transparent() -> None:
     rgb, alpha = colours(PRESETS["evidence"], np.array([0.0, 0.5, 1.0], np.float32))
     np.testing.assert_allclose(np.rint(rgb * 255), [[0x0A, 0x7F, 0x8C], [0x18, 0xC2, 0x8C], [0xD7, 0xFF, 0x3E]])
@@ -182,6 +200,21 @@ def test_the_overlay_colours_the_spot_and_spares_the_glass(preset: str) -> None:
     assert not change[:50].any()
     if preset != "paper":  # the upper half of the paper's display is half the picture, whatever it shows
         assert change[450:, 450:].mean() < 1
+
+
+def test_heat_and_outline_and_glass_can_each_be_switched() -> None:
+    saliency, picture = spot_saliency(), np.full((600, 600, 3), 255, np.uint8)  # all of it glass
+    usual = replace(PRESETS["detail"], outline=False)
+
+    def changed(recipe: Recipe) -> float:
+        drawn, _ = overlay(picture, saliency, show(saliency, recipe), (255, 255, 255))
+        return float((drawn != picture).any(-1).mean())
+
+    assert changed(usual) == 0
+    heat = changed(replace(usual, glass=False))
+    assert heat > 0.05
+    assert changed(replace(usual, glass=False, heat=False)) == 0
+    assert 0 < changed(replace(usual, glass=False, heat=False, outline=True)) < heat
 
 
 def test_the_map_lies_where_the_tissue_is_on_a_reduced_picture() -> None:

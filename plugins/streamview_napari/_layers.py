@@ -6,30 +6,50 @@ One layer in pixels would take the unit away from a whole viewer, so all layers 
 
 from __future__ import annotations
 
+import math
+import os
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from napari.utils.colormaps import Colormap
 
-from streamview.display import PRESETS, TITLES, Preset, Recipe, Shown, colours, default_preset, show
+from streamview.display import OUTLINE_COLOUR, PALETTES, PRESETS, TITLES, Preset, Recipe, Shown, colours, default_preset
 from streamview.errors import StreamviewError
+from streamview.export.omezarr import stored_recipe
 from streamview.geometry import Region
 from streamview.jobs import Job, RegionResult
 from streamview.results import RESEARCH_USE, Saliency, open_saliency
-from streamview.slides import open_slide
+from streamview.slides import as_slide, open_slide
 from streamview.thumbnail import thumbnail
+from streamview_napari._pyramid import FULL, ShownMap, window
 
 if TYPE_CHECKING:
-    import os
-
     from streamview.slides import Slide
 
-__all__ = ["LayerTuple", "SlideLevel", "caption", "job_layers", "map_layer", "mask_layer", "saliency_layers", "slide_layer"]
+__all__ = [
+    "LayerTuple",
+    "SlideLevel",
+    "caption",
+    "has_overview",
+    "job_layers",
+    "live_layer",
+    "map_colormap",
+    "map_layer",
+    "mask_layer",
+    "saliency_layers",
+    "shown_facts",
+    "slide_layer",
+    "thumbnail",
+]
 
 LayerTuple = tuple[Any, dict[str, Any], str]
 
 _COARSEST = 2048  # px: a slide's pyramid is continued, by averaging on the fly, to a level of at most this
+_OVERVIEW = 8192**2  # px of a slide's coarsest level up to which that level is averaged whole
+_PART = 4096**2  # px that are averaged for a part of a slide whose coarsest level is larger; what needs more stays blank
+_BLANK = 225  # grey level
 
 
 class SlideLevel:
@@ -54,21 +74,10 @@ class SlideLevel:
         self.size = int(np.prod(self.shape))
 
     def __getitem__(self, key: Any) -> np.ndarray:
-        key = key if isinstance(key, tuple) else (key,)
-        if Ellipsis in key:
-            at = key.index(Ellipsis)
-            key = (*key[:at], *(slice(None),) * (4 - len(key)), *key[at + 1 :])
-        key += (slice(None),) * (3 - len(key))
-        windows, rest = [], []
-        for part, size in zip(key[:2], self.shape[:2], strict=True):
-            index = range(size)[part]
-            low, high = (index, index + 1) if isinstance(index, int) else (min(index, default=0), max(index, default=-1) + 1)
-            windows.append((low, high - low))
-            rest.append(0 if isinstance(index, int) else slice(None, None, index.step))
-        (y, height), (x, width) = windows
-        if not height or not width:
-            return np.empty((height, width, 3), np.uint8)[(*rest, key[2])]
-        return self._read(y, x, height, width)[(*rest, key[2])]
+        ((top, bottom), (left, right)), rest = window(key, self.shape)
+        if top >= bottom or left >= right:
+            return np.empty((max(bottom - top, 0), max(right - left, 0), 3), np.uint8)[rest]
+        return self._read(top, left, bottom - top, right - left)[rest]
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return np.asarray(self[:, :], dtype)
@@ -76,11 +85,18 @@ class SlideLevel:
     def _read(self, y: int, x: int, height: int, width: int) -> np.ndarray:
         if self._factor == 1:
             return self._slide.read(Region(y, x, height, width, self._level))
+        if not has_overview(self._slide) and height * width * self._factor**2 > _PART:
+            return np.full((height, width, 3), _BLANK, np.uint8)
         fy, fx = (self._factor * downsample for downsample in self._slide.levels[self._level].downsample)
         return thumbnail(self._slide, Region(round(y * fy), round(x * fx), round(height * fy), round(width * fx)), (height, width))
 
 
-def slide_layer(slide: Slide, mpp: tuple[float, float] | None = None) -> LayerTuple:
+def has_overview(slide: Slide) -> bool:
+    """Whether a slide's coarsest level is small enough to be seen at once; else it is blank until one zooms in, or converts it."""
+    return math.prod(slide.levels[-1].shape) <= _OVERVIEW
+
+
+def slide_layer(slide: Slide, mpp: tuple[float, float] | None = None, path: str | os.PathLike[str] | None = None) -> LayerTuple:
     """Return the image layer of a slide, all levels lazy.
 
     Parameters
@@ -89,38 +105,54 @@ def slide_layer(slide: Slide, mpp: tuple[float, float] | None = None) -> LayerTu
         An open slide.
     mpp
         ``(y, x)`` um/px of level 0, in place of the slide's own.
+    path
+        Where it was opened from for this layer: the dock closes it when the layer is removed. None where the caller does.
     """
+    source = slide if mpp is None or slide.mpp is not None else as_slide(slide, mpp[0])
     mpp = mpp or slide.mpp
     levels = [SlideLevel(slide, level) for level in range(len(slide.levels))]
     last, factor = len(levels) - 1, 1
     while max(levels[-1].shape) > _COARSEST:
         factor *= 2
         levels.append(SlideLevel(slide, last, factor))
-    metadata = {"slide": slide.name, "identity": slide.identity, "mpp": mpp, "mpp_source": slide.mpp_source, "background": slide.background}
+    metadata = {
+        "source": source,
+        "path": None if path is None else os.path.abspath(path),
+        "slide": slide.name,
+        "identity": slide.identity,
+        "mpp": mpp,
+        "mpp_source": source.mpp_source,
+        "background": slide.background,
+    }
     options = {"name": slide.name, "multiscale": True, "rgb": True, "contrast_limits": (0, 255), "metadata": {"streamview": metadata}}
     return levels, options | _placed(mpp), "image"
 
 
 def saliency_layers(saliency: Saliency, *, visible: bool = True) -> list[LayerTuple]:
-    """Return one image layer per map, the default preset's on top and, with `visible`, alone visible."""
-    default = default_preset(saliency)
+    """Return one image layer per map, that of the stored display, else the default preset's, on top and, with `visible`, alone visible."""
+    stored = None if saliency.path is None else stored_recipe(saliency.path)
+    stored = stored if stored is not None and stored.method in saliency.maps else None
+    default = default_preset(saliency) if stored is None else next(p for p in PRESETS if PRESETS[p].method == stored.method)
     presets: list[Preset] = [preset for preset in ("paper", "detail", "evidence") if PRESETS[preset].method in saliency.maps]
     presets.sort(key=lambda preset: preset == default)
-    return [map_layer(saliency, PRESETS[preset], visible=visible and preset == default) for preset in presets]
+    recipes = [stored if stored is not None and preset == default else PRESETS[preset] for preset in presets]
+    return [map_layer(saliency, recipe, visible=visible and preset == default) for preset, recipe in zip(presets, recipes, strict=True)]
 
 
 def map_layer(saliency: Saliency, recipe: Recipe, *, visible: bool = True) -> LayerTuple:
-    """Return the image layer of one map as a recipe shows it.
+    """Return the image layer of one map as a recipe shows it, all levels lazy and uint8.
 
-    The layer's values are those shown, 0..1 of the cap; the raw values' path, cap and unit stand in ``metadata["streamview"]``.
+    The layer's values are per cent of the cap; ``metadata["streamview"]`` has the raw maps, how they are shown, and what they are.
     """
-    shown = show(saliency, recipe)
-    prediction, saliency_map = saliency.prediction, saliency.maps[recipe.method]
+    shown = ShownMap(saliency, recipe)
+    prediction = saliency.prediction
     metadata = {
+        "saliency": saliency,
+        "map": shown,
         "identity": prediction.identity.key,
         "raw": None if saliency.path is None else str(saliency.path),
         "method": recipe.method,
-        "reduction": saliency_map.reduction,
+        "reduction": shown.map.reduction,
         "target": saliency.target.name,
         "probability": saliency.target_probability,
         "score": saliency.target_score,
@@ -128,26 +160,48 @@ def map_layer(saliency: Saliency, recipe: Recipe, *, visible: bool = True) -> La
         "slide": prediction.slide_name,
         "region": str(prediction.region),
         "mpp": saliency.mpp,
-        "recipe": recipe,
-        "cap": shown.cap,
-        "threshold": shown.threshold,
-        "blur_px": shown.blur_px,
-        "caption": caption(saliency, shown),
         "note": RESEARCH_USE,
     }
     options = {
         "name": f"{TITLES[recipe.method]}: {saliency.target.name}",
-        "colormap": _colormap(recipe),
-        "contrast_limits": (0.0, 1.0),
+        "colormap": map_colormap(shown.shown),
+        "contrast_limits": (0, FULL),
         "opacity": recipe.opacity,
         "blending": "translucent_no_depth",
         "interpolation2d": "linear",
         "multiscale": len(shown.levels) > 1,
         "visible": visible,
-        "metadata": {"streamview": metadata},
+        "metadata": {"streamview": metadata | shown_facts(saliency, shown.shown)},
     }
-    data = list(shown.levels) if len(shown.levels) > 1 else np.asarray(shown.levels[0])
-    return data, options | _placed(saliency.mpp, shown.steps[0], shown.origins[0]), "image"
+    data = list(shown.levels) if len(shown.levels) > 1 else shown.levels[0]
+    return data, options | _placed(saliency.mpp, shown.map.step, shown.map.origin), "image"
+
+
+def live_layer(
+    kind: Literal["gradient", "evidence"],
+    target: str,
+    values: Any,
+    mpp: tuple[float, float] | None,
+    step: tuple[float, float],
+    origin: tuple[float, float],
+) -> LayerTuple:
+    """Return the image layer of a map while it is computed: float32 (h, w), placed as a `SaliencyMap`."""
+    recipe = PRESETS["evidence"] if kind == "evidence" else replace(PRESETS["detail"], colours=(OUTLINE_COLOUR, "#ffffff"))
+    options = {
+        "name": f"Being computed: {kind}, {target}",
+        "colormap": _fading(recipe, recipe.threshold if kind == "evidence" else 0.05),
+        "contrast_limits": (0.0, max(float(np.max(values)), 1e-12) if kind == "evidence" else 1.0),
+        "opacity": recipe.opacity if kind == "evidence" else 1.0,
+        "blending": "translucent_no_depth",
+        "interpolation2d": "linear",
+    }
+    return values, options | _placed(mpp, step, origin), "image"
+
+
+def shown_facts(saliency: Saliency, shown: Shown) -> dict[str, Any]:
+    """Return what of a map layer's metadata depends on how it is shown."""
+    facts = {"recipe": shown.recipe, "cap": shown.cap, "threshold": shown.threshold, "blur_px": shown.blur_px}
+    return facts | {"caption": caption(saliency, shown)}
 
 
 def mask_layer(mask: np.ndarray, name: str, mpp: tuple[float, float] | None, step: tuple[float, float] = (1.0, 1.0)) -> LayerTuple:
@@ -183,7 +237,7 @@ def job_layers(folder: str | os.PathLike[str], slide_id: str | None = None) -> l
     regions = records[0].regions
     maps = [[open_saliency(job.folder / stored.path) for stored in result.maps] for result in regions if result.maps]
     mpp = maps[0][0].mpp if maps else None
-    layers = [slide_layer(slide, mpp) for slide in _source(regions)]
+    layers = [slide_layer(slide, mpp, path=path) for slide, path in _source(regions)]
     for found in maps:
         top = next((saliency for saliency in found if saliency.target.name == saliency.prediction.label), found[0])
         for saliency in [*(other for other in reversed(found) if other is not top), top]:
@@ -196,18 +250,18 @@ def job_layers(folder: str | os.PathLike[str], slide_id: str | None = None) -> l
 def caption(saliency: Saliency, shown: Shown) -> str:
     """Name map and target, blur and threshold, and what the map is not for: three short lines for the canvas."""
     recipe = shown.recipe
-    blur = f"{shown.blur_px[0]:.3g} px" if saliency.mpp is None else f"{recipe.blur_um:g} um ({shown.blur_px[0]:.3g} px)"
+    blur = f"{shown.blur_px[0]:.3g} px" if saliency.mpp is None else f"{recipe.blur_um:g} µm ({shown.blur_px[0]:.3g} px)"
     note = "research use only" if saliency.prediction.trained else "untrained network | research use only"
     return f"{TITLES[recipe.method]}: {saliency.target.name}\nblur {blur} | above {shown.threshold:.0%} of the cap\n{note}"
 
 
-def _source(regions: tuple[RegionResult, ...]) -> list[Slide]:
-    """Open the slide the regions were read from, if its file is still there and still the same."""
+def _source(regions: tuple[RegionResult, ...]) -> list[tuple[Slide, str]]:
+    """Open the slide the regions were read from, if its file is still there and still the same; with its path."""
     for path in dict.fromkeys(result.source for result in reversed(regions) if result.source):
         if Path(path).exists():
             slide = open_slide(path)
             if slide.identity in {result.prediction.identity.source for result in regions}:
-                return [slide]
+                return [(slide, path)]
             slide.close()
     return []
 
@@ -226,7 +280,13 @@ def _placed(
     }
 
 
-def _colormap(recipe: Recipe) -> Colormap:
-    """Transparent at 0, then the recipe's colours with an alpha from 0.55 to 1."""
-    rgb, alpha = colours(recipe, np.linspace(0, 1, 256, dtype=np.float32))
-    return Colormap(np.column_stack([rgb, alpha]), name="teal-lime (fading)")
+def map_colormap(shown: Shown) -> Colormap:
+    """Transparent below the threshold, then the recipe's colours with an alpha from 0.55 to 1; transparent all over without heat."""
+    return _fading(shown.recipe, shown.threshold)
+
+
+def _fading(recipe: Recipe, threshold: float) -> Colormap:
+    values = np.linspace(0, 1, 256, dtype=np.float32)
+    rgb, alpha = colours(recipe, np.where(values >= threshold, values, np.float32(0)))
+    name = next((name for name, found in PALETTES.items() if found == recipe.colours), "custom")
+    return Colormap(np.column_stack([rgb, alpha * recipe.heat]), name=f"{name} (fading)")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -57,17 +58,40 @@ def _read_slide(path: str) -> list[LayerTuple]:
     from streamview.slides import open_slide
     from streamview_napari._layers import slide_layer
 
-    return [slide_layer(open_slide(path))]
+    _show_panel()
+    return [slide_layer(open_slide(path), path=path)]
 
 
 def _read_saliency(path: str) -> list[LayerTuple]:
     from streamview.results import open_saliency
     from streamview_napari._layers import saliency_layers
 
+    _show_panel()
     return saliency_layers(open_saliency(path))
 
 
 def _read_job(path: str) -> list[LayerTuple]:
     from streamview_napari._layers import job_layers
 
+    _show_panel()
     return job_layers(path)
+
+
+def _show_panel() -> None:
+    """Have the panel open beside what is read, where there is a window and the settings say so."""
+    if "napari._qt.qt_main_window" not in sys.modules:
+        return
+    from qtpy.QtCore import QTimer
+
+    from streamview_napari._settings import settings
+
+    if settings().panel.opens:
+        QTimer.singleShot(0, _open_panel)
+
+
+def _open_panel() -> None:
+    from napari import current_viewer
+
+    viewer = current_viewer()
+    if viewer is not None and any("source" in layer.metadata.get("streamview", {}) for layer in viewer.layers):
+        viewer.window.add_plugin_dock_widget("streamview", "Panel")

@@ -21,4 +21,4 @@ def synthetic_slide() -> list[LayerTuple]:
     path = Path(tempfile.mkdtemp(prefix="streamview-")) / "synthetic.svs"
     mask = write_synthetic_slide(path, size=(2048, 2048))
     slide = open_slide(path)
-    return [slide_layer(slide), mask_layer(mask, "planted lesion", slide.mpp)]
+    return [slide_layer(slide, path=path), mask_layer(mask, "planted lesion", slide.mpp)]

@@ -1,4 +1,4 @@
-"""A window with a slide and its maps: what ``streamview view`` opens."""
+"""A window with a slide, its maps and the dock: what ``streamview view`` opens."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 
 from streamview.errors import StreamviewError
 from streamview_napari._reader import get_reader
+from streamview_napari._readout import describe, dress
 
 if TYPE_CHECKING:
     from napari import Viewer
     from napari.components import ViewerModel
 
-__all__ = ["add_layers", "describe", "run", "view"]
+__all__ = ["add_layers", "run", "view"]
 
 
 def view(path: str | os.PathLike[str], *, show: bool = True) -> Viewer:
@@ -34,6 +35,7 @@ def view(path: str | os.PathLike[str], *, show: bool = True) -> Viewer:
     except StreamviewError:
         viewer.close()
         raise
+    viewer.window.add_plugin_dock_widget("streamview", "Panel")
     return viewer
 
 
@@ -63,22 +65,9 @@ def add_layers(viewer: ViewerModel, path: str) -> None:
         layer = viewer.add_layer(Layer.create(data, options, kind))
         if "caption" in layer.metadata.get("streamview", {}):
             layer.events.visible.connect(lambda event: describe(viewer))
-    overlays = viewer.canvas.overlays
-    overlays.scale_bar.visible = overlays.scale_bar.box = overlays.text.box = True
-    overlays.text.position = "top_left"
+    dress(viewer)
     viewer.reset_view()
     describe(viewer)
-
-
-def describe(viewer: ViewerModel) -> None:
-    """Show the captions of the visible maps, topmost first, and the topmost's colour bar."""
-    maps = [layer for layer in reversed(viewer.layers) if "caption" in layer.metadata.get("streamview", {})]
-    visible = [layer for layer in maps if layer.visible]
-    for layer in maps:
-        layer.colorbar.visible = layer in visible[:1]
-    text = viewer.canvas.overlays.text
-    text.text = "\n".join(layer.metadata["streamview"]["caption"] for layer in visible)
-    text.visible = bool(visible)
 
 
 def run(path: str | os.PathLike[str]) -> None:

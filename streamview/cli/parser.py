@@ -172,5 +172,7 @@ def _job(parser: argparse.ArgumentParser) -> None:
     _mpp(parser)
     _machine(parser)
     _precision(parser)
+    tile = "size of a step on the network's grid, instead of choosing it: the same gives the same maps bit for bit (on one machine)"
+    parser.add_argument("--tile", metavar="ROWS,COLUMNS", help=tile)
     skip = "go on past a slide that fails; it stays as a row of the table, and the exit status is 1"
     parser.add_argument("--skip-errors", action="store_true", help=skip)

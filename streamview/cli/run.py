@@ -91,6 +91,7 @@ def _run(
 
     region = None if options.region is None else Region.parse(options.region)
     memory = None if options.memory is None else parse_bytes(options.memory)
+    tile = None if options.tile is None else _parse_tile(options.tile)
     device = find_device(options.device)
     job = Job(options.output)
     model = load_model(options.model, weights=options.weights, card=options.card, untrained=options.untrained)
@@ -114,7 +115,7 @@ def _run(
 
         work = Work(
             model, job, new_run_id(), show_forecast, bars, region, options.mpp, memory, str(device), options.precision, padding,
-            options.crop_tissue,
+            options.crop_tissue, tile,
         )  # fmt: skip
         run = run_slides(work, options.slides, answer, command=arguments, answered=answered, failed=failed, skip_errors=options.skip_errors)
     done = len(run.plan)
@@ -139,3 +140,12 @@ def _side(text: str, model: Model) -> int:
     if not text.isascii() or not text.isdecimal() or not int(text):
         raise StreamviewError(f"--pad-to {text}: expected a whole number of px above 0, such as 8192, or card")
     return int(text)
+
+
+def _parse_tile(text: str) -> tuple[int, int]:
+    from streamview.errors import StreamviewError
+
+    numbers = [int(part) for part in text.split(",") if part.strip().isdecimal()]
+    if len(numbers) != 2 or text.count(",") != 1 or min(numbers) < 1:
+        raise StreamviewError(f"--tile {text}: expected ROWS,COLUMNS in px of the network's grid, such as 1024,2048")
+    return numbers[0], numbers[1]

@@ -125,11 +125,11 @@ def overlay(
     """
     height, width = tissue.shape[:2]
     glass = glass_mask(tissue, background, max(int(_HOLE * height * width), 16))
-    values = np.where(glass, 0, _on_picture(saliency, shown, (height, width)))
+    values = np.where(glass & shown.recipe.glass, 0, _on_picture(saliency, shown, (height, width)))
     mean = tissue[~glass].mean(axis=0) if not glass.all() else np.array(background)
     red, green, blue = (int(value) for value in mean)
     rgb, alpha = colours(shown.recipe, values)
-    picture = _over(tissue, rgb * 255, alpha * shown.recipe.opacity)
+    picture = _over(tissue, rgb * 255, alpha * shown.recipe.opacity * shown.recipe.heat)
     if shown.recipe.outline and values.any():
         picture = _outlined(picture, values > 0)
     return np.asarray(np.rint(picture), np.uint8), (red, green, blue)
@@ -210,7 +210,8 @@ def _header(slide: Slide, saliency: Saliency, shown: Shown) -> list[_Block]:
     if saliency.mpp is not None:
         blur = f"{recipe.blur_um:g} um ({blur})"
     floor = f"percentile {recipe.floor_percentile:g}" if recipe.floor_percentile else f"{recipe.threshold:.0%} of the cap"
-    blocks.append(_Block((place, f"blur {blur} | cap: percentile {recipe.cap_percentile:g} | shown above {floor}"), _TEXT, _GREY))
+    cap = f"percentile {recipe.cap_percentile:g}" if recipe.cap is None else f"{recipe.cap:.3g}, as given"
+    blocks.append(_Block((place, f"blur {blur} | cap: {cap} | shown above {floor}"), _TEXT, _GREY))
     warnings = list(prediction.warnings)
     if not prediction.trained and not warnings:
         warnings.append("The weights are random: the map says nothing about the tissue.")

@@ -5,6 +5,7 @@ an OME-Zarr 0.5 image (https://ngff.openmicroscopy.org/0.5/) with the channels `
 with its own coarser image where the network offers it, and everything else under the root attribute ``streamview``.
 """
 
+from streamview.results.difference import difference
 from streamview.results.store import MapWriter, open_saliency, save_saliency
 from streamview.results.types import REDUCTIONS, RESEARCH_USE, Identity, Method, Plane, Precision, Prediction, Saliency, SaliencyMap, Target
 
@@ -20,6 +21,7 @@ __all__ = [
     "Saliency",
     "SaliencyMap",
     "Target",
+    "difference",
     "open_saliency",
     "save_saliency",
 ]

@@ -135,9 +135,9 @@ def test_of_several_targets_the_predicted_class_is_on_top(job: Path, slide_path:
 def test_map_layers_fade_to_nothing_at_zero(slide_path: Path) -> None:
     with open_slide(slide_path) as slide:
         _, options, _ = saliency_layers(make_saliency(slide))[-1]
-    colours = options["colormap"].map(np.array([0.0, 0.01, 1.0]))
-    np.testing.assert_allclose(colours[:, 3], [0, 0.55, 1], atol=0.01)
-    np.testing.assert_allclose(colours[2, :3] * 255, (0xD7, 0xFF, 0x3E), atol=1)
+    colours = options["colormap"].map(np.array([0.0, 0.14, 0.16, 1.0]))  # from the threshold, 15% of the cap
+    np.testing.assert_allclose(colours[:, 3], [0, 0, 0.55 + 0.45 * 0.16, 1], atol=0.01)
+    np.testing.assert_allclose(colours[3, :3] * 255, (0xD7, 0xFF, 0x3E), atol=1)
 
 
 def test_without_mpp_all_layers_are_in_pixels(slide_path: Path) -> None:
@@ -229,10 +229,10 @@ def test_the_caption_follows_what_is_visible(job: Path) -> None:
     add_layers(viewer, str(job))
     assert viewer.canvas.overlays.scale_bar.visible
     text = viewer.canvas.overlays.text
-    assert text.text == "Class evidence (extent): lesion\nblur 6 um (6 px) | above 15% of the cap\nresearch use only"
+    assert text.text == "Class evidence (extent): lesion\nblur 6 µm (6 px) | above 15% of the cap\nresearch use only"
     viewer.layers[-1].visible = False
     viewer.layers[-2].visible = True
-    assert text.text.startswith("Gradient x input (detail): lesion\nblur 3 um (3 px)")
+    assert text.text.startswith("Gradient x input (detail): lesion\nblur 3 µm (3 px)")
     assert [layer.colorbar.visible for layer in viewer.layers[1:]] == [False, True, False]
 
 

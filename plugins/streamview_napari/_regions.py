@@ -1,0 +1,114 @@
+"""Regions between a slide's pixels and a viewer's world; pure, so that everything here is tested without a window.
+
+World positions are in um, or in level-0 pixels where the mpp is unknown; the centre of level-0 pixel (0, 0) is at the origin.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streamview.errors import RegionError
+from streamview.geometry import Region
+
+if TYPE_CHECKING:
+    from napari.components import ViewerModel
+
+__all__ = ["centre_of", "corners", "describe_size", "fly_to", "grid_scale", "square", "within"]
+
+_MARGIN = 1.15  # of the view around a region that is flown to
+
+
+def grid_scale(mpp: tuple[float, float] | None, wanted: float | None) -> tuple[float, float]:
+    """Return level-0 pixels per pixel of the network's grid, ``(y, x)``, never below 1; 1 where either mpp is unknown."""
+    if mpp is None or wanted is None:
+        return 1.0, 1.0
+    return max(1.0, wanted / mpp[0]), max(1.0, wanted / mpp[1])
+
+
+def square(
+    side: int, centre: tuple[float, float], shape: tuple[int, int], mpp: tuple[float, float] | None, scale: tuple[float, float]
+) -> Region:
+    """Return the level-0 region of `side` pixels of the network's grid around a position, moved and cut to lie inside the slide.
+
+    Parameters
+    ----------
+    side
+        In px of the grid.
+    centre
+        ``(y, x)`` in the world.
+    shape
+        ``(height, width)`` of the slide in level-0 px.
+    mpp
+        ``(y, x)`` um per level-0 px; None where the world is in px.
+    scale
+        ``(y, x)`` level-0 px per px of the grid; see `grid_scale`.
+    """
+    spans = []
+    for middle, size, unit, step in zip(centre, shape, mpp or (1.0, 1.0), scale, strict=True):
+        extent = min(round(side * step), size)
+        first = round(middle / unit + 0.5 - extent / 2)
+        spans.append((min(max(first, 0), size - extent), extent))
+    (y, height), (x, width) = spans
+    return Region(y, x, height, width)
+
+
+def within(vertices: Sequence[Sequence[float]] | NDArray[np.float64], shape: tuple[int, int], mpp: tuple[float, float] | None) -> Region:
+    """Return the level-0 pixels inside the bounding box of what was drawn.
+
+    Parameters
+    ----------
+    vertices
+        (n, 2) positions ``(y, x)`` in the world.
+    shape, mpp
+        As for `square`.
+
+    Raises
+    ------
+    RegionError
+        When it lies outside the slide.
+    """
+    positions = np.asarray(vertices, float)[:, -2:] / (mpp or (1.0, 1.0)) + 0.5  # the edges of pixel k are at k and k + 1
+    (top, left), (bottom, right) = (
+        np.clip(np.floor(edge + 1e-6).astype(int), 0, shape) for edge in (positions.min(axis=0), positions.max(axis=0))
+    )
+    if bottom <= top or right <= left:
+        raise RegionError("the rectangle lies outside the slide; draw one on it")
+    return Region(int(top), int(left), int(bottom - top), int(right - left))
+
+
+def corners(region: Region, mpp: tuple[float, float] | None) -> NDArray[np.float64]:
+    """Return the outer corners of a level-0 region in the world, float64 (4, 2) as napari's rectangles take them."""
+    (top, left), (bottom, right) = (
+        np.subtract(edge, 0.5) * (mpp or (1.0, 1.0)) for edge in ((region.y, region.x), (region.y_stop, region.x_stop))
+    )
+    return np.array([[top, left], [top, right], [bottom, right], [bottom, left]])
+
+
+def centre_of(viewer: ViewerModel) -> tuple[float, float]:
+    """Return the world position ``(y, x)`` in the middle of the view."""
+    _, y, x = viewer.scene.camera.center
+    return float(y), float(x)
+
+
+def fly_to(viewer: ViewerModel, region: Region, mpp: tuple[float, float] | None) -> None:
+    """Show a level-0 region, whole and with a margin."""
+    low, _, high, _ = corners(region, mpp)
+    viewer.scene.camera.center = (0.0, *((low + high) / 2))
+    viewer.scene.camera.zoom = float(min(np.asarray(viewer.canvas.size) / (high - low))) / _MARGIN
+
+
+def describe_size(shape: tuple[int, int], mpp: tuple[float, float] | None) -> str:
+    """Say how large something is, width first: ``"2048 × 1024 px · 1.02 × 0.51 mm"``."""
+    said = f"{shape[1]} × {shape[0]} px"
+    if mpp is None:
+        return said
+    width, height = (pixels * unit / 1000 for pixels, unit in zip(reversed(shape), reversed(mpp), strict=True))
+    digits = 2 if max(width, height) < 10 else 1
+    if min(width, height) < 0.1:
+        digits = max(digits, 1 - math.floor(math.log10(min(width, height))))
+    return f"{said} · {width:.{digits}f} × {height:.{digits}f} mm"

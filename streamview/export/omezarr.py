@@ -1,0 +1,71 @@
+"""All maps of a result as an OME-Zarr that needs no job, with the display that it is to be opened with."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any, get_args
+
+import zarr
+
+from streamview import atomic
+from streamview.display import Recipe
+from streamview.errors import StreamviewError
+from streamview.results import Method, Saliency, save_saliency
+
+__all__ = ["stored_recipe", "write_ome_zarr"]
+
+_KEY = "streamview_display"
+
+
+def write_ome_zarr(saliency: Saliency, recipe: Recipe, path: str | os.PathLike[str]) -> Path:
+    """Write all maps of a result, raw float32, and how one of them is shown.
+
+    Parameters
+    ----------
+    saliency
+        In memory, or opened from disk.
+    recipe
+        Its display.
+    path
+        The folder, ``NAME.ome.zarr``; it appears whole or not at all.
+
+    Raises
+    ------
+    StreamviewError
+        When the name is another, the disk is full, or the place may not be written.
+    """
+    path = Path(path)
+    if not path.name.endswith(".ome.zarr"):
+        raise StreamviewError(f"{path.name}: expected a name that ends in .ome.zarr")
+    with atomic.replacing(path) as temporary:
+        if saliency.path is None:
+            save_saliency(saliency, temporary)
+        else:
+            shutil.copytree(saliency.path, temporary)
+        zarr.open_group(temporary, mode="r+").attrs[_KEY] = asdict(recipe) | {"colours": list(recipe.colours)}
+    return path
+
+
+def stored_recipe(path: str | os.PathLike[str]) -> Recipe | None:
+    """Return the display that a stored result is to be opened with; None where it has none of this version's form."""
+    try:
+        values: Any = zarr.open_group(path, mode="r").attrs.get(_KEY)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    if not isinstance(values, dict) or set(values) != {field.name for field in fields(Recipe)} or values["method"] not in get_args(Method):
+        return None
+    numbers = ("blur_um", "cap_percentile", "threshold", "floor_percentile", "opacity")
+    sound = all(isinstance(values[name], int | float) and 0 <= values[name] < 1e6 for name in numbers)
+    sound = sound and max(values["cap_percentile"], values["floor_percentile"]) <= 100 and max(values["threshold"], values["opacity"]) <= 1
+    sound = sound and all(isinstance(values[name], bool) for name in ("outline", "heat", "glass"))
+    sound = sound and (values["cap"] is None or (isinstance(values["cap"], int | float) and 0 < values["cap"] < float("inf")))
+    palette = values["colours"]
+    sound = sound and isinstance(palette, list) and len(palette) >= 2 and all(map(_is_colour, palette))
+    return Recipe(**(values | {"colours": tuple(palette)})) if sound else None
+
+
+def _is_colour(text: object) -> bool:
+    return isinstance(text, str) and len(text) == 7 and text[0] == "#" and all(digit in "0123456789abcdef" for digit in text[1:].lower())

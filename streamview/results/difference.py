@@ -1,0 +1,77 @@
+"""Where one map exceeds another: of two targets, or of two networks' answers for one region."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from streamview.errors import StreamviewError
+from streamview.results.types import Plane, Saliency, SaliencyMap, Target
+
+__all__ = ["difference"]
+
+
+class _Difference:
+    """One level of two maps as a lazy float32 (h, w) array of the first less the second."""
+
+    def __init__(self, first: NDArray[np.float32] | Plane, second: NDArray[np.float32] | Plane) -> None:
+        self._first, self._second = first, second
+        self.shape = first.shape
+        self.dtype, self.ndim = np.dtype(np.float32), 2
+
+    def __getitem__(self, key: Any) -> NDArray[np.float32]:
+        return np.asarray(self._first[key], np.float32) - np.asarray(self._second[key], np.float32)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        return np.asarray(self[:, :], dtype)
+
+
+def difference(first: Saliency, second: Saliency) -> Saliency:
+    """Return the maps of `first` less those of `second`, read lazily; what a display shows is where the first is larger.
+
+    Its prediction is the first's, with a warning that says what was subtracted.
+
+    Parameters
+    ----------
+    first, second
+        Of one region on one grid: of two targets, or of two networks.
+
+    Raises
+    ------
+    StreamviewError
+        When the two lie on different grids, or have no map in common.
+    """
+    ours, theirs = first.prediction, second.prediction
+    if ours.identity.source != theirs.identity.source or ours.region != theirs.region:
+        places = [f"{prediction.slide_name} {prediction.region}" for prediction in (ours, theirs)]
+        raise StreamviewError(f"{' and '.join(places)}: only maps of one region of one slide can be subtracted; choose another result")
+    maps = {}
+    for method, one in first.maps.items():
+        other = second.maps.get(method)
+        if other is not None and _grid(one) == _grid(other):
+            levels = one.levels if len(one.levels) == len(other.levels) else (one.values,)
+            pairs = zip(levels, other.levels, strict=False)
+            lazy: Any = [_Difference(a, b) for a, b in pairs]
+            maps[method] = SaliencyMap(method, lazy[0], one.step, one.origin, tuple(lazy[1:]))
+    if not maps:
+        raise StreamviewError(
+            f"maps of {ours.shape} and {theirs.shape} px: expected the same grid; use networks of the same mpp for the same region"
+        )
+    names = [_named(saliency, ours.identity.weights_sha256 != theirs.identity.weights_sha256) for saliency in (first, second)]
+    said = f"The map is a difference: {names[0]} less {names[1]} (identity {theirs.identity.key[:12]}, {theirs.answer_for(second.target)})."
+    prediction = replace(ours, warnings=(*ours.warnings, said), trained=ours.trained and theirs.trained)
+    target = Target(f"{names[0]} over {names[1]}", first.target.index, first.target.against)
+    return replace(first, prediction=prediction, target=target, maps=maps, path=None)
+
+
+def _grid(saliency_map: SaliencyMap) -> tuple[object, ...]:
+    return saliency_map.values.shape, saliency_map.step, saliency_map.origin
+
+
+def _named(saliency: Saliency, with_network: bool) -> str:
+    if not with_network:
+        return saliency.target.name
+    return f"{saliency.target.name} by {saliency.prediction.model_name} {saliency.prediction.identity.weights_sha256[:6]}"

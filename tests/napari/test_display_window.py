@@ -1,0 +1,275 @@
+"""Real windows: the sections for display, hotspots and export over a job's maps."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from maps import make_maps
+from PIL import Image
+from scipy import ndimage
+
+from streamview.display import PALETTES, PRESETS
+from streamview.jobs import Job, RegionResult, StoredMap
+from streamview.results import Saliency, open_saliency, save_saliency
+from streamview.slides import open_slide
+from streamview.synthetic import write_synthetic_slide
+
+pytestmark = [
+    pytest.mark.skipif(
+        not os.environ.get("DISPLAY") or os.environ.get("QT_QPA_PLATFORM") == "offscreen",
+        reason="no display: a real window needs one, run under `xvfb-run -a` with QT_QPA_PLATFORM unset",
+    ),
+    pytest.mark.filterwarnings("ignore::pydantic.warnings.PydanticDeprecatedSince20"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:(napari|vispy|qtpy)"),
+]
+MPP, STEP, PLACE = 0.5, 2, (200, 304)
+SPOTS = ((150, 160, 40.0), (420, 380, 22.0))  # row, column and width in px of the maps, the larger one first
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A job whose maps have two round spots, on a grid of two level-0 pixels."""
+    folder = tmp_path_factory.mktemp("job")
+    write_synthetic_slide(folder / "planted.svs", size=(2048, 2048), mpp=MPP, seed=3)
+    rows, columns = np.mgrid[:640, :512]
+    values = sum(np.exp(-((rows - y) ** 2 + (columns - x) ** 2) / 2 / width**2) for y, x, width in SPOTS)
+    noise = np.random.default_rng(0).normal(size=values.shape)
+    with open_slide(folder / "planted.svs") as slide:
+        made = make_maps(values * (1 + 0.5 * noise), mpp=(2 * MPP, 2 * MPP), place=PLACE, step=STEP, source=slide.identity)
+    job = Job(folder / "job")
+    path = job.saliency_path("planted.svs", made.prediction.region)
+    save_saliency(made, path)
+    stored = StoredMap(str(path.relative_to(job.folder)))
+    job.add(RegionResult(made.prediction, "run", maps=(stored,), source=str(folder / "planted.svs")))
+    return job.folder
+
+
+@pytest.fixture
+def shell(window: Callable[[Any], Any], job: Path, qtbot: Any) -> Any:
+    """A window on the job, with the three sections."""
+    import napari
+    from streamview_napari._display import DisplaySection
+    from streamview_napari._export import ExportSection
+    from streamview_napari._hotspots import HotspotSection
+    from streamview_napari._state import State
+    from streamview_napari.view import add_layers
+
+    viewer = window(napari.Viewer(show=True))
+    add_layers(viewer, str(job))
+
+    class Shell:
+        pass
+
+    shell = Shell()
+    shell.viewer, shell.state = viewer, State(viewer)
+    shell.display, shell.hotspots, shell.export = (
+        section(viewer, shell.state) for section in (DisplaySection, HotspotSection, ExportSection)
+    )
+    for section in (shell.display, shell.hotspots, shell.export):
+        qtbot.addWidget(section)
+    yield shell
+    for section in (shell.display, shell.hotspots, shell.export):
+        section.release()
+    shell.state.close()
+    for layer in list(viewer.layers):
+        source = layer.metadata.get("streamview", {}).get("source")
+        if source is not None:
+            source.close()
+
+
+def facts(shell: Any) -> dict[str, Any]:
+    return shell.state.map_layer.metadata["streamview"]
+
+
+def settled(shell: Any, qtbot: Any) -> None:
+    qtbot.waitUntil(lambda: not shell.display._later.isActive(), timeout=5000)
+    qtbot.wait(20)
+
+
+def drawn(shell: Any, qtbot: Any) -> np.ndarray:
+    qtbot.wait(150)
+    return np.asarray(shell.viewer.screenshot(canvas_only=True, flash=False))[..., :3].astype(int)
+
+
+def test_every_display_control_acts_at_once_and_alone(shell: Any, qtbot: Any, screenshots: Path) -> None:
+    display, viewer = shell.display, shell.viewer
+    qtbot.waitUntil(lambda: facts(shell)["map"].glass is not None, timeout=10_000)  # looked for in a thread
+    assert facts(shell)["method"] == "evidence"
+    viewer.scene.camera.zoom *= 1.5
+
+    # Map: another layer, in place of this one.
+    display.map.setCurrentIndex(display.map.findText("Gradient x input (detail)"))
+    display.map.activated.emit(display.map.currentIndex())
+    assert facts(shell)["method"] == "signed"
+    assert [layer.visible for layer in viewer.layers if "map" in layer.metadata.get("streamview", {})] == [False, True, False]
+    recipe = PRESETS["detail"]
+    assert facts(shell)["recipe"] == recipe
+    assert display.blur.value() == 3.0
+    assert display.blur_px.text() == "3 px"
+    assert display.badge.text() == "Blurred over 3 px"
+
+    changes: list[tuple[Callable[[], Any], dict[str, Any]]] = [
+        (lambda: display.blur.setValue(6.5), {"blur_um": 6.5}),
+        (lambda: display.threshold.setValue(35), {"threshold": 0.35}),
+        (lambda: display.cap.setValue(97.0), {"cap_percentile": 97.0}),
+        (lambda: display.opacity.setValue(0.9), {"opacity": 0.9}),
+        (lambda: display.kind.button(0).click(), {"heat": False}),
+        (lambda: display.kind.button(1).click(), {"heat": True, "outline": False}),
+        (lambda: display.kind.button(2).click(), {"outline": True}),
+        (lambda: display.glass.setChecked(False), {"glass": False}),
+    ]
+    before = drawn(shell, qtbot)
+    for change, expected in changes:
+        change()
+        settled(shell, qtbot)
+        recipe = replace(recipe, **expected)
+        assert facts(shell)["recipe"] == recipe, expected
+        after = drawn(shell, qtbot)
+        if "glass" not in expected:  # the planted spots lie on tissue
+            assert (np.abs(after - before).sum(-1) > 10).sum() > 200, expected
+        before = after
+    display.colours.setCurrentText("viridis")
+    display.colours.activated.emit(display.colours.currentIndex())
+    settled(shell, qtbot)
+    recipe = replace(recipe, colours=PALETTES["viridis"])
+    assert facts(shell)["recipe"] == recipe
+    assert display.blur_px.text() == "6.5 px"
+
+    # napari's own controls and these stay in step.
+    shell.state.map_layer.opacity = 0.3
+    assert display.opacity.value() == pytest.approx(0.3)
+    for shortcut in display.shortcuts():
+        if shortcut.name == "opacity_up":
+            shortcut.press()
+    settled(shell, qtbot)
+    assert shell.state.map_layer.opacity == pytest.approx(0.35)
+
+    # One scale: other maps of the kind get this one's cap; without it they have their own again.
+    cap = facts(shell)["cap"]
+    display.lock.setChecked(True)
+    assert facts(shell)["recipe"].cap == cap
+    assert not display.cap.isEnabled()
+    display.lock.setChecked(False)
+    assert facts(shell)["recipe"].cap is None
+
+    display.reset.click()
+    settled(shell, qtbot)
+    assert facts(shell)["recipe"] == PRESETS["detail"]
+    viewer.cursor.position = tuple(np.array(PLACE) * MPP + 2 * MPP * np.array(SPOTS[0][:2]))
+    qtbot.waitUntil(lambda: "raw" in display.readout.text(), timeout=3000)
+    assert "lesion: p = 0.881" in display.readout.text()
+    Image.fromarray(viewer.screenshot(canvas_only=False, flash=False)).save(screenshots / "display.png")
+
+
+def test_hotspots_are_ranked_and_flown_to(shell: Any, qtbot: Any) -> None:
+    hotspots = shell.hotspots
+    qtbot.waitUntil(lambda: hotspots.table.rowCount() == len(SPOTS), timeout=10_000)
+    shares = [float(hotspots.table.item(row, 3).text().rstrip("%")) for row in range(2)]
+    assert shares[0] > shares[1]
+    area = float(hotspots.table.item(0, 2).text())
+    assert 0 < area < 640 * 512 * (2 * MPP / 1000) ** 2
+    camera = shell.viewer.scene.camera
+    following, before = hotspots.shortcuts()
+    for press, (y, x, _) in ((following, SPOTS[0]), (following, SPOTS[1]), (following, SPOTS[0]), (before, SPOTS[1])):
+        press.press()
+        # The centre of the spot in the world: its pixel, from the map's own placement on the slide.
+        place = (np.array(PLACE) + (STEP - 1) / 2 + STEP * np.array((y, x))) * MPP
+        np.testing.assert_allclose(camera.center[-2:], place, atol=16 * STEP * MPP)  # evidence has pixels of 16
+    assert hotspots.table.currentRow() == 1
+    shell.display.threshold.setValue(90)
+    qtbot.waitUntil(lambda: float(hotspots.table.item(0, 2).text()) < area, timeout=10_000)
+
+
+def test_exports_are_reloaded_in_place(shell: Any, qtbot: Any, tmp_path: Path) -> None:
+    import tifffile
+    from napari.components import ViewerModel
+    from streamview_napari.view import add_layers
+
+    display = shell.display
+    display.blur.setValue(9.0)
+    display.threshold.setValue(40)
+    display.glass.setChecked(False)  # is looked for on the slide, which the export does not hold
+    settled(shell, qtbot)
+    recipe = facts(shell)["recipe"]
+    forms = {"view": "a.png", "picture": "b.png", "ome-tiff": "c.ome.tif", "ome-zarr": "d.ome.zarr", "geojson": "e.geojson", "csv": "f.csv"}
+    for form, name in forms.items():
+        with qtbot.waitCallback(timeout=20_000) as written:
+            shell.export.export(form, tmp_path / name, done=written)
+        assert not shell.export.problem.isVisibleTo(shell.export)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(forms.values())  # nothing half-written is left
+
+    # OME-Zarr: the same values, the same place in the world, the same display.
+    made: Saliency = facts(shell)["saliency"]
+    again = ViewerModel()
+    add_layers(again, str(tmp_path / "d.ome.zarr"))
+    layer, original = again.layers[-1], shell.state.map_layer
+    np.testing.assert_allclose(layer.extent.world, original.extent.world)
+    assert layer.metadata["streamview"]["recipe"] == recipe
+    np.testing.assert_array_equal(np.asarray(layer.data), np.asarray(original.data))
+    assert open_saliency(tmp_path / "d.ome.zarr").prediction.identity == made.prediction.identity
+
+    # OME-TIFF: the peak by the file's own placement is where the spot is in the world.
+    with tifffile.TiffFile(tmp_path / "c.ome.tif") as file:
+        values = file.series[0].asarray()
+        np.testing.assert_array_equal(values, np.asarray(made.maps["evidence"].values))
+    # GeoJSON: the first hotspot lies around the larger spot, level-0 pixels by the map layer's own placement.
+    document = json.loads((tmp_path / "e.geojson").read_text())
+    ring = np.array(document["features"][0]["geometry"]["coordinates"][0])[:-1, ::-1]
+    centre = (ring.min(0) + ring.max(0)) / 2 - 0.5
+    truth = np.array(PLACE) + (STEP - 1) / 2 + STEP * np.array(SPOTS[0][:2])
+    np.testing.assert_allclose(centre, truth, atol=16 * STEP)
+    world = centre * MPP
+    y, x = (round(float(at)) for at in original.world_to_data(world))
+    assert np.asarray(original.data)[y, x] >= 90
+    with (tmp_path / "f.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["rank"] for row in rows] == [str(rank) for rank in range(1, len(document["features"]) + 1)]
+    assert rows[0]["note"].startswith("Research use only")
+    assert float(rows[0]["area_mm2"]) == pytest.approx(document["features"][0]["properties"]["measurements"]["Area mm^2"], rel=1e-4)
+    seen = Image.open(tmp_path / "a.png")
+    assert seen.size[0] > 300
+    assert made.prediction.identity.key in seen.text["streamview"]
+
+    # What cannot be written is said as text, and leaves nothing behind.
+    shell.export.export("csv", "/proc/no/f.csv")
+    qtbot.waitUntil(lambda: shell.export.problem.text() != "", timeout=5000)
+    assert shell.export.save.isEnabled()
+    shell.export.copy_python()
+    assert "does not say how" in shell.export.problem.text()
+    shell.export.about.click()
+    assert shell.export.sheet.isVisible()
+
+
+def test_two_results_of_one_region_are_compared(shell: Any) -> None:
+    from napari.layers import Layer
+    from streamview_napari._layers import saliency_layers
+
+    from streamview.results import Target
+
+    made: Saliency = facts(shell)["saliency"]
+    maps = {
+        method: replace(found, values=ndimage.shift(np.asarray(found.values), (0, 8)), coarser=()) for method, found in made.maps.items()
+    }
+    other = replace(made, maps=maps, target=Target("normal", 0), path=None)
+    assert not shell.display.subtract.isVisibleTo(shell.display)
+    for data, options, kind in saliency_layers(other):
+        shell.viewer.add_layer(Layer.create(data, options, kind))
+    shell.viewer.layers.selection.active = next(layer for layer in shell.viewer.layers if layer.name == "Class evidence (extent): lesion")
+    assert shell.display.subtract.isVisibleTo(shell.display)
+    shell.display.subtract.click()
+    both = [layer for layer in shell.viewer.layers if " over " in layer.name and "map" in layer.metadata["streamview"]]
+    assert [layer.metadata["streamview"]["target"] for layer in both] == ["normal over lesion", "lesion over normal"]
+    assert len({layer.metadata["streamview"]["cap"] for layer in both}) == 1
+    first, second = (np.asarray(layer.data) for layer in both)
+    assert first.any()
+    assert not (first.astype(bool) & second.astype(bool)).any()
+    shell.export.copy_python()
+    assert "made of other maps" in shell.export.problem.text()

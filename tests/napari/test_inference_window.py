@@ -1,0 +1,459 @@
+"""The dock in a real window: open, forecast, draw, run, cancel, fail, close."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+
+from streamview import inference, verification
+from streamview.errors import StreamviewError
+from streamview.geometry import Region
+from streamview.progress import Step
+from streamview.synthetic import write_synthetic_slide
+
+pytestmark = [
+    # A mark, not a fixture: Qt ends the process where it finds no display.
+    pytest.mark.skipif(
+        not os.environ.get("DISPLAY") or os.environ.get("QT_QPA_PLATFORM") == "offscreen",
+        reason="no display: a real window needs one, run under `xvfb-run -a` with QT_QPA_PLATFORM unset",
+    ),
+    pytest.mark.filterwarnings("ignore::pydantic.warnings.PydanticDeprecatedSince20"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:(napari|vispy|qtpy)"),
+]
+MPP = 0.5
+LIMIT = 60_000  # ms that anything may take on a busy machine
+
+
+@pytest.fixture(scope="module")
+def slide_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("slide") / "planted.svs"
+    write_synthetic_slide(path, size=(768, 1024), mpp=MPP, seed=3)
+    return path
+
+
+@pytest.fixture(autouse=True)
+def _own_settings(tmp_path: Path) -> Iterator[None]:
+    """Settings of each test's own, in its folder."""
+    from napari import settings
+
+    settings._PLUGIN_SETTINGS.clear()
+    settings.get_plugin_settings(path_dir=tmp_path)
+    yield
+    settings._PLUGIN_SETTINGS.clear()
+
+
+@pytest.fixture
+def opened(window: Callable[[Any], Any], slide_path: Path, qtbot: Any) -> tuple[Any, Any]:
+    """A window on the slide, and its dock with the demo's network loaded."""
+    return open_dock(window, slide_path, qtbot)
+
+
+def open_dock(window: Callable[[Any], Any], path: Path, qtbot: Any) -> tuple[Any, Any]:
+    from streamview_napari.view import view
+
+    viewer = window(view(path))
+    dock = viewer.window.dock_widgets["Panel (streamview)"]
+    qtbot.waitUntil(lambda: dock.state.loaded is not None, timeout=LIMIT)
+    return viewer, dock
+
+
+def section(dock: Any, title: str) -> Any:
+    return next(found for found in dock.sections if found.title == title)
+
+
+def draw(viewer: Any, dock: Any, region: Region, qtbot: Any) -> Any:
+    """Drag a rectangle as a user does, on the layer that Draw makes; return the section once it is ready to run."""
+    from streamview_napari._regions import corners
+
+    panel = section(dock, "Model and region")
+    panel.draw.click()
+    layer = viewer.layers["Regions"]
+    assert viewer.layers.selection.active is layer
+    assert layer.mode == "add_rectangle"
+    layer.add_rectangles(corners(region, (MPP, MPP)))
+    assert layer.mode == "select"
+    qtbot.waitUntil(panel.run.isEnabled, timeout=LIMIT)
+    assert panel._outlook.region == region
+    return panel
+
+
+def small_steps(monkeypatch: pytest.MonkeyPatch, pause: float = 0.0) -> list[Step]:
+    """Let the engine take steps of 32 rows, and perhaps its time over each; return the steps it has reported."""
+    engine, told = inference.explain, []
+
+    def explain(*arguments: Any, report: Any, **options: Any) -> Any:
+        def slowed(step: Step) -> None:
+            told.append(step)
+            time.sleep(pause)
+            report(step)
+
+        return engine(*arguments, report=slowed, **(options | {"tile": (32, 512)}))
+
+    monkeypatch.setattr(inference, "explain", explain)
+    return told
+
+
+def test_draw_cancel_run_and_look_at_the_answer(
+    opened: tuple[Any, Any], qtbot: Any, monkeypatch: pytest.MonkeyPatch, screenshots: Path
+) -> None:
+    viewer, dock = opened
+    region = Region(128, 256, 384, 256)
+    panel = draw(viewer, dock, region, qtbot)
+    assert panel.size.text() == "256 × 384 px · 0.13 × 0.19 mm"
+    assert "peak memory" in panel.forecast.text()
+    assert section(dock, "Slide").size.text() == "1024 × 768 px · 0.51 × 0.38 mm\n0.5 µm/px (aperio.MPP)"
+    assert viewer.canvas.overlays.scale_bar.visible
+    result = section(dock, "Result")
+    assert not result.filled
+
+    # cancelled midway: nothing is left, and it can run again
+    told = small_steps(monkeypatch, pause=0.02)
+    panel.run.click()
+    assert not panel.run.isEnabled()
+    assert panel.bar.height() == 8
+    qtbot.waitUntil(lambda: len(told) > 5, timeout=LIMIT)
+    ticks: list[float] = []
+    for _ in range(10):  # the window answers while the engine works
+        start = time.perf_counter()
+        qtbot.wait(1)
+        ticks.append(time.perf_counter() - start)
+    assert sorted(ticks)[5] < 0.25
+    panel.cancel.click()
+    qtbot.waitUntil(panel.run.isEnabled, timeout=LIMIT)
+    known = len(told)
+    qtbot.wait(100)
+    assert len(told) == known
+    assert not result.filled
+    assert not panel.bar.isVisible()
+    assert list(dock.state.folder.iterdir()) == []
+    assert [layer.name for layer in viewer.layers] == ["planted.svs", "Regions"]
+
+    # to the end, the map appearing on the way
+    panel._redraw.setInterval(20)
+    panel.run.click()
+    seen: list[np.ndarray] = []
+
+    def live() -> bool:
+        names = [layer.name for layer in viewer.layers if layer.name.startswith("Being computed")]
+        if names and np.asarray(viewer.layers[names[-1]].data).any():
+            assert [name.split(",")[0] for name in names] == ["Being computed: evidence", "Being computed: gradient"]
+            seen.append(np.array(viewer.layers[names[-1]].data))
+        return result.filled
+
+    qtbot.waitUntil(live, timeout=LIMIT)
+    assert seen
+    assert not seen[0][:100].any(), "the map comes from the last rows to the first"
+    assert "left" in panel.said.text() or "%" in panel.said.text()
+    (answer,) = dock.state.answers
+    assert answer.saliency is dock.state.result
+    assert answer.prediction.region == region
+    assert not any(layer.name.startswith("Being computed") for layer in viewer.layers)
+    shown = [layer.name for layer in viewer.layers if layer.visible and "saliency" in layer.metadata.get("streamview", {})]
+    assert shown == [f"Class evidence (extent): {answer.prediction.label}"]
+    assert result.table.rowCount() == 1
+    assert result.target.currentText() == answer.prediction.label
+    run = dock.state.map_layer.metadata["streamview"]["run"]
+    assert (run.model, run.untrained, Path(run.slide).name, run.mpp) == ("demo", False, "planted.svs", None)
+
+    # its pixels are the ones asked for: the corners of map, rectangle and slide meet in the world
+    fine = next(layer for layer in viewer.layers if layer.name.startswith("Gradient x input"))
+    first, last = fine.extent.world[0] - fine.scale / 2, fine.extent.world[1] + fine.scale / 2
+    np.testing.assert_allclose(first, ((region.y - 0.5) * MPP, (region.x - 0.5) * MPP), atol=1e-9)
+    np.testing.assert_allclose(last, ((region.y_stop - 0.5) * MPP, (region.x_stop - 0.5) * MPP), atol=1e-9)
+    slide = viewer.layers["planted.svs"]
+    np.testing.assert_allclose(slide.world_to_data((region.y * MPP, region.x * MPP)), (region.y, region.x), atol=1e-9)
+    np.testing.assert_allclose(viewer.layers["Regions"].data[0].min(0), first, atol=1e-9)
+
+    # another class is computed on the same region, and the table leads back
+    other = next(name for name in answer.prediction.class_names if name != answer.prediction.label)
+    result.target.setCurrentText(other)
+    result.target.activated.emit(result.target.currentIndex())
+    qtbot.waitUntil(lambda: len(dock.state.answers) == 2, timeout=LIMIT)
+    assert dock.state.result.target.name == other
+    assert dock.state.answers[1].prediction.identity == answer.prediction.identity
+    viewer.scene.camera.center = (0.0, 0.0, 0.0)
+    result.table.cellClicked.emit(0, 0)
+    assert dock.state.result is answer.saliency
+    np.testing.assert_allclose(viewer.scene.camera.center[-2:], ((128 + 192 - 0.5) * MPP, (256 + 128 - 0.5) * MPP))
+
+    # the certificate stays with the layers
+    monkeypatch.setattr(verification, "verify", partial(verification.verify, windows=1))
+    result.verify.click()
+    qtbot.waitUntil(lambda: "certificate" in dock.state.map_layer.metadata["streamview"], timeout=LIMIT)
+    assert dock.state.map_layer.metadata["streamview"]["certificate"]["passed"]
+    assert result.certificate.text().startswith("Exact: 1 window ")
+
+    qtbot.wait(200)
+    picture = screenshots / "napari-dock.png"
+    Image.fromarray(viewer.screenshot(canvas_only=False, flash=False)).save(picture)
+    assert picture.stat().st_size > 100_000
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied\nsecond line"), "RuntimeError: mat1 and mat2 shapes cannot be multiplied"),
+        (RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory"), "Memory ran out"),
+        (MemoryError(), "Memory ran out"),
+    ],
+)
+def test_errors_of_the_engine_reach_the_user_and_it_can_run_again(
+    opened: tuple[Any, Any], qtbot: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, error: Exception, said: str
+) -> None:
+    viewer, dock = opened
+    panel = draw(viewer, dock, Region(128, 256, 256, 256), qtbot)
+    engine = inference.explain
+
+    def fail(*arguments: Any, report: Any, **options: Any) -> Any:
+        def broken(step: Step) -> None:
+            report(step)
+            if step.task == "backward pass":
+                raise error
+
+        # not the engine's own retry in smaller steps, which is tested elsewhere
+        return engine(*arguments, report=broken, **options)
+
+    monkeypatch.setattr(inference, "explain", fail)
+    monkeypatch.setattr("streamview.streaming.shortage.ran_out", lambda *a, **k: False)
+    with caplog.at_level(logging.CRITICAL):
+        panel.run.click()
+        qtbot.waitUntil(lambda: panel.problem.isVisibleTo(panel), timeout=LIMIT)
+    assert panel.problem.text().startswith(said)
+    assert "second line" not in panel.problem.text()
+    assert panel.run.isEnabled()
+    assert not panel.cancel.isEnabled()
+    assert dock.state.answers == []
+    monkeypatch.setattr(inference, "explain", engine)
+    panel.maps.setChecked(False)
+    qtbot.waitUntil(panel.run.isEnabled, timeout=LIMIT)
+    panel.run.click()
+    qtbot.waitUntil(lambda: len(dock.state.answers) == 1, timeout=LIMIT)
+    assert not panel.problem.isVisibleTo(panel)
+    assert dock.state.answers[0].saliency is None
+    assert section(dock, "Result").target.currentText() == "choose a class to explain"
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="open files are counted where Linux lists them")
+def test_closing_the_window_stops_the_run_and_leaves_no_thread_or_file(
+    qapp: Any, tmp_path: Path, qtbot: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def handles() -> list[str]:
+        found = []
+        for link in Path("/proc/self/fd").iterdir():
+            try:
+                found.append(os.readlink(link))
+            except OSError:
+                continue
+        return [place for place in found if place.endswith(".tif") or "streamview-" in place]
+
+    from streamview_napari.view import view
+
+    path = tmp_path / "plain.tif"
+    pixels = np.random.default_rng(0).integers(0, 256, (640, 768, 3), np.uint8)
+    tifffile.imwrite(path, pixels, photometric="rgb", tile=(128, 128), resolution=(20_000, 20_000), resolutionunit="CENTIMETER")
+    viewer = view(path)
+    dock = viewer.window.dock_widgets["Panel (streamview)"]
+    qtbot.waitUntil(lambda: dock.state.loaded is not None, timeout=LIMIT)
+    panel = draw(viewer, dock, Region(0, 0, 512, 512), qtbot)
+    assert handles()
+    told = small_steps(monkeypatch, pause=0.05)
+    panel.run.click()
+    qtbot.waitUntil(lambda: len(told) > 3, timeout=LIMIT)
+    assert any(thread.name == "streamview work" for thread in threading.enumerate())
+    folder = dock.state.folder
+    viewer.close()
+    assert not any(thread.name == "streamview work" for thread in threading.enumerate())
+    known = len(told)
+    qtbot.wait(200)
+    gc.collect()
+    assert len(told) == known
+    assert told[-1].done < told[-1].total
+    assert handles() == []
+    assert not folder.exists()
+
+
+def test_removing_the_dock_stops_the_run_and_gives_the_keys_back(
+    opened: tuple[Any, Any], qtbot: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    viewer, dock = opened
+    assert "Shift+/" in {str(key) for key in viewer.keymap}
+    told = small_steps(monkeypatch, pause=0.05)
+    panel = draw(viewer, dock, Region(0, 0, 512, 512), qtbot)
+    panel.run.click()
+    qtbot.waitUntil(lambda: len(told) > 3, timeout=LIMIT)
+    viewer.window.remove_dock_widget(dock)
+    assert dock.state.closed
+    assert not any(thread.name == "streamview work" for thread in threading.enumerate())
+    assert "Shift+/" not in {str(key) for key in viewer.keymap}
+    viewer.layers["planted.svs"].refresh()  # the slide is still open
+    # a new dock finds the slide
+    _, again = viewer.window.add_plugin_dock_widget("streamview", "Panel")
+    assert again.state.slide_layer is viewer.layers["planted.svs"]
+
+
+def test_a_slide_without_mpp_is_asked_for(window: Callable[[Any], Any], tmp_path: Path, qtbot: Any) -> None:
+    from streamview_napari._regions import corners
+
+    path = tmp_path / "plain.tif"
+    tifffile.imwrite(path, np.random.default_rng(0).integers(0, 256, (512, 640, 3), np.uint8), photometric="rgb", tile=(128, 128))
+    viewer, dock = open_dock(window, path, qtbot)
+    found = section(dock, "Slide")
+    qtbot.waitUntil(lambda: found._dialog is not None, timeout=LIMIT)
+    found._dialog.reject()
+    qtbot.waitUntil(lambda: found._dialog is None, timeout=LIMIT)
+    layer = viewer.layers["plain.tif"]
+    assert [str(unit) for unit in layer.units] == ["pixel", "pixel"]
+    panel = section(dock, "Model and region")
+    qtbot.waitUntil(lambda: "set them above" in panel.forecast.text(), timeout=LIMIT)
+    assert not panel.run.isEnabled()
+    panel.draw.click()
+    viewer.layers["Regions"].add_rectangles(corners(Region(64, 128, 256, 320), None))
+    found.measure.click()
+    found._dialog.setDoubleValue(0.5)
+    found._dialog.accept()
+    assert [str(unit) for unit in layer.units] == ["micrometer", "micrometer"]
+    np.testing.assert_allclose(layer.scale, (0.5, 0.5))
+    assert found.size.text() == "640 × 512 px · 0.32 × 0.26 mm\n0.5 µm/px (given by you)"
+    assert not found.measure.isVisibleTo(found)
+    qtbot.waitUntil(panel.run.isEnabled, timeout=LIMIT)
+    assert dock.state.slide.mpp == (0.5, 0.5)
+    assert panel._outlook.region == Region(64, 128, 256, 320), "what was drawn in pixels stays where it was"
+    panel.maps.setChecked(False)
+    qtbot.waitUntil(panel.run.isEnabled, timeout=LIMIT)
+    panel.run.click()
+    qtbot.waitUntil(lambda: len(dock.state.answers) == 1, timeout=LIMIT)
+    assert len(viewer.layers["Regions"].data) == 1
+
+
+def test_a_giant_of_one_level_is_converted_in_place(
+    window: Callable[[Any], Any], tmp_path: Path, qtbot: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from streamview_napari import _layers
+
+    monkeypatch.setattr(_layers, "_OVERVIEW", 256**2)  # what counts as a giant here
+    path = tmp_path / "plain.tif"
+    pixels = np.random.default_rng(0).integers(0, 256, (640, 768, 3), np.uint8)
+    tifffile.imwrite(path, pixels, photometric="rgb", tile=(128, 128), resolution=(20_000, 20_000), resolutionunit="CENTIMETER")
+    viewer, dock = open_dock(window, path, qtbot)
+    found = section(dock, "Slide")
+    assert found.convert.isVisibleTo(found)
+    monkeypatch.setattr(_layers, "_OVERVIEW", 8192**2)
+    found.convert_to(tmp_path / "plain.ome.zarr")
+    qtbot.waitUntil(lambda: dock.state.slide.name != "plain.tif", timeout=LIMIT)
+    assert [layer.name for layer in viewer.layers] == ["plain.ome.zarr"]
+    assert not found.convert.isVisibleTo(found)
+    np.testing.assert_array_equal(np.asarray(viewer.layers[0].data[0][:64, :64]), pixels[:64, :64])
+
+
+def test_a_slide_opened_by_napari_itself_brings_the_panel(window: Callable[[Any], Any], slide_path: Path, qtbot: Any) -> None:
+    import napari
+
+    viewer = window(napari.Viewer())
+    viewer.open(str(slide_path), plugin="streamview")
+    qtbot.waitUntil(lambda: "Panel (streamview)" in viewer.window.dock_widgets, timeout=LIMIT)
+    dock = viewer.window.dock_widgets["Panel (streamview)"]
+    assert dock.state.slide.name == "planted.svs"
+    assert viewer.canvas.overlays.scale_bar.visible
+
+
+def test_every_real_slide_opens_in_its_place(window: Callable[[Any], Any], shared_data: Path, slide_path: Path, qtbot: Any) -> None:
+    from streamview_napari.view import add_layers
+
+    viewer, dock = open_dock(window, slide_path, qtbot)
+    found = section(dock, "Slide")
+    for path in sorted((shared_data / "slides").iterdir()):
+        viewer.layers.clear()
+        assert not found.filled
+        start = time.perf_counter()
+        add_layers(viewer, str(path))
+        picture = np.asarray(viewer.screenshot(canvas_only=True, flash=False))[..., :3]
+        assert time.perf_counter() - start < 20, path  # 2 s where nothing else runs
+        assert picture.std() > 2, path
+        (layer,) = viewer.layers
+        slide = dock.state.slide
+        height, width = slide.shape
+        unit = "pixel" if slide.mpp is None else "micrometer"
+        assert [str(found) for found in layer.units] == [unit, unit]
+        np.testing.assert_allclose(layer.extent.world[1], np.subtract((height, width), 1) * (slide.mpp or (1, 1)), rtol=1e-2)
+        assert found.name.text() == path.name
+        assert found.size.text().startswith(f"{width} × {height} px")
+        assert found.measure.isVisibleTo(found) == (slide.mpp is None)
+    for path in sorted((shared_data / "broken").iterdir()):
+        with pytest.raises(StreamviewError, match=path.stem):
+            add_layers(viewer, str(path))
+
+
+def test_keys_sheet_and_settings(opened: tuple[Any, Any], qtbot: Any, tmp_path: Path) -> None:
+    from napari import settings
+    from streamview_napari._keys import bind
+    from streamview_napari._section import Shortcut
+
+    viewer, dock = opened
+    kept = settings.get_plugin_settings("streamview")
+    assert {shortcut.name for shortcut in dock._shortcuts} == set(type(kept.shortcuts).model_fields)
+    dock.show_keys()
+    assert dock.sheet.isVisible()
+    dock.sheet.close()
+    panel = section(dock, "Model and region")
+    panel.region.setCurrentIndex(panel.region.findData("whole"))
+    panel.memory.setText("3GB")
+    panel.memory.editingFinished.emit()
+    assert (kept.panel.region, kept.panel.memory) == ("whole", "3GB")
+    assert "3GB" in (tmp_path / "streamview.yaml").read_text()
+    pressed: list[str] = []
+    kept.shortcuts.run = "Alt-F7"
+    bind(viewer, [Shortcut("run", "Run", partial(pressed.append, "run"))])
+    from napari.utils.key_bindings import coerce_keybinding
+
+    viewer.keymap[coerce_keybinding("Alt-F7")](viewer)
+    assert pressed == ["run"]
+
+
+def test_the_dock_is_no_wider_than_it_says(opened: tuple[Any, Any]) -> None:
+    _, dock = opened
+    widths = {found.title: found.minimumSizeHint().width() for found in dock.sections}
+    assert max(widths.values()) <= dock.minimumWidth() - 22 - 18, widths  # its margins and a scroll bar
+
+
+def test_every_control_has_a_help_text(opened: tuple[Any, Any]) -> None:
+    from qtpy.QtWidgets import QAbstractButton, QAbstractSlider, QComboBox, QLineEdit, QTableWidget, QWidget
+
+    def explained(widget: QWidget) -> bool:
+        parent = widget.parentWidget()
+        return bool(widget.toolTip()) or (isinstance(parent, QWidget) and bool(parent.toolTip()))
+
+    _, dock = opened
+    # the parts of scroll bars, spin boxes and tables are Qt's own
+    found = [
+        widget
+        for kind in (QAbstractButton, QAbstractSlider, QComboBox, QLineEdit, QTableWidget)
+        for widget in dock.findChildren(kind)
+        if not widget.objectName().startswith("qt_") and type(widget).__name__ not in ("QScrollBar", "QTableCornerButton")
+    ]
+    assert len(found) > 15
+    assert [(type(widget).__name__, getattr(widget, "text", str)()) for widget in found if not explained(widget)] == []
+
+
+@pytest.mark.slow
+def test_the_same_with_pyqt6(slide_path: Path) -> None:
+    if find_spec("PyQt6") is None:
+        pytest.skip("PyQt6 is not installed: `pip install PyQt6` to run the window's tests with it")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-o", "qt_api=pyqt6"]
+    environment = os.environ | {"QT_API": "pyqt6", "PYTEST_QT_API": "pyqt6"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stdout[-3000:]

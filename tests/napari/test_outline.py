@@ -1,0 +1,71 @@
+"""Outlines: where they run, how wide they are, and what is too small for one."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from maps import make_maps
+from streamview_napari._outline import contours, line_width, vectors
+from streamview_napari._pyramid import ShownMap
+
+from streamview.display import Recipe
+
+CENTRE, RADIUS = (700.0, 900.0), 300.0
+
+
+def disc(size: tuple[int, int] = (1200, 1800)) -> np.ndarray:
+    rows, columns = np.mgrid[: size[0], : size[1]]
+    return np.clip(1.5 - np.hypot(rows - CENTRE[0], columns - CENTRE[1]) / (2 * RADIUS), 0, 2)
+
+
+def test_the_outline_runs_where_the_map_meets_the_threshold() -> None:
+    # The values fall from 1.5 at the centre and are 1 at the radius.
+    shown = ShownMap(make_maps(disc(), place=(50, 60), step=2), Recipe("signed", blur_um=0.0, cap=2.0, threshold=0.5))
+    (line,) = contours(shown)
+    y, x = 50 + 0.5 + 2 * CENTRE[0], 60 + 0.5 + 2 * CENTRE[1]
+    np.testing.assert_allclose(np.hypot(line[:, 0] - y, line[:, 1] - x), 2 * RADIUS, atol=1.0)
+    np.testing.assert_array_equal(line[0], line[-1])
+
+
+def test_the_outline_ends_with_the_map() -> None:
+    shown = ShownMap(make_maps(np.ones((640, 960)), place=(50, 60), step=2), Recipe("signed", blur_um=0.0, cap=1.0))
+    (line,) = contours(shown)
+    # half a level-0 pixel beyond the centres of the outermost pixels
+    np.testing.assert_allclose(line.min(0), (49.5, 59.5), atol=2)
+    np.testing.assert_allclose(line.max(0), (49.5 + 1280, 59.5 + 1920), atol=2)
+    assert contours(ShownMap(make_maps(-np.ones((640, 960))), Recipe("signed", blur_um=0.0))) == []
+
+
+@given(st.floats(1e-4, 1e3))
+def test_the_line_is_three_to_four_pixels_wide_at_any_zoom(zoom: float) -> None:
+    assert 3 <= line_width(zoom) * zoom <= 4
+
+
+def test_the_halo_lies_below_and_on_both_sides() -> None:
+    square = np.array([[0, 0], [0, 100], [100, 100], [100, 0], [0, 0]], float)
+    found, colours = vectors([square], 4.0)
+    assert found.shape == (12, 2, 2)
+    np.testing.assert_allclose(colours[:8], np.tile([0, 0, 0, 1], (8, 1)))
+    np.testing.assert_allclose(colours[8:, :3] * 255, np.tile([0xFF, 0xE1, 0x4A], (4, 1)))
+    # Two vectors of width 4, two to each side: the halo is 8 wide, the line 4.
+    first, second, line = found[0], found[4], found[8]
+    np.testing.assert_allclose((first[0] + second[0]) / 2, line[0])
+    assert np.linalg.norm(first[0] - second[0]) == pytest.approx(4.0)
+    np.testing.assert_allclose(line, [[0, -1], [0, 102]])  # a quarter of the width over each joint
+
+
+def test_areas_no_larger_than_their_outline_get_none_until_one_zooms_in() -> None:
+    small = np.array([[0, 0], [0, 9], [9, 9], [0, 0]], float)
+    assert len(vectors([small], 1.0)[0]) == 9
+    assert vectors([small], 4.0)[0].shape == (0, 2, 2)
+    assert vectors([], 4.0)[0].shape == (0, 2, 2)
+
+
+def test_many_points_are_thinned() -> None:
+    angle = np.linspace(0, 2 * np.pi, 40001)
+    circle = 1000 * np.stack([np.sin(angle), np.cos(angle)], axis=1)
+    found, _ = vectors([circle], 1.0)
+    assert len(found) <= 3 * 4001
+    np.testing.assert_allclose(np.linalg.norm(found[-100:, 0], axis=1), 1000, atol=1)
