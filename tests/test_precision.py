@@ -234,7 +234,7 @@ def test_on_the_command_line(synthetic_slide: SyntheticSlide, tmp_path: Path, ca
     assert open_saliency(stored).prediction.identity.precision == "bf16"
     # maps of one precision never take the place of those of another
     assert main(["saliency", *command]) == 1
-    assert "other weights, mpp, precision or pixels" in capsys.readouterr().err
+    assert "other weights, mpp, precision, padding or pixels" in capsys.readouterr().err
 
 
 def test_the_choices_of_the_command_line_are_those_there_are() -> None:
