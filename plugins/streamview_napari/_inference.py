@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -513,7 +514,7 @@ class InferenceSection(Section):
         # counted before its layers appear, which would count it without its time
         self.state.answer(answer)
         for data, options, kind in tuples:
-            options["metadata"]["streamview"]["run"] = run
+            options["metadata"]["streamview"]["run"] = replace(run, tile=answer.tile)
             self.viewer.add_layer(Layer.create(data, options, kind))
         if self.state.slide_layer is not None:
             self.viewer.layers.selection.active = self.state.slide_layer

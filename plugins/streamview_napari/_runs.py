@@ -173,16 +173,19 @@ def compute(request: Request, region: Region, out: Path, report: Report, watch: 
         As `streamview.explain`.
     """
     from streamview import inference
+    from streamview.session import Session
 
     start = time.perf_counter()
-    model, slide = request.loaded.model, request.slide
+    model, slide, device = request.loaded.model, request.slide, request.device
+    session = Session.prepare(model, slide, region, None, device, "float32")
+    plan = session.plan(session.needs if request.maps else None, request.memory, None, 0)
     if not request.maps:
-        prediction = inference.predict(model, slide, region, memory=request.memory, device=request.device, report=report)
-        return Answer(prediction, None, time.perf_counter() - start)
+        prediction = inference.predict(model, slide, region, plan=plan, device=device, report=report)
+        return Answer(prediction, None, time.perf_counter() - start, plan.tile)
     (saliency,) = inference.explain(
-        model, slide, region, [request.target], outs=[out], memory=request.memory, device=request.device, report=report, watch=watch
+        model, slide, region, [request.target], outs=[out], plan=plan, device=device, report=report, watch=watch
     )
-    return Answer(saliency.prediction, saliency, time.perf_counter() - start)
+    return Answer(saliency.prediction, saliency, time.perf_counter() - start, plan.tile)
 
 
 def describe_progress(step: Step, *, maps: bool, format_seconds: Callable[[float], str]) -> str:

@@ -56,8 +56,7 @@ def find_origin(saliency: Saliency, run: RunFacts | None = None) -> Origin:
         When neither says so.
     """
     if run is not None and run.slide is not None:
-        tile = getattr(run, "tile", None)
-        return Origin(run.model, run.slide, untrained=run.untrained, mpp=run.mpp, device=run.device, memory=run.memory, tile=tile)
+        return Origin(run.model, run.slide, untrained=run.untrained, mpp=run.mpp, device=run.device, memory=run.memory, tile=run.tile)
     if saliency.path is None:
         raise StreamviewError(f"{saliency.target}: is made of other maps; copy the script of each of them")
     folder = saliency.path.parents[2] if len(saliency.path.parents) > 2 else saliency.path.parent

@@ -45,11 +45,14 @@ class Answer:
         Its maps; None where only a prediction was asked for.
     seconds
         What it took; None where it was opened from disk.
+    tile
+        Rows and columns of its steps, px of the network's grid: they decide the last bits of the maps. None where they are not known.
     """
 
     prediction: Prediction
     saliency: Saliency | None = None
     seconds: float | None = None
+    tile: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +69,7 @@ class RunFacts:
         Path of the slide; None where it is not known.
     mpp
         Um per level-0 px that the user gave; None where the slide states its own.
-    device, memory
+    device, memory, tile
         As for `streamview.explain`.
     """
 
@@ -76,6 +79,7 @@ class RunFacts:
     mpp: float | None
     device: str
     memory: str | None
+    tile: tuple[int, int] | None = None
 
 
 class Events(SignalGroup):
