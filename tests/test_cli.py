@@ -176,21 +176,22 @@ def test_convert_keeps_only_safe_properties_unless_told(run: Run, synthetic_slid
     assert found[0].items() <= found[1].items()
 
 
-def test_convert_goes_on_or_begins_anew(run: Run, synthetic_slide: SyntheticSlide, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_convert_goes_on_or_refuses(run: Run, synthetic_slide: SyntheticSlide, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def stop(_: object, step: Step) -> None:
         if step.done == 1:
             raise Cancelled
 
-    for options, said in (([], ["going on"]), (["--restart"], []), (["--codec", "lz4"], ["begun anew"])):
+    for options, answer, said in (([], 0, ["going on"]), (["--restart"], 0, []), (["--codec", "lz4"], 1, [])):
         out_path = tmp_path / f"{len(options)}.ome.zarr"
         with monkeypatch.context() as patched:
             patched.setattr(Bars, "__call__", stop)
             status, out, _ = run("convert", synthetic_slide.path, "-o", out_path)
         assert status == 130
         assert "the same command goes on from there, with --restart it begins anew" in out
-        status, out, _ = run("convert", synthetic_slide.path, "-o", out_path, *options)
-        assert status == 0
-        assert [line.split(":")[0] for line in out.splitlines() if line.startswith(("going on", "begun anew"))] == said
+        status, out, error = run("convert", synthetic_slide.path, "-o", out_path, *options)
+        assert status == answer
+        assert [line.split(":")[0] for line in out.splitlines() if line.startswith("going on")] == said
+        assert ("another codec" in error) == (answer == 1)
 
 
 def test_predict_keeps_failed_slides_as_rows_and_says_so(run: Run, synthetic_slide: SyntheticSlide, tmp_path: Path) -> None:
