@@ -24,6 +24,7 @@ from streamview import inference, verification
 from streamview.errors import StreamviewError
 from streamview.geometry import Region
 from streamview.progress import Step
+from streamview.session import Session
 from streamview.synthetic import write_synthetic_slide
 
 pytestmark = [
@@ -102,8 +103,10 @@ def small_steps(monkeypatch: pytest.MonkeyPatch, pause: float = 0.0) -> list[Ste
             time.sleep(pause)
             report(step)
 
-        return engine(*arguments, report=slowed, **(options | {"tile": (32, 512)}))
+        return engine(*arguments, report=slowed, **options)
 
+    plan = Session.plan
+    monkeypatch.setattr(Session, "plan", lambda self, needs, memory, tile, results: plan(self, needs, memory, (32, 512), results))
     monkeypatch.setattr(inference, "explain", explain)
     return told
 
@@ -168,7 +171,7 @@ def test_draw_cancel_run_and_look_at_the_answer(
     assert result.table.rowCount() == 1
     assert result.target.currentText() == answer.prediction.label
     run = dock.state.map_layer.metadata["streamview"]["run"]
-    assert (run.model, run.untrained, Path(run.slide).name, run.mpp) == ("demo", False, "planted.svs", None)
+    assert (run.model, run.untrained, Path(run.slide).name, run.mpp, run.tile[0]) == ("demo", False, "planted.svs", None, 32)
 
     # its pixels are the ones asked for: the corners of map, rectangle and slide meet in the world
     fine = next(layer for layer in viewer.layers if layer.name.startswith("Gradient x input"))
