@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy as np
 import pytest
 from maps import make_maps
 from PIL import Image
+from real_window import REAL_WINDOW
 from scipy import ndimage
 
 from streamview.display import PALETTES, PRESETS
@@ -22,14 +22,7 @@ from streamview.results import Saliency, open_saliency, save_saliency
 from streamview.slides import open_slide
 from streamview.synthetic import write_synthetic_slide
 
-pytestmark = [
-    pytest.mark.skipif(
-        not os.environ.get("DISPLAY") or os.environ.get("QT_QPA_PLATFORM") == "offscreen",
-        reason="no display: a real window needs one, run under `xvfb-run -a` with QT_QPA_PLATFORM unset",
-    ),
-    pytest.mark.filterwarnings("ignore::pydantic.warnings.PydanticDeprecatedSince20"),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning:(napari|vispy|qtpy)"),
-]
+pytestmark = REAL_WINDOW
 MPP, STEP, PLACE = 0.5, 2, (200, 304)
 SPOTS = ((150, 160, 40.0), (420, 380, 22.0))  # row, column and width in px of the maps, the larger one first
 

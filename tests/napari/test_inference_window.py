@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import tifffile
 from PIL import Image
+from real_window import REAL_WINDOW
 
 from streamview import inference, verification
 from streamview.errors import StreamviewError
@@ -27,15 +28,7 @@ from streamview.progress import Step
 from streamview.session import Session
 from streamview.synthetic import write_synthetic_slide
 
-pytestmark = [
-    # A mark, not a fixture: Qt ends the process where it finds no display.
-    pytest.mark.skipif(
-        not os.environ.get("DISPLAY") or os.environ.get("QT_QPA_PLATFORM") == "offscreen",
-        reason="no display: a real window needs one, run under `xvfb-run -a` with QT_QPA_PLATFORM unset",
-    ),
-    pytest.mark.filterwarnings("ignore::pydantic.warnings.PydanticDeprecatedSince20"),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning:(napari|vispy|qtpy)"),
-]
+pytestmark = REAL_WINDOW
 MPP = 0.5
 LIMIT = 60_000  # ms that anything may take on a busy machine
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import numpy as np
 import pytest
 from napari.layers import Layer
 from PIL import Image
+from real_window import REAL_WINDOW
 
 from streamview.geometry import Region
 from streamview.jobs import Job, RegionResult, StoredMap
@@ -18,15 +18,7 @@ from streamview.results import Identity, Prediction, Saliency, SaliencyMap, Targ
 from streamview.slides import open_slide
 from streamview.synthetic import write_synthetic_slide
 
-pytestmark = [
-    # A mark, not a fixture: Qt ends the process where it finds no display.
-    pytest.mark.skipif(
-        not os.environ.get("DISPLAY") or os.environ.get("QT_QPA_PLATFORM") == "offscreen",
-        reason="no display: a real window needs one, run under `xvfb-run -a` with QT_QPA_PLATFORM unset",
-    ),
-    pytest.mark.filterwarnings("ignore::pydantic.warnings.PydanticDeprecatedSince20"),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning:(napari|vispy|qtpy)"),
-]
+pytestmark = REAL_WINDOW
 MPP = 0.5
 REGION = Region(200, 304, 1280, 1024)
 
