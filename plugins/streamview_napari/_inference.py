@@ -6,19 +6,18 @@ import itertools
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
-import numpy as np
-from numpy.typing import NDArray
 from qtpy.QtCore import QTimer
 from qtpy.QtWidgets import QCheckBox, QComboBox, QFileDialog, QHBoxLayout, QLabel, QLineEdit, QProgressBar, QPushButton, QSizePolicy
 
 from streamview.errors import StreamviewError
 from streamview.progress import Report, Step
 from streamview_napari import _layers
+from streamview_napari._drawing import Drawing
 from streamview_napari._live import LiveMap
 from streamview_napari._models import describe_card, describe_streaming, known_models, load
-from streamview_napari._regions import centre_of, corners
+from streamview_napari._regions import centre_of
 from streamview_napari._runs import REGIONS, Outlook, RegionChoice, Request, compute, describe_progress, find_region, foresee
 from streamview_napari._section import ERROR_STYLE, Section, Shortcut, labelled, quiet_label
 from streamview_napari._settings import settings
@@ -26,7 +25,7 @@ from streamview_napari._state import Answer, RunFacts, facts
 
 if TYPE_CHECKING:
     from napari.components import ViewerModel
-    from napari.layers import Image, Shapes
+    from napari.layers import Image
 
     from streamview.geometry import Region
     from streamview.results import Prediction
@@ -39,7 +38,6 @@ __all__ = ["InferenceSection"]
 
 _DEBOUNCE = 300  # ms without a change before the forecast is made anew
 _REDRAW = 500  # ms between two drawings of the map that is being computed
-_REGION_BLUE = "#4c8bf5"
 _BAR_STYLE = """
 QProgressBar { background: #3a3f49; border: 0; border-radius: 4px; }
 QProgressBar::chunk { background: #4c86e0; border-radius: 4px; }
@@ -120,6 +118,7 @@ class InferenceSection(Section):
         self._live: LiveMap | None = None
         self._live_layers: list[Image] = []
         self._numbers = itertools.count(1)
+        self._drawing = Drawing(viewer, state, changed=self.refresh)
         self._debounce = QTimer(self, interval=_DEBOUNCE, singleShot=True)
         self._debounce.timeout.connect(self._foresee)
         self._redraw = QTimer(self, interval=_REDRAW)
@@ -137,7 +136,6 @@ class InferenceSection(Section):
         self.cancel.clicked.connect(self.stop)
         state.events.slide_changed.connect(self._slide_changed)
         state.events.explanation_wanted.connect(self.explain)
-        viewer.scene.camera.events.zoom.connect(self._zoomed)
         self._slide_changed(state.slide_layer)
         state.start(lambda report: _surroundings(), done=self._known, failed=self._fail)
 
@@ -170,7 +168,7 @@ class InferenceSection(Section):
         """Foresee and draw nothing more."""
         self._debounce.stop()
         self._redraw.stop()
-        self.viewer.scene.camera.events.zoom.disconnect(self._zoomed)
+        self._drawing.release()
 
     # ------------------------------------------------------------------------------------------------------------------------ the network
 
@@ -251,7 +249,7 @@ class InferenceSection(Section):
 
     def _region_chosen(self) -> None:
         settings().panel.region = self.region.currentData()
-        if self.region.currentData() == "drawn" and self._rectangle() is None:
+        if self.region.currentData() == "drawn" and self._drawing.rectangle() is None:
             self.start_drawing()
         self.refresh()
 
@@ -259,76 +257,9 @@ class InferenceSection(Section):
         """Let the user drag a rectangle, on a layer made for it."""
         if self.state.slide_layer is None:
             return
-        layer = self._regions() or self._add_regions()
-        self.viewer.layers.selection.active = layer
-        layer.mode = "add_rectangle"
+        self._drawing.start()
         self.region.setCurrentIndex(self.region.findData("drawn"))
         self.refresh()
-
-    def _regions(self) -> Shapes | None:
-        """The slide's layer of regions."""
-        slide = self.state.slide_layer
-        return next((layer for layer in self.viewer.layers if slide is not None and facts(layer).get("regions_of") is slide), None)
-
-    def _add_regions(self) -> Shapes:
-        from napari.layers import Shapes
-
-        slide = self.state.slide_layer
-        assert slide is not None
-        layer = Shapes(
-            name="Regions",
-            ndim=2,
-            edge_color=_REGION_BLUE,
-            face_color="transparent",
-            edge_width=1,
-            units=slide.units,
-            axis_labels=slide.axis_labels,
-            metadata={"streamview": {"regions_of": slide}},
-        )
-        layer.current_edge_color, layer.current_face_color = _REGION_BLUE, "transparent"
-        self.viewer.add_layer(layer)
-        layer.events.data.connect(lambda event: self._drawn(layer, event))
-        self._thicken(layer)
-        return layer
-
-    def _zoomed(self, event: Any = None) -> None:
-        for layer in self.viewer.layers:
-            if "regions_of" in facts(layer):
-                self._thicken(layer)
-
-    def _thicken(self, layer: Shapes) -> None:
-        """Keep outlines three screen px wide."""
-        width = 3 / max(float(self.viewer.scene.camera.zoom), 1e-9) / float(layer.scale[0])
-        layer.current_edge_width = width
-        if len(layer.data):
-            layer.edge_width = [width] * len(layer.data)
-
-    def _drawn(self, layer: Shapes, event: Any) -> None:
-        if str(getattr(event.action, "value", event.action)) not in ("added", "changed", "removed"):
-            return
-        if layer.mode == "add_rectangle" and str(getattr(event.action, "value", event.action)) == "added":
-            layer.mode = "select"
-            if self.state.slide_layer is not None:
-                self.viewer.layers.selection.active = self.state.slide_layer
-        self.refresh()
-
-    def _rectangle(self) -> NDArray[np.float64] | None:
-        """Corners of the selected rectangle, else of the last, in the world."""
-        layer = self._regions()
-        if layer is None or not len(layer.data):
-            return None
-        chosen = max(layer.selected_data) if layer.selected_data else len(layer.data) - 1
-        return np.array([layer.data_to_world(corner) for corner in layer.data[chosen]])
-
-    def _outline(self, region: Region) -> None:
-        """Show a region that is computed, unless it was drawn."""
-        slide = self.state.slide
-        layer = self._regions() or self._add_regions()
-        wanted = np.array([layer.world_to_data(corner) for corner in corners(region, None if slide is None else slide.mpp)])
-        if not any(np.abs(np.asarray(shape)[:, -2:] - wanted).max() < 1e-6 for shape in layer.data if len(shape) == len(wanted)):
-            with layer.events.data.blocker():
-                layer.add_rectangles(wanted, edge_color=_REGION_BLUE, face_color="transparent")
-            self._thicken(layer)
 
     # ----------------------------------------------------------------------------------------------------------------------- the forecast
 
@@ -354,7 +285,7 @@ class InferenceSection(Section):
             self.state.slide,
             cast(RegionChoice, self.region.currentData()),
             centre_of(self.viewer),
-            self._rectangle(),
+            self._drawing.rectangle(),
             str(self.device.currentData()),
             self.memory.text().strip() or None,
             self.maps.isChecked() or target is not None,
@@ -447,7 +378,7 @@ class InferenceSection(Section):
         given = request.slide.mpp[0] if request.slide.mpp is not None and request.slide.mpp_source.startswith("given") else None
         loaded = request.loaded
         run = RunFacts(loaded.asked, not loaded.model.card.trained, known.get("path"), given, request.device, request.memory)
-        self._outline(region)
+        self._drawing.outline(region)
 
         def work(report: Report) -> tuple[Answer, list[LayerTuple]]:
             answer = compute(request, region, out, report, live.watch)
