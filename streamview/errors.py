@@ -7,6 +7,7 @@ print the message; anything else is a defect of the program and keeps its traceb
 __all__ = [
     "AnnotationError",
     "Cancelled",
+    "LabelError",
     "MemoryBudgetError",
     "ModelError",
     "NotStreamableError",
@@ -14,6 +15,7 @@ __all__ = [
     "SlideError",
     "SlideWarning",
     "StreamviewError",
+    "TrainingError",
 ]
 
 
@@ -39,6 +41,14 @@ class AnnotationError(StreamviewError):
 
 class ModelError(StreamviewError):
     """A model, its card or its weights are unknown, unsafe or do not fit together."""
+
+
+class LabelError(StreamviewError):
+    """Labelled regions are missing, wrong, too few, or cannot be divided."""
+
+
+class TrainingError(StreamviewError):
+    """Fine-tuning cannot begin or go on as asked; what was reached is kept."""
 
 
 class NotStreamableError(StreamviewError):
