@@ -18,7 +18,7 @@ from typing import Any, Literal, NoReturn, get_args
 
 from streamview.errors import ModelError
 
-__all__ = ["ModelCard", "Task", "assumed_document", "parse_card", "read_document"]
+__all__ = ["ModelCard", "Task", "assumed_document", "card_document", "parse_card", "read_document"]
 
 Task = Literal["class", "multilabel", "regression"]
 """What the outputs are: one class of several (softmax), independent labels (sigmoid), or regressed values."""
@@ -155,6 +155,28 @@ def parse_card(document: Mapping[str, Any], *, name: str, file: str) -> ModelCar
         input_size=_read_input_size(ours, default=(side, side) if side else None),
         sha256=hashlib.sha256(json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()).hexdigest(),
     )
+
+
+def card_document(card: ModelCard) -> dict[str, Any]:
+    """Write a card as JSON; inverse of `parse_card` but for its digest."""
+    transform: list[dict[str, Any]] = [] if card.resize is None else [{"name": "Resize", "arguments": {"size": card.resize}}]
+    transform += [{"name": "ToTensor"}, {"name": "Normalize", "arguments": {"mean": list(card.mean), "std": list(card.std)}}]
+    texts = {key: getattr(card, key) for key in _TEXTS}
+    return {
+        "spec_version": "1.0",
+        "architecture": card.architecture,
+        "num_classes": len(card.class_names),
+        "class_names": list(card.class_names),
+        "patch_size_pixels": card.patch_size_pixels,
+        "spacing_um_px": card.spacing_um_px,
+        "transform": transform,
+        "streamview": {
+            "task": card.task,
+            "trained": card.trained,
+            **{key: text for key, text in texts.items() if text is not None},
+            **({} if card.input_size is None else {"input_size": list(card.input_size)}),
+        },
+    }
 
 
 def assumed_document(

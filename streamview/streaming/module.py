@@ -13,6 +13,7 @@ from streamview.errors import NotStreamableError, RegionError
 from streamview.streaming.calibration import measure
 from streamview.streaming.capture import capture, refuse_hooks
 from streamview.streaming.graph import Bound, Demands, Graph, Key, Sink, bind, demands
+from streamview.streaming.lazy import LazyImage
 from streamview.streaming.memory import free_memory, parse_bytes
 from streamview.streaming.ops import OtherChannels, Size, Statistic
 from streamview.streaming.plan import Plan, make_plan
@@ -24,6 +25,7 @@ from streamview.streaming.trace import Split
 __all__ = ["Streamed", "stream"]
 
 _Result = TypeVar("_Result")
+_PLANS = 16  # as many as are remembered: regions of some sizes, each with and without gradients
 
 
 def stream(
@@ -99,12 +101,12 @@ class Streamed(nn.Module):
         self.cut = nn.Identity()
         self._memory, self._tile, self._barriers = memory, tile, barriers
         self._captured: tuple[Any, Graph] | None = None
-        self._planned: tuple[Any, Plan] | None = None
+        self._plans: dict[Any, Plan] = {}
         self.graph()
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the captured graph, which refers to this very network: a copy captures its own."""
-        return {**self.__dict__, "_captured": None, "_planned": None}
+        return {**self.__dict__, "_captured": None, "_plans": {}}
 
     def graph(self, channels: int | None = None) -> Graph:
         """The captured network in its present mode, for an image of so many channels.
@@ -118,13 +120,15 @@ class Streamed(nn.Module):
             self._captured = key, capture(self.module, reduce=reduce, channels=channels)
         return self._captured[1]
 
-    def forward(self, image: Tensor) -> Any:
+    def forward(self, image: Tensor | LazyImage, done: Callable[[], None] = lambda: None) -> Any:
         """Run the network.
 
         Parameters
         ----------
         image
-            Floating point tensor (N, C, H, W).
+            Floating point tensor (N, C, H, W), or a `LazyImage`, whose pixels are read when they are needed.
+        done
+            Called after every step, also of the reverse pass; what it raises ends the pass.
 
         Returns
         -------
@@ -138,42 +142,69 @@ class Streamed(nn.Module):
         NotStreamableError
             When the local part or a container has hooks, which would be skipped.
         """
-        if image.dim() != 4 or not image.is_floating_point():
+        return self.head(self.features(image, done))
+
+    def head(self, features: Sequence[Tensor]) -> Any:
+        """Run what follows the local part on what `features` gave."""
+        return self.graph().head.module(*features)
+
+    def features(self, image: Tensor | LazyImage, done: Callable[[], None] = lambda: None) -> list[Tensor]:
+        """Run the local part alone.
+
+        Parameters
+        ----------
+        image, done
+            As for `forward`.
+
+        Returns
+        -------
+        list of Tensor
+            What the head takes: pooled maps or whole ones, as the network would compute them.
+
+        Raises
+        ------
+        RegionError, NotStreamableError
+            As `forward`.
+        """
+        if isinstance(image, Tensor) and (image.dim() != 4 or not image.is_floating_point()):
             raise RegionError(f"image of shape {tuple(image.shape)} and dtype {image.dtype}: expected a float tensor (N, C, H, W)")
-        graph = self._graph_of(image.shape[1])
+        given = image if isinstance(image, Tensor) else None
+        source = LazyImage.of(image) if isinstance(image, Tensor) else image
+        images, channels, height, width = source.shape
+        graph = self._graph_of(channels)
         weights = [weight.read() for weight in graph.weights]
-        _refuse_transforms((image, *weights))
+        _refuse_transforms([*weights, *([] if given is None else [given])])
         between = [p for bridge in graph.bridges for p in bridge.module.parameters()]
-        needs = _demands(graph, image.requires_grad, weights, between)
-        differentiable = needs is not None
-        bound = bind(graph, (image.shape[2], image.shape[3]))
-        plan = self._plan(bound, image.shape[0], image.dtype, needs, weights)
-        kind = image.device.type
+        needs = _demands(graph, given is not None and given.requires_grad, weights, between)
+        bound = bind(graph, (height, width))
+        plan = self._plan(bound, images, source.dtype, needs, weights)
+        kind = source.device.type
         autocast = (kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind))
         guards = [t for m in graph.modules.values() for t in (*m.parameters(), *m.buffers())]
-        images, dtype, values = image.shape[0], image.dtype, [w.detach() for w in weights]
+        values = [w.detach() for w in weights]
         barriers = "spilled" if self._barriers == "auto" and plan.barriers == "kept" else plan.barriers
 
         def replan(tile: Size) -> Plan:
-            return make_plan(bound, images, dtype, needs, values, tile=tile, barriers=barriers)
+            return make_plan(bound, images, source.dtype, needs, values, tile=tile, barriers=barriers)
 
         def begin(plan: Plan) -> Run:
             return Run(bound, plan, values, needs)
 
         keys = [key for key in graph.head.takes if not isinstance(key, Sink) or key.kind != "shape"]
-        call = _Call(begin(plan), keys, between, autocast, guards, begin, replan)
-        if differentiable:
-            found = _StreamedBody.apply(call, image, *weights, *between)  # type: ignore[no-untyped-call]
+        call = _Call(begin(plan), keys, between, autocast, guards, begin, replan, done, source if given is None else None)
+        if needs is not None:
+            found = _StreamedBody.apply(call, given, *weights, *between)  # type: ignore[no-untyped-call]
         else:
-            found = call.forward(image)
+            found = call.forward(source)
         results = dict(zip(keys, found, strict=True))
         arguments = []
         for key in graph.head.takes:
             if isinstance(key, Sink) and key.kind == "shape":
-                arguments.append(image.new_empty(()).expand(image.shape[0], graph.channels[key.value], *bound.sizes[key.value]))
+                shape = (images, graph.channels[key.value], *bound.sizes[key.value])
+                arguments.append(torch.empty((), dtype=source.dtype, device=source.device).expand(shape))
             else:
                 arguments.append(self.cut(results[key]) if isinstance(key, Sink) else results[key])
-        return graph.head.module(*arguments)
+        return arguments
 
     def plan(self, shape: tuple[int, int, int, int], *, image_gradient: bool = True, seconds: bool = True) -> Plan:
         """Say how a call will run, before it does.
@@ -214,10 +245,12 @@ class Streamed(nn.Module):
     def _plan(
         self, bound: Bound, images: int, dtype: torch.dtype, needs: Demands | None, weights: Sequence[Tensor], forecast: bool = False
     ) -> Plan:
-        """The plan of a call; the last one is used again while it is that of the same call and fits."""
+        """The plan of a call; the last few are used again for the same calls while they fit."""
+        forecast = forecast and self._tile is not None and self._memory is None  # other plans are the same without
         key = (bound.graph, bound.sizes[0], images, dtype, needs, forecast)
-        if self._planned is None or self._planned[0] != key or (self._memory is None and self._planned[1].peak_bytes > free_memory() // 2):
-            made = make_plan(
+        plan = self._plans.pop(key, None)
+        if plan is None or (self._memory is None and plan.peak_bytes > free_memory() // 2):
+            plan = make_plan(
                 bound,
                 images,
                 dtype,
@@ -229,8 +262,8 @@ class Streamed(nn.Module):
                 computed=self._computed(weights),
                 forecast=forecast,
             )
-            self._planned = key, made
-        return self._planned[1]
+        self._plans = dict([*self._plans.items(), (key, plan)][-_PLANS:])
+        return plan
 
     def _computed(self, weights: Sequence[Tensor]) -> int:
         """Bytes of those weights that are not the network's own tensors."""
@@ -331,12 +364,12 @@ class _StreamedBody(torch.autograd.Function):
     """The local part as one function of the image, the body's weights and the bridges' parameters; it returns what the head takes."""
 
     @staticmethod
-    def forward(ctx: Any, call: _Call, image: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, call: _Call, image: Tensor | None, *weights: Tensor) -> tuple[Tensor, ...]:
         ctx.call = call
         # the guards are saved only so that torch notices when a weight is changed in place before the reverse pass
         ctx.save_for_backward(image, *weights, *call.guards)
         # new tensors: autograd marks those it returns, and the call must not hold what holds the call
-        return tuple(t.detach() for t in call.forward(image.detach()))
+        return tuple(t.detach() for t in call.forward(call.pixels(image)))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -344,7 +377,7 @@ class _StreamedBody(torch.autograd.Function):
         if any(grad is not None and torch._C._functorch.is_legacy_batchedtensor(grad) for grad in grads):
             raise NotStreamableError("batched gradients cannot run through a streamed pass: ask for one gradient after the other")
         given = [None if grad is None else grad.detach() for grad in grads]
-        found = ctx.call.backward(image.detach(), given, ctx.needs_input_grad[1], release=not _graph_is_kept())
+        found = ctx.call.backward(image, given, ctx.needs_input_grad[1], release=not _graph_is_kept())
         if torch.is_grad_enabled():
             # so that a second derivative raises: a gradient cut off here would silently count as zero
             made = [index for index, grad in enumerate(found) if grad is not None]
@@ -386,47 +419,53 @@ class _Call:
     guards: Sequence[Tensor]
     begin: Callable[[Plan], Run]
     replan: Callable[[Size], Plan]
+    done: Callable[[], None]
+    source: LazyImage | None
 
-    def forward(self, image: Tensor) -> list[Tensor]:
+    def pixels(self, image: Tensor | None) -> LazyImage:
+        """The pixels of the call: its own, or those of the tensor that it was given."""
+        if self.source is not None:
+            return self.source
+        assert image is not None
+        return LazyImage.of(image.detach())
+
+    def forward(self, pixels: LazyImage) -> list[Tensor]:
         def attempt(plan: Plan) -> None:
             if plan is not self.run.plan:
                 self.run = self.begin(plan)
-            self.run.forward(_reader(image))
+            self.run.forward(pixels.read, self.done)
 
-        self._persist(attempt, image)
+        self._persist(attempt, pixels)
         return [self.run.tensors[key] for key in self.keys]
 
-    def backward(self, image: Tensor, grads: Sequence[Tensor | None], image_wanted: bool, release: bool) -> list[Tensor | None]:
+    def backward(self, image: Tensor | None, grads: Sequence[Tensor | None], image_wanted: bool, release: bool) -> list[Tensor | None]:
         device, dtype, enabled = self.autocast
+        pixels = self.pixels(image)
 
         def attempt(plan: Plan) -> list[Tensor | None]:
             with torch.no_grad(), torch.autocast(device, dtype, enabled):
                 if plan is not self.run.plan:
                     self.run = self.begin(plan)
-                    self.run.forward(_reader(image))
-                return self._reverse(image, grads, image_wanted, release)
+                    self.run.forward(pixels.read)
+                found = torch.zeros_like(image) if image is not None and image_wanted else None
+                return self._reverse(pixels, grads, found, release)
 
-        return self._persist(attempt, image)
+        return self._persist(attempt, pixels)
 
-    def _persist(self, attempt: Callable[[Plan], _Result], image: Tensor) -> _Result:
-        return persist(attempt, self.run.plan, self.replan, (image.shape[2], image.shape[3]), image.device)
+    def _persist(self, attempt: Callable[[Plan], _Result], pixels: LazyImage) -> _Result:
+        return persist(attempt, self.run.plan, self.replan, (pixels.shape[2], pixels.shape[3]), pixels.device)
 
-    def _reverse(self, image: Tensor, grads: Sequence[Tensor | None], image_wanted: bool, release: bool) -> list[Tensor | None]:
-        found = torch.zeros_like(image) if image_wanted else None
-
+    def _reverse(self, pixels: LazyImage, grads: Sequence[Tensor | None], found: Tensor | None, release: bool) -> list[Tensor | None]:
         def write(part: Tensor | None, rows: tuple[int, int], cols: tuple[int, int]) -> None:
             if found is not None and part is not None:
                 found[:, :, rows[0] : rows[1], cols[0] : cols[1]] = part
 
         given = dict(zip(self.keys, grads, strict=True))
-        operands, between = self.run.backward(_reader(image), given, write if image_wanted else None, self.between, release=release)
+        write_image = None if found is None else write
+        operands, between = self.run.backward(pixels.read, given, write_image, self.between, self.done, release=release)
         summed = [
             None if grad is None else grad.to(value.dtype)
             for grad, value, operand in zip(operands, self.run.operands, self.run.bound.graph.operands, strict=True)
             if not isinstance(operand, Statistic)
         ]
         return [found, *summed, *between]
-
-
-def _reader(image: Tensor) -> Callable[[tuple[int, int], tuple[int, int]], Tensor]:
-    return lambda rows, cols: image[:, :, rows[0] : rows[1], cols[0] : cols[1]]

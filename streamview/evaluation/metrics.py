@@ -1,0 +1,316 @@
+"""How good answers are, beside what an answer without a network would reach."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.special import expit, logsumexp, softmax
+
+from streamview.cards import ModelCard, Task
+from streamview.evaluation.bootstrap import Bootstrap, Figure, Floats, area_under_curve, balanced_mean, mean, rank_correlation, ratio
+
+__all__ = ["Bin", "Figure", "Metrics", "Output", "measure"]
+
+_BINS = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Bin:
+    """Answers of like confidence.
+
+    Parameters
+    ----------
+    count
+        How many.
+    confidence, accuracy
+        Mean confidence, and share that is right; NaN in an empty bin.
+    """
+
+    count: int
+    confidence: float
+    accuracy: float
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """How one output of a network did.
+
+    Parameters
+    ----------
+    name
+        Of the class, or of the value.
+    regions
+        How many regions are of the class; of a regression: all.
+    auc
+        Area under the ROC curve of this class against all others; None in a regression, and for the first of two classes, whose area is
+        that of the second.
+    accuracy
+        Multilabel: share of regions right at a probability of 0.5.
+    spearman
+        Regression: rank correlation of values and truth.
+    error
+        Regression: mean absolute error, in the unit of the value.
+    baseline
+        Multilabel: accuracy of always answering present, or always absent, whichever is more frequent. Regression: error of always
+        answering the median.
+    """
+
+    name: str
+    regions: int
+    auc: Figure | None = None
+    accuracy: Figure | None = None
+    spearman: Figure | None = None
+    error: Figure | None = None
+    baseline: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Metrics:
+    """How good the answers for some regions are. What a task does not have is None or empty.
+
+    Parameters
+    ----------
+    task
+        Of the network.
+    regions, patients
+        How many were measured.
+    resamples
+        Of the bootstrap; 0: no intervals.
+    loss
+        Mean over regions (and outputs) of the cross-entropy, of the binary cross-entropy, or of Huber's loss with delta 1; unweighted.
+    outputs
+        One an output of the network.
+    accuracy
+        Share of regions answered right; multilabel: of all pairs of region and class, at 0.5.
+    baseline
+        Accuracy of always answering the most frequent class; multilabel: mean of those of the outputs.
+    majority
+        That class; None for multilabel.
+    balanced_accuracy
+        Mean over the classes there are of the share of their regions answered right.
+    confusion
+        (K, K) counts: rows are the truth, columns the answer.
+    reliability
+        Ten bins of equal width of the answer's confidence, each with its lower edge outside.
+    ece
+        Expected calibration error: mean over answers of the gap between confidence and accuracy of their bin (0..1).
+    """
+
+    task: Task
+    regions: int
+    patients: int
+    resamples: int
+    loss: float
+    outputs: tuple[Output, ...]
+    accuracy: Figure | None = None
+    baseline: float | None = None
+    majority: str | None = None
+    balanced_accuracy: Figure | None = None
+    confusion: tuple[tuple[int, ...], ...] = ()
+    reliability: tuple[Bin, ...] = ()
+    ece: float | None = None
+
+    def __str__(self) -> str:
+        """A few lines for people."""
+        unit = " (95 % intervals, resampled by patient)" if self.resamples and self.patients > 1 else ""
+        lines = [f"{_count(self.regions, 'region')} of {_count(self.patients, 'patient')}{unit}", f"loss {self.loss:.4g}"]
+        if self.accuracy is not None:
+            always = "the more frequent state of every class" if self.majority is None else self.majority
+            lines.append(f"accuracy {self.accuracy}; always answering {always}: {self.baseline:.3g}")
+        if self.balanced_accuracy is not None:
+            lines.append(f"balanced accuracy {self.balanced_accuracy}")
+        for output in self.outputs:
+            if output.accuracy is not None:
+                lines.append(f"accuracy for {output.name} {output.accuracy}; always answering the more frequent: {output.baseline:.3g}")
+            if output.auc is not None:
+                lines.append(f"AUC of {output.name} {output.auc}")
+            if output.error is not None:
+                lines.append(f"Spearman's rho of {output.name} {output.spearman}")
+                lines.append(f"mean absolute error of {output.name} {output.error}; always answering the median: {output.baseline:.3g}")
+        if self.ece is not None:
+            lines.append(f"expected calibration error {self.ece:.3g}")
+        return "\n".join(lines)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields as plain JSON values; NaN becomes None."""
+        plain: dict[str, Any] = _plain(asdict(self))
+        return plain
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Self:
+        """Inverse of `to_json`."""
+        return cls(
+            **{
+                **values,
+                "loss": _number(values["loss"]),
+                "outputs": tuple(map(_output, values["outputs"])),
+                "accuracy": _figure_or_none(values["accuracy"]),
+                "balanced_accuracy": _figure_or_none(values["balanced_accuracy"]),
+                "confusion": tuple(map(tuple, values["confusion"])),
+                "reliability": tuple(Bin(**_numbers(entry)) for entry in values["reliability"]),
+            }
+        )
+
+
+def measure(
+    logits: ArrayLike,
+    targets: ArrayLike,
+    patients: Sequence[str],
+    card: ModelCard,
+    *,
+    reference: ArrayLike | None = None,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> Metrics:
+    """Measure the answers of a network.
+
+    Parameters
+    ----------
+    logits
+        (N, K): raw outputs for N regions.
+    targets
+        What it should have answered, as `streamview.labels.find_targets` gives it.
+    patients
+        N names: regions of one patient stay together in every resample.
+    card
+        Of the network: its task and the names of its K outputs.
+    reference
+        Targets that the majority and the median are taken from, those of the training; default `targets`.
+    resamples
+        Of the bootstrap; 0 leaves the intervals out.
+    seed
+        Of the bootstrap.
+
+    Raises
+    ------
+    ValueError
+        When there is no region, the shapes do not fit together, or a logit or target is not finite.
+    """
+    values, truth = np.asarray(logits, np.float64), np.asarray(targets)
+    known = truth if reference is None else np.asarray(reference)
+    names = card.class_names
+    count = len(values)
+    shape = (count,) if card.task == "class" else (count, len(names))
+    if not count or values.shape != (count, len(names)) or truth.shape != shape or len(patients) != count:
+        found = f"logits {values.shape}, targets {truth.shape}, {len(patients)} patients"
+        raise ValueError(f"{found}: expected ({count or 'N'}, {len(names)}), {shape}, {count or 'N'}, of one region or more")
+    if known.shape[1:] != truth.shape[1:] or not len(known):
+        raise ValueError(f"reference {known.shape}: expected targets of one region or more, such as {truth.shape}")
+    if not (np.isfinite(values).all() and np.isfinite(truth).all()):
+        raise ValueError("logits or targets hold NaN or infinity; expected finite numbers")
+    figure = Bootstrap(patients, resamples, seed)
+    judge = {"class": _measure_classes, "multilabel": _measure_labels, "regression": _measure_values}[card.task]
+    metrics = judge(values, truth, known, names, figure)
+    return Metrics(card.task, count, figure.patients, resamples, **metrics)
+
+
+def _measure_classes(
+    logits: Floats, targets: NDArray[Any], reference: NDArray[Any], names: Sequence[str], figure: Bootstrap
+) -> dict[str, Any]:
+    count = len(names)
+    answers = logits.argmax(1)
+    right = answers == targets
+    counts = np.bincount(targets, minlength=count)
+    # two classes have one area: that of the second
+    scored = range(count) if count > 2 else range(1, count)
+    odds = {index: logits[:, index] - logsumexp(np.delete(logits, index, 1), axis=1) for index in scored}
+    areas = {index: figure(area_under_curve(score, targets == index)) for index, score in odds.items()}
+    majority = int(np.bincount(reference, minlength=count).argmax())
+    return {
+        "loss": float((logsumexp(logits, axis=1) - logits[np.arange(len(logits)), targets]).mean()),
+        "outputs": tuple(Output(name, int(counts[index]), areas.get(index)) for index, name in enumerate(names)),
+        "accuracy": figure(mean(right)),
+        "baseline": float((targets == majority).mean()),
+        "majority": names[majority],
+        "balanced_accuracy": figure(balanced_mean(right, targets)),
+        "confusion": tuple(map(tuple, np.bincount(targets * count + answers, minlength=count**2).reshape(count, count).tolist())),
+        **_calibration(softmax(logits, axis=1).max(1), right),
+    }
+
+
+def _measure_labels(
+    logits: Floats, targets: NDArray[Any], reference: NDArray[Any], names: Sequence[str], figure: Bootstrap
+) -> dict[str, Any]:
+    present = targets > 0.5
+    right = (logits >= 0) == present
+    frequent = (reference > 0.5).mean(0) > 0.5
+    baselines = (present == frequent).mean(0)
+    outputs = [
+        Output(
+            name,
+            int(present[:, k].sum()),
+            figure(area_under_curve(logits[:, k], present[:, k])),
+            figure(mean(right[:, k])),
+            baseline=float(base),
+        )
+        for k, (name, base) in enumerate(zip(names, baselines, strict=True))
+    ]
+    return {
+        # softplus of the logit, signed so that the right answer is below 0
+        "loss": float(np.logaddexp(0, np.where(present, -logits, logits)).mean()),
+        "outputs": tuple(outputs),
+        "accuracy": figure(mean(right.mean(1))),
+        "baseline": float(baselines.mean()),
+        **_calibration(expit(np.abs(logits)).ravel(), right.ravel()),
+    }
+
+
+def _measure_values(
+    values: Floats, targets: NDArray[Any], reference: NDArray[Any], names: Sequence[str], figure: Bootstrap
+) -> dict[str, Any]:
+    errors = np.abs(values - targets)
+    baselines = np.abs(targets - np.median(reference, 0)).mean(0)
+    outputs = [
+        Output(
+            name,
+            len(values),
+            spearman=figure(rank_correlation(values[:, k], targets[:, k])),
+            error=figure(mean(errors[:, k])),
+            baseline=float(baselines[k]),
+        )
+        for k, name in enumerate(names)
+    ]
+    return {"loss": float(np.where(errors <= 1, errors**2 / 2, errors - 0.5).mean()), "outputs": tuple(outputs)}
+
+
+def _calibration(confidence: Floats, right: NDArray[np.bool_]) -> dict[str, Any]:
+    """Reliability and expected calibration error, as Guo et al. (2017, https://arxiv.org/abs/1706.04599) bin them: (low, high]."""
+    places = np.digitize(confidence, np.linspace(0, 1, _BINS + 1)[1:-1], right=True)
+    counts = np.bincount(places, minlength=_BINS).astype(np.float64)
+    confidences, shares = (ratio(np.bincount(places, values, _BINS), counts) for values in (confidence, right))
+    bins = tuple(Bin(int(n), float(said), float(share)) for n, said, share in zip(counts, confidences, shares, strict=True))
+    return {"reliability": bins, "ece": float(np.nansum(counts * np.abs(confidences - shares)) / len(right))}
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _output(values: Mapping[str, Any]) -> Output:
+    figures = {key: _figure_or_none(values[key]) for key in ("auc", "accuracy", "spearman", "error")}
+    return Output(values["name"], values["regions"], **figures, baseline=values["baseline"])
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else value
+
+
+def _numbers(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: _number(value) for key, value in values.items()}
+
+
+def _figure_or_none(values: Mapping[str, Any] | None) -> Figure | None:
+    return None if values is None else Figure(**_numbers(values))

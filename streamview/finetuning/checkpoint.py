@@ -1,0 +1,174 @@
+"""What fine-tuning writes: a model folder at any moment, and beside it all that is needed to go on after being killed.
+
+``card.json`` and ``weights.safetensors`` are the best network so far, ``finetuning.json`` says how it came about, and
+``training.safetensors`` (until the end) holds the weights and the optimiser as they stood. Every file is written beside its place and
+renamed; whatever is lost between two of them is made again from ``training.safetensors``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+from filelock import FileLock, Timeout
+from safetensors import SafetensorError
+from torch import Tensor
+
+from streamview import atomic
+from streamview.errors import TrainingError
+from streamview.finetuning.history import Epoch, History
+
+__all__ = ["Checkpoint", "discard_checkpoint", "locked", "pack", "read_checkpoint", "write_bytes", "write_checkpoint", "write_json"]
+
+_STATE, _FORMAT = "training.safetensors", "1"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Checkpoint:
+    """Where fine-tuning stands after a step of the optimiser.
+
+    Parameters
+    ----------
+    making
+        What decides the result, as JSON: a run is gone on with only by the same.
+    budget
+        Bytes by which a pass may grow; decides the size of its steps, and with it the last bits.
+    history
+        So far; its number of losses is the number of steps.
+    logits
+        Of the validation regions, (M, K) as lists, by the base and by the best epoch.
+    weights
+        Trained parameters as they stand, by name.
+    best
+        The same of the best epoch.
+    optimiser
+        Its tensors, as ``"index.name"``.
+    """
+
+    making: Mapping[str, Any]
+    budget: int
+    history: History
+    logits: Mapping[str, Any]
+    weights: Mapping[str, Tensor]
+    best: Mapping[str, Tensor]
+    optimiser: Mapping[str, Tensor]
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep a folder to this process while the context lasts; it is made where it does not exist.
+
+    Raises
+    ------
+    TrainingError
+        When another process trains into it.
+    """
+    with atomic.disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise TrainingError(f"{folder}: another process is training into it; wait until it has ended, or choose another folder") from None
+    try:
+        for left in folder.glob(".*.partial"):  # of a process that was killed while it wrote
+            atomic.discard(left)
+        yield
+    finally:
+        (folder / ".lock").unlink(missing_ok=True)
+        lock.release()
+
+
+def pack(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> bytes:
+    """Return tensors as the bytes of a safetensors file; the same tensors give the same bytes."""
+    plain = {key: tensor.detach().cpu().contiguous().clone() for key, tensor in sorted(tensors.items())}
+    found: bytes = safetensors.torch.save(plain, None if metadata is None else dict(metadata))
+    return found
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file that is whole or not there, on the disk before it takes its place."""
+    with atomic.replacing(path) as temporary, temporary.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Write an object as JSON that people can read."""
+    atomic.write_text(path, json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
+    """Write all that is needed to go on.
+
+    Raises
+    ------
+    StreamviewError
+        When the disk is full or may not be written; an earlier checkpoint stays.
+    """
+    history = checkpoint.history
+    said = {
+        "making": checkpoint.making,
+        "budget": checkpoint.budget,
+        "losses": history.losses,
+        "epochs": [epoch.to_json() for epoch in history.epochs],
+        "per_epoch": history.per_epoch,
+        "logits": checkpoint.logits,
+    }
+    parts = {"weights": checkpoint.weights, "best": checkpoint.best, "optimiser": checkpoint.optimiser}
+    tensors = {f"{part}/{key}": tensor for part, found in parts.items() for key, tensor in found.items()}
+    write_bytes(folder / _STATE, pack(tensors, {"format": _FORMAT, "training": json.dumps(said)}))
+
+
+def read_checkpoint(folder: Path, making: Mapping[str, Any], *, restart: bool = False) -> Checkpoint | None:
+    """Read what a run of the same making left unfinished; None where there is nothing, or with `restart` a finished run.
+
+    Raises
+    ------
+    TrainingError
+        When the folder holds something else: another or a finished run, a damaged checkpoint, files of the user.
+    """
+    path = folder / _STATE
+    if not path.exists():
+        strange = sorted(file.name for file in folder.iterdir() if not file.name.startswith("."))
+        if "finetuning.json" in strange and restart:
+            return None
+        if "finetuning.json" in strange:
+            raise TrainingError(f"{folder}: holds a finished fine-tuning; choose another folder, or begin anew with --restart")
+        if strange:
+            raise TrainingError(f"{folder}: holds {strange[0]} and is no unfinished fine-tuning; choose a new folder")
+        return None
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            said = json.loads((file.metadata() or {})["training"])
+            names = file.keys()
+            tensors = {name: file.get_tensor(name) for name in names}
+        history = History(tuple(said["losses"]), tuple(map(Epoch.from_json, said["epochs"])), said["per_epoch"])
+        parts = {
+            part: {key.removeprefix(f"{part}/"): t for key, t in tensors.items() if key.startswith(f"{part}/")}
+            for part in ("weights", "best", "optimiser")
+        }
+        found = Checkpoint(said["making"], said["budget"], history, said["logits"], **parts)
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+        raise TrainingError(f"{path}: damaged ({type(error).__name__}: {error}); begin anew with --restart") from None
+    wanted = json.loads(json.dumps(making))
+    differing = [key for key in wanted if found.making.get(key) != wanted[key]]
+    if differing:
+        raise TrainingError(
+            f"{folder}: holds an unfinished fine-tuning with another {', '.join(differing)}; go on with what it was begun with, choose "
+            "another folder, or begin anew with --restart"
+        )
+    return found
+
+
+def discard_checkpoint(folder: Path) -> None:
+    """Forget how to go on: the run is over."""
+    (folder / _STATE).unlink(missing_ok=True)

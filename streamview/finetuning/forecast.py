@@ -1,0 +1,134 @@
+"""What fine-tuning will take, before it starts."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from streamview.finetuning.preparation import Prepared, prepare
+from streamview.finetuning.settings import Settings
+from streamview.labels import Example
+from streamview.loading import Model
+from streamview.slides.sampling import Sampler
+from streamview.streaming.calibration import SAMPLE, format_seconds
+from streamview.streaming.memory import format_bytes
+from streamview.streaming.plan import Plan
+
+__all__ = ["TrainingForecast", "forecast_training"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TrainingForecast:
+    """What fine-tuning will take.
+
+    Parameters
+    ----------
+    train, validation
+        (regions, patients) of either side of the split.
+    parameters
+        How many numbers are trained.
+    largest
+        Height and width of the largest region, px of the network's grid.
+    plan
+        How that is streamed in training.
+    device
+        Where.
+    peak_bytes
+        Of the process (on CUDA: of the device).
+    region_seconds
+        What the largest training region takes, forward and in reverse.
+    epoch_seconds, seconds
+        Of an epoch, and of all epochs with what comes before the first; patience may end it earlier.
+    cached
+        Whether features are computed once.
+    """
+
+    train: tuple[int, int]
+    validation: tuple[int, int]
+    parameters: int
+    largest: tuple[int, int]
+    plan: Plan
+    device: str
+    peak_bytes: int
+    region_seconds: float
+    epoch_seconds: float
+    seconds: float
+    cached: bool
+
+    def __str__(self) -> str:
+        """One line for people."""
+        rows, cols = self.plan.tile
+        regions, patients = self.train
+        rest = "no validation" if not self.validation[0] else f"{self.validation[0]} of {self.validation[1]} validate"
+        often = "features computed once" if self.cached else f"an epoch about {format_seconds(self.epoch_seconds)}"
+        return (
+            f"{regions} regions of {patients} patients train, {rest}; {self.parameters:,} weights change; up to {self.largest[1]} x "
+            f"{self.largest[0]} px in {self.plan.steps} steps of {min(rows, self.largest[0])} x {min(cols, self.largest[1])} px on "
+            f"{self.device}: peak memory {format_bytes(self.peak_bytes)}, {often}, at most {format_seconds(self.seconds)} in all"
+        )
+
+
+def forecast_training(
+    model: Model,
+    examples: Sequence[Example],
+    settings: Settings,
+    *,
+    memory: str | int | None = None,
+    tile: tuple[int, int] | None = None,
+    device: str = "auto",
+    force: bool = False,
+    new_head: bool = False,
+) -> TrainingForecast:
+    """Say what `finetune` will take: the plan by its shapes, the time from a sample of the largest region's size.
+
+    Parameters
+    ----------
+    model, examples, settings, memory, tile, device, force, new_head
+        As for `streamview.finetuning.finetune`.
+
+    Raises
+    ------
+    StreamviewError
+        As `streamview.finetuning.finetune` before it begins.
+    """
+    prepared = prepare(model, examples, settings, memory=memory, tile=tile, device=device, force=force, new_head=new_head)
+    split, shapes = prepared.split, prepared.shapes
+    base = prepared.base_bytes()
+    streamed = prepared.streamed(prepared.budget())
+    height, width = prepared.largest
+    shape = (1, 3, height, width)
+    plan = streamed.plan(shape, image_gradient=False)
+    with torch.no_grad():
+        judging = streamed.plan(shape, image_gradient=False)
+    saved = sum(p.nbytes for p in prepared.trained.values()) * 8  # a checkpoint in memory while it is written, twice
+    peak = base + prepared.kept_bytes + max(plan.peak_bytes + prepared.reserve, saved)
+    read = _reading_seconds(prepared)
+    px = height * width
+    # a pass that takes a gradient reads the image twice
+    train, judge = ((plan.seconds or 0.0) + 2 * read) / px, ((judging.seconds or 0.0) + read) / px
+    areas = [sum(shapes[index][0] * shapes[index][1] for index in part) for part in (split.train, split.validation)]
+    before = judge * areas[1]
+    epoch = train * areas[0] + judge * areas[1]
+    if prepared.cached:
+        before, epoch = judge * (areas[1] + areas[0] * (8 if settings.flips else 1)), 0.0
+    regions = [(len(part), len({prepared.examples[index].case for index in part})) for part in (split.train, split.validation)]
+    parameters = sum(p.numel() for p in prepared.trained.values())
+    return TrainingForecast(
+        regions[0], regions[1], parameters, (height, width), plan, str(prepared.device), peak, train * px, epoch,
+        before + settings.epochs * epoch, prepared.cached,
+    )  # fmt: skip
+
+
+def _reading_seconds(prepared: Prepared) -> float:
+    """Seconds that the pixels of the largest region take to be read once, from a sample of its middle."""
+    example = prepared.examples[prepared.shapes.index(prepared.largest)]
+    with example.open() as slide:
+        sampler = Sampler(slide, example.region, prepared.base.card.mpp)
+        height, width = (min(side, n) for side, n in zip(SAMPLE, sampler.shape, strict=True))
+        top, left = (sampler.shape[0] - height) // 2, (sampler.shape[1] - width) // 2
+        start = time.perf_counter()
+        sampler.read(top, top + height, left, left + width)
+        return (time.perf_counter() - start) * (sampler.shape[0] * sampler.shape[1]) / (height * width)

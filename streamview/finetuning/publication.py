@@ -1,0 +1,198 @@
+"""The tuned network as a model folder, with a record of how it came about."""
+
+from __future__ import annotations
+
+import copy
+import csv
+import hashlib
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from streamview import atomic
+from streamview.cards import card_document, parse_card
+from streamview.evaluation import Metrics, measure
+from streamview.finetuning.checkpoint import pack, write_bytes, write_json
+from streamview.finetuning.curves import draw_history
+from streamview.finetuning.history import History
+from streamview.finetuning.preparation import Prepared
+from streamview.jobs import versions
+from streamview.labels import Example
+from streamview.loading import Model
+from streamview.results import RESEARCH_USE
+
+__all__ = ["Compared", "Tuned", "publish", "tuned_network"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Compared:
+    """What the base and the tuned network answer for a validation region.
+
+    Parameters
+    ----------
+    example
+        The region and its label.
+    before, after
+        Logits (K,) of the base and of the tuned network.
+    """
+
+    example: Example
+    before: tuple[float, ...]
+    after: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Tuned:
+    """A tuned network and how it compares with its base on the validation regions.
+
+    Parameters
+    ----------
+    model
+        Ready to answer; its ``sha256`` is that of its file of weights.
+    document
+        Its card as JSON.
+    before, after
+        Figures; None without validation regions.
+    rows
+        Answers, region by region.
+    """
+
+    model: Model
+    document: Mapping[str, Any]
+    before: Metrics | None
+    after: Metrics | None
+    rows: tuple[Compared, ...]
+
+
+def tuned_network(
+    prepared: Prepared,
+    history: History,
+    logits: Mapping[str, Sequence[Sequence[float]]],
+    best: Mapping[str, Tensor],
+    name: str,
+    *,
+    resamples: int = 0,
+) -> Tuned:
+    """Make a network of the best weights so far.
+
+    Parameters
+    ----------
+    prepared, history
+        Of the training.
+    logits
+        As in `streamview.finetuning.checkpoint.Checkpoint`.
+    best
+        Trained parameters by name.
+    name
+        Of the tuned network.
+    resamples
+        Of the bootstrap of the figures; 0: without intervals.
+    """
+    module = copy.deepcopy(prepared.base.module)
+    found = dict(module.named_parameters())
+    with torch.no_grad():
+        for key, tensor in best.items():
+            found[key].copy_(tensor)
+    document = _document(prepared, history, name)
+    card = parse_card(document, name=name, file="the card of the tuned network")
+    indices = prepared.split.validation
+    rows = tuple(
+        Compared(prepared.examples[index], tuple(before), tuple(after))
+        for index, before, after in zip(indices, logits["before"], logits["after"], strict=True)
+    )
+    cases, targets = [row.example.case for row in rows], prepared.targets[list(indices)]
+    reference = prepared.targets[list(prepared.split.train)]
+
+    def judge(answers: Sequence[tuple[float, ...]]) -> Metrics | None:
+        return measure(answers, targets, cases, card, reference=reference, resamples=resamples) if answers else None
+
+    sha256 = hashlib.sha256(pack(module.state_dict())).hexdigest()
+    before, after = judge([row.before for row in rows]), judge([row.after for row in rows])
+    return Tuned(Model(module, card, sha256), document, before, after, rows)
+
+
+def publish(folder: Path, prepared: Prepared, history: History, tuned: Tuned, *, finished: bool) -> None:
+    """Write a tuned network as a model folder: card, weights, ``finetuning.json``, ``regions.csv``, and at the end ``curves.png``.
+
+    The record names neither slides nor patients, so that a model can be passed on; ``regions.csv`` does.
+
+    Raises
+    ------
+    StreamviewError
+        When the disk is full or may not be written; what stood there before stays.
+    """
+    write_json(folder / "card.json", tuned.document)
+    write_bytes(folder / "weights.safetensors", pack(tuned.model.module.state_dict()))
+    write_json(folder / "finetuning.json", _record(prepared, history, tuned, finished=finished))
+    atomic.write_text(folder / "regions.csv", _table(prepared, tuned))
+    if finished:
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(7, 4), dpi=150, layout="constrained")
+        draw_history(figure, history)
+        with atomic.replacing(folder / "curves.png") as temporary:
+            figure.savefig(temporary, format="png")
+
+
+def _document(prepared: Prepared, history: History, name: str) -> dict[str, Any]:
+    """The base's card, and what is true of the tuned network."""
+    found = card_document(prepared.base.card)
+    split, settings = prepared.split, prepared.settings
+    sides = [side for index in (*split.train, *split.validation) for side in prepared.shapes[index]]
+    patients = [len({prepared.examples[index].case for index in part}) for part in (split.train, split.validation)]
+    said = (
+        f"fine-tuned ({settings.train}) on {len(split.train)} regions of {patients[0]} patients, validated on {len(split.validation)} of "
+        f"{patients[1]}, divided by patient"
+    )
+    ours = {key: value for key, value in found["streamview"].items() if key != "calibration"}
+    found["streamview"] = ours | {"name": name, "trained": True, "split": said, "input_size": [min(sides), max(sides)]}
+    return found
+
+
+def _record(prepared: Prepared, history: History, tuned: Tuned, *, finished: bool) -> dict[str, Any]:
+    split, base = prepared.split, prepared.base.card
+    return {
+        "note": RESEARCH_USE,
+        "finished": finished,
+        "written": datetime.now(UTC).isoformat(timespec="seconds"),
+        "base": {"name": base.name, "architecture": base.architecture, "sha256": prepared.making["base"], "card": prepared.making["card"]},
+        "weights_sha256": tuned.model.sha256,
+        "epoch": history.best,
+        "data_sha256": prepared.making["slides"],
+        "labels_sha256": prepared.making["labels"],
+        "regions": {"train": len(split.train), "validation": len(split.validation)},
+        "settings": prepared.making["settings"],
+        "trained": list(prepared.names),
+        "before": None if tuned.before is None else tuned.before.to_json(),
+        "after": None if tuned.after is None else tuned.after.to_json(),
+        "epochs": [epoch.to_json() for epoch in history.epochs],
+        "device": prepared.device.type,
+        "tile": prepared.tile,
+        "threads": torch.get_num_threads(),
+        "versions": versions(),
+    }
+
+
+def _table(prepared: Prepared, tuned: Tuned) -> str:
+    """Every region with its side of the split; those that validate also with both answers."""
+    names = prepared.base.card.class_names
+    logits = [f"{side}_logit_{name}" for side in ("base", "tuned") for name in names]
+    text = io.StringIO(newline="")
+    columns = ["slide_id", "patient_id", "x", "y", "width", "height", "label", "split", *logits]
+    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+    writer.writeheader()
+    answers = {id(row.example): (*row.before, *row.after) for row in tuned.rows}
+    for index, example in enumerate(prepared.examples):
+        row: dict[str, Any] = {"slide_id": example.name, "patient_id": example.patient, "label": example.label}
+        if example.region is not None:
+            row |= {key: getattr(example.region, key) for key in ("x", "y", "width", "height")}
+        row["split"] = "validation" if index in prepared.split.validation else "train"
+        row |= dict(zip(logits, answers.get(id(example), ()), strict=False))
+        writer.writerow(row)
+    return text.getvalue()
