@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from streamview.cli.console import Bars, amount, say, warn
+from streamview.cli.finetune import finetune
 from streamview.cli.info import info
 from streamview.cli.run import predict, saliency, show_answer, show_cost, show_forecast
 from streamview.errors import StreamviewError
@@ -194,6 +195,7 @@ COMMANDS: Mapping[str, Callable[[Namespace, list[str]], int]] = {
     "export": _export,
     "predict": predict,
     "saliency": saliency,
+    "finetune": finetune,
     "verify": _verify,
     "models": _models,
     "doctor": _doctor,

@@ -82,6 +82,8 @@ def build_parser() -> argparse.ArgumentParser:
         "(default: evidence where the network offers it, else paper)",
     )
 
+    _finetune(add("finetune", "change a network to answer labelled regions better", "-i labels.csv -m demo -o tuned --preset careful"))
+
     verify = add("verify", "show that the streamed network equals the plain one, in float64", "-m demo -i slide.svs --region 0,0,4096,4096")
     _model(verify)
     verify.add_argument("-i", "--slides", metavar="SLIDE", help="slide to take the pixels from (default: random pixels)")
@@ -128,6 +130,41 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _finetune(parser: argparse.ArgumentParser) -> None:
+    columns = "table of labelled regions: slide_id,label[,patient_id,x,y,width,height,mpp,split]"
+    parser.add_argument("-i", "--labels", metavar="LABELS.csv", required=True, help=columns)
+    parser.add_argument("--slides", metavar="FOLDER", help="folder of the slides (default: that of the table)")
+    parser.add_argument("-o", "--output", metavar="OUT", required=True, help="model folder to make; an unfinished one is gone on with")
+    _model(parser)
+    preset = "head: the head alone, on features computed once; careful: the last stage; all: every layer, as in the paper (default: all)"
+    parser.add_argument("--preset", choices=("head", "careful", "all"), default="all", help=preset)
+    parser.add_argument("--train", choices=("head", "last-stage", "all"), help="what changes, instead of what the preset says")
+    parser.add_argument("--learning-rate", type=float, metavar="RATE", help="of the first epoch")
+    parser.add_argument("--weight-decay", type=float, metavar="FACTOR", help="L2 penalty")
+    batch = "regions whose gradients are accumulated for one step of the optimiser"
+    parser.add_argument("--batch", type=int, metavar="N", help=batch)
+    parser.add_argument("--epochs", type=int, metavar="N", help="at most so many passes over the training regions")
+    parser.add_argument("--patience", type=int, metavar="N", help="end after so many epochs without a lower validation loss; 0: never")
+    share = "share of the patients that validate, 0 to 0.5 (default: 0.25); ignored where the table has a column split"
+    parser.add_argument("--validation", type=float, metavar="SHARE", help=share)
+    parser.add_argument("--optimiser", choices=("adam", "sgd"), help="sgd has a momentum of 0.9 (default: adam)")
+    parser.add_argument("--decay", type=float, metavar="FACTOR", help="of the learning rate from epoch to epoch (default: 0.99)")
+    parser.add_argument("--no-class-weights", action="store_true", help="let frequent classes weigh more in the loss")
+    parser.add_argument("--no-flips", action="store_true", help="do not turn and mirror training regions")
+    parser.add_argument("--jitter", type=float, metavar="SHARE", help="colour jitter of training regions, such as 0.05; 0: none")
+    parser.add_argument("--seed", type=int, metavar="N", help="of split, order, augmentation and new head (default: 0)")
+    parser.add_argument("--new-head", action="store_true", help="replace the head by a fresh one for the labels of the table")
+    parser.add_argument("--force", action="store_true", help="train although a label has fewer than ten patients")
+    parser.add_argument("--restart", action="store_true", help="begin anew, whatever the folder holds of an earlier run")
+    _machine(parser)
+    _tile(parser)
+
+
+def _tile(parser: argparse.ArgumentParser) -> None:
+    said = "size of a step on the network's grid, instead of choosing it: the same gives the same results bit for bit (on one machine)"
+    parser.add_argument("--tile", metavar="ROWS,COLUMNS", help=said)
+
+
 def _mpp(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--mpp", type=float, metavar="UM", help="micrometres per level-0 pixel of the slide, instead of what the file says")
 
@@ -172,7 +209,6 @@ def _job(parser: argparse.ArgumentParser) -> None:
     _mpp(parser)
     _machine(parser)
     _precision(parser)
-    tile = "size of a step on the network's grid, instead of choosing it: the same gives the same maps bit for bit (on one machine)"
-    parser.add_argument("--tile", metavar="ROWS,COLUMNS", help=tile)
+    _tile(parser)
     skip = "go on past a slide that fails; it stays as a row of the table, and the exit status is 1"
     parser.add_argument("--skip-errors", action="store_true", help=skip)

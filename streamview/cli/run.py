@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from streamview.loading import Model
     from streamview.slides import Slide
 
-__all__ = ["predict", "saliency", "show_answer", "show_cost", "show_forecast"]
+__all__ = ["parse_tile", "predict", "saliency", "show_answer", "show_cost", "show_forecast"]
 
 
 def predict(options: Namespace, arguments: list[str]) -> int:
@@ -91,7 +91,7 @@ def _run(
 
     region = None if options.region is None else Region.parse(options.region)
     memory = None if options.memory is None else parse_bytes(options.memory)
-    tile = None if options.tile is None else _parse_tile(options.tile)
+    tile = None if options.tile is None else parse_tile(options.tile)
     device = find_device(options.device)
     job = Job(options.output)
     model = load_model(options.model, weights=options.weights, card=options.card, untrained=options.untrained)
@@ -142,7 +142,14 @@ def _side(text: str, model: Model) -> int:
     return int(text)
 
 
-def _parse_tile(text: str) -> tuple[int, int]:
+def parse_tile(text: str) -> tuple[int, int]:
+    """Read ``--tile``.
+
+    Raises
+    ------
+    StreamviewError
+        When it is not two whole numbers.
+    """
     from streamview.errors import StreamviewError
 
     numbers = [int(part) for part in text.split(",") if part.strip().isdecimal()]

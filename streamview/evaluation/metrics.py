@@ -136,6 +136,14 @@ class Metrics:
             lines.append(f"expected calibration error {self.ece:.3g}")
         return "\n".join(lines)
 
+    @property
+    def brief(self) -> str:
+        """The main figure and what it is to be compared with, in a few words."""
+        if self.accuracy is not None:
+            return f"accuracy {self.accuracy.value:.3g} (majority {self.baseline:.3g})"
+        errors = [f"{output.error.value:.3g} ({output.baseline:.3g})" for output in self.outputs if output.error is not None]
+        return f"mean absolute error {', '.join(errors)} (of the median)"
+
     def to_json(self) -> dict[str, Any]:
         """Return the fields as plain JSON values; NaN becomes None."""
         plain: dict[str, Any] = _plain(asdict(self))
