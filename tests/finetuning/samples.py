@@ -36,6 +36,11 @@ def tiny(num_classes: int = 2) -> nn.Sequential:
     return small_network(num_classes, dropout=0.1)
 
 
+def tiny_normed(num_classes: int = 2) -> nn.Sequential:
+    """The same with BatchNorm."""
+    return small_network(num_classes, norm=True, dropout=0.3)
+
+
 def settle_norms(module: nn.Module) -> None:
     """Give BatchNorm statistics and weights that matter."""
     for norm in module.modules():
