@@ -30,12 +30,9 @@ def table(folder, text):
 
 
 def test_a_table_as_people_write_it(folder):
-    found = read_labels(
-        table(
-            folder,
-            "\ufeffslide_id, label ,stain,patient_id,x,y,width,height,mpp,split\na.svs,tumour,H&E,p1,5,7,100,90,0.5,train\n\nb,normal,,,,,,,,\nd,x\n",
-        )
-    )
+    columns = "\ufeffslide_id, label ,stain,patient_id,x,y,width,height,mpp,split"
+    rows = ["a.svs,tumour,H&E,p1,5,7,100,90,0.5,train", "", "b,normal,,,,,,,,", "d,x", ""]
+    found = read_labels(table(folder, "\n".join([columns, *rows])))
     assert [example.source.name for example in found] == ["a.svs", "b.tiff", "d.ome.zarr"]
     assert (found[0].region, found[0].patient, found[0].mpp, found[0].split) == (Region(7, 5, 90, 100), "p1", 0.5, "train")
     assert (found[1].region, found[1].case, found[1].mpp) == (None, "b", None)
@@ -75,7 +72,7 @@ def test_what_was_written_is_read_again_wherever_both_are_moved(folder, tmp_path
         ("slide_id,label,x,y,width,height\na,n,1,2,0,4\n", "line 2: .*width and height must be positive"),
         ("slide_id,label,mpp\na,n,0\n", "line 2: mpp '0'; expected micrometres"),
         ("slide_id,label,split\na,n,test\n", "line 2: split 'test'; expected train, validation or nothing"),
-        ("slide_id,label\na,n\na.svs,m\n", "a.svs stands in it 2 times"),
+        ("slide_id,label\na,n\na.svs,m\n", "a stands in it 2 times"),
         ('slide_id,label\n"a,n\n', "is not a CSV table"),
     ],
 )
@@ -85,7 +82,7 @@ def test_what_is_wrong_with_a_table_is_said(folder, text, said):
 
 
 def test_a_table_that_cannot_be_read_is_said(folder):
-    with pytest.raises(LabelError, match="no.csv does not exist; expected a CSV table"):
+    with pytest.raises(LabelError, match=r"no\.csv does not exist; expected a CSV table"):
         read_labels(folder / "no.csv")
     (folder / "bad.csv").write_bytes(b"slide_id,label\n\xff\xfe,x\n")
     with pytest.raises(LabelError, match=r"bad.csv cannot be read .*UTF-8"):
