@@ -45,7 +45,8 @@ def finetune(options: Namespace, arguments: list[str]) -> int:
         "force": options.force,
         "new_head": options.new_head,
     }
-    say(f"forecast: {finetuning.forecast_training(model, examples, settings, **how)}")
+    ahead = finetuning.forecast_training(model, examples, settings, **how)
+    say(f"forecast: {ahead}")
     with Bars() as bars:
         shown = 0
 
@@ -58,7 +59,16 @@ def finetune(options: Namespace, arguments: list[str]) -> int:
 
         try:
             result = finetuning.finetune(
-                model, examples, settings, out=options.output, restart=options.restart, report=bars, watch=watch, tell=say, **how
+                model,
+                examples,
+                settings,
+                out=options.output,
+                ahead=ahead,
+                restart=options.restart,
+                report=bars,
+                watch=watch,
+                tell=say,
+                **how,
             )
         except Cancelled:
             complain(f"the best network so far is in {options.output}; the same command goes on from there")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import struct
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import safetensors
-import safetensors.torch
+import torch
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from torch import Tensor
@@ -25,9 +26,13 @@ from streamview import atomic
 from streamview.errors import TrainingError
 from streamview.finetuning.history import Epoch, History
 
-__all__ = ["Checkpoint", "discard_checkpoint", "locked", "pack", "read_checkpoint", "write_bytes", "write_checkpoint", "write_json"]
+__all__ = ["Checkpoint", "discard_checkpoint", "locked", "packed", "read_checkpoint", "write_checkpoint", "write_json", "write_tensors"]
 
 _STATE, _FORMAT = "training.safetensors", "1"
+_TYPES = {
+    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.int64: "I64", torch.int32: "I32", torch.int16: "I16",
+    torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -86,17 +91,29 @@ def locked(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def pack(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> bytes:
-    """Return tensors as the bytes of a safetensors file; the same tensors give the same bytes."""
-    plain = {key: tensor.detach().cpu().contiguous().clone() for key, tensor in sorted(tensors.items())}
-    found: bytes = safetensors.torch.save(plain, None if metadata is None else dict(metadata))
-    return found
+def packed(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> Iterator[bytes]:
+    """Yield the bytes of a safetensors file, one tensor after the other; the same tensors give the same bytes.
+
+    The library's own writer copies all of them first, which would count against the memory of training. The format:
+    https://github.com/huggingface/safetensors#format.
+    """
+    header: dict[str, Any] = {} if metadata is None else {"__metadata__": dict(metadata)}
+    end = 0
+    for name, tensor in sorted(tensors.items()):
+        start, end = end, end + tensor.nbytes
+        header[name] = {"dtype": _TYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    yield struct.pack("<Q", len(text)) + text
+    for _, tensor in sorted(tensors.items()):
+        yield tensor.detach().cpu().contiguous().numpy().tobytes()
 
 
-def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file that is whole or not there, on the disk before it takes its place."""
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Write a safetensors file that is whole or not there, on the disk before it takes its place."""
     with atomic.replacing(path) as temporary, temporary.open("wb") as file:
-        file.write(data)
+        for part in packed(tensors, metadata):
+            file.write(part)
         file.flush()
         os.fsync(file.fileno())
 
@@ -125,7 +142,7 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
     }
     parts = {"weights": checkpoint.weights, "best": checkpoint.best, "optimiser": checkpoint.optimiser}
     tensors = {f"{part}/{key}": tensor for part, found in parts.items() for key, tensor in found.items()}
-    write_bytes(folder / _STATE, pack(tensors, {"format": _FORMAT, "training": json.dumps(said)}))
+    write_tensors(folder / _STATE, tensors, {"format": _FORMAT, "training": json.dumps(said)})
 
 
 def read_checkpoint(folder: Path, making: Mapping[str, Any], *, restart: bool = False) -> Checkpoint | None:

@@ -44,6 +44,8 @@ class TrainingForecast:
         Of an epoch, and of all epochs with what comes before the first; patience may end it earlier.
     cached
         Whether features are computed once.
+    budget_bytes
+        By which a pass may grow.
     """
 
     train: tuple[int, int]
@@ -57,6 +59,7 @@ class TrainingForecast:
     epoch_seconds: float
     seconds: float
     cached: bool
+    budget_bytes: int
 
     def __str__(self) -> str:
         """One line for people."""
@@ -96,15 +99,14 @@ def forecast_training(
     """
     prepared = prepare(model, examples, settings, memory=memory, tile=tile, device=device, force=force, new_head=new_head)
     split, shapes = prepared.split, prepared.shapes
-    base = prepared.base_bytes()
-    streamed = prepared.streamed(prepared.budget())
+    base, budget = prepared.base_bytes(), prepared.budget()
+    streamed = prepared.streamed(budget)
     height, width = prepared.largest
     shape = (1, 3, height, width)
     plan = streamed.plan(shape, image_gradient=False)
     with torch.no_grad():
         judging = streamed.plan(shape, image_gradient=False)
-    saved = sum(p.nbytes for p in prepared.trained.values()) * 8  # a checkpoint in memory while it is written, twice
-    peak = base + prepared.kept_bytes + max(plan.peak_bytes + prepared.reserve, saved)
+    peak = base + prepared.kept_bytes + plan.peak_bytes + prepared.reserve
     read = _reading_seconds(prepared)
     px = height * width
     # a pass that takes a gradient reads the image twice
@@ -118,7 +120,7 @@ def forecast_training(
     parameters = sum(p.numel() for p in prepared.trained.values())
     return TrainingForecast(
         regions[0], regions[1], parameters, (height, width), plan, str(prepared.device), peak, train * px, epoch,
-        before + settings.epochs * epoch, prepared.cached,
+        before + settings.epochs * epoch, prepared.cached, budget,
     )  # fmt: skip
 
 

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from streamview import atomic
-from streamview.cards import card_document, parse_card
+from streamview.cards import ModelCard, card_document, parse_card
 from streamview.evaluation import Metrics, measure
-from streamview.finetuning.checkpoint import pack, write_bytes, write_json
+from streamview.finetuning.checkpoint import packed, write_json, write_tensors
 from streamview.finetuning.curves import draw_history
 from streamview.finetuning.history import History
 from streamview.finetuning.preparation import Prepared
@@ -27,7 +27,7 @@ from streamview.labels import Example
 from streamview.loading import Model
 from streamview.results import RESEARCH_USE
 
-__all__ = ["Compared", "Tuned", "publish", "tuned_network"]
+__all__ = ["Compared", "Tuned", "compare", "publish"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -49,28 +49,37 @@ class Compared:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Tuned:
-    """A tuned network and how it compares with its base on the validation regions.
+    """The best weights so far and how they compare with the base on the validation regions.
 
     Parameters
     ----------
-    model
-        Ready to answer; its ``sha256`` is that of its file of weights.
+    state
+        All tensors of the network, by name.
+    sha256
+        Of these as a file.
     document
-        Its card as JSON.
+        The card as JSON.
     before, after
         Figures; None without validation regions.
     rows
         Answers, region by region.
     """
 
-    model: Model
+    state: Mapping[str, Tensor]
+    sha256: str
     document: Mapping[str, Any]
     before: Metrics | None
     after: Metrics | None
     rows: tuple[Compared, ...]
 
+    def model(self, base: Model) -> Model:
+        """The tuned network, made of a copy of its base."""
+        module = copy.deepcopy(base.module)
+        module.load_state_dict(self.state)
+        return Model(module, _card(self.document), self.sha256)
 
-def tuned_network(
+
+def compare(
     prepared: Prepared,
     history: History,
     logits: Mapping[str, Sequence[Sequence[float]]],
@@ -79,7 +88,7 @@ def tuned_network(
     *,
     resamples: int = 0,
 ) -> Tuned:
-    """Make a network of the best weights so far.
+    """Bring together the best weights so far and what they answer.
 
     Parameters
     ----------
@@ -94,13 +103,8 @@ def tuned_network(
     resamples
         Of the bootstrap of the figures; 0: without intervals.
     """
-    module = copy.deepcopy(prepared.base.module)
-    found = dict(module.named_parameters())
-    with torch.no_grad():
-        for key, tensor in best.items():
-            found[key].copy_(tensor)
-    document = _document(prepared, history, name)
-    card = parse_card(document, name=name, file="the card of the tuned network")
+    state = prepared.base.module.state_dict() | dict(best)
+    document = _document(prepared, name)
     indices = prepared.split.validation
     rows = tuple(
         Compared(prepared.examples[index], tuple(before), tuple(after))
@@ -110,11 +114,12 @@ def tuned_network(
     reference = prepared.targets[list(prepared.split.train)]
 
     def judge(answers: Sequence[tuple[float, ...]]) -> Metrics | None:
-        return measure(answers, targets, cases, card, reference=reference, resamples=resamples) if answers else None
+        return measure(answers, targets, cases, _card(document), reference=reference, resamples=resamples) if answers else None
 
-    sha256 = hashlib.sha256(pack(module.state_dict())).hexdigest()
-    before, after = judge([row.before for row in rows]), judge([row.after for row in rows])
-    return Tuned(Model(module, card, sha256), document, before, after, rows)
+    digest = hashlib.sha256()
+    for part in packed(state):
+        digest.update(part)
+    return Tuned(state, digest.hexdigest(), document, judge([row.before for row in rows]), judge([row.after for row in rows]), rows)
 
 
 def publish(folder: Path, prepared: Prepared, history: History, tuned: Tuned, *, finished: bool) -> None:
@@ -128,7 +133,7 @@ def publish(folder: Path, prepared: Prepared, history: History, tuned: Tuned, *,
         When the disk is full or may not be written; what stood there before stays.
     """
     write_json(folder / "card.json", tuned.document)
-    write_bytes(folder / "weights.safetensors", pack(tuned.model.module.state_dict()))
+    write_tensors(folder / "weights.safetensors", tuned.state)
     write_json(folder / "finetuning.json", _record(prepared, history, tuned, finished=finished))
     atomic.write_text(folder / "regions.csv", _table(prepared, tuned))
     if finished:
@@ -140,7 +145,11 @@ def publish(folder: Path, prepared: Prepared, history: History, tuned: Tuned, *,
             figure.savefig(temporary, format="png")
 
 
-def _document(prepared: Prepared, history: History, name: str) -> dict[str, Any]:
+def _card(document: Mapping[str, Any]) -> ModelCard:
+    return parse_card(document, name="tuned", file="the card of the tuned network")
+
+
+def _document(prepared: Prepared, name: str) -> dict[str, Any]:
     """The base's card, and what is true of the tuned network."""
     found = card_document(prepared.base.card)
     split, settings = prepared.split, prepared.settings
@@ -162,7 +171,7 @@ def _record(prepared: Prepared, history: History, tuned: Tuned, *, finished: boo
         "finished": finished,
         "written": datetime.now(UTC).isoformat(timespec="seconds"),
         "base": {"name": base.name, "architecture": base.architecture, "sha256": prepared.making["base"], "card": prepared.making["card"]},
-        "weights_sha256": tuned.model.sha256,
+        "weights_sha256": tuned.sha256,
         "epoch": history.best,
         "data_sha256": prepared.making["slides"],
         "labels_sha256": prepared.making["labels"],

@@ -54,13 +54,15 @@ class Trainer:
         Its network is changed from now on.
     found
         Where an earlier run stopped.
+    budget
+        Bytes by which a pass may grow, unless an earlier run has chosen; None: as much as fits.
     report
         Called after every step of the engine.
     """
 
-    def __init__(self, prepared: Prepared, found: Checkpoint | None, report: Report | None) -> None:
+    def __init__(self, prepared: Prepared, found: Checkpoint | None, budget: int | None, report: Report | None) -> None:
         self.prepared = prepared
-        self._budget = prepared.budget() if found is None else found.budget
+        self._budget = (budget or prepared.budget()) if found is None else found.budget
         # one for each mode of the head's dropout, so that none is captured anew when it changes
         self._streams: dict[bool, Streamed] = {}
         self._features: dict[tuple[int, int, bool], list[Tensor]] = {}

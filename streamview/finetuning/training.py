@@ -12,9 +12,10 @@ from pathlib import Path
 from streamview.errors import Cancelled
 from streamview.evaluation import Metrics
 from streamview.finetuning.checkpoint import discard_checkpoint, locked, read_checkpoint, write_checkpoint
+from streamview.finetuning.forecast import TrainingForecast
 from streamview.finetuning.history import History
 from streamview.finetuning.preparation import prepare
-from streamview.finetuning.publication import Compared, Tuned, publish, tuned_network
+from streamview.finetuning.publication import Compared, Tuned, compare, publish
 from streamview.finetuning.settings import Settings
 from streamview.finetuning.trainer import Trainer
 from streamview.labels import Example
@@ -65,6 +66,7 @@ def finetune(
     *,
     out: str | os.PathLike[str] | None = None,
     memory: str | int | None = None,
+    ahead: TrainingForecast | None = None,
     tile: tuple[int, int] | None = None,
     device: str = "auto",
     force: bool = False,
@@ -94,6 +96,8 @@ def finetune(
         None: nothing is written.
     memory
         Bound on the memory of the process, bytes or ``"4GB"``; default half of what is free.
+    ahead
+        A forecast of the same run, whose choice of what a pass may take is then kept to.
     tile
         Rows and columns of a step on the network's grid, instead of choosing them.
     device
@@ -137,7 +141,7 @@ def finetune(
             if restart:
                 discard_checkpoint(folder)
             found = read_checkpoint(folder, prepared.making, restart=restart)
-        trainer = stack.enter_context(Trainer(prepared, found, report))
+        trainer = stack.enter_context(Trainer(prepared, found, None if ahead is None else ahead.budget_bytes, report))
         save = _Saver(folder, trainer, save_seconds)
         if found is not None:
             tell(f"going on after {len(trainer.history.losses)} steps of the optimiser, in epoch {len(trainer.history.epochs)}")
@@ -163,7 +167,7 @@ def finetune(
         tuned = save.publish(finished=True)
         if folder is not None:
             discard_checkpoint(folder)
-    return FinetuneResult(tuned.model, trainer.history, tuned.before, tuned.after, tuned.rows, folder)
+    return FinetuneResult(tuned.model(prepared.base), trainer.history, tuned.before, tuned.after, tuned.rows, folder)
 
 
 class _Saver:
@@ -184,7 +188,7 @@ class _Saver:
         trainer = self._trainer
         name = f"{trainer.prepared.base.card.name}-tuned" if self._folder is None else self._folder.resolve().name
         resamples = _RESAMPLES if finished else 0
-        tuned = tuned_network(trainer.prepared, trainer.history, trainer.logits, trainer.best, name, resamples=resamples)
+        tuned = compare(trainer.prepared, trainer.history, trainer.logits, trainer.best, name, resamples=resamples)
         if self._folder is not None:
             publish(self._folder, trainer.prepared, trainer.history, tuned, finished=finished)
         return tuned
