@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from streamview.errors import LabelError, MemoryBudgetError, RegionError, SlideError, TrainingError
+from streamview.errors import LabelError, MemoryBudgetError, RegionError, SlideError
 from streamview.finetuning.objective import Objective, make_objective
 from streamview.finetuning.parts import choose_weights, head_dropout
 from streamview.finetuning.settings import Settings
@@ -164,7 +164,7 @@ def prepare(
     scarce = scarcity(examples, regression=base.card.task == "regression")
     if scarce and not force:
         raise LabelError(f"{scarce}; expected {CASES} or more of each: what is learned from fewer is chance (--force trains anyway)")
-    split = divide(examples, settings.validation, settings.seed)
+    split = divide(examples, settings.validation, settings.seed, base.card.task)
     training = targets[list(split.train)]
     if base.card.task == "class":
         absent = sorted({examples[i].label for i in split.validation} - {examples[i].label for i in split.train})
@@ -240,9 +240,3 @@ def _feature_bytes(module: nn.Module, shapes: Sequence[tuple[int, int]]) -> int:
                 height, width = sizes[sink.value] if sink.kind == "map" else (1, 1)
                 total += 8 * graph.channels[sink.value] * height * width
     return total
-
-
-def check_tile(tile: tuple[int, int] | None) -> None:
-    """Refuse a step without rows or columns."""
-    if tile is not None and min(tile) < 1:
-        raise TrainingError(f"tile {tile}: expected rows and columns above 0, px of the network's grid")

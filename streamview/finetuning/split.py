@@ -6,6 +6,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from streamview.cards import Task
 from streamview.errors import LabelError
 from streamview.labels import Example
 
@@ -23,7 +24,7 @@ class Split:
     validation: tuple[int, ...]
 
 
-def divide(examples: Sequence[Example], share: float, seed: int) -> Split:
+def divide(examples: Sequence[Example], share: float, seed: int, task: Task = "class") -> Split:
     """Divide examples by patient: as they state it, or a share of the patients of every mix of labels, drawn with a seed.
 
     Parameters
@@ -34,22 +35,24 @@ def divide(examples: Sequence[Example], share: float, seed: int) -> Split:
         Of the patients that validate; at least one where a mix of labels has two, unless it is 0.
     seed
         Of the draw; the order of the examples does not matter.
+    task
+        Of the network: values of a regression are not kept apart, and neither are mixes that a multilabel network meets once.
 
     Raises
     ------
     LabelError
         When a patient stands on both sides, some examples state no split, or none trains or validates although it should.
     """
-    stated = [example.split for example in examples]
-    if any(stated):
+    if any(example.split for example in examples):
         return _stated(examples)
     cases: dict[str, set[str]] = {}
     for example in examples:
-        cases.setdefault(example.case, set()).add(example.label)
-    few = len(set().union(*cases.values())) <= len(cases) // 2  # else the labels are values, or too many to keep their shares
+        cases.setdefault(example.case, set()).add("" if task == "regression" else example.label)
     mixes: dict[tuple[str, ...], list[str]] = {}
     for case in sorted(cases):
-        mixes.setdefault(tuple(sorted(cases[case])) if few else (), []).append(case)
+        mix = tuple(sorted(cases[case]))
+        rare = task == "multilabel" and sum(cases[other] == cases[case] for other in cases) == 1
+        mixes.setdefault(() if rare else mix, []).append(case)
     draw, validating = random.Random(seed), set[str]()
     for mix in sorted(mixes):
         patients = mixes[mix]
