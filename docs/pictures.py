@@ -1,4 +1,4 @@
-"""Draw the pictures of docs/tissue.md and docs/export.md: ``python docs/pictures.py`` in a checkout, a minute."""
+"""Draw the pictures of docs/tissue.md, docs/export.md and docs/evaluation.md: ``python docs/pictures.py`` in a checkout, two minutes."""
 
 from __future__ import annotations
 
@@ -15,8 +15,11 @@ from scipy import ndimage
 from streamview.annotations import Annotation, rasterise, read_annotations
 from streamview.cli import main
 from streamview.display import TEAL_LIME
+from streamview.evaluation import evaluate, write_evaluation
 from streamview.export.outlines import outline
 from streamview.geometry import Region
+from streamview.labels import Example
+from streamview.loading import load_model
 from streamview.results import RESEARCH_USE
 from streamview.slides import open_slide
 from streamview.synthetic import write_synthetic_slide
@@ -98,7 +101,26 @@ def draw_export(folder: Path) -> None:
     save(canvas, "export.png")
 
 
+def draw_evaluation(folder: Path) -> None:
+    """The demo network on regions of twelve slides: what has lesion on a tenth of its area or more is called lesion."""
+    examples = []
+    for seed in range(12):
+        path = folder / f"{seed}.svs"
+        lesion = write_synthetic_slide(path, size=(1024, 1024), seed=seed)
+        for y in range(0, 1024, 256):
+            for x in range(0, 1024, 256):
+                label = "lesion" if lesion[y : y + 256, x : x + 256].mean() >= 0.1 else "normal"
+                examples.append(Example(path, label, Region(y, x, 256, 256)))
+    write_evaluation(evaluate(load_model("demo"), examples), folder / "evaluation")
+    parts = [Image.open(folder / "evaluation" / name).convert("RGB") for name in ("confusion.png", "reliability.png")]
+    canvas = Image.new("RGB", (sum(part.width for part in parts) + 40, max(part.height for part in parts)), "white")
+    canvas.paste(parts[0], (0, 0))
+    canvas.paste(parts[1], (parts[0].width + 40, 0))
+    canvas.quantize(256, dither=Image.Dither.NONE).save(_IMAGES / "evaluation.png", optimize=True)
+
+
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as made:
         draw_tissue(Path(made))
         draw_export(Path(made))
+        draw_evaluation(Path(made))

@@ -10,8 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from streamview.errors import StreamviewError
+    from streamview.evaluation import evaluate
+    from streamview.finetuning import finetune
     from streamview.geometry import Region
     from streamview.inference import explain, predict, saliency
+    from streamview.labels import read_labels
     from streamview.loading import load_model
     from streamview.pyramid import build_pyramid, open_pyramid
     from streamview.slides import open_slide
@@ -23,11 +26,14 @@ __all__ = [
     "StreamviewError",
     "__version__",
     "build_pyramid",
+    "evaluate",
     "explain",
+    "finetune",
     "load_model",
     "open_pyramid",
     "open_slide",
     "predict",
+    "read_labels",
     "saliency",
     "stream",
     "verify",
@@ -38,11 +44,14 @@ _HOMES = {
     "Region": "geometry",
     "StreamviewError": "errors",
     "build_pyramid": "pyramid",
+    "evaluate": "evaluation",
     "explain": "inference",
+    "finetune": "finetuning",
     "load_model": "loading",
     "open_pyramid": "pyramid",
     "open_slide": "slides",
     "predict": "inference",
+    "read_labels": "labels",
     "saliency": "inference",
     "stream": "streaming",
     "verify": "verification",

@@ -36,6 +36,7 @@ _COLUMNS = ("slide_id", "label", "patient_id", *_REGION, "mpp", "split")
 _SPLITS = ("", "train", "validation")
 _SLIDES = (".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide", ".dcm", ".zarr")
 _SHOWN = 3  # of many faults of one kind
+_NAMED = 8  # classes
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -215,11 +216,11 @@ def find_targets(examples: Sequence[Example], card: ModelCard) -> NDArray[np.flo
 
 def labels_digest(examples: Sequence[Example]) -> str:
     """Return the hex digest of names, regions, labels, patients and splits, whatever their order."""
-    rows = sorted(
-        [e.name, None if e.region is None else [e.region.y, e.region.x, e.region.height, e.region.width], e.label, e.case, e.split, e.mpp]
+    rows = [
+        json.dumps([e.name, None if e.region is None else str(e.region), e.label, e.case, e.split, e.mpp], ensure_ascii=False)
         for e in examples
-    )
-    return hashlib.sha256(json.dumps(rows, ensure_ascii=False).encode()).hexdigest()
+    ]
+    return hashlib.sha256("\n".join(sorted(rows)).encode()).hexdigest()
 
 
 def _read_rows(path: Path) -> list[tuple[int, dict[str, str]]]:
@@ -303,8 +304,9 @@ def _index(example: Example, name: str, names: Sequence[str]) -> int:
     near = difflib.get_close_matches(name, names, 1)
     found = f"{example}: label {name!r}" if name else f"{example}: has no label"
     hint = f" (near: {near[0]})" if near else ""
-    remedy = "mend the label, or train a new head for these classes (--new-head)"
-    raise LabelError(f"{found}{hint}; the network's classes are {', '.join(names)}: {remedy}")
+    classes = ", ".join(names) if len(names) <= _NAMED else f"{', '.join(names[:_NAMED])} and {len(names) - _NAMED} more"
+    remedy = "mend the label, or give the network a head for these classes (finetune --new-head)"
+    raise LabelError(f"{found}{hint}; the network's classes are {classes}: {remedy}")
 
 
 def _numbers(example: Example, count: int) -> list[float]:

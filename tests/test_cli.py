@@ -58,7 +58,20 @@ def rows_of(job: Path) -> list[dict[str, str]]:
 
 
 def test_the_commands_are_those_of_the_product() -> None:
-    assert list(subparsers()) == ["demo", "info", "convert", "predict", "saliency", "verify", "models", "export", "doctor", "view"]
+    assert list(subparsers()) == [
+        "demo",
+        "info",
+        "convert",
+        "predict",
+        "saliency",
+        "finetune",
+        "evaluate",
+        "verify",
+        "models",
+        "export",
+        "doctor",
+        "view",
+    ]
 
 
 @pytest.mark.parametrize("name", list(subparsers()))

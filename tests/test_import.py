@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-HEAVY = ("torch", "zarr", "tifffile", "openslide", "scipy", "PIL", "napari", "qtpy", "PySide6", "PyQt6", "magicgui", "anywidget")
+HEAVY = "torch zarr tifffile openslide scipy PIL matplotlib napari qtpy PySide6 PyQt6 magicgui anywidget"
 CORE = "streamview.batch streamview.demo streamview.doctor streamview.cli.commands streamview.inference streamview.jobs streamview.pyramid"
 
 
@@ -19,7 +19,7 @@ def loaded_by(code: str) -> set[str]:
 
 @pytest.mark.parametrize("code", ["import streamview", "from streamview.cli.parser import build_parser; build_parser().format_help()"])
 def test_the_package_and_the_help_load_nothing_heavy(code: str) -> None:
-    assert loaded_by(code).isdisjoint(HEAVY)
+    assert loaded_by(code).isdisjoint(HEAVY.split())
 
 
 def test_the_core_loads_no_gui() -> None:

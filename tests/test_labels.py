@@ -120,3 +120,5 @@ def test_counts_and_digest():
     assert count_labels(examples) == {"a": (3, 2), "b": (1, 1)}
     assert labels_digest(examples) == labels_digest(examples[::-1])
     assert labels_digest(examples) != labels_digest(examples[:3])
+    part = Example(image, "a", Region(0, 0, 4, 4), slide_id="4")  # beside the whole of the same slide
+    assert labels_digest([*examples, part]) == labels_digest([part, *examples]) != labels_digest(examples)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from streamview.cli.console import Bars, amount, say, warn
+from streamview.cli.evaluate import evaluate
 from streamview.cli.finetune import finetune
 from streamview.cli.info import info
 from streamview.cli.run import predict, saliency, show_answer, show_cost, show_forecast
@@ -196,6 +197,7 @@ COMMANDS: Mapping[str, Callable[[Namespace, list[str]], int]] = {
     "predict": predict,
     "saliency": saliency,
     "finetune": finetune,
+    "evaluate": evaluate,
     "verify": _verify,
     "models": _models,
     "doctor": _doctor,

@@ -84,6 +84,22 @@ def build_parser() -> argparse.ArgumentParser:
 
     _finetune(add("finetune", "change a network to answer labelled regions better", "-i labels.csv -m demo -o tuned --preset careful"))
 
+    evaluate = add(
+        "evaluate",
+        "measure a network on labelled regions: accuracy, AUC, calibration, with intervals by patient",
+        "-i labels.csv -m demo -o evaluation --slides slides",
+    )
+    _labels(evaluate)
+    evaluate.add_argument("-o", "--output", metavar="FOLDER", required=True, help="where figures, table and pictures go")
+    _model(evaluate)
+    resamples = "resamples of the bootstrap that intervals are made from; 0: no intervals (default: 2000)"
+    evaluate.add_argument("--resamples", type=_whole, default=2000, metavar="N", help=resamples)
+    skip = "go on past a region that fails; it stays as a row of the table, and the exit status is 1"
+    evaluate.add_argument("--skip-errors", action="store_true", help=skip)
+    _machine(evaluate)
+    _precision(evaluate)
+    _tile(evaluate)
+
     verify = add("verify", "show that the streamed network equals the plain one, in float64", "-m demo -i slide.svs --region 0,0,4096,4096")
     _model(verify)
     verify.add_argument("-i", "--slides", metavar="SLIDE", help="slide to take the pixels from (default: random pixels)")
@@ -131,9 +147,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _finetune(parser: argparse.ArgumentParser) -> None:
-    columns = "table of labelled regions: slide_id,label[,patient_id,x,y,width,height,mpp,split]"
-    parser.add_argument("-i", "--labels", metavar="LABELS.csv", required=True, help=columns)
-    parser.add_argument("--slides", metavar="FOLDER", help="folder of the slides (default: that of the table)")
+    _labels(parser)
     parser.add_argument("-o", "--output", metavar="OUT", required=True, help="model folder to make; an unfinished one is gone on with")
     _model(parser)
     preset = "head: the head alone, on features computed once; careful: the last stage; all: every layer, as in the paper (default: all)"
@@ -163,6 +177,20 @@ def _finetune(parser: argparse.ArgumentParser) -> None:
 def _tile(parser: argparse.ArgumentParser) -> None:
     said = "size of a step on the network's grid, instead of choosing it: the same gives the same results bit for bit (on one machine)"
     parser.add_argument("--tile", metavar="ROWS,COLUMNS", help=said)
+
+
+def _labels(parser: argparse.ArgumentParser) -> None:
+    table = "table of labelled regions: slide_id,label[,patient_id,x,y,width,height,mpp,split]"
+    parser.add_argument("-i", "--labels", metavar="LABELS.csv", required=True, help=table)
+    parser.add_argument("--slides", metavar="FOLDER", help="folder of the slides (default: that of the table)")
+
+
+def _whole(text: str) -> int:
+    """Read a whole number of 0 or more."""
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"{text}: expected 0 or more")
+    return number
 
 
 def _mpp(parser: argparse.ArgumentParser) -> None:

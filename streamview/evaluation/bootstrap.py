@@ -15,7 +15,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Bootstrap", "Figure", "Floats", "Statistic", "area_under_curve", "balanced_mean", "mean", "ratio", "rank_correlation"]
+__all__ = [
+    "Bootstrap",
+    "Figure",
+    "Floats",
+    "Statistic",
+    "area_under_curve",
+    "balanced_mean",
+    "format_figure",
+    "mean",
+    "ratio",
+    "rank_correlation",
+]
 
 Floats = NDArray[np.float64]
 Statistic = Callable[[Floats], Floats]
@@ -43,13 +54,18 @@ class Figure:
     defined: float = 1.0
 
     def __str__(self) -> str:
-        """``"0.83 (0.71 to 0.92)"``."""
-        if math.isnan(self.value):
-            return "undefined"
+        """``"0.835 (0.710 to 0.920)"``."""
         if math.isnan(self.low):
-            return f"{self.value:.3g}"
+            return format_figure(self.value)
         few = f", from {self.defined:.0%} of the resamples" if self.defined < 0.9 else ""
-        return f"{self.value:.3g} ({self.low:.3g} to {self.high:.3g}{few})"
+        return f"{format_figure(self.value)} ({format_figure(self.low)} to {format_figure(self.high)}{few})"
+
+
+def format_figure(value: float | None) -> str:
+    """Three digits, ``"0.900"``; whole numbers from a thousand on."""
+    if value is None or math.isnan(value):
+        return "undefined"
+    return f"{value:#.3g}" if abs(value) < 999.5 else f"{value:.0f}"
 
 
 class Bootstrap:

@@ -12,7 +12,17 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit, logsumexp, softmax
 
 from streamview.cards import ModelCard, Task
-from streamview.evaluation.bootstrap import Bootstrap, Figure, Floats, area_under_curve, balanced_mean, mean, rank_correlation, ratio
+from streamview.evaluation.bootstrap import (
+    Bootstrap,
+    Figure,
+    Floats,
+    area_under_curve,
+    balanced_mean,
+    format_figure,
+    mean,
+    rank_correlation,
+    ratio,
+)
 
 __all__ = ["Bin", "Figure", "Metrics", "Output", "measure"]
 
@@ -118,30 +128,34 @@ class Metrics:
     def __str__(self) -> str:
         """A few lines for people."""
         unit = " (95 % intervals, resampled by patient)" if self.resamples and self.patients > 1 else ""
-        lines = [f"{_count(self.regions, 'region')} of {_count(self.patients, 'patient')}{unit}", f"loss {self.loss:.4g}"]
+        lines = [f"{_count(self.regions, 'region')} of {_count(self.patients, 'patient')}{unit}", f"loss {format_figure(self.loss)}"]
         if self.accuracy is not None:
             always = "the more frequent state of every class" if self.majority is None else self.majority
-            lines.append(f"accuracy {self.accuracy}; always answering {always}: {self.baseline:.3g}")
+            lines.append(f"accuracy {self.accuracy}; always answering {always}: {format_figure(self.baseline)}")
         if self.balanced_accuracy is not None:
             lines.append(f"balanced accuracy {self.balanced_accuracy}")
         for output in self.outputs:
             if output.accuracy is not None:
-                lines.append(f"accuracy for {output.name} {output.accuracy}; always answering the more frequent: {output.baseline:.3g}")
+                lines.append(
+                    f"accuracy for {output.name} {output.accuracy}; always answering the more frequent: {format_figure(output.baseline)}"
+                )
             if output.auc is not None:
                 lines.append(f"AUC of {output.name} {output.auc}")
             if output.error is not None:
                 lines.append(f"Spearman's rho of {output.name} {output.spearman}")
-                lines.append(f"mean absolute error of {output.name} {output.error}; always answering the median: {output.baseline:.3g}")
+                lines.append(
+                    f"mean absolute error of {output.name} {output.error}; always answering the median: {format_figure(output.baseline)}"
+                )
         if self.ece is not None:
-            lines.append(f"expected calibration error {self.ece:.3g}")
+            lines.append(f"expected calibration error {format_figure(self.ece)}")
         return "\n".join(lines)
 
     @property
     def brief(self) -> str:
         """The main figure and what it is to be compared with, in a few words."""
         if self.accuracy is not None:
-            return f"accuracy {self.accuracy.value:.3g} (majority {self.baseline:.3g})"
-        errors = [f"{output.error.value:.3g} ({output.baseline:.3g})" for output in self.outputs if output.error is not None]
+            return f"accuracy {format_figure(self.accuracy.value)} (majority {format_figure(self.baseline)})"
+        errors = [f"{format_figure(o.error.value)} ({format_figure(o.baseline)})" for o in self.outputs if o.error is not None]
         return f"mean absolute error {', '.join(errors)} (of the median)"
 
     def to_json(self) -> dict[str, Any]:
@@ -226,7 +240,8 @@ def _measure_classes(
     counts = np.bincount(targets, minlength=count)
     # two classes have one area: that of the second
     scored = range(count) if count > 2 else range(1, count)
-    odds = {index: logits[:, index] - logsumexp(np.delete(logits, index, 1), axis=1) for index in scored}
+    # log-odds do not saturate as probabilities do; rounded, as equal ones must tie whatever the order of the sum
+    odds = {index: (logits[:, index] - logsumexp(np.delete(logits, index, 1), axis=1)).round(12) for index in scored}
     areas = {index: figure(area_under_curve(score, targets == index)) for index, score in odds.items()}
     majority = int(np.bincount(reference, minlength=count).argmax())
     return {

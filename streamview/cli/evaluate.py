@@ -1,0 +1,80 @@
+"""``evaluate``: labelled regions to figures."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from argparse import Namespace
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from streamview.cli.console import Bars, complain, say, warn
+from streamview.cli.run import parse_tile, show_cost
+
+if TYPE_CHECKING:
+    from streamview.labels import Example
+    from streamview.loading import Model
+
+__all__ = ["evaluate"]
+
+
+def evaluate(options: Namespace, arguments: list[str]) -> int:
+    """Predict for labelled regions, say how good the answers are, and write it down."""
+    from streamview.evaluation import evaluate as judge
+    from streamview.evaluation import write_evaluation
+    from streamview.evaluation.report import check_folder
+    from streamview.labels import find_targets, read_labels
+    from streamview.loading import load_model
+    from streamview.machine import describe_device, find_device
+
+    start = time.monotonic()
+    tile = None if options.tile is None else parse_tile(options.tile)
+    device = find_device(options.device)
+    check_folder(options.output)
+    examples = read_labels(options.labels, options.slides)
+    model = load_model(options.model, weights=options.weights, card=options.card, untrained=options.untrained)
+    find_targets(examples, model.card)
+    drawn = "" if model.card.trained else " (untrained, random weights)"
+    narrow = "" if options.precision == "float32" else f" in {options.precision}"
+    say(f"network: {model.card.name}{drawn} on {describe_device(device)}{narrow}")
+    say(f"use: {model.card.use}")
+    with Bars() as bars:
+        _show_largest(model, examples, tile, options)
+        found = judge(
+            model,
+            examples,
+            memory=options.memory,
+            tile=tile,
+            device=str(device),
+            precision=options.precision,
+            resamples=options.resamples,
+            skip_errors=options.skip_errors,
+            report=bars,
+        )
+    for row in found.failed:
+        complain(f"error: {row.error}")
+    for warning in found.warnings:
+        warn(warning)
+    say(f"\n{found}\n")
+    for path in write_evaluation(found, options.output):
+        say(f"written: {os.path.relpath(path)}")
+    show_cost(time.monotonic() - start)
+    return 1 if found.failed else 0
+
+
+def _show_largest(model: Model, examples: Sequence[Example], tile: tuple[int, int] | None, options: Namespace) -> None:
+    """Say how many regions there are and what the largest will take; one that cannot be read is spoken of when its turn comes."""
+    from streamview.errors import RegionError, SlideError
+    from streamview.forecasts import forecast
+
+    slides, patients = ({str(getattr(example, what)) for example in examples} for what in ("source", "case"))
+    say(f"labels: {len(examples)} regions on {len(slides)} slides of {len(patients)} patients")
+    largest = max(examples, key=lambda example: math.inf if example.region is None else example.region.height * example.region.width)
+    try:
+        with largest.open() as slide:
+            how = {"memory": options.memory, "tile": tile, "device": options.device, "precision": options.precision}
+            ahead = forecast(model, slide, largest.region, **how)
+    except (SlideError, RegionError):
+        return
+    say(f"forecast for {largest}: {ahead}")
