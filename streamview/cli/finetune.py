@@ -71,7 +71,8 @@ def finetune(options: Namespace, arguments: list[str]) -> int:
                 **how,
             )
         except Cancelled:
-            complain(f"the best network so far is in {options.output}; the same command goes on from there")
+            if os.path.isdir(options.output):
+                complain(f"the best network so far is in {options.output}; the same command goes on from there")
             raise
     _show(result)
     show_cost(time.monotonic() - start)

@@ -16,8 +16,8 @@ import numpy as np
 from streamview import atomic
 from streamview.errors import StreamviewError
 from streamview.evaluation import charts
-from streamview.evaluation.bootstrap import format_figure
 from streamview.evaluation.answers import Evaluation, Row
+from streamview.evaluation.bootstrap import format_figure
 from streamview.evaluation.metrics import Metrics
 from streamview.jobs import versions
 from streamview.labels import find_targets

@@ -193,7 +193,7 @@ def _table(prepared: Prepared, tuned: Tuned) -> str:
     names = prepared.base.card.class_names
     logits = [f"{side}_logit_{name}" for side in ("base", "tuned") for name in names]
     text = io.StringIO(newline="")
-    columns = ["slide_id", "patient_id", "x", "y", "width", "height", "label", "split", *logits]
+    columns = ["slide_id", "patient_id", "x", "y", "width", "height", "mpp", "label", "split", *logits]
     writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
     writer.writeheader()
     answers = {id(row.example): (*row.before, *row.after) for row in tuned.rows}
@@ -201,6 +201,7 @@ def _table(prepared: Prepared, tuned: Tuned) -> str:
         row: dict[str, Any] = {"slide_id": example.name, "patient_id": example.patient, "label": example.label}
         if example.region is not None:
             row |= {key: getattr(example.region, key) for key in ("x", "y", "width", "height")}
+        row |= {} if example.mpp is None else {"mpp": repr(example.mpp)}
         row["split"] = "validation" if index in prepared.split.validation else "train"
         row |= dict(zip(logits, answers.get(id(example), ()), strict=False))
         writer.writerow(row)

@@ -226,9 +226,10 @@ class Trainer:
         return {name: parameter.detach().clone() for name, parameter in self.prepared.trained.items()}
 
     def _not_finite(self, found: str) -> TrainingError:
+        if not self.history.epochs:
+            return TrainingError(f"the base: {found}; get sound weights, and check their normalisation")
         remedy = "lower the learning rate, and check the labels and the slide"
-        kept = "the best network so far is kept"
-        return TrainingError(f"epoch {len(self.history.epochs)}: {found}; {kept}: {remedy}")
+        return TrainingError(f"epoch {len(self.history.epochs)}: {found}; the best network so far is kept: {remedy}")
 
     def __enter__(self) -> Self:
         return self

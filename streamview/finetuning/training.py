@@ -73,7 +73,7 @@ def finetune(
     new_head: bool = False,
     restart: bool = False,
     report: Report | None = None,
-    watch: Watch | None = None,
+    watch: Watch = lambda history: None,
     tell: Callable[[str], None] = lambda said: None,
     save_seconds: float = 30.0,
 ) -> FinetuneResult:
@@ -111,7 +111,7 @@ def finetune(
     report
         Called after every step of the engine; may raise `Cancelled`.
     watch
-        Called with the history after every step of the optimiser and every epoch.
+        Called with the history when the base is judged, and after every step of the optimiser and every epoch.
     tell
         Told in words of what is gone on with.
     save_seconds
@@ -150,6 +150,7 @@ def finetune(
                 trainer.begin()
                 save(anyway=True)
             save.publish(finished=False)
+            watch(trainer.history)
             while not trainer.over:
                 if trainer.epoch_is_complete:
                     trainer.end_epoch()
@@ -158,8 +159,7 @@ def finetune(
                 else:
                     trainer.step()
                 save()
-                if watch is not None:
-                    watch(trainer.history)
+                watch(trainer.history)
         except Cancelled:
             if trainer.history.epochs:
                 save(anyway=True)

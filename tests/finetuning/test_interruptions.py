@@ -191,6 +191,14 @@ def test_a_loss_that_is_not_finite_ends_it_and_keeps_the_best(part, tmp_path):
     assert all(kept[name].equal(tensor) for name, tensor in module.state_dict().items())
 
 
+def test_a_base_that_answers_nonsense_is_said_and_leaves_nothing(tmp_path):
+    module = small_network()
+    module[-1].bias.data.fill_(float("nan"))
+    with pytest.raises(TrainingError, match=r"the base: the answer for s\d is \[nan, nan\]; get sound weights"):
+        finetune(model_of(module), separable(6), SETTINGS, out=tmp_path / "tuned", force=True, tile=(32, 32))
+    assert not (tmp_path / "tuned").exists()
+
+
 def test_the_folder_opens_as_the_network_that_was_returned(tmp_path, monkeypatch):
     result = run(tmp_path / "tuned")
     weights, card = tmp_path / "tuned" / "weights.safetensors", tmp_path / "tuned" / "card.json"
