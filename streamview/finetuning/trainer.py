@@ -92,7 +92,7 @@ class Trainer:
         """Return all that is needed to go on."""
         state = self._optimiser.state_dict()["state"]
         tensors = {f"{i}.{name}": t for i, found in state.items() for name, t in found.items() if isinstance(t, Tensor)}
-        return Checkpoint(self.prepared.making, self._budget, self.history, self.logits, self._weights(), self.best, tensors)
+        return Checkpoint(self.prepared.making, self._budget, self.history, self.logits, self.prepared.trained, self.best, tensors)
 
     @property
     def over(self) -> bool:
