@@ -58,8 +58,11 @@ def draw_history(figure: Figure, history: History, colours: Mapping[str, str] = 
     axes.set_xlabel("epoch", color=colours["text"])
     axes.set_ylabel("loss", color=colours["text"])
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set_xlim(left=0, right=max(1.0, float(history.epochs[-1].number) if history.epochs else 0.0, float(x[-1]) if len(x) else 0.0))
-    axes.set_ylim(bottom=0)
+    right = max(1.0, len(history.epochs) - 1.0, len(history.losses) / max(history.per_epoch, 1))
+    axes.set_xlim(-0.02 * right, 1.02 * right)
+    # single steps may leave the picture, so that they do not press the curves flat
+    highest = max((loss for _, loss in (*epochs, *judged)), default=None)
+    axes.set_ylim(0, None if highest is None else 1.25 * highest)
     axes.grid(color=colours["grid"], linewidth=0.6)
     axes.tick_params(colors=colours["text"], labelsize=8)
     for side, spine in axes.spines.items():

@@ -141,6 +141,7 @@ def publish(folder: Path, prepared: Prepared, history: History, tuned: Tuned, *,
 
         figure = Figure(figsize=(7, 4), dpi=150, layout="constrained")
         draw_history(figure, history)
+        figure.text(0.99, 0.01, RESEARCH_USE, ha="right", va="bottom", fontsize=7)
         with atomic.replacing(folder / "curves.png") as temporary:
             figure.savefig(temporary, format="png")
 
