@@ -240,7 +240,8 @@ def _read_rows(path: Path) -> list[tuple[int, dict[str, str]]]:
         raise LabelError(f"{path} is not a CSV table ({error}); expected the columns slide_id,label") from None
     absent = [name for name in ("slide_id", "label") if name not in columns]
     if absent:
-        raise LabelError(f"{path} has no column {' and no column '.join(absent)} (found: {', '.join(columns) or 'nothing'}); add it")
+        remedy = "separate the columns by commas" if len(columns) == 1 and ";" in columns[0] else "add it"
+        raise LabelError(f"{path} has no column {' and no column '.join(absent)} (found: {', '.join(columns) or 'nothing'}); {remedy}")
     given = [name for name in _REGION if name in columns]
     if given and len(given) < len(_REGION):
         raise LabelError(f"{path} has the columns {', '.join(given)} alone; expected x, y, width and height, or none of them")

@@ -6,6 +6,7 @@ import os
 import time
 from argparse import Namespace
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from streamview.cli.console import Bars, complain, say, warn
@@ -17,18 +18,21 @@ if TYPE_CHECKING:
 
 __all__ = ["finetune"]
 
+_NAMED = 20  # labels that are counted one by one
 _CONTROLS = ("train", "learning_rate", "weight_decay", "batch", "epochs", "patience", "validation", "optimiser", "decay", "jitter", "seed")
 
 
 def finetune(options: Namespace, arguments: list[str]) -> int:
     """Fine-tune a network on labelled regions."""
     from streamview import finetuning
+    from streamview.finetuning.checkpoint import check_folder
     from streamview.labels import count_labels, read_labels
     from streamview.loading import load_model
     from streamview.machine import describe_device, find_device
 
     start = time.monotonic()
     settings = _settings(options)
+    check_folder(Path(options.output), restart=options.restart)
     examples = read_labels(options.labels, options.slides)
     model = load_model(options.model, weights=options.weights, card=options.card, untrained=options.untrained)
     device = find_device(options.device)
@@ -36,8 +40,10 @@ def finetune(options: Namespace, arguments: list[str]) -> int:
     say(f"base: {model.card.name}{drawn} on {describe_device(device)}")
     for note in model.notes:
         warn(note)
-    counts = ", ".join(f"{label or 'none'} {regions} ({patients})" for label, (regions, patients) in count_labels(examples).items())
-    say(f"labels: {counts}: regions (patients)")
+    found = count_labels(examples)
+    if model.card.task != "regression" and len(found) <= _NAMED:
+        counts = ", ".join(f"{label or 'none'} {regions} ({patients})" for label, (regions, patients) in found.items())
+        say(f"labels: {counts}: regions (patients)")
     how = {
         "memory": options.memory,
         "tile": None if options.tile is None else parse_tile(options.tile),
@@ -52,9 +58,11 @@ def finetune(options: Namespace, arguments: list[str]) -> int:
 
         def watch(history: History) -> None:
             nonlocal shown
-            for epoch in history.epochs[shown:]:
-                bars.close()
-                say(_line(epoch, settings.epochs))
+            begun = not shown and len(history.epochs) > 1  # the epochs of an earlier run were said then
+            for epoch in () if begun else history.epochs[shown:]:
+                if epoch.loss is not None or epoch.validation_loss is not None:
+                    bars.close()
+                    say(_line(epoch, settings.epochs))
             shown = len(history.epochs)
 
         try:

@@ -7,6 +7,7 @@ renamed; whatever is lost between two of them is made again from ``training.safe
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import struct
@@ -26,9 +27,20 @@ from streamview import atomic
 from streamview.errors import TrainingError
 from streamview.finetuning.history import Epoch, History
 
-__all__ = ["Checkpoint", "discard_checkpoint", "locked", "packed", "read_checkpoint", "write_checkpoint", "write_json", "write_tensors"]
+__all__ = [
+    "Checkpoint",
+    "check_folder",
+    "discard_checkpoint",
+    "locked",
+    "packed",
+    "read_checkpoint",
+    "write_checkpoint",
+    "write_json",
+    "write_tensors",
+]
 
 _STATE, _FORMAT = "training.safetensors", "1"
+_HASHED = ("base", "card", "labels", "slides")  # of which a message gives no values
 _TYPES = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.int64: "I64", torch.int32: "I32", torch.int16: "I16",
     torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
@@ -75,8 +87,11 @@ def locked(folder: Path) -> Iterator[None]:
     TrainingError
         When another process trains into it.
     """
-    with atomic.disk_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with atomic.disk_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise TrainingError(f"{folder}: cannot be made ({error.strerror}); choose another folder") from None
     lock = FileLock(folder / ".lock", timeout=0)
     try:
         lock.acquire()
@@ -147,23 +162,43 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
     write_tensors(folder / _STATE, tensors, {"format": _FORMAT, "training": json.dumps(said)})
 
 
-def read_checkpoint(folder: Path, making: Mapping[str, Any], *, restart: bool = False) -> Checkpoint | None:
-    """Read what a run of the same making left unfinished; None where there is nothing, or with `restart` a finished run.
+def check_folder(folder: Path, *, restart: bool = False) -> None:
+    """Refuse a folder that cannot become the tuned model, before anything long begins.
+
+    Parameters
+    ----------
+    folder
+        Which need not exist.
+    restart
+        Whether a run that is finished there may be replaced.
 
     Raises
     ------
     TrainingError
-        When the folder holds something else: another or a finished run, a damaged checkpoint, files of the user.
+        When it is a file, or holds a finished run or something else.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise TrainingError(f"{folder}: is a file; a tuned network needs a folder, choose another output")
+    held = sorted(file.name for file in folder.iterdir() if not file.name.startswith(".")) if folder.exists() else []
+    if not held or _STATE in held:
+        return
+    if "finetuning.json" not in held:
+        raise TrainingError(f"{folder}: holds {held[0]} and is no unfinished fine-tuning; choose a new folder")
+    if not restart:
+        raise TrainingError(f"{folder}: holds a finished fine-tuning; choose another folder, or begin anew with --restart")
+
+
+def read_checkpoint(folder: Path, making: Mapping[str, Any]) -> Checkpoint | None:
+    """Read what a run of the same making left unfinished; None where there is nothing.
+
+    Raises
+    ------
+    TrainingError
+        When it is another run, damaged, or the folder is the base itself.
     """
     path = folder / _STATE
     if not path.exists():
-        strange = sorted(file.name for file in folder.iterdir() if not file.name.startswith("."))
-        if "finetuning.json" in strange and restart:
-            return None
-        if "finetuning.json" in strange:
-            raise TrainingError(f"{folder}: holds a finished fine-tuning; choose another folder, or begin anew with --restart")
-        if strange:
-            raise TrainingError(f"{folder}: holds {strange[0]} and is no unfinished fine-tuning; choose a new folder")
+        _refuse_base(folder, making)
         return None
     try:
         with safetensors.safe_open(path, framework="pt") as file:
@@ -178,14 +213,30 @@ def read_checkpoint(folder: Path, making: Mapping[str, Any], *, restart: bool = 
         found = Checkpoint(said["making"], said["budget"], history, said["logits"], **parts)
     except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
         raise TrainingError(f"{path}: damaged ({type(error).__name__}: {error}); begin anew with --restart") from None
-    wanted = json.loads(json.dumps(making))
-    differing = [key for key in wanted if found.making.get(key) != wanted[key]]
+    differing = _differences(found.making, json.loads(json.dumps(making)))
     if differing:
         raise TrainingError(
-            f"{folder}: holds an unfinished fine-tuning with another {', '.join(differing)}; go on with what it was begun with, choose "
+            f"{folder}: holds an unfinished fine-tuning that was begun otherwise: {'; '.join(differing)}. Go on as it was begun, choose "
             "another folder, or begin anew with --restart"
         )
     return found
+
+
+def _refuse_base(folder: Path, making: Mapping[str, Any]) -> None:
+    """Refuse to begin anew in the folder that the base was read from."""
+    weights = folder / "weights.safetensors"
+    if not weights.exists() or hashlib.sha256(weights.read_bytes()).hexdigest() != making["base"]:
+        return
+    # where no epoch was better than the base, a tuned folder holds the same weights
+    if json.loads((folder / "finetuning.json").read_text(encoding="utf-8"))["base"]["sha256"] != making["base"]:
+        raise TrainingError(f"{folder}: is the base itself, which is never changed; choose another folder")
+
+
+def _differences(begun: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What differs between two makings, in words; settings one by one, and of hashes that they differ."""
+    before, after = ({**making, **making["settings"]} for making in (begun, now))
+    changed = [key for key in after if key != "settings" and before.get(key) != after[key]]
+    return [f"other {key}" if key in _HASHED else f"{key.replace('_', ' ')} {before.get(key)}, now {after[key]}" for key in changed]
 
 
 def discard_checkpoint(folder: Path) -> None:

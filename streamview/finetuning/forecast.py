@@ -66,7 +66,7 @@ class TrainingForecast:
         rows, cols = self.plan.tile
         regions, patients = self.train
         rest = "no validation" if not self.validation[0] else f"{self.validation[0]} of {self.validation[1]} validate"
-        often = "features computed once" if self.cached else f"an epoch about {format_seconds(self.epoch_seconds)}"
+        often = "features computed once" if self.cached else f"an epoch takes {format_seconds(self.epoch_seconds)}"
         return (
             f"{regions} regions of {patients} patients train, {rest}; {self.parameters:,} weights change; up to {self.largest[1]} x "
             f"{self.largest[0]} px in {self.plan.steps} steps of {min(rows, self.largest[0])} x {min(cols, self.largest[1])} px on "

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from streamview.cards import Task
 from streamview.errors import LabelError, MemoryBudgetError, RegionError, SlideError
 from streamview.finetuning.objective import Objective, make_objective
 from streamview.finetuning.parts import choose_weights, head_dropout
@@ -24,6 +25,8 @@ from streamview.loading.heads import with_classes
 from streamview.machine import find_device, resident_memory
 from streamview.slides.sampling import Sampler
 from streamview.streaming import Streamed, stream
+from streamview.streaming.capture import capture
+from streamview.streaming.graph import Sink, bind
 from streamview.streaming.memory import format_bytes, free_memory, parse_bytes, return_freed_blocks
 
 __all__ = ["Prepared", "prepare"]
@@ -64,6 +67,8 @@ class Prepared:
         What gradients, the optimiser, the best weights and cached features take.
     limit_bytes
         Bound on the memory of the process; None: half of what is free may be taken.
+    doubt
+        What makes the figures on the validation regions doubtful, for people; empty: nothing that is known.
     """
 
     base: Model
@@ -82,6 +87,7 @@ class Prepared:
     cached: bool
     kept_bytes: int
     limit_bytes: int | None
+    doubt: str
 
     @property
     def dtype(self) -> torch.dtype:
@@ -158,21 +164,19 @@ def prepare(
     if not examples:
         raise LabelError("there is no labelled region; expected some of every class")
     where = find_device(device)
-    base = with_classes(model, sorted({example.label for example in examples}), settings.seed) if new_head else model
+    base = with_classes(model, _new_classes(examples, model.card.task), settings.seed) if new_head else model
     targets = find_targets(examples, base.card)
     _refuse_one_class(examples)
+    split = divide(examples, settings.validation, settings.seed, base.card.task)
     scarce = scarcity(examples, regression=base.card.task == "regression")
     if scarce and not force:
-        raise LabelError(f"{scarce}; expected {CASES} or more of each: what is learned from fewer is chance (--force trains anyway)")
-    split = divide(examples, settings.validation, settings.seed, base.card.task)
+        said = f"{scarce} (without patient_id a slide counts as one); expected {CASES} or more of each"
+        raise LabelError(f"{said}: what is learned from fewer is chance (--force trains anyway)")
     training = targets[list(split.train)]
-    if base.card.task == "class":
-        absent = sorted({examples[i].label for i in split.validation} - {examples[i].label for i in split.train})
-        if absent or len(set(training.tolist())) < 2:
-            found = f"no region of {absent[0]!r}" if absent else f"nothing but {examples[split.train[0]].label!r}"
-            raise LabelError(f"the training split holds {found}; label regions of more patients, or divide them with a column split")
+    doubt = _check_classes(examples, split) if base.card.task == "class" else ""
     shapes, identities = _look(examples, base)
     module = copy.deepcopy(base.module).to(where).eval()
+    _refuse_small(module, examples, shapes)
     names = choose_weights(module, settings.train, max(shapes))
     module.requires_grad_(False)
     for name, parameter in module.named_parameters():
@@ -197,8 +201,37 @@ def prepare(
     cached = settings.train == "head" and settings.jitter == 0 and features <= room
     return Prepared(
         base, module, names, tuple(head_dropout(module)), tuple(examples), targets, shapes, split, objective, settings, where, tile,
-        making, cached, kept + (features if cached else 0), limit,
+        making, cached, kept + (features if cached else 0), limit, doubt,
     )  # fmt: skip
+
+
+def _new_classes(examples: Sequence[Example], task: Task) -> list[str]:
+    """The classes of a fresh head: all that the labels name."""
+    if task == "regression":
+        raise LabelError("a new head is for classes, and this network is a regression; leave --new-head out, or give another --card")
+    labels = [example.label.split(";") if task == "multilabel" else [example.label] for example in examples]
+    return sorted({part.strip() for parts in labels for part in parts if part.strip()})
+
+
+def _check_classes(examples: Sequence[Example], split: Split) -> str:
+    """Refuse a training split that lacks a class; say where the validation split does."""
+    training, validation = ({examples[i].label for i in part} for part in (split.train, split.validation))
+    absent = sorted(validation - training)
+    if absent or len(training) < 2:
+        found = f"no region of {absent[0]!r}" if absent else f"nothing but {examples[split.train[0]].label!r}"
+        raise LabelError(f"the training split holds {found}; label regions of more patients, or divide them with a column split")
+    missing = sorted(training - validation) if validation else []
+    return f"no region of {', '.join(missing)} validates, so the figures say little; label regions of more patients" if missing else ""
+
+
+def _refuse_small(module: nn.Module, examples: Sequence[Example], shapes: Sequence[tuple[int, int]]) -> None:
+    """Name the region that is too small for the network."""
+    graph = capture(module, channels=3)
+    for shape in sorted(set(shapes)):
+        try:
+            bind(graph, shape)
+        except RegionError as error:
+            raise RegionError(f"{examples[shapes.index(shape)]}: {error}") from None
 
 
 def _refuse_one_class(examples: Sequence[Example]) -> None:
@@ -228,9 +261,6 @@ def _look(examples: Sequence[Example], model: Model) -> tuple[tuple[tuple[int, i
 
 def _feature_bytes(module: nn.Module, shapes: Sequence[tuple[int, int]]) -> int:
     """Bytes of what the head takes of all regions."""
-    from streamview.streaming.capture import capture
-    from streamview.streaming.graph import Sink, bind
-
     graph = capture(module, channels=3)
     total = 0
     for shape in shapes:

@@ -181,6 +181,7 @@ def _record(prepared: Prepared, history: History, tuned: Tuned, *, finished: boo
         "trained": list(prepared.names),
         "before": None if tuned.before is None else tuned.before.to_json(),
         "after": None if tuned.after is None else tuned.after.to_json(),
+        "losses": list(history.losses),
         "epochs": [epoch.to_json() for epoch in history.epochs],
         "device": prepared.device.type,
         "tile": prepared.tile,

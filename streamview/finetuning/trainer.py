@@ -228,8 +228,8 @@ class Trainer:
     def _not_finite(self, found: str) -> TrainingError:
         if not self.history.epochs:
             return TrainingError(f"the base: {found}; get sound weights, and check their normalisation")
-        remedy = "lower the learning rate, and check the labels and the slide"
-        return TrainingError(f"epoch {len(self.history.epochs)}: {found}; the best network so far is kept: {remedy}")
+        remedy = "check the labels and the slide, or begin anew with a lower learning rate (--restart)"
+        return TrainingError(f"epoch {len(self.history.epochs)}: {found}; the best network so far is kept; {remedy}")
 
     def __enter__(self) -> Self:
         return self

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from streamview.errors import Cancelled
 from streamview.evaluation import Metrics
-from streamview.finetuning.checkpoint import discard_checkpoint, locked, read_checkpoint, write_checkpoint
+from streamview.finetuning.checkpoint import check_folder, discard_checkpoint, locked, read_checkpoint, write_checkpoint
 from streamview.finetuning.forecast import TrainingForecast
 from streamview.finetuning.history import History
 from streamview.finetuning.preparation import prepare
@@ -113,7 +113,7 @@ def finetune(
     watch
         Called with the history when the base is judged, and after every step of the optimiser and every epoch.
     tell
-        Told in words of what is gone on with.
+        Told in words of what is gone on with, and of what makes the figures doubtful.
     save_seconds
         Write a checkpoint after a step of the optimiser when the last is so old; it changes nothing of the result.
 
@@ -132,15 +132,19 @@ def finetune(
     StreamviewError
         When a slide or region cannot be read, the network cannot be streamed, memory does not fit, or the disk is full.
     """
-    prepared = prepare(model, examples, settings, memory=memory, tile=tile, device=device, force=force, new_head=new_head)
     folder = None if out is None else Path(out)
+    if folder is not None:
+        check_folder(folder, restart=restart)
+    prepared = prepare(model, examples, settings, memory=memory, tile=tile, device=device, force=force, new_head=new_head)
+    if prepared.doubt:
+        tell(prepared.doubt)
     with ExitStack() as stack:
         found = None
         if folder is not None:
             stack.enter_context(locked(folder))
             if restart:
                 discard_checkpoint(folder)
-            found = read_checkpoint(folder, prepared.making, restart=restart)
+            found = read_checkpoint(folder, prepared.making)
         trainer = stack.enter_context(Trainer(prepared, found, None if ahead is None else ahead.budget_bytes, report))
         save = _Saver(folder, trainer, save_seconds)
         if found is not None:

@@ -100,7 +100,9 @@ def test_a_table_that_does_not_fit_is_one_line(run, table, tmp_path, old, new, s
 def test_few_patients_and_wrong_settings_are_refused(run, table, tmp_path):
     status, _, complaints = run("finetune", "-i", table, "-m", "demo", "-o", tmp_path / "tuned")
     assert status == 1
-    assert "error: patients: lesion has 3, normal has 3; expected 10 or more of each" in complaints
+    assert (
+        "error: patients: lesion has 3, normal has 3 (without patient_id a slide counts as one); expected 10 or more of each" in complaints
+    )
     status, _, complaints = run("finetune", "-i", table, "-m", "demo", "-o", tmp_path / "tuned", "--learning-rate", -1)
     assert status == 1
     assert "error: learning rate -1.0: expected a number above 0, such as 1e-4" in complaints

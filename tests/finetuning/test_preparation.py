@@ -148,7 +148,7 @@ def refused(error, said, examples, model=None, settings=Settings(), **how):  # n
 def test_examples_that_cannot_be_trained_with_are_refused(tmp_path):
     few = separable(8)
     refused(LabelError, "there is no labelled region", [])
-    refused(LabelError, r"patients: a has 4, b has 4; expected 10 or more of each.*--force", few)
+    refused(LabelError, r"patients: a has 4, b has 4 .*; expected 10 or more of each.*--force", few)
     refused(LabelError, "all 3 regions are labelled 'a'; expected two different labels", examples_of("aaa"), force=True)
     refused(LabelError, r"the network's classes are a, b: .*--new-head", examples_of("ac"), force=True)
     stated = [replace(e, split="validation" if e.label == "b" else "train") for e in examples_of("aab")]
@@ -157,8 +157,19 @@ def test_examples_that_cannot_be_trained_with_are_refused(tmp_path):
     refused(SlideError, "no such file", [Example(tmp_path / "gone.svs", "a"), *few], force=True)
     beyond = [replace(few[0], region=Region(0, 60, 99, 99)), *few[1:]]
     refused(RegionError, "s0 at 60,0,99,99: .*expected one inside level 0", beyond, force=True)
+    small = [replace(few[0], region=Region(0, 0, 2, 64)), *few[1:]]
+    deep = model_of(torch.nn.Sequential(torch.nn.Conv2d(3, 4, 5), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(4, 2)))
+    refused(RegionError, "s0 at 0,0,64,2: image of 2 x 64 px .*too small for it at layer 0", small, deep, force=True)
+    refused(LabelError, "a new head is for classes", examples_of("12"), model_of(small_network(1), ["x"], "regression"), new_head=True)
     least = "the process needs .* before the first step; give more, or train a smaller part"
     refused(MemoryBudgetError, least, few, force=True, memory="100MB")
+
+
+def test_a_validation_without_a_class_is_told():
+    stated = [replace(e, split="validation" if i > 2 else "train") for i, e in enumerate(examples_of("abab", 48, 48))]
+    told = []
+    finetune(model_of(small_network()), stated, replace(PRESETS["head"], epochs=1), force=True, tell=told.append)
+    assert told == ["no region of a validates, so the figures say little; label regions of more patients"]
 
 
 def test_a_new_head_keeps_the_body():
@@ -176,6 +187,9 @@ def test_a_new_head_keeps_the_body():
     assert {key for key in same if not same[key].equal(before[key])} == {"15.weight", "15.bias"}
     with pytest.raises(ModelError, match="built by its name, is not this network"):
         with_classes(model_of(small_network(norm=True)), ("x", "y"))
+    several = model_of(small_network(dropout=0.1), task="multilabel")
+    parts = examples_of(["x", "y;x", "", "z ; y"], 48, 48)
+    assert prepare(several, parts, PRESETS["head"], new_head=True, force=True).base.card.class_names == ("x", "y", "z")
     result = finetune(model, examples_of("xyzxyz", 48, 48), replace(PRESETS["head"], epochs=1), new_head=True, force=True)
     assert result.model.card.class_names == ("x", "y", "z")
 
