@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 import torch
@@ -184,6 +185,7 @@ def test_barriers() -> None:
     assert found.passes == 3
     assert found.between > 0
     assert not found.piecewise_linear
+    assert re.search(r"barrier +3\.1: mean of 6 channels", str(found))
     assert "the whole image, by the barriers; 5 x 5 px along the local layers alone" in str(found)
     assert json.loads(json.dumps(found.to_json()))["passes"] == 3
 
