@@ -1,4 +1,7 @@
-"""Pictures of the whole napari window for the pages: ``python -m benchmarks.screenshots [FOLDER]``, under a screen (`make screenshots`)."""
+"""Pictures of the whole napari window for the pages: ``python -m benchmarks.screenshots [FOLDER]``, under a screen (`make screenshots`).
+
+The picture of fine-tuning needs real tissue: a folder ``normal`` and one ``tumor`` of H&E tiles of 256 px, here ones of CAMELYON16 (CC0).
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,8 @@ import numpy as np
 
 SIZE = (1700, 1290)  # of the window, px
 PATIENCE = 240_000  # ms
+TILES = Path("../shared/data/camelyon16_tiles")
+PATIENTS = 10
 
 
 def main(folder: Path) -> None:
@@ -31,6 +36,10 @@ def main(folder: Path) -> None:
         side = 2048
         y, x = (min(max(at - side // 2, 0), 4096 - side) for at in middle)
         take(path, Region(y, x, side, side), folder)
+        if TILES.is_dir():
+            take_finetuning(Path(place), folder)
+        else:
+            print(f"{TILES} is not there: no picture of fine-tuning")
 
 
 def take(path: Path, region: Any, folder: Path) -> None:
@@ -94,6 +103,76 @@ def take(path: Path, region: Any, folder: Path) -> None:
     viewer.close()
 
 
+def take_finetuning(place: Path, folder: Path) -> None:
+    """Label regions of slides of real tissue, fine-tune on them, and take a picture of what came out."""
+    from napari.settings import get_settings
+    from PIL import Image
+    from qtpy.QtWidgets import QScrollArea
+    from streamview_napari._regions import fly_to
+    from streamview_napari._settings import settings
+    from streamview_napari.view import view
+
+    from streamview.geometry import Region
+    from streamview.labels import Example, write_labels
+
+    labels = []
+    for number in range(PATIENTS):
+        path = place / f"node-{number + 1:02d}.svs"
+        lesion = compose(path, np.random.default_rng(number))
+        normal = Region(1536 if lesion.y <= 768 else 256, lesion.x, 512, 512)
+        labels += [Example(path, "lesion", lesion, f"p{number + 1:02d}"), Example(path, "normal", normal, f"p{number + 1:02d}")]
+    write_labels(place / "labels.csv", labels)
+    get_settings().application.save_window_geometry = False
+    viewer = view(place / "node-01.svs")
+    viewer.window._qt_window.resize(*SIZE)
+    dock = viewer.window.dock_widgets["Panel (streamview)"]
+    sections = {section.title: section for section in dock.sections}
+    found, tune = sections["Labels"], sections["Fine-tune"]
+    settings().panel.folder = str(place)
+    wait(lambda: dock.state.loaded is not None)
+    for section in (found, tune):
+        section.unfold.emit()
+    found.load_table(place / "labels.csv")
+    wait(lambda: len(dock.state.labels) == len(labels))
+    tune.controls.preset.setCurrentIndex(tune.controls.preset.findData("careful"))
+    for name, text in {"learning_rate": "2e-3", "epochs": "12"}.items():
+        tune.controls.numbers[name].setText(text)
+    wait(tune.run.isEnabled)
+    tune.run.click()
+    wait(lambda: tune._running is None)
+    wait(tune.run.isEnabled)
+    fly_to(viewer, Region(0, 0, 2304, 2304), dock.state.slide.mpp)
+    area = dock.findChild(QScrollArea)
+    area.verticalScrollBar().setValue(found.parentWidget().y())
+    pause(700)
+    picture = Image.fromarray(viewer.screenshot(canvas_only=False, flash=False)).convert("RGB")
+    picture.save(folder / "napari-finetuning.jpg", quality=88, subsampling=0, optimize=True)
+    print(folder / "napari-finetuning.jpg")
+    viewer.close()
+
+
+def compose(path: Path, rng: np.random.Generator) -> Any:
+    """Write a slide of 2304 px of normal tiles with 3 x 3 tiles of tumour; return a region within them."""
+    import tifffile
+    from PIL import Image
+
+    from streamview.geometry import Region
+
+    files = {kind: sorted((TILES / kind).glob("*.png")) for kind in ("normal", "tumor")}
+    tiles = {kind: [np.asarray(Image.open(file).convert("RGB")) for file in found] for kind, found in files.items()}
+    row, column = rng.integers(0, 5, 2)
+    image = np.empty((2304, 2304, 3), np.uint8)
+    for y, x in np.ndindex(9, 9):
+        kind = "tumor" if row <= y < row + 3 and column <= x < column + 3 else "normal"
+        tile = np.rot90(tiles[kind][rng.integers(len(tiles[kind]))], rng.integers(4))
+        image[y * 256 : (y + 1) * 256, x * 256 : (x + 1) * 256] = tile
+    text = "Aperio Image Library v11.2.1 \r\n2304x2304 [0,0 2304x2304] (256x256) JPEG/RGB Q=90|AppMag = 40|MPP = 0.243"
+    tifffile.imwrite(
+        path, image, photometric="rgb", compression="jpeg", compressionargs={"level": 90}, tile=(256, 256), description=text, metadata=None
+    )
+    return Region(int(row) * 256 + 128, int(column) * 256 + 128, 512, 512)
+
+
 def half_done(layer: Any) -> bool:
     """Whether the lower half of a map that is being computed is there."""
     values = np.asarray(layer.data)
@@ -101,10 +180,12 @@ def half_done(layer: Any) -> bool:
 
 
 def pause(milliseconds: int) -> None:
-    """Let the window work."""
-    from qtpy.QtTest import QTest
+    """Let the window work; QTest.qWait, which vispy replaces, would take a whole processor for it."""
+    from qtpy.QtCore import QEventLoop, QTimer
 
-    QTest.qWait(milliseconds)
+    loop = QEventLoop()
+    QTimer.singleShot(milliseconds, loop.quit)
+    loop.exec()
 
 
 def wait(until: Callable[[], Any]) -> None:

@@ -81,8 +81,13 @@ class Example:
 
     @property
     def case(self) -> str:
-        """The patient, or where none is named the slide."""
-        return self.patient or self.name
+        """The patient, or where none is named the slide by its file's name, however the table writes it and wherever it lies."""
+        return self.patient or self.file
+
+    @property
+    def file(self) -> str:
+        """Name of the slide's file without its folder; of other sources what tables call them."""
+        return Path(self.source).name if isinstance(self.source, str | os.PathLike) else self.name
 
     def __str__(self) -> str:
         """The slide's name and the region, for messages."""
@@ -215,9 +220,9 @@ def find_targets(examples: Sequence[Example], card: ModelCard) -> NDArray[np.flo
 
 
 def labels_digest(examples: Sequence[Example]) -> str:
-    """Return the hex digest of names, regions, labels, patients and splits, whatever their order."""
+    """Return the hex digest of files' names, regions, labels, patients and splits, whatever their order and wherever they lie."""
     rows = [
-        json.dumps([e.name, None if e.region is None else str(e.region), e.label, e.case, e.split, e.mpp], ensure_ascii=False)
+        json.dumps([e.file, None if e.region is None else str(e.region), e.label, e.case, e.split, e.mpp], ensure_ascii=False)
         for e in examples
     ]
     return hashlib.sha256("\n".join(sorted(rows)).encode()).hexdigest()

@@ -35,7 +35,7 @@ def test_a_table_as_people_write_it(folder):
     found = read_labels(table(folder, "\n".join([columns, *rows])))
     assert [example.source.name for example in found] == ["a.svs", "b.tiff", "d.ome.zarr"]
     assert (found[0].region, found[0].patient, found[0].mpp, found[0].split) == (Region(7, 5, 90, 100), "p1", 0.5, "train")
-    assert (found[1].region, found[1].case, found[1].mpp) == (None, "b", None)
+    assert (found[1].region, found[1].case, found[1].mpp) == (None, "b.tiff", None)
     assert [example.label for example in found] == ["tumour", "normal", "x"]
 
 
@@ -54,6 +54,7 @@ def test_what_was_written_is_read_again_wherever_both_are_moved(folder, tmp_path
     elsewhere = tmp_path_factory.mktemp("elsewhere") / "labels.csv"
     write_labels(elsewhere, examples)
     assert [e.source for e in read_labels(elsewhere)] == [e.source for e in examples]
+    assert labels_digest(read_labels(elsewhere)) == labels_digest(found) == labels_digest(examples)
     with pytest.raises(LabelError, match="is not a file; a table names slides by their paths"):
         write_labels(elsewhere, [Example(np.zeros((8, 8, 3), np.uint8), "x")])
 
@@ -87,6 +88,11 @@ def test_a_table_that_cannot_be_read_is_said(folder):
     (folder / "bad.csv").write_bytes(b"slide_id,label\n\xff\xfe,x\n")
     with pytest.raises(LabelError, match=r"bad.csv cannot be read .*UTF-8"):
         read_labels(folder / "bad.csv")
+
+
+def test_a_slide_is_one_case_however_it_is_written(folder):
+    found = read_labels(table(folder, "slide_id,label,x,y,width,height\nb,n,0,0,8,8\nb.tiff,m,9,0,8,8\n"))
+    assert {example.case for example in found} == {"b.tiff"}
 
 
 def test_slides_may_lie_in_another_folder(folder, tmp_path_factory):

@@ -5,13 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from qtpy.QtCore import QCoreApplication, QEvent, QObject, QSize, Qt, QTimer
-from qtpy.QtWidgets import QFrame, QHBoxLayout, QLabel, QPushButton, QScrollArea, QVBoxLayout, QWidget
+from qtpy.QtWidgets import QFrame, QHBoxLayout, QLabel, QPushButton, QScrollArea, QToolButton, QVBoxLayout, QWidget
 
 from streamview_napari._display import DisplaySection
 from streamview_napari._export import ExportSection
+from streamview_napari._finetuning import FinetuningSection
 from streamview_napari._hotspots import HotspotSection
 from streamview_napari._inference import InferenceSection
 from streamview_napari._keys import KeySheet, bind, unbind
+from streamview_napari._labels import LabelsSection
 from streamview_napari._readout import dress
 from streamview_napari._results import ResultSection
 from streamview_napari._section import Section, Shortcut
@@ -30,8 +32,11 @@ SECTIONS: tuple[type[Section], ...] = (
     DisplaySection,
     HotspotSection,
     ExportSection,
+    LabelsSection,
+    FinetuningSection,
 )
 _WIDTH = 340  # px
+_TITLE_STYLE = "font-weight: bold; QToolButton { border: 0; background: transparent; padding: 0; font-weight: bold; }"
 
 
 class Dock(QWidget):
@@ -144,8 +149,9 @@ def _headed(section: Section) -> QWidget:
     column = QVBoxLayout(whole)
     column.setContentsMargins(0, 8, 0, 4)
     column.setSpacing(6)
-    title, note = QLabel(section.title), QLabel()
-    title.setStyleSheet("font-weight: bold;")
+    title: QWidget = _fold(section) if section.folded else QLabel(section.title)
+    title.setStyleSheet(_TITLE_STYLE)
+    note = QLabel()
     note.setStyleSheet("color: #a0a4ab;")
     section.note_changed.connect(note.setText)
     head = QHBoxLayout()
@@ -161,3 +167,21 @@ def _headed(section: Section) -> QWidget:
     whole.setVisible(section.filled)
     section.filled_changed.connect(whole.setVisible)
     return whole
+
+
+def _fold(section: Section) -> QToolButton:
+    """Return a title that shows and hides its section; hidden at first."""
+    title = QToolButton()
+    title.setText(section.title)
+    title.setToolTip("Click to open or close this section.")
+    title.setCheckable(True)
+    title.setToolButtonStyle(Qt.ToolButtonStyle.ToolButtonTextBesideIcon)
+
+    def show(shown: bool) -> None:
+        title.setArrowType(Qt.ArrowType.DownArrow if shown else Qt.ArrowType.RightArrow)
+        section.setVisible(shown)
+
+    title.toggled.connect(show)
+    section.unfold.connect(lambda: title.setChecked(True))
+    show(False)
+    return title

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from streamview.geometry import Region
     from streamview_napari._state import State
 
-__all__ = ["Drawing"]
+__all__ = ["Drawing", "thicken"]
 
 _BLUE = "#4c8bf5"
 
@@ -64,7 +64,7 @@ class Drawing:
         if not any(np.abs(np.asarray(shape)[:, -2:] - wanted).max() < 1e-6 for shape in layer.data if len(shape) == len(wanted)):
             with layer.events.data.blocker():
                 layer.add_rectangles(wanted, edge_color=_BLUE, face_color="transparent")
-            self._thicken(layer)
+            thicken(layer, self._viewer)
 
     def _find(self) -> Shapes | None:
         slide = self._state.slide_layer
@@ -88,7 +88,7 @@ class Drawing:
         layer.current_edge_color, layer.current_face_color = _BLUE, "transparent"
         self._viewer.add_layer(layer)
         layer.events.data.connect(lambda event: self._drawn(layer, event))
-        self._thicken(layer)
+        thicken(layer, self._viewer)
         return layer
 
     def _drawn(self, layer: Shapes, event: Any) -> None:
@@ -104,10 +104,12 @@ class Drawing:
     def _zoomed(self, event: Any = None) -> None:
         for layer in self._viewer.layers:
             if "regions_of" in facts(layer):
-                self._thicken(layer)
+                thicken(layer, self._viewer)
 
-    def _thicken(self, layer: Shapes) -> None:
-        width = 3 / max(float(self._viewer.scene.camera.zoom), 1e-9) / float(layer.scale[0])
-        layer.current_edge_width = width
-        if len(layer.data):
-            layer.edge_width = [width] * len(layer.data)
+
+def thicken(layer: Shapes, viewer: ViewerModel) -> None:
+    """Let the outlines of a layer be three screen px wide at the present zoom."""
+    width = 3 / max(float(viewer.scene.camera.zoom), 1e-9) / float(layer.scale[0])
+    layer.current_edge_width = width
+    if len(layer.data):
+        layer.edge_width = [width] * len(layer.data)

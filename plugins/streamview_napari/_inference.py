@@ -19,7 +19,7 @@ from streamview_napari._live import LiveMap
 from streamview_napari._models import describe_card, describe_streaming, known_models, load
 from streamview_napari._regions import centre_of
 from streamview_napari._runs import REGIONS, Outlook, RegionChoice, Request, compute, describe_progress, find_region, foresee
-from streamview_napari._section import ERROR_STYLE, Section, Shortcut, labelled, quiet_label
+from streamview_napari._section import BAR_STYLE, ERROR_STYLE, RUN_STYLE, Section, Shortcut, labelled, quiet_label
 from streamview_napari._settings import settings
 from streamview_napari._state import Answer, RunFacts, facts
 
@@ -38,15 +38,6 @@ __all__ = ["InferenceSection"]
 
 _DEBOUNCE = 300  # ms without a change before the forecast is made anew
 _REDRAW = 500  # ms between two drawings of the map that is being computed
-_BAR_STYLE = """
-QProgressBar { background: #3a3f49; border: 0; border-radius: 4px; }
-QProgressBar::chunk { background: #4c86e0; border-radius: 4px; }
-"""
-_RUN_STYLE = """
-QPushButton { background: #3d74cc; color: #ffffff; font-weight: bold; padding: 5px; border-radius: 3px; }
-QPushButton:hover { background: #4c86e0; }
-QPushButton:disabled { background: #3a3f49; color: #7d828b; }
-"""
 
 
 class InferenceSection(Section):
@@ -93,7 +84,7 @@ class InferenceSection(Section):
         self.forecast = quiet_label()
         self.forecast.setToolTip("Timed on a sample of this region on this machine.")
         self.run = QPushButton("Run")
-        self.run.setStyleSheet(_RUN_STYLE)
+        self.run.setStyleSheet(RUN_STYLE)
         self.run.setToolTip("Compute the prediction, and its maps where they are wanted.")
         self.run.setEnabled(False)
         self.cancel = QPushButton("Cancel")
@@ -102,7 +93,7 @@ class InferenceSection(Section):
         self.bar = QProgressBar()
         self.bar.setFixedHeight(8)
         self.bar.setTextVisible(False)
-        self.bar.setStyleSheet(_BAR_STYLE)
+        self.bar.setStyleSheet(BAR_STYLE)
         self.said = quiet_label()
         self.problem = QLabel()
         self.problem.setWordWrap(True)
@@ -129,13 +120,14 @@ class InferenceSection(Section):
         self.browse.clicked.connect(self._browse)
         self.region.currentIndexChanged.connect(self._region_chosen)
         self.draw.clicked.connect(self.start_drawing)
-        self.device.currentIndexChanged.connect(self.refresh)
+        self.device.currentIndexChanged.connect(self._device_chosen)
         self.memory.editingFinished.connect(self._memory_given)
         self.maps.toggled.connect(self._maps_toggled)
         self.run.clicked.connect(self.start)
         self.cancel.clicked.connect(self.stop)
         state.events.slide_changed.connect(self._slide_changed)
         state.events.explanation_wanted.connect(self.explain)
+        state.events.model_wanted.connect(self.choose)
         self._slide_changed(state.slide_layer)
         state.start(lambda report: _surroundings(), done=self._known, failed=self._fail)
 
@@ -267,10 +259,15 @@ class InferenceSection(Section):
         self.fill(layer is not None)
         self.refresh()
 
+    def _device_chosen(self) -> None:
+        self.refresh()
+        self.state.events.machine_changed.emit()
+
     def _memory_given(self) -> None:
         if self.memory.text().strip() != settings().panel.memory:
             settings().panel.memory = self.memory.text().strip()
             self.refresh()
+            self.state.events.machine_changed.emit()
 
     def _maps_toggled(self, wanted: bool) -> None:
         settings().panel.maps = wanted

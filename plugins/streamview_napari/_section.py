@@ -14,9 +14,18 @@ if TYPE_CHECKING:
 
     from streamview_napari._state import State
 
-__all__ = ["ERROR_STYLE", "LABEL_WIDTH", "Section", "Shortcut", "labelled", "plain_table", "quiet_label"]
+__all__ = ["BAR_STYLE", "ERROR_STYLE", "LABEL_WIDTH", "RUN_STYLE", "Section", "Shortcut", "labelled", "plain_table", "quiet_label"]
 
 ERROR_STYLE = "background: #5c3a1e; color: #ffffff; padding: 6px; border-radius: 3px;"
+BAR_STYLE = """
+QProgressBar { background: #3a3f49; border: 0; border-radius: 4px; }
+QProgressBar::chunk { background: #4c86e0; border-radius: 4px; }
+"""
+RUN_STYLE = """
+QPushButton { background: #3d74cc; color: #ffffff; font-weight: bold; padding: 5px; border-radius: 3px; }
+QPushButton:hover { background: #4c86e0; }
+QPushButton:disabled { background: #3a3f49; color: #7d828b; }
+"""
 LABEL_WIDTH = 96  # px: of the captions at the left of controls
 _SPACING = 6  # px
 
@@ -55,10 +64,15 @@ class Section(QWidget):
     """
 
     title: ClassVar[str] = ""
+    folded: ClassVar[bool] = False
+    """Whether only the title is shown until the user opens the section, by a click on it."""
     note_changed = Signal(str)
     """Emitted with what stands at the right of the section's title."""
     filled_changed = Signal(bool)
     """Emitted when the section gets something to show, or has nothing more to show; the dock hides it then."""
+
+    unfold = Signal()
+    """Emitted when a folded section has something for the user to see."""
 
     def __init__(self, viewer: ViewerModel, state: State) -> None:
         super().__init__()

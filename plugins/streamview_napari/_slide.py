@@ -141,7 +141,7 @@ class SlideSection(Section):
             self._fail(str(error))
             return
         for other in self.viewer.layers:
-            if facts(other).get("regions_of") is layer:  # drawn in pixels
+            if layer in (facts(other).get("regions_of"), facts(other).get("labels_of")):  # drawn in pixels
                 other.scale, other.units = layer.scale, layer.units
         self.state.events.slide_changed.emit(layer)
         self.viewer.reset_view()

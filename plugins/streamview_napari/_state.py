@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from napari.components import ViewerModel
     from napari.layers import Image, Layer
 
+    from streamview.labels import Example
     from streamview.results import Prediction, Saliency
     from streamview.slides import Slide
     from streamview_napari._models import Loaded
@@ -88,7 +89,9 @@ class Events(SignalGroup):
     ``slide_changed(layer)``: another slide is worked on, or its mpp was given; None when there is none. ``model_changed(loaded)``.
     ``answered(answer)``: one more row of the results. ``result_added(saliency)``: one more result with maps, computed or opened.
     ``result_selected(saliency)``: it is the one worked on; None when there is none. ``map_selected(layer)``: a layer of the result worked
-    on, or None. ``explanation_wanted(prediction, target)``: the user wants maps of another target, by name.
+    on, or None. ``explanation_wanted(prediction, target)``: the user wants maps of another target, by name. ``machine_changed()``: another
+    device or memory bound was chosen. ``labels_changed(labels)``: regions were labelled, or where they are kept has changed.
+    ``example_wanted(example)``: the user wants to see a labelled region. ``model_wanted(spec)``: the user wants to run this network.
     """
 
     slide_changed = Signal(object)
@@ -98,6 +101,10 @@ class Events(SignalGroup):
     result_selected = Signal(object)
     map_selected = Signal(object)
     explanation_wanted = Signal(object, str)
+    machine_changed = Signal()
+    labels_changed = Signal(object)
+    example_wanted = Signal(object)
+    model_wanted = Signal(str)
 
 
 def facts(layer: Layer | None) -> dict[str, Any]:
@@ -120,6 +127,8 @@ class State:
         self.events = Events()
         self.answers: list[Answer] = []
         self.loaded: Loaded | None = None
+        self.labels: tuple[Example, ...] = ()
+        self.table: Path | None = None
         self._slide: Image | None = None
         self._map: Image | None = None
         self._result: Saliency | None = None
@@ -176,6 +185,11 @@ class State:
         """Work with another network."""
         self.loaded = loaded
         self.events.model_changed.emit(loaded)
+
+    def label(self, labels: tuple[Example, ...], table: Path | None = None) -> None:
+        """Work with these labelled regions, of any slides; `table` is the file that holds exactly them, None while they are not saved."""
+        self.labels, self.table = labels, table
+        self.events.labels_changed.emit(labels)
 
     def answer(self, answer: Answer) -> None:
         """Count an answer, once."""

@@ -7,6 +7,8 @@ reports exhausted memory as one). Whatever is raised becomes a text for the user
 from __future__ import annotations
 
 import logging
+import os
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -18,9 +20,10 @@ from qtpy.QtCore import QObject, Signal, Slot
 from streamview.errors import Cancelled, StreamviewError
 from streamview.progress import Report, Step
 
-__all__ = ["Work", "describe_error"]
+__all__ = ["Work", "describe_error", "yield_to_window"]
 
 _PERIOD = 0.05  # s between two reports that reach the window
+_POLITE = 10  # niceness: about a tenth of a processor that the window wants as well
 _LOG = logging.getLogger(__name__)
 
 
@@ -100,6 +103,16 @@ class Work(QObject):
         self.running = False
         if told.call is not None:
             told.call(*told.arguments)
+
+
+def yield_to_window() -> None:
+    """Let the window go first wherever it and the present thread want the processor; to be called at the start of long work.
+
+    On Linux the threads that this one makes later, torch's among them, take this over. Elsewhere nothing is changed.
+    """
+    if sys.platform == "linux":
+        thread = threading.get_native_id()
+        os.setpriority(os.PRIO_PROCESS, thread, max(os.getpriority(os.PRIO_PROCESS, thread), _POLITE))
 
 
 def describe_error(error: BaseException) -> str:
