@@ -81,8 +81,9 @@ class Example:
 
     @property
     def case(self) -> str:
-        """The patient, or where none is named the slide by its file's name, however the table writes it and wherever it lies."""
-        return self.patient or self.file
+        """The patient, or where none is named the slide, with or without its suffix the same."""
+        suffix = next((end for end in _SLIDES if self.name.lower().endswith(end)), "")
+        return self.patient or self.name[: len(self.name) - len(suffix)].removesuffix(".ome")
 
     @property
     def file(self) -> str:
@@ -222,7 +223,7 @@ def find_targets(examples: Sequence[Example], card: ModelCard) -> NDArray[np.flo
 def labels_digest(examples: Sequence[Example]) -> str:
     """Return the hex digest of files' names, regions, labels, patients and splits, whatever their order and wherever they lie."""
     rows = [
-        json.dumps([e.file, None if e.region is None else str(e.region), e.label, e.case, e.split, e.mpp], ensure_ascii=False)
+        json.dumps([e.file, None if e.region is None else str(e.region), e.label, e.patient, e.split, e.mpp], ensure_ascii=False)
         for e in examples
     ]
     return hashlib.sha256("\n".join(sorted(rows)).encode()).hexdigest()

@@ -11,6 +11,12 @@ import pytest
 
 from streamview.synthetic import write_synthetic_slide
 
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run the tests of windows last: napari and Qt stay in memory, and other tests bound the memory of this same process."""
+    items.sort(key=lambda item: "napari" in item.path.parts)
+
+
 _SHARED = Path(__file__).resolve().parents[1] / "../shared/data"
 
 

@@ -35,7 +35,7 @@ def test_a_table_as_people_write_it(folder):
     found = read_labels(table(folder, "\n".join([columns, *rows])))
     assert [example.source.name for example in found] == ["a.svs", "b.tiff", "d.ome.zarr"]
     assert (found[0].region, found[0].patient, found[0].mpp, found[0].split) == (Region(7, 5, 90, 100), "p1", 0.5, "train")
-    assert (found[1].region, found[1].case, found[1].mpp) == (None, "b.tiff", None)
+    assert (found[1].region, found[1].case, found[1].mpp) == (None, "b", None)
     assert [example.label for example in found] == ["tumour", "normal", "x"]
 
 
@@ -91,8 +91,9 @@ def test_a_table_that_cannot_be_read_is_said(folder):
 
 
 def test_a_slide_is_one_case_however_it_is_written(folder):
-    found = read_labels(table(folder, "slide_id,label,x,y,width,height\nb,n,0,0,8,8\nb.tiff,m,9,0,8,8\n"))
-    assert {example.case for example in found} == {"b.tiff"}
+    rows = ["b,n,0,0,8,8", "b.tiff,m,9,0,8,8", "d,n,0,0,8,8", "d.ome.zarr,m,9,0,8,8"]
+    found = read_labels(table(folder, "\n".join(["slide_id,label,x,y,width,height", *rows])))
+    assert [example.case for example in found] == ["b", "b", "d", "d"]
 
 
 def test_slides_may_lie_in_another_folder(folder, tmp_path_factory):
