@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import builtins
 import operator
+import threading
 import types
 import warnings
 from collections.abc import Callable
@@ -26,6 +27,9 @@ from streamview.streaming.ops.pointwise import of_channels
 __all__ = ["Split", "admit", "is_container", "trace"]
 
 _EXAMPLE = (512, 768)  # height and width of the image that torch.export sees
+
+# torch.fx and torch.export change torch itself while they work, so there is one at a time in a process
+_TRACING = threading.Lock()
 
 
 class Split(nn.Module):
@@ -68,12 +72,26 @@ class _Appending(GraphAppendingTracer):
 
 
 class _Tracer(fx.Tracer):
-    """Records in-place arithmetic, ``max`` and ``min``, and refuses contexts inside the network, which a trace would forget."""
+    """Records in-place arithmetic, ``max`` and ``min``, and refuses contexts inside the network, which a trace would forget.
+
+    While torch.fx traces, the calls and attributes of every module of the process pass through it; those of other threads are let through.
+    """
 
     def __init__(self, head: nn.Module | None = None) -> None:
         super().__init__()
         self._contexts = _contexts()
         self._head = head
+        self._thread = threading.get_ident()
+
+    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if threading.get_ident() != self._thread:
+            return forward(*args, **kwargs)
+        return super().call_module(m, forward, args, kwargs)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        if threading.get_ident() != self._thread:
+            return attr_val
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
 
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
         # sizes of paddings are often the larger of two numbers (TensorFlow's `same`)
@@ -131,10 +149,12 @@ def trace(module: nn.Module, channels: int) -> tuple[fx.Graph, nn.Module]:
         spec = module.graph._codegen
     else:
         try:
-            graph = _Tracer(module.head if isinstance(module, Split) else None).trace(module)
+            with _TRACING:
+                graph = _Tracer(module.head if isinstance(module, Split) else None).trace(module)
             spec = None
         except (fx.proxy.TraceError, TypeError, ValueError, RuntimeError, AttributeError, AssertionError, KeyError) as error:
-            root = _export(module, channels, error)
+            with _TRACING:
+                root = _export(module, channels, error)
             graph, spec = root.graph, root.graph._codegen
     if isinstance(spec, fx.graph._PyTreeCodeGen):
         _restore_outputs(graph, spec.pytree_info.out_spec)

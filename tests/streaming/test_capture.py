@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import copy
 import gc
+import time
 import weakref
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 import torch.nn.functional as F
+from networks import seed_network
 from oracle import errors
 from torch import Tensor, nn
 
 from streamview.errors import NotStreamableError, RegionError
 from streamview.streaming import stream
+from streamview.streaming.capture import capture
 
 TILE = (9, 13)
 
@@ -190,3 +194,34 @@ def test_half_precision() -> None:
     found = torch.autograd.grad(stream(half, tile=(8, 16))(image.bfloat16()).sum(), half[0].weight)[0]
     assert found.dtype == torch.bfloat16
     assert (found - expected).norm() < 0.02 * expected.norm()
+
+
+def test_threads_capture_and_run_networks_at_the_same_time() -> None:
+    """As in a window that foresees one run while it computes another: torch.fx changes modules of all threads while it traces."""
+    torch.manual_seed(0)
+    network = seed_network(blocks=3).eval()
+    other = seed_network(blocks=2).eval()
+    image = torch.randn(1, 3, 32, 32)
+    expected, count = other(image), len(capture(network).nodes)
+    call, stop = nn.Module.__call__, time.monotonic() + 2
+
+    def trace() -> int:
+        found = 0
+        while time.monotonic() < stop:
+            assert len(capture(network).nodes) == count
+            found += 1
+        return found
+
+    def run() -> int:
+        found = 0
+        while time.monotonic() < stop:
+            assert other(image).equal(expected)
+            assert all(isinstance(p, nn.Parameter) for p in network[0].parameters())
+            assert isinstance(network[0].weight, nn.Parameter)
+            found += 1
+        return found
+
+    with ThreadPoolExecutor(4) as pool:
+        works = [pool.submit(work) for work in (trace, run, trace, run)]
+        assert min(work.result() for work in works) > 3
+    assert nn.Module.__call__ is call
