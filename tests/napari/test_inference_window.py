@@ -367,6 +367,7 @@ def test_a_slide_opened_by_napari_itself_brings_the_panel(window: Callable[[Any]
     assert viewer.canvas.overlays.scale_bar.visible
 
 
+@pytest.mark.slow
 def test_every_real_slide_opens_in_its_place(window: Callable[[Any], Any], shared_data: Path, slide_path: Path, qtbot: Any) -> None:
     from streamview_napari.view import add_layers
 

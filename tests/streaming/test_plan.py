@@ -63,7 +63,7 @@ def plan_for(height: int, width: int, memory: int, *, train: bool = False) -> Pl
     return make_plan(bind(graph, (height, width)), 1, torch.float32, needs, weights, memory=memory)
 
 
-@pytest.mark.parametrize("train", [False, True], ids=["saliency", "training"])
+@pytest.mark.parametrize("train", [pytest.param(False, marks=pytest.mark.slow, id="saliency"), pytest.param(True, id="training")])
 def test_a_budget_is_kept_whatever_the_height(train: bool) -> None:
     budget = 96 * MB
     image = 2048 * 1024 * 3 * 4  # the gradient of the image, which the caller asked for, is his
@@ -72,7 +72,7 @@ def test_a_budget_is_kept_whatever_the_height(train: bool) -> None:
     assert growth(1024, None, train) > 2 * budget
 
 
-@pytest.mark.parametrize("budget", [96 * MB, 300 * MB])
+@pytest.mark.parametrize("budget", [pytest.param(96 * MB, marks=pytest.mark.slow), 300 * MB])
 def test_peak_is_forecast(budget: int) -> None:
     predicted = plan_for(2048, 1024, budget, train=True).peak_bytes
     measured = growth(2048, budget, True)
