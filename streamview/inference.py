@@ -312,13 +312,16 @@ def _reverse(
 
     def take(grad: Tensor | None, rows: Span, cols: Span) -> None:
         nonlocal strip
-        if cols[1] == width:
-            strip = np.zeros((2, rows[1] - rows[0], width), np.float32)
-        if grad is not None:
-            found = session.reduce(grad, rows, cols, scale)
-            if not np.isfinite(found).all():
-                raise NotFinite(f"gave a gradient of {target}", target)
-            strip[:, :, cols[0] : cols[1]] = found
+        reduced = None if grad is None else session.reduce(grad, rows, cols, scale)
+        if reduced is not None and not np.isfinite(reduced).all():
+            raise NotFinite(f"gave a gradient of {target}", target)
+        if reduced is not None and cols == (0, width):
+            strip = reduced
+        else:
+            if cols[1] == width:
+                strip = np.zeros((2, rows[1] - rows[0], width), np.float32)
+            if reduced is not None:
+                strip[:, :, cols[0] : cols[1]] = reduced
         if cols[0] == 0 and rows[0] < session.kept[0]:
             kept = strip[:, : session.kept[0] - rows[0], : session.kept[1]]
             write(rows[0], kept)

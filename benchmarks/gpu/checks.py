@@ -89,19 +89,18 @@ def random_networks(device: torch.device, count: int = 100) -> str:
 
 
 def full_float32(device: torch.device) -> str:
-    """Without TF32 a float32 map agrees with float64 as conventional float32 does."""
-    network = MODELS["resnet18"]().eval().to(device)
+    """A float32 saliency run has the errors of float32, not of TF32 (a thousand times larger), whatever the user's flags are."""
+    # no ReLU and no maximum, which the last digit may decide otherwise
+    layers = [nn.Conv2d(3, 32, 3, padding=1), nn.Softplus(), nn.Conv2d(32, 32, 3, 2, 1), nn.Softplus(), nn.Conv2d(32, 32, 3, padding=1)]
+    network = nn.Sequential(*layers, nn.Softplus(), *head(32)).eval().to(device)
     image = torch.rand(1, 3, 512, 512, device=device)
-    truth = gradients(network.double(), image.double(), [], first_logit(network, image.double()))[1]
-    network.float()
     cotangent = first_logit(network, image)
     with in_full_float32(device):
-        plain = gradients(network, image, [], cotangent)[1]
-        streamed = gradients(streamview.stream(network), image, [], cotangent)[1]
-    far = [float((grad.double() - truth).norm() / truth.norm()) for grad in (plain, streamed)]
-    # both stray where a ReLU or a maximum is decided by the last digit
-    assert far[1] < max(3 * far[0], 1e-5), f"conventional {far[0]:.1e}, streamed {far[1]:.1e}"
-    return f"relative L2 to float64: conventional {far[0]:.1e}, streamed {far[1]:.1e}"
+        streamed = gradients(streamview.stream(network, tile=(128, 512)), image, [], cotangent)[1]
+    truth = gradients(network.double(), image.double(), [], cotangent.double())[1]
+    far = float((streamed.double() - truth).norm() / truth.norm())
+    assert far < 1e-5, f"relative L2 to float64 {far:.1e}"
+    return f"relative L2 to float64 {far:.1e}"
 
 
 def first_logit(network: nn.Module, image: Tensor) -> Tensor:
@@ -134,7 +133,7 @@ def same_bits(device: torch.device) -> str:
 def memory_runs_out(device: torch.device) -> str:
     """A plan of steps far too large recovers in smaller ones, with the same gradient."""
     network = MODELS["resnet18"]().eval().to(device).requires_grad_(False)
-    image = torch.rand(1, 3, 2048, 2048, device=device)
+    image = torch.rand(1, 3, 3072, 2048, device=device)
     cotangent = first_logit(network, image[:, :, :256, :256])
     expected = gradients(streamview.stream(network, tile=(256, 2048)), image, [], cotangent)[1]
     said: list[str] = []
@@ -146,11 +145,11 @@ def memory_runs_out(device: torch.device) -> str:
 
     shortage.smaller = smaller
     try:
-        with bounded(device, torch.cuda.memory_reserved(device) + 2**30):
-            found = gradients(streamview.stream(network, tile=(2048, 2048), memory=None), image, [], cotangent)[1]
+        with bounded(device, torch.cuda.memory_reserved(device) + 2**29):
+            found = gradients(streamview.stream(network, tile=(3072, 2048)), image, [], cotangent)[1]
     finally:
         shortage.smaller = original
-    assert said, "1 GB was enough for all"
+    assert said, "0.5 GB was enough for all"
     difference = float((found - expected).abs().max() / expected.abs().max())
     assert difference < 1e-3, f"differs by {difference:.1e}"
     return f"after steps of {', '.join(said)} rows; difference {difference:.1e}"

@@ -158,12 +158,13 @@ def measure_slide(device: torch.device, size: int = 8192, precision: str = "floa
                 session._fetch(rows, columns)
             reading = time.perf_counter() - start
             start = time.perf_counter()
-            session.forward(session.run(plan, session.needs), None, explain=True)
-            session.wait()
-            both = time.perf_counter() - start
-            start = time.perf_counter()  # the region is on the device now, where there is one
-            session.forward(session.run(plan, session.needs), None, explain=True)
-            session.wait()
+            with full_float32(device):
+                session.forward(session.run(plan, session.needs), None, explain=True)
+                session.wait()
+                both = time.perf_counter() - start
+                start = time.perf_counter()  # the region is on the device now, where there is one
+                session.forward(session.run(plan, session.needs), None, explain=True)
+                session.wait()
             computing = time.perf_counter() - start
     return {
         "size": size, "precision": precision, "seconds": min(calls), "first_seconds": calls[0], "peak_bytes": peak,

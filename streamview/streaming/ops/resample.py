@@ -123,6 +123,8 @@ class Resample:
         For every tap the input that each output reads, and its weight.
     double
         The taps of rows and columns for maps of float64, where torch takes others.
+    cuda
+        Those for maps on CUDA, likewise.
     """
 
     rows: Table
@@ -130,6 +132,7 @@ class Resample:
     row_taps: Taps
     col_taps: Taps
     double: tuple[Taps, Taps] | None = None
+    cuda: tuple[Taps, Taps] | None = None
 
     def run(self, inputs: Sequence[Tensor], weights: Sequence[Tensor], piece: Piece, wants: Wants | None) -> tuple[Tensor, Any]:
         """Gather and weigh; the gradient needs the shape alone."""
@@ -153,7 +156,8 @@ class Resample:
     def _parts(self, piece: Piece, like: Tensor) -> list[tuple[int, list[tuple[Tensor, Tensor | None]]]]:
         """For both dimensions the indices into the piece's input, and the weights, of each tap."""
         found = []
-        both = self.double if self.double is not None and like.dtype == torch.float64 else (self.row_taps, self.col_taps)
+        special = self.cuda if like.device.type == "cuda" else self.double if like.dtype == torch.float64 else None
+        both = (self.row_taps, self.col_taps) if special is None else special
         for axis, ((start, stop), taps) in enumerate(zip((piece.rows, piece.cols), both, strict=True)):
             shape = (-1, 1) if axis == 0 else (-1,)
             part: list[tuple[Tensor, Tensor | None]] = []
@@ -187,13 +191,16 @@ def _linear_taps(n: int, m: int, scale: float | None, align_corners: bool) -> tu
     return Table.of(low, high, step, 0.0 if align_corners else step / 2 - 0.5), taps
 
 
-def _nearest_taps(n: int, m: int, scale: float | None, mode: str, other: int) -> tuple[Table, Taps, Taps]:
-    """By torch itself: rounding decides its index for many sizes, and how it is computed depends on the map's precision and size."""
+def _nearest_taps(n: int, m: int, scale: float | None, mode: str, other: int) -> tuple[Table, Taps, Taps, Taps]:
+    """By torch itself: rounding decides its index for many sizes, and differs with the map's precision, its size and the device.
+
+    Taps for float32 and float64 on a processor, and for CUDA, where there is one.
+    """
     # `other` is the output's other side; torch has one kernel for sides that sum up to 128 and one for longer sides
     other = 1 if m + other <= 128 else max(129 - m, 1)
 
-    def indices(dtype: torch.dtype) -> tuple[int, ...]:
-        ramp = torch.arange(n, dtype=dtype).view(1, 1, n, 1)
+    def indices(dtype: torch.dtype, device: str = "cpu") -> tuple[int, ...]:
+        ramp = torch.arange(n, dtype=dtype, device=device).view(1, 1, n, 1)
         if scale is None:
             found = F.interpolate(ramp, size=(m, other), mode=mode)
         else:
@@ -201,9 +208,10 @@ def _nearest_taps(n: int, m: int, scale: float | None, mode: str, other: int) ->
         return tuple(int(i) for i in found[0, 0, :, 0].tolist())
 
     single, double = indices(torch.float32), indices(torch.float64)
+    cuda = indices(torch.float32, "cuda") if torch.cuda.is_available() else single
     step = 1 / scale if scale is not None else n / m
-    table = Table.of(list(map(min, single, double)), list(map(max, single, double)), step, step / 2 - 0.5)
-    return table, ((single, ()),), ((double, ()),)
+    table = Table.of(list(map(min, single, double, cuda)), list(map(max, single, double, cuda)), step, step / 2 - 0.5)
+    return table, ((single, ()),), ((double, ()),), ((cuda, ()),)
 
 
 def _interpolated(
@@ -218,14 +226,14 @@ def _interpolated(
             n = sizes[input.index][axis]
             if min(m, wanted[1 - axis][0]) < 1:
                 table, single = one_tap([], 1.0, 0.0)
-                found.append((table, single, single))
+                found.append((table, single, single, single))
             elif mode.startswith("nearest"):
                 found.append(_nearest_taps(n, m, scale, mode, wanted[1 - axis][0]))
             else:
                 table, single = _linear_taps(n, m, scale, align)
-                found.append((table, single, single))
-        (rows, row_taps, row_double), (cols, col_taps, col_double) = found
-        return Resample(rows, cols, row_taps, col_taps, (row_double, col_double))
+                found.append((table, single, single, single))
+        (rows, row_taps, row_double, row_cuda), (cols, col_taps, col_double, col_cuda) = found
+        return Resample(rows, cols, row_taps, col_taps, (row_double, col_double), (row_cuda, col_cuda))
 
     return Local(sized, (input,))
 
