@@ -174,7 +174,10 @@ class Session:
                 pixels = decoded.to(self.device, non_blocking=True)
                 if self._keeps_parts:
                     self.parts[key] = pixels
-            image = pixels.permute(2, 0, 1)[None].to(torch.float32).mul_(self.scale).sub_(self.mean)
+            # cuDNN works on (N, C, H, W) in float32, and would lay out anew whatever comes with the channels last
+            planes = self.device.type == "cuda" and self.dtype == torch.float32
+            layout = torch.contiguous_format if planes else torch.preserve_format
+            image = pixels.permute(2, 0, 1)[None].to(torch.float32, memory_format=layout).mul_(self.scale).sub_(self.mean)
             self.last = key, image
         return self.last[1]
 
