@@ -97,8 +97,9 @@ def check_companions(path: Path) -> None:
     SlideError
         Naming what is missing.
     """
-    if path.suffix.lower() != ".mrxs":
-        return
+    with path.open("rb") as file:
+        if path.suffix.lower() != ".mrxs" or file.read(2) != b"\xff\xd8":  # an index in form of a JPEG
+            return
     folder = path.with_suffix("")
     index = folder / "Slidedat.ini"
     if not index.is_file():

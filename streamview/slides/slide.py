@@ -224,7 +224,7 @@ def positive_mpp(y: object, x: object, source: str, *, measured: bool = False) -
     unit, and placeholders: what no scan has is not believed, unless it is known to be `measured`.
     """
     if y is None and x is None:
-        return None, "unknown (the file states none)"
+        return None, "unknown"
     stated = [number(x if y is None else y), number(y if x is None else x)]
     if not all(math.isfinite(value) and value > 0 for value in stated):
         return None, f"unknown ({source} states {y if x is None else x}, not a positive number)"

@@ -424,10 +424,9 @@ def _mpp(ome: _Ome, page: tifffile.TiffPage) -> tuple[tuple[float, float] | None
         source, micrometre = "ImageJ resolution", micrometres(unit)
         if micrometre is None:
             return None, f"unknown (ImageJ resolution is in {unit!r})"
-    if per_unit == [None, None]:
-        return None, "unknown (the file states none)"
     if micrometre is None:
-        return None, "unknown (TIFF resolution has no unit)"
+        placeholder = set(per_unit) <= {None, 1.0}
+        return None, "unknown" if placeholder else "unknown (TIFF resolution has no unit)"
     y, x = (None if value is None else micrometre / value if value else math.nan for value in per_unit)
     return positive_mpp(y, x, source)
 
