@@ -120,6 +120,9 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 text (line ends as given) so that a reader sees the old content or the new, never a part."""
+    """Write UTF-8 text (line ends as given) so that a reader sees the old content or the new, never a part.
+
+    Bytes of file names that are no UTF-8 are written as ``\\udcXX``, which JSON reads back as the name.
+    """
     with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8", newline="")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace", newline="")
