@@ -18,7 +18,8 @@ def test_a_stem_is_short_legal_and_always_the_same(name: str) -> None:
     assert 0 < len(stem.encode()) <= 128
     assert stem.isprintable()
     assert not set('/\\:*?"<>|') & set(stem)
-    assert stem == stem.strip(" ").rstrip(".") and not stem.startswith(".")
+    assert stem == stem.strip(" ").rstrip(".")
+    assert not stem.startswith(".")
     assert safe_stem(name) == stem
 
 

@@ -17,7 +17,9 @@ from streamview.slides.slide import Level, Slide, given_mpp
 
 __all__ = ["Level", "Slide", "as_slide", "can_open", "open_slide"]
 
-_EXPECTED = "expected a slide that OpenSlide reads (SVS, NDPI, MRXS, SCN, BIF, DICOM ...), an OME-TIFF, a tiled TIFF or an OME-Zarr (also zipped)"
+_EXPECTED = (
+    "expected a slide that OpenSlide reads (SVS, NDPI, MRXS, SCN, BIF, DICOM ...), an OME-TIFF, a tiled TIFF or an OME-Zarr, also zipped"
+)
 
 
 def open_slide(path: str | os.PathLike[str], mpp: float | None = None, channel: int | str | None = None) -> Slide:

@@ -34,7 +34,7 @@ def decode_jpeg(data: bytes, out: npt.NDArray[np.uint8], tables: bytes | None = 
     tables
         A stream that holds tables alone, as TIFF stores them.
     colorspace
-        What the samples are where the stream itself does not state it, see `stated_colour`: "RGB" or "YCBCR"; None for what libjpeg guesses.
+        What the samples are, "RGB" or "YCBCR", where the stream does not state it, see `stated_colour`; None for what libjpeg guesses.
 
     Raises
     ------

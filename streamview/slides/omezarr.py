@@ -371,14 +371,13 @@ def _unusable(name: str) -> str:
     return f"{name}: no OME-Zarr image of axes c, y, x; expected one of version 0.4 or 0.5, e.g. made by streamview convert"
 
 
-def _multiscale(
-    name: str, ome: Mapping[str, Any], ndim: int
-) -> tuple[Mapping[str, Any], list[str], list[tuple[float, float] | None]]:
-    """First multiscale image of a group: its metadata, its axes' names, and each level's scale (y, x) in its unit, None where not stated."""
+def _multiscale(name: str, ome: Mapping[str, Any], ndim: int) -> tuple[Mapping[str, Any], list[str], list[tuple[float, float] | None]]:
+    """First multiscale image of a group: metadata, names of the axes, and scale (y, x) of each level in its unit, None where not stated."""
     try:
         multiscale = ome["multiscales"][0]
         stated = multiscale.get("axes") or list("tczyx"[-ndim:])  # of versions before 0.3
-        axes = [axis.lower() if isinstance(axis, str) else "c" if axis.get("type") == "channel" else axis["name"].lower() for axis in stated]
+        named = [{"name": axis} if isinstance(axis, str) else axis for axis in stated]
+        axes = ["c" if axis.get("type") == "channel" else axis["name"].lower() for axis in named]
         y, x = axes.index("y"), axes.index("x")
         common = _scale(multiscale.get("coordinateTransformations", []), len(axes)) or [1.0] * len(axes)
         scales: list[tuple[float, float] | None] = []
@@ -434,8 +433,8 @@ def _mpp(
         return None, f"unknown (OME-Zarr axes have no {'unit' if scale else 'scale'})"
     factors = [micrometres(unit) if isinstance(unit, str) else None for unit in units]
     if factors[0] is None or factors[1] is None:
-        unknown = " and ".join(dict.fromkeys("no unit" if unit is None else repr(unit) for unit, f in zip(units, factors, strict=True) if not f))
-        return None, f"unknown (OME-Zarr scale is in {unknown})"
+        unknown = [repr(unit) for unit, factor in zip(units, factors, strict=True) if factor is None]
+        return None, f"unknown (OME-Zarr scale is in {' and '.join(dict.fromkeys(unknown))})"
     source = str(ours.get("mpp_source", "OME-Zarr scale"))
     return positive_mpp(scale[0] * factors[0], scale[1] * factors[1], source, measured=bool(ours))
 

@@ -256,9 +256,7 @@ def given_mpp(mpp: float) -> tuple[tuple[float, float], str]:
     return checked, "given (--mpp)"
 
 
-def composite(
-    rgba: npt.NDArray[np.uint8], background: tuple[int, int, int], *, premultiplied: bool = False
-) -> npt.NDArray[np.uint8]:
+def composite(rgba: npt.NDArray[np.uint8], background: tuple[int, int, int], *, premultiplied: bool = False) -> npt.NDArray[np.uint8]:
     """Lay uint8 (H, W, 4), of straight alpha or premultiplied, on a plain background; returns C-contiguous uint8 (H, W, 3)."""
     rgb = np.ascontiguousarray(rgba[..., :3])
     clear = np.nonzero(rgba[..., 3] != 255)

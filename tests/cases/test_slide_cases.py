@@ -45,7 +45,7 @@ def test_01_pyramids_in_subdirectories(cases: Path, levels: int, kind: str) -> N
         assert [level.shape for level in slide.levels] == [(1024 >> level, 1024 >> level) for level in range(levels + 1)]
         assert slide.mpp == ((0.5, 0.5) if kind == "ome" else None)
         for level in range(levels + 1):
-            assert np.abs(whole(slide, level) - picture(1024, 1024)[:: 2**level, :: 2**level]).mean() < 6, "JPEG of noise"
+            assert np.abs(whole(slide, level) - picture(1024, 1024)[:: 2**level, :: 2**level]).mean() < 12, "JPEG of noise"
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,9 @@ def test_03_colour_of_jpeg_streams(cases: Path, tag: str, stream: str) -> None:
         warnings.simplefilter("always")
         slide = open_slide(cases / f"03-jpeg-colours/tag-{tag}-stream-{stream}.tif")
     with slide:
-        assert np.abs(whole(slide) - truth).mean() < 3
+        difference = whole(slide) - truth
+    assert np.abs(difference.mean((0, 1))).max() < 1
+    assert np.abs(difference).mean() < 4, "of noise, after JPEG; wrong colours are off by 45"
     texts = [str(warning.message) for warning in caught]
     contradiction = tag != stream.replace("ycc", "ycbcr")
     assert len(texts) == contradiction
@@ -139,9 +141,9 @@ def test_05_zarr_images(cases: Path, name: str) -> None:
 def test_05_lost_chunks_are_an_error_and_the_rest_is_readable(cases: Path, tmp_path: Path) -> None:
     path = cases / "05-zarrs/lost-chunks.ome.zarr"
     with open_slide(path) as slide:
-        assert np.array_equal(slide.read(Region(0, 0, 100, 250)), picture(800, 1000)[:100, :250])
-        with pytest.raises(SlideError, match=r"level 0 has lost its chunk \(0, 0, 1\) \(level 0: 12 of 48 chunks absent\)"):
-            slide.read(Region(0, 200, 100, 100))
+        assert np.array_equal(slide.read(Region(0, 0, 250, 100)), picture(800, 1000)[:250, :100])
+        with pytest.raises(SlideError, match=r"level 0 has lost its chunk \(0, 1, 0\) \(level 0: 12 of 48 chunks absent\)"):
+            slide.read(Region(200, 0, 100, 100))
         assert "level 0: 12 of 48 chunks absent" in slide.reader
     status, _, err = run("convert", path, "-o", tmp_path / "a.ome.zarr")
     assert status == 1
