@@ -94,7 +94,7 @@ class Pyramid(SlideBase):
     def _describe(self, path: str, name: str, mpp: float | None, channel: int | str | None) -> None:
         group = _image(path, self._place)
         attributes = group.attrs.asdict()
-        ome = attributes.get("ome", attributes)
+        ome: Any = attributes.get("ome", attributes)
         stored = _arrays(name, group, ome)
         multiscale, axes, scales = _multiscale(name, ome, stored[0].ndim)
         if any(array.ndim != len(axes) for array in stored):
@@ -238,8 +238,13 @@ class Pyramid(SlideBase):
                 )
 
     def _was_left_out(self, level: int, chunk: tuple[int, ...]) -> bool:
-        """Whether an absent chunk held nothing but the fill value, by what other levels show at its place."""
-        array = self._stored[level]
+        """Whether an absent chunk held nothing but the fill value, by what other levels show at its place.
+
+        A level that holds something else there tells that the chunk is lost, one that holds just that, that it was left out. Levels that
+        lack the place as well agree that it was, since losses do not strike all levels in one place; but a level without any chunk is
+        no witness.
+        """
+        array, keys = self._stored[level], self._place.keys
         fill = array.metadata.fill_value
         if self._ours or fill is None:
             return False
@@ -247,6 +252,7 @@ class Pyramid(SlideBase):
         window: list[int | slice] = [
             slice(number * step, min((number + 1) * step, size)) for number, step, size in zip(chunk, steps, array.shape, strict=True)
         ]
+        agreed = False
         nearest = [*range(level + 1, len(self._stored)), *([level - 1] if level else [])]
         for other in (self._stored[number] for number in nearest):
             inside = list(window)
@@ -255,8 +261,13 @@ class Pyramid(SlideBase):
             if any(isinstance(part, slice) and part.start >= part.stop for part in inside):
                 continue
             values = np.asarray(other[tuple(inside)])
-            if not any(_key(other, each) in self._place.store.absent for each in _chunks(other, tuple(inside))):
-                return bool((values == fill).all())
+            if (values != fill).any():
+                return False
+            if any(_key(other, each) not in self._place.store.absent for each in _chunks(other, tuple(inside))):
+                return True
+            agreed |= keys is not None and min(keys.below(array.path), keys.below(other.path)) > 0
+        if agreed:
+            return True
         if array.dtype == np.uint8 and fill == 255:  # chosen by the writer, who left out glass; zero is what every writer has by default
             _warn(f"{self.name}: {self._absent_share(level) or f'level {level}: chunks absent'}; they are read as white, the fill value")
             return True

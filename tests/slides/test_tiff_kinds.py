@@ -74,7 +74,7 @@ def test_stored_in_any_way(tmp_path, options):
 def test_jpeg_in_strips_of_which_the_last_is_short(tmp_path, rows):
     smooth = np.asarray(Image.fromarray(rgb(8, 8)).resize((200, 150)))
     path = write(tmp_path / "a.tif", smooth, tile=None, rowsperstrip=rows, compression="jpeg", compressionargs={"level": 95})
-    assert np.abs(read(path).astype(int) - smooth).max() < 12
+    assert np.abs(read(path).astype(int) - smooth).max() < 20
 
 
 @pytest.mark.parametrize("marked", [True, False])
@@ -96,7 +96,7 @@ def test_a_colour_that_no_marker_states_is_the_tags(tmp_path, marked):
     tifffile.imwrite(tmp_path / "a.tif", iter([tile]), **options)
     with tifffile.TiffFile(tmp_path / "a.tif", mode="r+b") as file:
         file.pages[0].tags["PhotometricInterpretation"].overwrite(2)  # which the writer has made YCbCr
-    assert np.abs(read(tmp_path / "a.tif").astype(int) - smooth).max() < 12
+    assert np.abs(read(tmp_path / "a.tif").astype(int) - smooth).max() < 20
 
 
 @pytest.mark.parametrize("bits", [8, 16])

@@ -25,11 +25,15 @@ SPELLINGS = {
     304800.0: ["ft", "foot", "feet"],
 }
 CASES = [(spelling, factor) for factor, spellings in SPELLINGS.items() for spelling in spellings]
-OME = "Ym Zm Em Pm Tm Gm Mm km hm dam m dm cm mm µm nm pm fm am zm ym Å thou li in ft yd mi ua ly pc pt".split()
+OME = (
+    "Ym", "Zm", "Em", "Pm", "Tm", "Gm", "Mm", "km", "hm", "dam", "m", "dm", "cm", "mm", "µm", "nm", "pm", "fm", "am", "zm", "ym", "Å",
+    "thou", "li", "in", "ft", "yd", "mi", "ua", "ly", "pc", "pt",
+)  # fmt: skip
 NGFF = (
-    "angstrom attometer centimeter decimeter exameter femtometer foot gigameter hectometer inch kilometer megameter meter micrometer mile"
-    " millimeter nanometer parsec petameter picometer terameter yard yoctometer yottameter zeptometer zettameter"
-).split()
+    "angstrom", "attometer", "centimeter", "decimeter", "exameter", "femtometer", "foot", "gigameter", "hectometer", "inch", "kilometer",
+    "megameter", "meter", "micrometer", "mile", "millimeter", "nanometer", "parsec", "petameter", "picometer", "terameter", "yard",
+    "yoctometer", "yottameter", "zeptometer", "zettameter",
+)  # fmt: skip
 
 
 @given(st.sampled_from(CASES), st.floats(0.06, 19), st.booleans())
