@@ -7,8 +7,9 @@ import math
 import os
 import re
 import threading
+import warnings
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import tifffile
 
-from streamview.errors import SlideError
+from streamview.errors import SlideError, SlideWarning
 from streamview.geometry import Region
 from streamview.slides.channels import Channel, find_channel, in_words
 from streamview.slides.checks import DAMAGED, check_size, file_identity
@@ -97,11 +98,21 @@ class TiffSlide(SlideBase):
                 raise SlideError(f"{path.name}: a TIFF without an image; expected 8-bit RGB, get the file again")
             image = max(images, key=lambda series: max(math.prod(_shape(level)) for level in series.levels))
             ome = _Ome(self._file.ome_metadata, images.index(image), image)
-            self._pages, self._channel = _pages(path.name, image, ome, channel)
+            # tifffile finds levels by one factor between them, finest first; others are told by their flag
+            reduced = [series for series in images if series is not image and series.keyframe.is_reduced]
+            levels = _resolutions([*image.levels, *(level for series in reduced for level in series.levels)])
+            others = [series for series in images if series is not image and series not in levels]
+            alike = [series.name for series in others if _shape(series) == _shape(levels[0])]
+            if alike:
+                size = f"{_shape(image)[1]} x {_shape(image)[0]} px"
+                names = ", ".join((image.name, *alike))
+                text = f"{path.name}: {len(alike) + 1} images of {size}: {names}; the first is read"
+                warnings.warn(text, SlideWarning, stacklevel=7)
+            self._pages, self._channel = _pages(path.name, levels, ome, channel)
             if self._channel is not None:
                 identity = hashlib.sha256(f"{identity} {self._channel}".encode()).hexdigest()
             properties, mpp = _properties(self._file, self._pages[0], ome), _mpp(ome, self._pages[0])
-            associated, background = tuple(series.name for series in images if series is not image), (255, 255, 255)
+            associated, background = tuple(series.name for series in others), (255, 255, 255)
         for page in self._pages:
             _check_grid(path.name, page)
         levels = [
@@ -316,9 +327,9 @@ def _values(page: tifffile.TiffPage, decoded: npt.NDArray[Any]) -> npt.NDArray[A
     return decoded
 
 
-def _resolutions(series: tifffile.TiffPageSeries) -> list[tifffile.TiffPageSeries]:
+def _resolutions(candidates: Iterable[tifffile.TiffPageSeries]) -> list[tifffile.TiffPageSeries]:
     """Levels of an image, finest first: what is of the same kind as the finest and, to a pixel, of the same proportions."""
-    levels = sorted(series.levels, key=lambda level: -math.prod(_shape(level)))
+    levels = sorted(candidates, key=lambda level: -math.prod(_shape(level)))
     finest, (height, width) = levels[0].keyframe, _shape(levels[0])
     kind = finest.samplesperpixel, finest.dtype, len(levels[0].pages)
     return [
@@ -330,10 +341,9 @@ def _resolutions(series: tifffile.TiffPageSeries) -> list[tifffile.TiffPageSerie
 
 
 def _pages(
-    name: str, image: tifffile.TiffPageSeries, ome: _Ome, channel: int | str | None
+    name: str, levels: list[tifffile.TiffPageSeries], ome: _Ome, channel: int | str | None
 ) -> tuple[list[tifffile.TiffPage], Channel | None]:
     """Pages of an image's levels when they are pictures of 8 bits, or those of the one channel chosen."""
-    levels = _resolutions(image)
     series = levels[0]
     page = series.keyframe
     sizes = dict(zip(series.axes, series.shape, strict=True))

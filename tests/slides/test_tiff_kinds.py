@@ -12,7 +12,7 @@ import pytest
 import tifffile
 from PIL import Image
 
-from streamview.errors import SlideError
+from streamview.errors import SlideError, SlideWarning
 from streamview.geometry import Region
 from streamview.slides import as_slide, can_open, open_slide
 from streamview.slides.slide import composite
@@ -54,6 +54,33 @@ def test_the_larger_image_is_the_slide_wherever_it_stands(tmp_path):
         writer.write(pixels[::4, ::4], subifds=1, photometric="rgb", tile=(32, 32), metadata=None)
         writer.write(pixels, photometric="rgb", tile=(32, 32), metadata=None)
     assert np.array_equal(read(path), pixels)
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (0, 2, 3)])
+def test_levels_in_any_order_and_of_any_factor(tmp_path, order):
+    pixels, path = rgb(256, 320), tmp_path / "a.tif"
+    with tifffile.TiffWriter(path) as writer:
+        for level in order:
+            options = {"photometric": "rgb", "tile": (32, 32), "metadata": None, "subfiletype": int(level > 0)}
+            writer.write(pixels[:: 2**level, :: 2**level], **options)
+    for number, level in enumerate(sorted(order)):
+        assert np.array_equal(read(path, number), pixels[:: 2**level, :: 2**level])
+
+
+def test_several_images_of_one_file(tmp_path):
+    path, twins = tmp_path / "a.ome.tif", tmp_path / "b.ome.tif"
+    sizes = {"label": (3.0, rgb(50, 80)), "scan": (0.5, rgb()), "macro": (9.0, rgb(90, 90))}
+    with tifffile.TiffWriter(path, ome=True) as writer:
+        for name, (mpp, pixels) in sizes.items():
+            writer.write(pixels, photometric="rgb", metadata={"axes": "YXS", "Name": name, "PhysicalSizeX": mpp, "PhysicalSizeY": mpp})
+    with open_slide(path) as slide:
+        assert (slide.mpp, slide.associated) == ((0.5, 0.5), ("label", "macro"))
+        assert np.array_equal(slide.read(Region(0, 0, 150, 200)), rgb())
+    with tifffile.TiffWriter(twins, ome=True) as writer:
+        for name in ("first", "second"):
+            writer.write(rgb(seed=len(name)), photometric="rgb", metadata={"axes": "YXS", "Name": name})
+    with pytest.warns(SlideWarning, match="2 images of 200 x 150 px: first, second; the first is read"):
+        open_slide(twins).close()
 
 
 @pytest.mark.parametrize(
