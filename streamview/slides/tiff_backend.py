@@ -180,7 +180,7 @@ class TiffSlide(SlideBase):
                 data = self._data(page, index)
                 if data is not None:
                     if frame_shape(data) != buffer.shape[:2]:  # a last strip may hold only the rows that are left
-                        buffer = np.empty((*_expected(frame_shape(data), buffer), 3), np.uint8)
+                        buffer = np.empty((*_partial_shape(page, index, frame_shape(data)), 3), np.uint8)
                     decode_jpeg(data, buffer, page.jpegtables, _tagged_colour(page))
                 return None if data is None else buffer
             found = [self._decoded(page, plane * len(page.dataoffsets) // planes + index) for plane in range(planes)]
@@ -295,10 +295,13 @@ def _check_decodable(name: str, page: tifffile.TiffPage) -> None:
         raise UnreadableTiles(f"{name}: some tiles are left out")
 
 
-def _expected(shape: tuple[int, int] | None, buffer: npt.NDArray[np.uint8]) -> tuple[int, int]:
-    """The shape of a stream that fills the buffer only in part; what is larger is damaged."""
-    if shape is None or shape[0] > buffer.shape[0] or shape[1] > buffer.shape[1]:
-        raise ValueError(f"a JPEG picture of {shape}, expected {buffer.shape[:2]}")
+def _partial_shape(page: tifffile.TiffPage, index: int, shape: tuple[int, int] | None) -> tuple[int, int]:
+    """The shape of a stream that fills its piece only in part, as far as the image reaches at least; any other is damaged."""
+    height, width = _chunk(page)
+    row, column = divmod(index, -(-page.imagewidth // width))
+    needed = min(height, page.imagelength - row * height), min(width, page.imagewidth - column * width)
+    if shape is None or not (needed[0] <= shape[0] <= height and needed[1] <= shape[1] <= width):
+        raise ValueError(f"a JPEG picture of {shape} rows and columns, expected {(height, width)}")
     return shape
 
 
