@@ -49,6 +49,8 @@ def check_kind(path: Path) -> None:
         if path.is_symlink():
             raise SlideError(f"{path}: a link to {os.readlink(path)}, which does not exist; check where it points") from None
         raise SlideError(f"{path}: no such file or folder; check the path") from None
+    except ValueError as error:  # no path at all
+        raise SlideError(f"{str(path)!r}: {error}; check the path") from None
     for is_special, words in _SPECIAL:
         if is_special(mode):
             raise SlideError(f"{path}: {words}, not a file or folder; give the path of a slide")

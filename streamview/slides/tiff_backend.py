@@ -32,7 +32,7 @@ __all__ = ["TiffSlide", "UnreadableTiles"]
 _RESOLUTION_UNITS = {2: 25400.0, 3: 10000.0}
 _MIN_IS_WHITE, _MIN_IS_BLACK, _RGB, _PALETTE, _YCBCR = 0, 1, 2, 3, 6  # colours
 _JPEG, _ICC_PROFILE = 7, 34675
-_X_RESOLUTION, _Y_RESOLUTION, _RESOLUTION_UNIT = 282, 283, 296
+_PHOTOMETRIC, _X_RESOLUTION, _Y_RESOLUTION, _RESOLUTION_UNIT = 262, 282, 283, 296
 _JPEG_2000 = (33003, 33004, 33005, 34712)
 _TEXTS = ("Make", "Model", "Software", "DateTime", "Artist", "HostComputer", "Copyright")
 
@@ -100,15 +100,15 @@ class TiffSlide(SlideBase):
             ome = _Ome(self._file.ome_metadata, images.index(image), image)
             # tifffile finds levels by one factor between them, finest first; others are told by their flag
             reduced = [series for series in images if series is not image and series.keyframe.is_reduced]
-            levels = _resolutions([*image.levels, *(level for series in reduced for level in series.levels)])
-            others = [series for series in images if series is not image and series not in levels]
-            alike = [series.name for series in others if _shape(series) == _shape(levels[0])]
+            resolutions = _resolutions([*image.levels, *(level for series in reduced for level in series.levels)])
+            others = [series for series in images if series is not image and series not in resolutions]
+            alike = [series.name for series in others if _shape(series) == _shape(resolutions[0])]
             if alike:
                 size = f"{_shape(image)[1]} x {_shape(image)[0]} px"
                 names = ", ".join((image.name, *alike))
                 text = f"{path.name}: {len(alike) + 1} images of {size}: {names}; the first is read"
                 warnings.warn(text, SlideWarning, stacklevel=7)
-            self._pages, self._channel = _pages(path.name, levels, ome, channel)
+            self._pages, self._channel = _pages(path.name, resolutions, ome, channel)
             if self._channel is not None:
                 identity = hashlib.sha256(f"{identity} {self._channel}".encode()).hexdigest()
             properties, mpp = _properties(self._file, self._pages[0], ome), _mpp(ome, self._pages[0])
@@ -352,11 +352,14 @@ def _pages(
     sizes = dict(zip(series.axes, series.shape, strict=True))
     small = page.dtype is not None and page.dtype in (np.bool_, np.uint8)
     coloured = page.photometric in (_MIN_IS_BLACK, _RGB) or (page.photometric == _YCBCR and page.compression in (6, _JPEG))
-    rgb = small and sizes.get("S", 1) in (3, 4) and set(series.axes) == set("YXS") and coloured
+    rgb = page.dtype == np.uint8 and sizes.get("S", 1) in (3, 4) and set(series.axes) == set("YXS") and coloured
     one = set(series.axes) == set("YX") and page.samplesperpixel == 1
     palette = one and page.photometric == _PALETTE and page.colormap is not None
     # What states that its least is white, or knows only black and white, is a picture and no channel of fluorescence.
-    grey = one and small and (page.photometric == _MIN_IS_WHITE or (page.bitspersample == 1 and page.photometric == _MIN_IS_BLACK))
+    stated = _PHOTOMETRIC in page.tags  # without it white is least by default, which is no statement
+    grey = (
+        one and small and stated and (page.photometric == _MIN_IS_WHITE or (page.bitspersample == 1 and page.photometric == _MIN_IS_BLACK))
+    )
     if channel is None and (rgb or palette or grey):
         return [level.keyframe for level in levels], None
     count = math.prod(size for axis, size in sizes.items() if axis not in "YX")
@@ -365,7 +368,7 @@ def _pages(
     detail = f"axes {series.axes}, shape {series.shape}, type {series.dtype}, colour {tifffile.PHOTOMETRIC(page.photometric).name}"
     if rgb or palette:
         raise SlideError(f"{found}: it is RGB{' by its palette' if palette else ''}; leave out --channel")
-    single = set("YX") <= set(series.axes) <= set("CYX") and page.photometric in (_MIN_IS_WHITE, _MIN_IS_BLACK)
+    single = stated and set("YX") <= set(series.axes) <= set("CYX") and page.photometric in (_MIN_IS_WHITE, _MIN_IS_BLACK)
     if not single or (channel is None and dtype not in (np.uint8, np.uint16)):
         raise SlideError(f"{found} ({detail}): expected 8-bit RGB (brightfield); export it as 8-bit RGB")
     if channel is None:

@@ -223,7 +223,7 @@ def test_special_files_and_folders_are_refused_at_once(tmp_path):
     words |= {".": "a folder without an OME-Zarr image"}
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(os.path.relpath(tmp_path / "s.svs"))
-        for name, expected in {**words, "s.svs": "a socket", "/dev/null": "a device"}.items():
+        for name, expected in {**words, "s.svs": "a socket", "/dev/null": "a device", "a\0b": "null byte"}.items():
             with pytest.raises(SlideError, match=expected):
                 open_slide(tmp_path / name)
 
