@@ -94,7 +94,7 @@ class _Repeated:
         self._slide, self.shape = slide, shape
         self.name, self.mpp, self.mpp_source, self.background = slide.name, slide.mpp, slide.mpp_source, slide.background
         self.identity, self.levels = "0" * 64, (type(slide.levels[0])(shape, (1.0, 1.0)),)
-        self.properties, self.icc_profile = {}, None
+        self.properties, self.icc_profile, self.pixel_source = {}, None, "memory"
 
     def read(self, region: Any) -> Any:
         height, width = self._slide.shape  # multiples of a shard, so that none lies across the edge

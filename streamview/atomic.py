@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -12,10 +14,40 @@ from pathlib import Path
 
 from streamview.errors import StreamviewError
 
-__all__ = ["discard", "disk_errors", "replace", "replacing", "temporary_sibling", "write_text"]
+__all__ = ["discard", "disk_errors", "replace", "replacing", "safe_stem", "temporary_sibling", "write_text"]
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
+_MAX_STEM_BYTES = 128  # file systems allow 255 bytes a name; this leaves room for prefixes, regions and suffixes
+_RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  # devices on Windows, whatever the suffix
+
+
+def safe_stem(name: str) -> str:
+    """Return a file-name stem for output that is named after a slide, whatever the slide is called.
+
+    Use it wherever the name of a file, folder or column of output derives from `Slide.name`: slides may have names that are no UTF-8
+    (surrogates from `os.fsdecode`), of up to 255 bytes, or with newlines, colons, or spaces at their end, and a part of a URL.
+
+    Parameters
+    ----------
+    name
+        Such as `Slide.name`; its suffix is not treated apart.
+
+    Returns
+    -------
+    str
+        `name` itself where it is at most 128 bytes of UTF-8, printable, and legal on every common file system. Else its legal characters,
+        cut to that length, and a digest of the name: different names never share a stem, and a name always has the same one.
+    """
+    legal = "".join(letter if letter.isprintable() and letter not in '/\\:*?"<>|' else "_" for letter in name)
+    legal = legal.rstrip(" .").lstrip(" ")
+    if _RESERVED.fullmatch(legal) or legal.startswith("."):
+        legal = f"_{legal}"
+    if legal == name and legal and len(name.encode()) <= _MAX_STEM_BYTES:
+        return name
+    digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:12]
+    room = _MAX_STEM_BYTES - len(digest) - 1
+    return f"{legal.encode()[:room].decode(errors='ignore').rstrip(' .') or 'slide'}-{digest}"
 
 
 @contextmanager
@@ -41,7 +73,7 @@ def temporary_sibling(path: Path) -> Path:
     """Name for the unfinished form of `path`: hidden, unique, on the same disk; its folder is created."""
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
+    return path.with_name(f".{safe_stem(path.name)}.{uuid.uuid4().hex[:8]}.partial")
 
 
 def replace(temporary: Path, path: Path) -> None:
@@ -88,6 +120,9 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 text (line ends as given) so that a reader sees the old content or the new, never a part."""
+    """Write UTF-8 text (line ends as given) so that a reader sees the old content or the new, never a part.
+
+    Bytes of file names that are no UTF-8 are written as ``\\udcXX``, which JSON reads back as the name.
+    """
     with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8", newline="")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace", newline="")

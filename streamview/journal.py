@@ -25,6 +25,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from streamview.atomic import safe_stem
 from streamview.errors import SlideError
 
 __all__ = ["Journal", "Tell", "discard_unfinished", "resumable"]
@@ -124,7 +125,7 @@ def discard_unfinished(out: str | os.PathLike[str]) -> None:
 
 
 def _partial(out: Path) -> Path:
-    return out.with_name(f".{out.name}.partial")
+    return out.with_name(f".{safe_stem(out.name)}.partial")
 
 
 @contextmanager

@@ -117,7 +117,7 @@ def slide_layer(slide: Slide, mpp: tuple[float, float] | None = None, path: str 
         levels.append(SlideLevel(slide, last, factor))
     metadata = {
         "source": source,
-        "path": None if path is None else os.path.abspath(path),
+        "path": None if path is None else os.fspath(path) if "://" in os.fspath(path) else os.path.abspath(path),
         "slide": slide.name,
         "identity": slide.identity,
         "mpp": mpp,

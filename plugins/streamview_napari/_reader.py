@@ -13,45 +13,41 @@ if TYPE_CHECKING:
 
 __all__ = ["get_reader"]
 
-_SLIDES = {".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide", ".dcm", ".czi"}
-_TIFFS = {".tif", ".tiff"}
+# What bears these names is taken for a slide, so that one that cannot be opened is named with the reason.
+_SLIDES = {".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide", ".dcm"}
 Reader = Callable[[Any], "list[LayerTuple]"]
 
 
 def get_reader(path: str | list[str]) -> Reader | None:
-    """Return what opens a slide, an RGB OME-Zarr, a saved saliency or a job folder; None for anything else. Never raises."""
+    """Return what opens a slide, a saved saliency or a job folder; None for anything else. Never raises.
+
+    A slide is whatever `streamview.open_slide` opens.
+    """
     if not isinstance(path, str):
         return None
-    place = Path(path)
     try:
+        place = Path(path)
         if place.is_dir():
-            return _folder_reader(place)
-        if place.suffix.lower() in _SLIDES or (place.suffix.lower() in _TIFFS and _is_slide(place)):
+            reader = _result_reader(place)
+            if reader is not None:
+                return reader
+        elif place.is_file() and place.suffix.lower() in _SLIDES:
             return _read_slide
-    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError):  # metadata of any shape is no reason to fail
+        from streamview.slides import can_open
+
+        return _read_slide if can_open(path) else None
+    except (OSError, ValueError):
         return None
-    return None
 
 
-def _folder_reader(folder: Path) -> Reader | None:
+def _result_reader(folder: Path) -> Reader | None:
     if (folder / "slides").is_dir() and (folder / "predictions.csv").is_file():
         return _read_job
-    attributes = json.loads((folder / "zarr.json").read_text(encoding="utf-8"))["attributes"]
-    if "target" in attributes.get("streamview", {}):
-        return _read_saliency
-    first = attributes["ome"]["multiscales"][0]
-    array = json.loads((folder / first["datasets"][0]["path"] / "zarr.json").read_text(encoding="utf-8"))
-    channels = array["shape"][[axis["name"] for axis in first["axes"]].index("c")]
-    return _read_slide if array["data_type"] == "uint8" and channels == 3 else None
-
-
-def _is_slide(path: Path) -> bool:
-    """Whether a TIFF is 8-bit RGB in tiles or strips; other TIFFs are left to other readers."""
-    import tifffile
-
-    with tifffile.TiffFile(path) as tiff:
-        page = tiff.pages.first
-        return page.samplesperpixel == 3 and page.bitspersample == 8
+    try:
+        attributes = json.loads((folder / "zarr.json").read_text(encoding="utf-8"))["attributes"]
+        return _read_saliency if "target" in attributes.get("streamview", {}) else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # metadata of any shape is no reason to fail
+        return None
 
 
 def _read_slide(path: str) -> list[LayerTuple]:

@@ -47,10 +47,18 @@ def check(path: str) -> None:
     StreamviewError
         When the path is missing or nothing that this program shows.
     """
-    if not Path(path).exists():
-        raise StreamviewError(f"{path}: no such file or folder; check the path")
-    if get_reader(path) is None:
-        raise StreamviewError(f"{path}: nothing to show; expected a slide, an RGB OME-Zarr, a saved saliency map or a job folder")
+    if get_reader(path) is not None:
+        return
+    from streamview.slides import open_slide
+
+    try:
+        open_slide(path).close()
+    except StreamviewError as error:
+        reason = str(error)
+    else:
+        reason = f"{path}: no slide"
+    known = "expected a slide, an OME-Zarr, a saved saliency map or a job folder"
+    raise StreamviewError(reason if "://" not in path and not os.path.lexists(path) else f"{reason}: nothing to show, {known}")
 
 
 def add_layers(viewer: ViewerModel, path: str) -> None:

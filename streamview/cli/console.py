@@ -16,12 +16,17 @@ __all__ = ["Bars", "amount", "complain", "one_line", "say", "warn"]
 
 def say(line: str) -> None:
     """Print a line of the result at once, also into a pipe."""
-    print(line, flush=True)
+    print(_encodable(line), flush=True)
 
 
 def complain(line: str) -> None:
     """Print a line on stderr."""
-    print(line, file=sys.stderr, flush=True)
+    print(_encodable(line), file=sys.stderr, flush=True)
+
+
+def _encodable(line: str) -> str:
+    """With the bytes of file names that are no UTF-8 written out, which a terminal would refuse."""
+    return line.encode("utf-8", "backslashreplace").decode()
 
 
 def warn(line: str) -> None:

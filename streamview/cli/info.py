@@ -69,7 +69,8 @@ def _profile_name(profile: bytes) -> str | None:
 def _in_words(found: dict[str, Any]) -> str:
     rows = [("size", f"{found['width']} x {found['height']} px")]
     if found["mpp"] is None:
-        rows.append(("mpp", f"{found['mpp_source']}; state it with --mpp where a network needs it"))
+        remedy = "" if "--mpp" in found["mpp_source"] else "; state it with --mpp where a network needs it"
+        rows.append(("mpp", f"{found['mpp_source']}{remedy}"))
     else:
         (y, x), (high, wide) = found["mpp"], found["extent_mm"]
         pitch = " across, ".join(dict.fromkeys((f"{x:.4g} um/px", f"{y:.4g} um/px")))

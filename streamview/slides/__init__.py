@@ -3,32 +3,37 @@
 from __future__ import annotations
 
 import os
+import warnings
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 
-from streamview.errors import SlideError
+from streamview.errors import SlideError, SlideWarning
 from streamview.geometry import Region
 from streamview.slides.slide import Level, Slide, given_mpp
 
-__all__ = ["Level", "Slide", "as_slide", "open_slide"]
+__all__ = ["Level", "Slide", "as_slide", "can_open", "open_slide"]
 
-_EXPECTED = "expected a slide that OpenSlide reads (SVS, NDPI, MRXS, SCN, BIF, DICOM ...), an OME-TIFF, a tiled TIFF or an OME-Zarr"
+_EXPECTED = (
+    "expected a slide that OpenSlide reads (SVS, NDPI, MRXS, SCN, BIF, DICOM ...), an OME-TIFF, a tiled TIFF or an OME-Zarr, also zipped"
+)
 
 
 def open_slide(path: str | os.PathLike[str], mpp: float | None = None, channel: int | str | None = None) -> Slide:
-    """Open a slide file or folder, or an OME-Zarr image by its URL.
+    """Open a slide file or folder, or an OME-Zarr image, also in a zip file or by its URL.
 
-    The tiles of Aperio SVS, OME-TIFF and plain TIFF are read directly, where that gives what OpenSlide gives; other vendors' formats and
-    DICOM are read by OpenSlide, folders as OME-Zarr. A warning is given where OpenSlide steps in because tiles differ.
+    What a file is, its content says and not its name. The tiles of Aperio SVS, OME-TIFF and plain TIFF are read directly, where that gives
+    what OpenSlide gives; other vendors' formats and DICOM are read by OpenSlide, folders and zip files as OME-Zarr. A `SlideWarning` is
+    given where two readers differ, or what a file states contradicts what it holds. The result can be pickled: as path and settings.
 
     Parameters
     ----------
     path
-        The slide; ``http://``, ``https://``, ``s3://`` ... for an OME-Zarr image elsewhere, which needs the extra ``cluster``.
+        The slide; ``http://``, ``https://``, ``s3://`` ... for an OME-Zarr image elsewhere, which needs the extra ``cluster``. A part of a
+        zarr folder or zip file that holds several images is named by going on: ``plate.zarr.zip/A/1/0``.
     mpp
         Micrometres per level-0 pixel, in place of what the file says.
     channel
@@ -82,31 +87,67 @@ def as_slide(source: Slide | npt.NDArray[np.uint8], mpp: float | None = None) ->
     return source if mpp is None else _Measured(source, mpp)
 
 
-def _open(path: Path, mpp: float | None, channel: int | str | None) -> Slide:
-    if not path.exists():
-        raise SlideError(f"{path}: no such file or folder; check the path")
-    if path.is_dir():
-        from streamview.slides.omezarr import Pyramid, is_zarr
+def can_open(path: str | os.PathLike[str]) -> bool:
+    """Whether `open_slide` opens a path: what every part of the program goes by that offers to open or show a slide.
 
-        if not is_zarr(path):
-            raise SlideError(f"{path}: a folder without an OME-Zarr image; {_EXPECTED}")
+    Parameters
+    ----------
+    path
+        As for `open_slide`.
+
+    Returns
+    -------
+    bool
+        False where it is no slide, is damaged, or holds channels of which one must be chosen. The slide is opened and closed again.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SlideWarning)
+        try:
+            open_slide(path).close()
+        except SlideError:
+            return False
+    return True
+
+
+def _open(path: Path, mpp: float | None, channel: int | str | None) -> Slide:
+    from streamview.slides.diagnosis import check_kind, describe_folder
+
+    if _in_archive(path):
+        from streamview.slides.omezarr import Pyramid
+
+        return Pyramid(path, mpp, channel)
+    check_kind(path)
+    if path.is_dir():
+        if not ((path / "zarr.json").is_file() or (path / ".zgroup").is_file()):
+            raise SlideError(f"{path}: {describe_folder(path)}; {_EXPECTED}")
+        from streamview.slides.omezarr import Pyramid
+
         return Pyramid(path, mpp, channel)
     slide = _open_file(path, channel)
     return slide if mpp is None else _Measured(slide, mpp)
 
 
+def _in_archive(path: Path) -> bool:
+    """Whether a path is that of a zip file, or of something in one."""
+    for archive in (path, *path.parents):
+        if archive.is_file():
+            with archive.open("rb") as file:
+                return file.read(4) in (b"PK\3\4", b"PK\5\6")
+        if archive.exists():
+            return False
+    return False
+
+
 def _open_file(path: Path, channel: int | str | None) -> Slide:
     from streamview.slides.checks import check_companions, check_complete
     from streamview.slides.choice import open_file
+    from streamview.slides.diagnosis import describe_file
 
     check_companions(path)
     check_complete(path)
     slide = open_file(path, channel)
     if slide is None:
-        with path.open("rb") as file:
-            start = file.read(16)
-        found = "an empty file" if not start else f"not a slide (it begins with {start!r})"
-        raise SlideError(f"{path.name}: {found}; {_EXPECTED}")
+        raise SlideError(f"{path.name}: {describe_file(path)}; {_EXPECTED}")
     return slide
 
 
@@ -116,9 +157,14 @@ class _Measured:
     def __init__(self, slide: Slide, mpp: float) -> None:
         self._slide = slide
         self.name, self.shape, self.levels = slide.name, slide.shape, slide.levels
-        self.background, self.reader = slide.background, slide.reader
+        self.background, self.reader, self.pixel_source = slide.background, slide.reader, slide.pixel_source
         self.properties, self.associated, self.icc_profile = slide.properties, slide.associated, slide.icc_profile
         self.mpp, self.mpp_source = given_mpp(mpp)
+
+        self._given = mpp
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return as_slide, (self._slide, self._given)
 
     @property
     def identity(self) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -36,11 +37,14 @@ class ArraySlide(SlideBase):
             raise SlideError(
                 f"array of shape {pixels.shape} and type {pixels.dtype}: expected 8-bit RGB, uint8 (height, width, 3); convert it"
             )
-        self._pixels = pixels
+        self._pixels, self._given = pixels, mpp
         self.name, self.background = "array", WHITE
         self.shape = pixels.shape[0], pixels.shape[1]
         self.levels = (Level(self.shape, (1.0, 1.0)),)
         self.mpp, self.mpp_source = (None, "unknown") if mpp is None else given_mpp(mpp)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ArraySlide, (self._pixels, self._given)
 
     @cached_property
     def identity(self) -> str:  # type: ignore[override]  # hashed only when asked for

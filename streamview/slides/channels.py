@@ -43,6 +43,11 @@ class Channel:
         grey: npt.NDArray[np.uint8] = np.floor(share + np.float32(0.5)).clip(0, 255).astype(np.uint8)
         return grey
 
+    @property
+    def token(self) -> str:
+        """What decides the pixels, for `Slide.pixel_source`."""
+        return f"channel={self.number}" if self.bits == 8 else f"channel={self.number}:{self.low}-{self.high}"
+
     def __str__(self) -> str:
         scaled = "" if self.bits == 8 else f", {self.low} to {self.high} of its {self.bits} bit shown as 0 to 255"
         return f"channel {self.number}{f' ({self.name})' if self.name else ''} as grey{scaled}"

@@ -97,8 +97,9 @@ def check_companions(path: Path) -> None:
     SlideError
         Naming what is missing.
     """
-    if path.suffix.lower() != ".mrxs":
-        return
+    with path.open("rb") as file:
+        if path.suffix.lower() != ".mrxs" or file.read(2) != b"\xff\xd8":  # an index in form of a JPEG
+            return
     folder = path.with_suffix("")
     index = folder / "Slidedat.ini"
     if not index.is_file():
@@ -119,32 +120,44 @@ def _furthest_byte(file: BinaryIO, order: str, *, big: bool) -> int:
     """First byte after everything that the TIFF's directories point to; struct.error when a directory itself is cut."""
     word, count_format, entry_size = ("Q", "Q", 20) if big else ("I", "H", 12)
     file.seek(8 if big else 4)
-    pending = [_unpack(file, order + word)]
+    starts = [_unpack(file, order + word)]
     seen: set[int] = set()
     furthest = 0
-    while pending:
-        offset = pending.pop()
-        if offset == 0:
-            continue
-        if offset in seen or len(seen) > _MAX_DIRECTORIES:
+    while starts:
+        offset, chain = starts.pop(), set[int]()
+        # Several routes may lead to one directory: writers chain sub-directories and list them as well. Only a chain that comes back
+        # to itself has no end.
+        while offset and offset not in seen:
+            if len(seen) > _MAX_DIRECTORIES:
+                raise SlideError(f"{Path(file.name).name}: more than {_MAX_DIRECTORIES} TIFF directories; expected a slide of a few")
+            seen.add(offset)
+            chain.add(offset)
+            file.seek(offset)
+            entries = file.read(_unpack(file, order + count_format) * entry_size)
+            offset = _unpack(file, order + word)
+            end, subdirectories = _directory(file, order, entries, entry_size)
+            furthest = max(furthest, end)
+            starts.extend(subdirectories)
+        if offset in chain:
             raise SlideError(f"{Path(file.name).name}: its TIFF directories form a loop; the file is damaged, get it again")
-        seen.add(offset)
-        file.seek(offset)
-        entries = file.read(_unpack(file, order + count_format) * entry_size)
-        pending.append(_unpack(file, order + word))
-        fields = {}
-        for start in range(0, len(entries), entry_size):
-            tag, kind, count = struct.unpack_from(order + "HH" + word, entries, start)
-            if tag in (*_OFFSETS, *_COUNTS, _SUBDIRECTORIES) and kind in _TYPES:
-                fields[tag] = _values(file, order, entries[start + 4 + struct.calcsize(order + word) : start + entry_size], kind, count)
-        if _SUBDIRECTORIES in fields:
-            pending.extend(int(value) for value in fields[_SUBDIRECTORIES])
-        for offsets, counts in zip(_OFFSETS, _COUNTS, strict=True):
-            if offsets in fields and counts in fields:
-                both = min(len(fields[offsets]), len(fields[counts]))
-                ends = fields[offsets][:both] + fields[counts][:both]
-                furthest = max(furthest, int(ends.max(initial=0)))
     return furthest
+
+
+def _directory(file: BinaryIO, order: str, entries: bytes, entry_size: int) -> tuple[int, list[int]]:
+    """First byte after what a directory points to, and its sub-directories."""
+    word = "Q" if entry_size == 20 else "I"
+    fields = {}
+    for start in range(0, len(entries), entry_size):
+        tag, kind, count = struct.unpack_from(order + "HH" + word, entries, start)
+        if tag in (*_OFFSETS, *_COUNTS, _SUBDIRECTORIES) and kind in _TYPES:
+            fields[tag] = _values(file, order, entries[start + 4 + struct.calcsize(order + word) : start + entry_size], kind, count)
+    furthest = 0
+    for offsets, counts in zip(_OFFSETS, _COUNTS, strict=True):
+        if offsets in fields and counts in fields:
+            both = min(len(fields[offsets]), len(fields[counts]))
+            ends = (fields[offsets][:both] + fields[counts][:both])[fields[counts][:both] > 0]  # what is left out lies nowhere
+            furthest = max(furthest, int(ends.max(initial=0)))
+    return furthest, [int(value) for value in fields.get(_SUBDIRECTORIES, ())]
 
 
 def _unpack(file: BinaryIO, layout: str) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from streamview.slides.openslide_backend import OpenSlideSlide
 from streamview.slides.slide import Slide
 from streamview.slides.tiff_backend import TiffSlide, UnreadableTiles
 
-__all__ = ["open_file"]
+__all__ = ["is_tiff", "open_file"]
 
 _OURS = ("aperio", "generic-tiff")
 
@@ -22,8 +23,9 @@ _OURS = ("aperio", "generic-tiff")
 def open_file(path: Path, channel: int | str | None = None) -> Slide | None:
     """Open a file that OpenSlide or tifffile reads; None when it is of neither kind.
 
-    Where both can, a tile in the middle, the last one and the first of the coarsest level are compared. Where they differ OpenSlide
-    reads the file, and a warning and `Slide.reader` say so.
+    Where both can, a tile in the middle, the last one and the first of the coarsest level are compared. Where only one gives pixels, that
+    one reads the file. Where both do and they differ, the JPEG streams' own statement of their colour decides: OpenSlide goes by the TIFF's
+    tag alone. Where they state nothing, OpenSlide reads. A warning and `Slide.reader` say so.
 
     Parameters
     ----------
@@ -38,14 +40,14 @@ def open_file(path: Path, channel: int | str | None = None) -> Slide | None:
         When the file is damaged or not 8-bit RGB.
     """
     vendor = openslide.OpenSlide.detect_format(path)
-    if vendor is None and not _is_tiff(path):
+    if vendor is None and not is_tiff(path):
         return None
     if channel is not None and vendor not in (None, "generic-tiff"):
         raise SlideError(f"{path.name}: a slide of RGB ({vendor}): leave out --channel")
+    if vendor not in (None, *_OURS):
+        return OpenSlideSlide(path)
     if vendor is None or channel is not None:
         return TiffSlide(path, channel=channel)
-    if vendor not in _OURS:
-        return OpenSlideSlide(path)
     return _aperio(path) if vendor == "aperio" else _generic(path)
 
 
@@ -64,12 +66,15 @@ def _aperio(path: Path) -> Slide:
 
 def _generic(path: Path) -> Slide:
     tiles = TiffSlide(path)
-    if not tiles.opaque:
-        tiles.reader += "; OpenSlide, which rounds twice where pixels are transparent, is no judge"
+    if not tiles.comparable:
         return tiles
     try:
         reference = OpenSlideSlide(path)
     except SlideError:
+        return tiles
+    if reference.shape != tiles.shape:  # OpenSlide takes the first image, whatever lies behind it
+        reference.close()
+        tiles.reader += f"; OpenSlide would read one of {reference.shape[1]} x {reference.shape[0]} px"
         return tiles
     reference.mpp, reference.mpp_source = tiles.mpp, tiles.mpp_source
     return _agreed(tiles, reference)
@@ -78,40 +83,58 @@ def _generic(path: Path) -> Slide:
 def _agreed(tiles: TiffSlide, reference: OpenSlideSlide) -> Slide:
     """The reader to use of two of the same file; the other is closed."""
     try:
-        compared, differs = _compare(tiles, reference)
+        compared, difference = _compare(tiles, reference)
     except BaseException:
         tiles.close()
         reference.close()
         raise
-    if compared and differs is None:
-        reference.close()
+    if difference is None and compared:
         tiles.reader += f"; {compared} compared equal OpenSlide's"
-        return tiles
-    tiles.close()
-    if differs is None:
-        reference.reader += ": the tiles to compare are unreadable"
+    elif difference is not None and difference.unread is reference:
+        tiles.reader += f"; OpenSlide reads none {difference}"
+    elif difference is not None and tiles.colour_conflict is not None:
+        tiles.reader += f"; OpenSlide's differ in colour {difference}"
+        warnings.warn(f"{tiles.name}: colour: {tiles.colour_conflict}; read as the streams say", SlideWarning, stacklevel=6)
     else:
-        reference.reader += f": its tiles read directly differ {differs}"
-        said = f"{reference.name}: OpenSlide reads it, slower: its tiles read directly differ {differs}"
-        warnings.warn(said, SlideWarning, stacklevel=5)
-    return reference
+        tiles.close()
+        if difference is None:
+            reference.reader += ": the tiles to compare are unreadable"
+        else:
+            reference.reader += f": its tiles read directly differ {difference}"
+            text = f"{reference.name}: OpenSlide reads it, slower: its tiles read directly differ {difference}"
+            warnings.warn(text, SlideWarning, stacklevel=6)
+        return reference
+    reference.close()
+    return tiles
 
 
-def _compare(tiles: Slide, reference: Slide) -> tuple[int, str | None]:
-    """How many tiles are equal, and where the first difference is."""
+@dataclass(frozen=True, slots=True)
+class _Difference:
+    """Where two readers differ, and which of them gave no pixels there."""
+
+    place: str
+    unread: Slide | None = None
+
+    def __str__(self) -> str:
+        return self.place
+
+
+def _compare(tiles: Slide, reference: Slide) -> tuple[int, _Difference | None]:
+    """How many tiles are equal, and the first difference."""
     mine, other = ([level.shape for level in slide.levels] for slide in (tiles, reference))
     # OpenSlide does not look for the levels of an OME-TIFF, which is a plain TIFF to it
     plain = reference.properties["openslide.vendor"] == "generic-tiff"
     shared = len(mine) if mine == other else int(plain and mine[0] == other[0])
     if not shared:
-        return 0, "in their levels"
+        return 0, _Difference("in their levels")
     compared = 0
     for region in _samples(tiles, shared):
         here, there = _try(tiles, region), _try(reference, region)
         if here is None and there is None:
             continue
         if here is None or there is None or not np.array_equal(here, there):
-            return compared, f"at level {region.level}, X,Y,WIDTH,HEIGHT {region}"
+            unread = tiles if here is None else reference if there is None else None
+            return compared, _Difference(f"at level {region.level}, X,Y,WIDTH,HEIGHT {region}", unread)
         compared += 1
     return compared, None
 
@@ -134,6 +157,7 @@ def _try(slide: Slide, region: Region) -> np.ndarray[tuple[int, ...], np.dtype[n
         return None
 
 
-def _is_tiff(path: Path) -> bool:
+def is_tiff(path: Path) -> bool:
+    """Whether a file begins like a classic or big TIFF."""
     with path.open("rb") as file:
         return file.read(4) in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")

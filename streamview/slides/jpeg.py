@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Container
 
 import imagecodecs
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["decode_jpeg"]
+__all__ = ["decode_jpeg", "frame_shape", "stated_colour"]
 
 _MARKER = re.compile(rb"\xff([^\x00\xff])")
 _START_OF_SCAN, _END, _RESTARTS = 0xDA, 0xD9, range(0xD0, 0xD8)
 _SEQUENTIAL = (0xC0, 0xC1)  # frames that hold all in one scan
+_FRAMES = {0xC0, 0xC1, 0xC2, 0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF}
 _FILLER = b"\x55" * 64
 
 
@@ -32,13 +34,15 @@ def decode_jpeg(data: bytes, out: npt.NDArray[np.uint8], tables: bytes | None = 
     tables
         A stream that holds tables alone, as TIFF stores them.
     colorspace
-        What the samples are, where the stream itself does not tell rightly, such as "RGB".
+        What the samples are, "RGB" or "YCBCR", where the stream does not state it, see `stated_colour`; None for what libjpeg guesses.
 
     Raises
     ------
     ValueError, RuntimeError
         When the stream is damaged, cut short, or of another shape.
     """
+    stated = stated_colour(data, tables)
+    colorspace = colorspace if stated is None else stated[0]
     frame, scan = _headers(data)
     restarts, end = _markers(data, scan, frame in _SEQUENTIAL)
     _decode(data, out, tables, colorspace)
@@ -51,6 +55,56 @@ def decode_jpeg(data: bytes, out: npt.NDArray[np.uint8], tables: bytes | None = 
 
 def _decode(data: bytes, out: npt.NDArray[np.uint8], tables: bytes | None, colorspace: str | None) -> None:
     imagecodecs.jpeg8_decode(data, tables=tables, colorspace=colorspace, outcolorspace="RGB", out=out)
+
+
+def stated_colour(data: bytes, tables: bytes | None = None) -> tuple[str, str] | None:
+    """What a stream of three components says of their colour, and by what; None where it says nothing.
+
+    The order is that of libjpeg: a JFIF marker, one of Adobe's, the components' own letters. Chroma of less resolution comes last: no RGB
+    has it. The marker of Adobe may stand among the tables.
+
+    Returns
+    -------
+    tuple or None
+        ``("RGB" or "YCBCR", words)``.
+    """
+    frame = _segment(data, _FRAMES)
+    if frame is None or frame[5] != 3:
+        return None
+    if (_segment(data, (0xE0,)) or b"")[:5] == b"JFIF\0":
+        return "YCBCR", "JFIF marker"
+    for stream in (data, tables or b""):
+        adobe = _segment(stream, (0xEE,)) or b""
+        if adobe[:5] == b"Adobe" and len(adobe) >= 12:
+            return ("RGB" if adobe[11] == 0 else "YCBCR"), "Adobe marker"
+    if frame[6:15:3] == b"RGB":
+        return "RGB", "components named R, G, B"
+    if len(set(frame[7:15:3])) > 1:
+        return "YCBCR", "chroma of less resolution"
+    return None
+
+
+def frame_shape(data: bytes) -> tuple[int, int] | None:
+    """Height and width in px that a stream states; None when it holds no frame."""
+    frame = _segment(data, _FRAMES)
+    return None if frame is None else (int.from_bytes(frame[1:3], "big"), int.from_bytes(frame[3:5], "big"))
+
+
+def _segment(data: bytes, markers: Container[int]) -> bytes | None:
+    """Content of the first of some markers before the first scan."""
+    position = 2
+    while data[position : position + 1] == b"\xff" and position + 4 <= len(data):
+        marker = data[position + 1]
+        if marker == 0xFF:  # padding
+            position += 1
+            continue
+        end = position + 2 + int.from_bytes(data[position + 2 : position + 4], "big")
+        if marker in markers:
+            return data[position + 4 : end]
+        if marker in (_START_OF_SCAN, _END):
+            break
+        position = end
+    return None
 
 
 def _headers(data: bytes) -> tuple[int, int]:

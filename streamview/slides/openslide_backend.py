@@ -46,7 +46,10 @@ class OpenSlideSlide(SlideBase):
         for shape in shapes:
             check_size(path.name, shape)
         source = "aperio.MPP" if "aperio.MPP" in properties else f"{vendor} through OpenSlide"
-        mpp = positive_mpp(properties.get(openslide.PROPERTY_NAME_MPP_Y), properties.get(openslide.PROPERTY_NAME_MPP_X), source)
+        stated = [properties.get(name) for name in (openslide.PROPERTY_NAME_MPP_Y, openslide.PROPERTY_NAME_MPP_X)]
+        if stated == [None, None]:  # OpenSlide leaves out what it cannot parse, which is to be named
+            stated = [properties.get("aperio.MPP")] * 2
+        mpp = positive_mpp(stated[0], stated[1], source)
         colour = properties.get(openslide.PROPERTY_NAME_BACKGROUND_COLOR)
         background = (int(colour[:2], 16), int(colour[2:4], 16), int(colour[4:6], 16)) if colour else WHITE
         quickhash = properties.get(openslide.PROPERTY_NAME_QUICKHASH1)
@@ -58,7 +61,8 @@ class OpenSlideSlide(SlideBase):
         super().__init__(path.name, tuple(levels), mpp, identity, background)
         self.properties, self.associated = dict(properties), tuple(self._handle.associated_images)
         self.icc_profile = _profile(self._handle)
-        self.reader = f"OpenSlide ({vendor})"
+        self.reader, self.pixel_source = f"OpenSlide ({vendor})", "openslide"
+        self.opened = str(path.absolute()), None
 
     def _open(self) -> openslide.OpenSlide:
         try:

@@ -151,9 +151,8 @@ def _nearest_finer(slide: Slide, scale: tuple[float, float]) -> int:
 def _scale(slide: Slide, mpp: float) -> tuple[float, float]:
     """Level-0 pixels per grid pixel, (y, x), never below 1."""
     if slide.mpp is None:
-        raise SlideError(
-            f"{slide.name}: micrometres per pixel are {slide.mpp_source}, but {mpp:g} is asked for; state the slide's with --mpp"
-        )
+        remedy = "" if "--mpp" in slide.mpp_source else "; state the slide's with --mpp"
+        raise SlideError(f"{slide.name}: micrometres per pixel are {slide.mpp_source}, but {mpp:g} is asked for{remedy}")
     if not (math.isfinite(mpp) and mpp > 0):
         raise SlideError(f"{mpp} um/px asked for: expected a positive number such as 0.5")
     coarsest = max(slide.mpp)

@@ -6,17 +6,24 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType, TracebackType
-from typing import Protocol, Self, runtime_checkable
+from typing import Any, Protocol, Self, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
 from streamview.errors import RegionError, SlideError
 from streamview.geometry import Region
+from streamview.slides.units import number
 
 __all__ = ["WHITE", "Level", "Slide", "SlideBase", "check_region", "composite", "given_mpp", "output", "positive_mpp", "shape_levels"]
 
 WHITE = (255, 255, 255)
+_FINEST, _COARSEST, _OBLONG = 0.05, 20, 4  # um/px of scans, and how much longer than wide a pixel may be
+_INCH = 25400.0  # um
+_PRINT_DPI = (
+    72, 75, 90, 96, 100, 120, 144, 150, 180, 200, 240, 250, 300, 350, 360, 400, 450, 480, 500, 600, 720, 800, 900, 1000, 1200, 1440, 1800,
+    2400, 2880, 3600, 4800, 5760, 7200, 9600,
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +86,13 @@ class Slide(Protocol):
         """What reads the file, and why."""
 
     @property
+    def pixel_source(self) -> str:
+        """How pixels are decoded, where that can change them: the reader, the channel, the rule of transparency; "tiff;channel=0".
+
+        Stable from version to version and from machine to machine; part of the identity of answers.
+        """
+
+    @property
     def properties(self) -> Mapping[str, str]:
         """What the file says of itself, by key, such as "aperio.AppMag"; may name people: see `streamview.slides.properties`."""
 
@@ -123,9 +137,11 @@ class SlideBase:
     """The facts about a slide, for backends to inherit; attributes as in `Slide`."""
 
     reader = "memory"
+    pixel_source = "memory"
     properties: Mapping[str, str] = MappingProxyType({})
     associated: tuple[str, ...] = ()
     icc_profile: bytes | None = None
+    opened: tuple[str, int | str | None] | None = None  # path or URL, and channel, of a slide that can be opened again
 
     def __init__(
         self,
@@ -138,6 +154,14 @@ class SlideBase:
         self.name, self.levels, self.identity, self.background = name, levels, identity, background
         self.shape = levels[0].shape
         self.mpp, self.mpp_source = mpp
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled as how it was opened: another process opens the file itself."""
+        from streamview.slides import open_slide
+
+        if self.opened is None:
+            raise TypeError(f"{self.name}: only slides that open_slide opened can be pickled")
+        return open_slide, (self.opened[0], None, self.opened[1])
 
     def close(self) -> None:
         """Nothing to release, unless a backend says so."""
@@ -193,17 +217,29 @@ def output(region: Region, out: npt.NDArray[np.uint8] | None) -> npt.NDArray[np.
     return out
 
 
-def positive_mpp(y: object, x: object, source: str) -> tuple[tuple[float, float] | None, str]:
-    """Make of what a file states (numbers or text, maybe absent) an mpp (y, x) and its source, or None and why it is unknown."""
-    if y is None or x is None:
+def positive_mpp(y: object, x: object, source: str, *, measured: bool = False) -> tuple[tuple[float, float] | None, str]:
+    """Make of what a file states (numbers or text, maybe absent) an mpp (y, x) and its source, or None and why it is unknown.
+
+    Where one of the two is absent, pixels are square. Files of all kinds hold resolutions of print and of screens, lengths with the wrong
+    unit, and placeholders: what no scan has is not believed, unless it is known to be `measured`.
+    """
+    if y is None and x is None:
         return None, "unknown"
-    try:
-        mpp = float(str(y)), float(str(x))
-    except ValueError:
-        mpp = (math.nan, math.nan)
-    if all(math.isfinite(value) and value > 0 for value in mpp):
+    stated = [number(x if y is None else y), number(y if x is None else x)]
+    if not all(math.isfinite(value) and value > 0 for value in stated):
+        return None, f"unknown ({source} states {y if x is None else x}, not a positive number)"
+    mpp = stated[0], stated[1]
+    if measured:
         return mpp, source
-    return None, f"unknown ({source} states {x}, not a positive number)"
+    dpi = next((dpi for dpi in _PRINT_DPI if all(abs(value * dpi / _INCH - 1) < 1e-4 for value in mpp)), None)
+    across = " across, ".join(dict.fromkeys(f"{value:.4g}" for value in reversed(mpp)))
+    found = f"{source} states {across}{' down' if 'across' in across else ''} um/px"
+    if dpi is not None:
+        return None, f"unknown ({found}, {dpi} dpi: a resolution of print, no measurement; state the slide's with --mpp)"
+    if min(mpp) < _FINEST * (1 - 1e-6) or max(mpp) > _COARSEST * (1 + 1e-6) or max(mpp) > _OBLONG * min(mpp):
+        expected = f"expected {_FINEST} to {_COARSEST} and near-square pixels of a scan"
+        return None, f"unknown ({found}, {expected}; state the slide's with --mpp)"
+    return mpp, source
 
 
 def given_mpp(mpp: float) -> tuple[tuple[float, float], str]:
@@ -214,18 +250,19 @@ def given_mpp(mpp: float) -> tuple[tuple[float, float], str]:
     SlideError
         When it is not a positive number.
     """
-    checked, _ = positive_mpp(mpp, mpp, "")
+    checked, _ = positive_mpp(mpp, mpp, "", measured=True)
     if checked is None:
         raise SlideError(f"--mpp {mpp}: expected micrometres per pixel, a positive number such as 0.5")
     return checked, "given (--mpp)"
 
 
-def composite(rgba: npt.NDArray[np.uint8], background: tuple[int, int, int]) -> npt.NDArray[np.uint8]:
-    """Lay straight-alpha uint8 (H, W, 4) on a plain background; returns C-contiguous uint8 (H, W, 3)."""
+def composite(rgba: npt.NDArray[np.uint8], background: tuple[int, int, int], *, premultiplied: bool = False) -> npt.NDArray[np.uint8]:
+    """Lay uint8 (H, W, 4), of straight alpha or premultiplied, on a plain background; returns C-contiguous uint8 (H, W, 3)."""
     rgb = np.ascontiguousarray(rgba[..., :3])
     clear = np.nonzero(rgba[..., 3] != 255)
     if len(clear[0]):
         pixels = rgba[clear].astype(np.uint32)
         alpha = pixels[:, 3:]
-        rgb[clear] = (pixels[:, :3] * alpha + np.asarray(background, np.uint32) * (255 - alpha) + 127) // 255
+        colours = pixels[:, :3] * (255 if premultiplied else alpha)
+        rgb[clear] = ((colours + np.asarray(background, np.uint32) * (255 - alpha) + 127) // 255).clip(max=255)
     return rgb

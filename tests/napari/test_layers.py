@@ -195,6 +195,64 @@ def test_the_reader_opens_slides_pyramids_maps_and_jobs(slide_path: Path, job: P
     assert saliency.prediction.slide_name == "planted.svs"
 
 
+OPENABLE = (
+    "rgba.tif",
+    "palette.tif",
+    "no suffix",
+    "named.ndpi",
+    "v04.ome.zarr",
+    "yxc.zarr",
+    "a.ome.zarr.zip",
+    "parent.zarr",
+    "memory://a.zarr",
+)
+
+
+@pytest.mark.parametrize("name", OPENABLE)
+def test_the_reader_opens_what_open_slide_opens(tmp_path: Path, name: str) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (70, 90, 3), np.uint8)
+    path, tiles = str(tmp_path / name), {"tile": (32, 32), "metadata": None}
+    if name == "rgba.tif":
+        alpha = np.full((70, 90, 1), 255, np.uint8)
+        tifffile.imwrite(path, np.concatenate([pixels, alpha], 2), photometric="rgb", extrasamples=["assocalpha"], **tiles)
+    elif name == "palette.tif":
+        grey = np.repeat(np.arange(256, dtype=np.uint16)[None] * 257, 3, 0)
+        pixels = np.repeat(pixels[..., :1], 3, 2)
+        tifffile.imwrite(path, pixels[..., 0], photometric="palette", colormap=grey, **tiles)
+    elif "zarr" not in name:
+        tifffile.imwrite(path, pixels, photometric="rgb", **tiles)
+    else:
+        axes = "yxc" if name == "yxc.zarr" else "cyx"
+        if "://" in name:
+            pytest.importorskip("fsspec")
+            path = f"memory://{tmp_path.name}/a.zarr"
+        store: Any = zarr.storage.FsspecStore.from_url(path) if "://" in path else path
+        if name.endswith("zip"):
+            store = zarr.storage.ZipStore(path, mode="w")
+        scale = {"type": "scale", "scale": [1.0, 1.0, 1.0]}
+        image = {"axes": [{"name": axis} for axis in axes], "datasets": [{"path": "0", "coordinateTransformations": [scale]}]}
+        old = name.startswith("v04")
+        attributes: Any = {"multiscales": [image]} if old else {"ome": {"version": "0.5", "multiscales": [image]}}
+        inside = "0" if "parent" in name else ""
+        group = zarr.create_group(store, zarr_format=2 if old else 3, path=inside, attributes=attributes)
+        values = pixels if axes == "yxc" else pixels.transpose(2, 0, 1)
+        group.create_array("0", shape=values.shape, chunks=values.shape, dtype="uint8")[...] = values
+        if "parent" in name:
+            zarr.open_group(store, mode="a", zarr_format=3)
+        if name.endswith("zip"):
+            store.close()
+    with open_slide(path) as slide:
+        np.testing.assert_array_equal(slide.read(Region(0, 0, 70, 90)), pixels)
+    reader = get_reader(path)
+    assert reader is not None
+    check(path)
+    ((levels, options, kind),) = reader(path)
+    assert kind == "image"
+    np.testing.assert_array_equal(np.asarray(levels[0]), pixels)
+    assert options["metadata"]["streamview"]["path"] == path
+    options["metadata"]["streamview"]["source"].close()
+
+
 def test_the_reader_leaves_everything_else_alone(tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text("hello")
     (tmp_path / "empty").mkdir()

@@ -19,7 +19,7 @@ from streamview.synthetic import write_synthetic_slide
 REAL = {
     "CMU-1-Small-Region.svs": ((2967, 2220), 0.499, "aperio.MPP", "TiffSlide"),
     "test3-DAPI-2-387.ndpi": ((4864, 3968), 0.228, "hamamatsu", "OpenSlideSlide"),
-    "camelyon_multiframe.dcm": ((700, 1152), 28.969, "dicom", "OpenSlideSlide"),
+    "camelyon_multiframe.dcm": ((700, 1152), None, "unknown (dicom through OpenSlide states 28.97 um/px", "OpenSlideSlide"),
     "OS-1-detail.ome.tif": ((1101, 1101), 0.227, "OME PhysicalSize", "TiffSlide"),
     "OS-2-ndpi.ome.tif": ((2202, 2202), 0.227, "OME PhysicalSize", "TiffSlide"),
     "small.svs": ((16, 16), 0.499, "aperio.MPP", "TiffSlide"),
