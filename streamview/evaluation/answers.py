@@ -16,7 +16,7 @@ from streamview.cards import ModelCard
 from streamview.errors import LabelError, RegionError, SlideError
 from streamview.evaluation.metrics import Metrics, measure
 from streamview.inference import predict
-from streamview.labels import Example, find_targets, labels_digest
+from streamview.labels import Example, find_targets, identify_slides, labels_digest, unite_slides
 from streamview.loading import Model
 from streamview.progress import Report, Step
 from streamview.results import Precision, Prediction
@@ -122,7 +122,8 @@ def evaluate(
     Raises
     ------
     LabelError
-        When there is no example, or a label is no class of the network; nothing was computed then.
+        When there is no example, a label is no class of the network, or examples of one slide contradict each other; nothing was
+        computed then.
     SlideError, RegionError
         When a region fails and `skip_errors` is not set; the message names it.
     ModelError, NotStreamableError, MemoryBudgetError
@@ -131,6 +132,7 @@ def evaluate(
     if not examples:
         raise LabelError("there is no labelled region to evaluate on; expected one or more")
     targets = find_targets(examples, model.card)
+    examples = unite_slides(examples, *identify_slides(examples))
     answer = partial(predict, model, memory=memory, tile=tile, device=device, precision=precision)
     start, count = time.monotonic(), len(examples)
 
