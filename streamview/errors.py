@@ -6,6 +6,7 @@ print the message; anything else is a defect of the program and keeps its traceb
 
 __all__ = [
     "AnnotationError",
+    "AnnotationWarning",
     "Cancelled",
     "LabelError",
     "MemoryBudgetError",
@@ -37,6 +38,10 @@ class RegionError(StreamviewError):
 
 class AnnotationError(StreamviewError):
     """A file of annotations is missing, damaged, hostile, of another form, or drawn on another slide."""
+
+
+class AnnotationWarning(UserWarning):
+    """Some objects of a file of annotations are left out; the others are read."""
 
 
 class ModelError(StreamviewError):

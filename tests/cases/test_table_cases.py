@@ -29,3 +29,13 @@ def test_a_table_that_contradicts_itself_is_refused(cases, table, said):
 def test_tables_of_other_programs(cases, table):
     found = read_labels(cases / f"07-tables/{table}.csv", cases / "07-tables/slides")
     assert [(e.file, e.label, e.case) for e in found] == [(f"s{n:02}.tif", "lesion" if n % 2 else "normal", f"s{n:02}") for n in range(24)]
+
+
+def test_annotations_with_empty_objects(cases):
+    with pytest.warns(AnnotationWarning, match=r"2 left out, as they enclose no area: object 1, object 2 \(Tumor\)$"):
+        tumour, other = read_annotations(cases / "07-tables/annotations.geojson")
+    assert (tumour.kind, other.kind) == ("Tumor", "7")
+    expected = np.zeros((70, 70), bool)
+    expected[10:60, 10:60] = True
+    np.testing.assert_array_equal(rasterise([tumour], Region(0, 0, 70, 70)), expected)
+    assert rasterise([other], Region(0, 0, 70, 70)).sum() in (45, 55)  # a triangle of 10 x 10, with or without its diagonal
