@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import csv
-import hashlib
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,13 +17,14 @@ from torch import Tensor
 from streamview import atomic
 from streamview.cards import ModelCard, card_document, parse_card
 from streamview.evaluation import Metrics, measure
-from streamview.finetuning.checkpoint import packed, write_json, write_tensors
+from streamview.finetuning.checkpoint import write_json, write_tensors
 from streamview.finetuning.curves import draw_history
 from streamview.finetuning.history import History
 from streamview.finetuning.preparation import Prepared
 from streamview.jobs import versions
 from streamview.labels import Example
 from streamview.loading import Model
+from streamview.loading.hashing import hash_tensors
 from streamview.results import RESEARCH_USE
 
 __all__ = ["Compared", "Tuned", "compare", "publish"]
@@ -56,7 +56,7 @@ class Tuned:
     state
         All tensors of the network, by name.
     sha256
-        Of these as a file.
+        Of these, as in `streamview.loading.Model`.
     document
         The card as JSON.
     before, after
@@ -116,10 +116,7 @@ def compare(
     def judge(answers: Sequence[tuple[float, ...]]) -> Metrics | None:
         return measure(answers, targets, cases, _card(document), reference=reference, resamples=resamples) if answers else None
 
-    digest = hashlib.sha256()
-    for part in packed(state):
-        digest.update(part)
-    return Tuned(state, digest.hexdigest(), document, judge([row.before for row in rows]), judge([row.after for row in rows]), rows)
+    return Tuned(state, hash_tensors(state), document, judge([row.before for row in rows]), judge([row.after for row in rows]), rows)
 
 
 def publish(folder: Path, prepared: Prepared, history: History, tuned: Tuned, *, finished: bool) -> None:

@@ -144,7 +144,7 @@ def finetune(
             stack.enter_context(locked(folder))
             if restart:
                 discard_checkpoint(folder)
-            found = read_checkpoint(folder, prepared.making)
+            found = read_checkpoint(folder, prepared.making, model.file_sha256)
         trainer = stack.enter_context(Trainer(prepared, found, None if ahead is None else ahead.budget_bytes, report))
         save = _Saver(folder, trainer, save_seconds)
         if found is not None:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -14,10 +13,11 @@ from torch import nn
 from streamview.cards import ModelCard, assumed_document, parse_card, read_document
 from streamview.errors import ModelError
 from streamview.loading.architectures import build, count_outputs, is_factory
-from streamview.loading.checkpoints import Weights, archive_kind, read_weights
+from streamview.loading.checkpoints import Weights, archive_kind, read_weights, split_key
 from streamview.loading.choices import SCALED, STATE, Choice, assume, choose, find_weights, read_card
 from streamview.loading.exported import read_exported
-from streamview.loading.fitting import check_finite, find_misfit, learn_outputs, strip_prefix
+from streamview.loading.fitting import check_finite, find_fit, learn_outputs
+from streamview.loading.hashing import hash_tensors
 
 __all__ = ["Model", "load_card", "load_model"]
 
@@ -34,15 +34,19 @@ class Model:
     card
         What it expects and answers.
     sha256
-        Hex digest of the file of weights; of names, types, shapes and values of the state where there is none.
+        Of the weights, hex: the same in whatever file they came (`streamview.loading.hashing`); of ``.pt2`` files with the graph.
     notes
         What was assumed or changed on the way, a sentence each: to be shown, for it bears on the answer.
+    file, file_sha256
+        Name of the file of weights without its folder, and the hex digest of its bytes; empty: they came from no file.
     """
 
     module: nn.Module
     card: ModelCard
     sha256: str
     notes: tuple[str, ...] = ()
+    file: str = ""
+    file_sha256: str = ""
 
 
 def load_card(spec: str | os.PathLike[str], *, untrained: bool = False) -> ModelCard:
@@ -90,7 +94,8 @@ def load_model(
         - a ``.pt2`` file of `torch.export.save`, which holds its own weights.
     weights
         File of the weights: safetensors, or a state_dict or checkpoint of `torch.save` (``.pt``, ``.pth``, ``.bin``, ``.ckpt``), read
-        with ``weights_only=True``. Default: those of the folder.
+        with ``weights_only=True``. Of a checkpoint that holds several networks, such as plain and averaged weights, ``"FILE:KEY"``
+        chooses one. Default: those of the folder.
     card
         File of the card. Default: that of the folder; without any, classes are numbered and ``Model.notes`` says what was assumed.
     untrained
@@ -110,18 +115,16 @@ def load_model(
         return _load_exported(Path(text), weights, card, untrained)
     choice = choose(text, card, other_weights=weights is not None)
     notes: tuple[str, ...] = ()
-    outputs = None
+    outputs, read = None, None
     if choice.bound and choice.document is not None:
         outputs = len(read_card(choice, untrained=untrained).class_names)
     if untrained:
         module = build(choice.architecture, outputs, seed)
-        sha256 = _state_digest(module)
     elif weights is None and choice.home is None:
-        module, sha256, notes = _trust(choice, outputs, seed)
+        module, notes = _trust(choice, outputs, seed)
     else:
-        read = read_weights(find_weights(choice) if weights is None else Path(weights))
+        read = read_weights(find_weights(choice)) if weights is None else read_weights(*split_key(os.fspath(weights)))
         module, notes = _fill(choice, read, outputs, seed)
-        sha256 = read.sha256
     if outputs is None or choice.architecture.name not in MODELS:
         answered = count_outputs(module, choice.name)
         if outputs not in (None, answered):
@@ -129,21 +132,22 @@ def load_model(
             raise ModelError(f"model {choice.name!r} answers {answered} values, its card names {outputs} classes; {remedy}")
         choice = assume(choice, answered)
     module.float().eval().requires_grad_(False)
+    sha256 = hash_tensors(module.state_dict())
     module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return Model(module, read_card(choice, untrained=untrained), sha256, notes + choice.notes)
+    model = Model(module, read_card(choice, untrained=untrained), sha256, notes + choice.notes)
+    return model if read is None else replace(model, file=read.path.name, file_sha256=read.file_sha256)
 
 
-def _trust(choice: Choice, outputs: int | None, seed: int) -> tuple[nn.Module, str, tuple[str, ...]]:
+def _trust(choice: Choice, outputs: int | None, seed: int) -> tuple[nn.Module, tuple[str, ...]]:
     """Take a function's own weights, if it loads any: random ones differ from seed to seed."""
     remedy = "give --weights FILE, or --untrained to use seeded random ones"
     if not is_factory(choice.architecture.name):
         raise ModelError(f"model {choice.name!r} comes without trained weights, and none are downloaded; {remedy}")
     module, again = (build(choice.architecture, outputs, drawn) for drawn in (seed, seed + 1))
     check_finite(module.state_dict(), choice.name)
-    sha256 = _state_digest(module)
-    if sha256 != _state_digest(again):
+    if hash_tensors(module.state_dict()) != hash_tensors(again.state_dict()):
         raise ModelError(f"model {choice.name!r} returned random weights: two calls gave different ones; {remedy}")
-    return module, sha256, (f"the weights are those that {choice.name} loaded itself",)
+    return module, (f"the weights are those that {choice.name} loaded itself",)
 
 
 def _fill(choice: Choice, weights: Weights, outputs: int | None, seed: int) -> tuple[nn.Module, tuple[str, ...]]:
@@ -152,11 +156,11 @@ def _fill(choice: Choice, weights: Weights, outputs: int | None, seed: int) -> t
 
     def learn() -> int | None:
         small, large = (build(architecture, count, seed).state_dict() for count in (7, 11))
-        return learn_outputs(small, large, strip_prefix(weights, small)[0])
+        return learn_outputs(small, large, find_fit(weights, small, shapes=False).state)
 
     module = build(architecture, learn() if outputs is None and architecture.sized else outputs, seed)
-    state, prefix = strip_prefix(weights, module.state_dict())
-    misfit = find_misfit(module.state_dict(), state)
+    fit = find_fit(weights, module.state_dict())
+    misfit = fit.misfit
     if misfit is not None:
         learned = None if outputs is None or not architecture.sized else learn()
         if learned not in (None, outputs):
@@ -165,11 +169,9 @@ def _fill(choice: Choice, weights: Weights, outputs: int | None, seed: int) -> t
         if choice.bound:
             what, remedy = "its card", f"mend architecture or num_classes in {Path(choice.file).name}, or the weights"
         raise ModelError(f"{weights.path} does not fit {what}: {misfit}; {remedy}")
-    check_finite(state, str(weights.path))
-    module.load_state_dict(state)
-    changes = [f"the entry {weights.entry!r} was taken"] if weights.entry else []
-    changes += [f"{prefix!r} was taken off every name"] if prefix else []
-    return module, (f"{weights.path.name}: {', and '.join(changes)}",) if changes else ()
+    check_finite(fit.state, str(weights.path))
+    module.load_state_dict(fit.state)
+    return module, tuple(f"{weights.path.name}: {note}" for note in fit.notes)
 
 
 def _load_exported(path: Path, weights: object, card: str | os.PathLike[str] | None, untrained: bool) -> Model:
@@ -187,12 +189,5 @@ def _load_exported(path: Path, weights: object, card: str | os.PathLike[str] | N
     if len(parsed.class_names) != exported.outputs:
         found = f"{path} answers {exported.outputs} values, {card} names {len(parsed.class_names)} classes"
         raise ModelError(f"{found}; mend num_classes and class_names, or give the card of this network")
-    return Model(exported.module.float().requires_grad_(False), parsed, exported.sha256, notes)
-
-
-def _state_digest(module: nn.Module) -> str:
-    digest = hashlib.sha256()
-    for key, tensor in module.state_dict().items():
-        digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.contiguous().numpy().tobytes())
-    return digest.hexdigest()
+    module = exported.module.float().requires_grad_(False)
+    return Model(module, parsed, exported.sha256, notes, path.name, exported.file_sha256)

@@ -47,7 +47,8 @@ def test_the_demo_is_loaded_frozen_in_eval_mode_and_channels_last() -> None:
     assert model.card.trained
     assert model.card.class_names == ("normal", "lesion")
     assert model.card.mpp == 0.5
-    assert model.sha256 == hashlib.sha256((folder("demo") / "weights.safetensors").read_bytes()).hexdigest()
+    assert model.file == "weights.safetensors"
+    assert model.file_sha256 == hashlib.sha256((folder("demo") / "weights.safetensors").read_bytes()).hexdigest()
     assert not any(module.training for module in model.module.modules())
     for parameter in model.module.parameters():
         assert not parameter.requires_grad

@@ -156,12 +156,12 @@ def test_a_head_of_another_number_of_classes_is_said_so(mine: str, tmp_path: Pat
 
 def test_prefixes_come_off_only_where_all_names_then_fit(mine: str, tmp_path: Path) -> None:
     state = net(2).state_dict()
-    for extra in ("criterion.weight", "model.7.weight"):
-        torch.save({f"model.{key}": value for key, value in state.items()} | {extra: torch.ones(2)}, tmp_path / "w.pt")
-        text = refusal(f"{mine}:plain", weights=tmp_path / "w.pt")
-        assert "missing, first 0.weight" in text
-        assert "unexpected, first model.0.weight" in text
-        assert "choose the network they were trained with" in text
+    torch.save({f"model.{key}": value for key, value in state.items()} | {"model.7.weight": torch.ones(2)}, tmp_path / "w.pt")
+    text = refusal(f"{mine}:plain", weights=tmp_path / "w.pt")
+    assert "1 unexpected, first 7.weight" in text
+    assert "choose the network they were trained with" in text
+    torch.save({f"model.{key}": value for key, value in state.items() if key != "5.bias"}, tmp_path / "w.pt")
+    assert "1 missing, first 5.bias" in refusal(f"{mine}:plain", weights=tmp_path / "w.pt")
 
 
 def test_a_function_with_weights_of_its_own(mine: str) -> None:
