@@ -185,6 +185,8 @@ def _warnings(rows: Sequence[Row], metrics: Metrics | None) -> list[str]:
     said = [warning if times == len(rows) else f"{warning} ({times} of {len(rows)} regions)" for warning, times in found.items()]
     if metrics is None:
         return said
+    if metrics.shortfall:
+        said.append(f"On these regions the network is of no use: {metrics.shortfall}.")
     if metrics.patients == 1:
         said.append("All regions are of one patient, so there are no intervals: name patients in the column patient_id.")
     elif metrics.patients < _FEW and metrics.resamples:

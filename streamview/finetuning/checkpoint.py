@@ -7,6 +7,7 @@ renamed; whatever is lost between two of them is made again from ``training.safe
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import struct
@@ -242,11 +243,16 @@ def read_checkpoint(folder: Path, making: Mapping[str, Any], file_sha256: str = 
 def _refuse_base(folder: Path, making: Mapping[str, Any], file_sha256: str) -> None:
     """Refuse to begin anew in the folder that the base was read from."""
     weights = folder / "weights.safetensors"
-    if not weights.exists() or hash_tensors(safetensors.torch.load_file(weights)) != making["base"]:
+    if not weights.exists():
+        return
+    with weights.open("rb") as file:
+        same_file = hashlib.file_digest(file, "sha256").hexdigest() == file_sha256
+    if not same_file and hash_tensors(safetensors.torch.load_file(weights)) != making["base"]:
         return
     # where no epoch was better than the base, a tuned folder holds the same weights
     base = json.loads((folder / "finetuning.json").read_text(encoding="utf-8"))["base"]
-    if making["base"] != base["sha256"] and (not file_sha256 or base["sha256"] != file_sha256):
+    tuned_from = (base.get("file_sha256", base["sha256"]),) if same_file else (base["sha256"], base.get("file_sha256"))
+    if not ({file_sha256} if same_file else {file_sha256, making["base"]}) & set(tuned_from):
         raise TrainingError(f"{folder}: is the base itself, which is never changed; choose another folder")
 
 

@@ -44,6 +44,9 @@ class FinetuneResult:
         Every validation region with both answers.
     out
         The model folder; None where none was asked for.
+    warnings
+        What whoever uses the network must know, a sentence each: that it is no better than always answering one class, that no region
+        validated it, or that the base was best. The card of the network keeps them.
     """
 
     model: Model
@@ -52,6 +55,7 @@ class FinetuneResult:
     after: Metrics | None
     rows: tuple[Compared, ...]
     out: Path | None
+    warnings: tuple[str, ...] = ()
 
     @property
     def best(self) -> int:
@@ -171,7 +175,7 @@ def finetune(
         tuned = save.publish(finished=True)
         if folder is not None:
             discard_checkpoint(folder)
-    return FinetuneResult(tuned.model(prepared.base), trainer.history, tuned.before, tuned.after, tuned.rows, folder)
+    return FinetuneResult(tuned.model(prepared.base), trainer.history, tuned.before, tuned.after, tuned.rows, folder, tuned.warnings)
 
 
 class _Saver:

@@ -134,7 +134,9 @@ def load_model(
     module.float().eval().requires_grad_(False)
     sha256 = hash_tensors(module.state_dict())
     module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    model = Model(module, read_card(choice, untrained=untrained), sha256, notes + choice.notes)
+    parsed = read_card(choice, untrained=untrained)
+    notes += choice.notes + ((parsed.warning,) if parsed.warning and not untrained else ())
+    model = Model(module, parsed, sha256, notes)
     return model if read is None else replace(model, file=read.path.name, file_sha256=read.file_sha256)
 
 
@@ -189,5 +191,6 @@ def _load_exported(path: Path, weights: object, card: str | os.PathLike[str] | N
     if len(parsed.class_names) != exported.outputs:
         found = f"{path} answers {exported.outputs} values, {card} names {len(parsed.class_names)} classes"
         raise ModelError(f"{found}; mend num_classes and class_names, or give the card of this network")
+    notes += (parsed.warning,) if parsed.warning else ()
     module = exported.module.float().requires_grad_(False)
     return Model(module, parsed, exported.sha256, notes, path.name, exported.file_sha256)
