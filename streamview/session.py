@@ -389,7 +389,7 @@ def _warnings(model: Model, sampler: Sampler | PaddedSampler, kept: tuple[int, i
     card, found = model.card, []
     height, width = sampler.shape
     if not card.trained:
-        found.append("The weights are random (--untrained): the answer and the maps mean nothing.")
+        found.append("The weights are random (untrained=True): the answer and the maps mean nothing.")
     if isinstance(sampler, PaddedSampler):
         found.append(f"The region is {kept[1]} x {kept[0]} px; zeros at the right and below make it {width} x {height} px for the network.")
     if card.input_size is not None:
