@@ -81,9 +81,9 @@ class Annotation:
 def read_annotations(path: str | os.PathLike[str], shape: tuple[int, int] | None = None) -> tuple[Annotation, ...]:
     """Read a file of annotations.
 
-    Rings that are not closed are closed. What encloses no area (an empty polygon, two points, a straight line, no geometry) is left out, and
-    an `AnnotationWarning` counts and numbers it; points and lines are left out without a word. A DOCTYPE, with which an XML file could grow
-    without bound or name other files, is refused.
+    Rings that are not closed are closed. What encloses no area (an empty polygon, two points, a straight line, no geometry) is left out,
+    and an `AnnotationWarning` counts and numbers it; points and lines are left out without a word. A DOCTYPE, with which an XML file could
+    grow without bound or name other files, is refused.
 
     Parameters
     ----------
@@ -292,11 +292,10 @@ def _geojson(data: bytes, parts: _Parts) -> Iterator[tuple[int, Annotation]]:
         where = _called(number, name or kind)
         before = len(parts.empty)
         polygons = tuple(_polygons(feature.get("geometry"), where, parts))
+        empty = dict.fromkeys(parts.empty[before:])  # an object is named once
+        parts.empty[before:] = [f"{part} (a part)" if polygons and part == where else part for part in empty]
         if polygons:
-            parts.empty[before:] = [part if part.endswith("(a hole)") else f"{part} (a part)" for part in dict.fromkeys(parts.empty[before:])]
             yield number, Annotation(name, kind, polygons)
-        else:
-            parts.empty[before:] = dict.fromkeys(parts.empty[before:])
 
 
 def _kind(classification: Any) -> str:

@@ -17,7 +17,7 @@ import math
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from streamview import atomic
 from streamview.cards import ModelCard
 from streamview.errors import LabelError, RegionError, SlideError
-from streamview.geometry import Region
+from streamview.geometry import Region, as_region
 from streamview.slides import Slide, as_slide, open_slide
 from streamview.tables import Row, parse_number, read_table
 
@@ -76,6 +76,10 @@ class Example:
     slide_id: str = ""
     mpp: float | None = None
     split: str = ""
+
+    def __post_init__(self) -> None:
+        if self.region is not None:
+            as_region(self.region)
 
     @property
     def name(self) -> str:

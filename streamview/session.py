@@ -18,7 +18,7 @@ from streamview.errors import MemoryBudgetError, ModelError, RegionError
 from streamview.evidence import Evidence, linear_head, pooled_sink
 from streamview.faults import bad_call, bad_gradient, bad_value, bad_weight
 from streamview.geometry import Region
-from streamview.loading import Model
+from streamview.loading import Model, as_model
 from streamview.machine import find_device, resident_memory
 from streamview.progress import Progress, Report
 from streamview.readahead import ReadAhead
@@ -105,8 +105,8 @@ class Session:
         """Check that model, source and region fit together. The region's own part of the grid is `kept` of what the network sees."""
         if precision not in PRECISIONS:
             raise ModelError(f"precision {precision!r} is unknown: expected {', '.join(PRECISIONS)}")
+        card = as_model(model).card
         slide = as_slide(source, mpp)
-        card = model.card
         plain = Sampler(slide, region, card.mpp)
         try:
             sampler: Sampler | PaddedSampler = plain if pad_to is None else PaddedSampler(plain, (pad_to, pad_to))

@@ -151,14 +151,20 @@ def test_any_polygon_agrees_with_an_independent_test_of_points(corners: np.ndarr
 BOMB = '<?xml version="1.0"?><!DOCTYPE a [<!ENTITY a "aaaaaaaaaa"><!ENTITY b "&a;&a;&a;&a;">]><ASAP_Annotations>&b;</ASAP_Annotations>'
 OUTSIDE = '<!DOCTYPE a [<!ENTITY x SYSTEM "file:///etc/hostname">]><ASAP_Annotations>&x;</ASAP_Annotations>'
 BAD = {
-    "nan": ('{"type":"Feature","geometry":{"type":"Polygon","coordinates":[[[NaN,1],[2,3],[4,5]]]},"properties":{}}', "object 1: a coordinate is not finite"),
+    "nan": (
+        '{"type":"Feature","geometry":{"type":"Polygon","coordinates":[[[NaN,1],[2,3],[4,5]]]},"properties":{}}',
+        "object 1: a coordinate is not finite",
+    ),
     "infinite": ('{"type":"Feature","geometry":{"type":"Polygon","coordinates":[[[1e999,1],[2,3],[4,5]]]}}', "not finite"),
     "huge number": (json.dumps(feature(polygon([[10**400, 1], [2, 3], [4, 5]]))), "cannot be read"),
     "no features": ('{"type":"FeatureCollection"}', "features of the FeatureCollection: found nothing, expected a list"),
     "no type": ('[{"a":1}]', "object 1: found a GeoJSON object of type None where a Feature belongs"),
     "null feature": (json.dumps([feature(polygon(SQUARE)), None]), "object 2: found a NoneType where a Feature belongs"),
     "geometry of text": (json.dumps([feature("POLYGON")]), "object 1: unknown geometry 'POLYGON'"),
-    "no coordinates": (json.dumps([feature({"type": "Polygon"}, name="a")]), r"object 1 \(a\): coordinates: found nothing, expected a list"),
+    "no coordinates": (
+        json.dumps([feature({"type": "Polygon"}, name="a")]),
+        r"object 1 \(a\): coordinates: found nothing, expected a list",
+    ),
     "web page": ("<!doctype html><html></html>", "is a web page"),
     "git-lfs": ("version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
     "far": (json.dumps(feature(polygon([[1e12, 1], [2, 3], [4, 5]]))), "not finite or beyond"),
@@ -178,7 +184,10 @@ BAD = {
     "cut xml": (asap(("a", "Tumor", "1,2 3,4 5,9"))[:-30], "cannot be read"),
     "nan in xml": (asap(("a", "Tumor", "nan,2 3,4 5,9")), "not finite"),
     "text in xml": (asap(("b", "Tumor", "1,2 3,4 5,9"), ("a", "Tumor", "one,2 3,4 5,9")), r"object 2 \(a\): found .* where a point"),
-    "elsewhere": (json.dumps(feature(polygon([[x + 500, y] for x, y in SQUARE]), name="far away")), "object 1 .far away. at .* outside the slide"),
+    "elsewhere": (
+        json.dumps(feature(polygon([[x + 500, y] for x, y in SQUARE]), name="far away")),
+        "object 1 .far away. at .* outside the slide",
+    ),
 }
 
 
@@ -241,7 +250,11 @@ EMPTY = {
 
 @pytest.mark.parametrize("case", EMPTY)
 def test_what_encloses_no_area_is_left_out_and_numbered(tmp_path: Path, case: str) -> None:
-    features = [feature(polygon(SQUARE)), feature(EMPTY[case], name="bad"), feature(polygon(SQUARE, HOLE), classification={"name": "Tumor"})]
+    features = [
+        feature(polygon(SQUARE)),
+        feature(EMPTY[case], name="bad"),
+        feature(polygon(SQUARE, HOLE), classification={"name": "Tumor"}),
+    ]
     with pytest.warns(AnnotationWarning, match=r"1 left out, as they enclose no area: object 2 \(bad\)$"):
         found = read_annotations(write(tmp_path, {"type": "FeatureCollection", "features": features}))
     assert [one.kind for one in found] == ["", "Tumor"]
@@ -261,7 +274,9 @@ def test_many_empty_objects_are_counted(tmp_path: Path) -> None:
 
 
 def test_empty_annotations_of_asap_are_left_out(tmp_path: Path) -> None:
-    text = asap(("a", "Tumor", "1,2 3,4"), ("b", "Tumor", "10,20 14,20 14,26 10,26"), ("c", "None", ""), ("hole", "_2", "11,22 13,22 13,24 11,24"))
+    text = asap(
+        ("a", "Tumor", "1,2 3,4"), ("b", "Tumor", "10,20 14,20 14,26 10,26"), ("c", "None", ""), ("hole", "_2", "11,22 13,22 13,24 11,24")
+    )
     with pytest.warns(AnnotationWarning, match=r"2 left out, as they enclose no area: object 1 \(a\), object 3 \(c\)$"):
         found = read_annotations(write(tmp_path, text))
     np.testing.assert_array_equal(rasterise(found, Region(0, 0, 30, 30)), exact())
@@ -269,7 +284,16 @@ def test_empty_annotations_of_asap_are_left_out(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("classification", "kind"),
-    [(7, "7"), ("Tumor", "Tumor"), ({"name": "Tumor"}, "Tumor"), (["a", "b"], "a: b"), ({}, ""), (None, ""), ({"colour": 1}, ""), (True, "True")],
+    [
+        (7, "7"),
+        ("Tumor", "Tumor"),
+        ({"name": "Tumor"}, "Tumor"),
+        (["a", "b"], "a: b"),
+        ({}, ""),
+        (None, ""),
+        ({"colour": 1}, ""),
+        (True, "True"),
+    ],
 )
 def test_classes_as_programs_write_them(tmp_path: Path, classification: object, kind: str) -> None:
     (found,) = read_annotations(write(tmp_path, [feature(polygon(SQUARE), classification=classification)]))

@@ -190,7 +190,7 @@ def test_a_slide_is_one_however_its_rows_name_it(spellings, data):
 
     found = read(f"{first},x,{stated},0,0,8,8", f"{second},y,,8,0,8,8")
     same = [example for example in found if example.file not in ("b.tif", "c.tif")]
-    assert len(same) == 2 and len({(example.source, example.name, example.case) for example in same}) == 1
+    assert [len(same), len({(example.source, example.name, example.case) for example in same})] == [2, 1]
     assert len({example.case for example in found}) == 3
     lines = r"line \d+ .* and line \d+ .* are of one slide, but "
     for rows, said in (
@@ -213,13 +213,16 @@ def test_rows_of_one_slide_state_one_mpp_and_a_region_of_its_size_is_the_slide(s
 def test_examples_without_a_table_are_told_apart_by_their_pixels(tmp_path):
     image = write_slide(tmp_path / "a.tif", 0)
     same = [Example(image, "x", patient="p"), Example(image.copy(), "x", Region(0, 0, 8, 8), patient="q")]
-    with pytest.raises(LabelError, match=r"example 1 \(array\) and example 2 \(array\) are of one slide, but of patient 'p' and patient 'q'"):
+    with pytest.raises(
+        LabelError, match=r"example 1 \(array\) and example 2 \(array\) are of one slide, but of patient 'p' and patient 'q'"
+    ):
         unite_slides(same, *identify_slides(same))
     other = Example(write_slide(tmp_path / "b.tif", 1), "y")
     named = [replace(same[0], slide_id="s"), replace(same[1], patient=""), other]
     united = unite_slides(named, *identify_slides(named))
     assert [(e.patient, e.name) for e in united] == [("p", "s"), ("p", "s"), ("", "array")]
-    assert united[1].source is image and united[2] is other
+    assert united[1].source is image
+    assert united[2] is other
 
 
 @pytest.mark.parametrize("separator", [",", ";", "\t", "|", " "])

@@ -17,7 +17,7 @@ from streamview.errors import LabelError, RegionError, SlideError
 from streamview.evaluation.metrics import Metrics, measure
 from streamview.inference import predict
 from streamview.labels import Example, find_targets, identify_slides, labels_digest, unite_slides
-from streamview.loading import Model
+from streamview.loading import Model, as_model
 from streamview.progress import Report, Step
 from streamview.results import Precision, Prediction
 from streamview.slides import Slide
@@ -129,6 +129,7 @@ def evaluate(
     ModelError, NotStreamableError, MemoryBudgetError
         As for `streamview.predict`.
     """
+    as_model(model)
     if not examples:
         raise LabelError("there is no labelled region to evaluate on; expected one or more")
     targets = find_targets(examples, model.card)

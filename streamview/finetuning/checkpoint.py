@@ -226,8 +226,8 @@ def read_checkpoint(folder: Path, making: Mapping[str, Any], file_sha256: str = 
     if metadata.get("format") == _BY_FILE:
         if begun["base"] != file_sha256:
             raise TrainingError(
-                f"{path}: was begun by an earlier version, of a base whose file of weights (sha256 {begun['base'][:12]}) is not the one given "
-                f"now ({file_sha256[:12] or 'none'}); give that file, choose another folder, or begin anew with --restart"
+                f"{path}: was begun by an earlier version, of a base whose file of weights (sha256 {begun['base'][:12]}) is not the one "
+                f"given now ({file_sha256[:12] or 'none'}); give that file, choose another folder, or begin anew with --restart"
             )
         begun = {**begun, "base": making["base"]}
         found = replace(found, making=begun)

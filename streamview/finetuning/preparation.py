@@ -20,7 +20,7 @@ from streamview.finetuning.parts import choose_weights, head_dropout
 from streamview.finetuning.settings import Settings
 from streamview.finetuning.split import CASES, Split, divide, scarcity
 from streamview.labels import Example, find_targets, identify_slides, labels_digest, unite_slides
-from streamview.loading import Model
+from streamview.loading import Model, as_model
 from streamview.loading.heads import with_classes
 from streamview.machine import find_device, resident_memory
 from streamview.slides.sampling import Sampler
@@ -161,6 +161,7 @@ def prepare(
     StreamviewError
         As `streamview.finetuning.finetune`, but for what happens during training.
     """
+    as_model(model)
     if not examples:
         raise LabelError("there is no labelled region; expected some of every class")
     where = find_device(device)

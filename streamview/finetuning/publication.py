@@ -174,10 +174,11 @@ def _document(prepared: Prepared, name: str) -> dict[str, Any]:
         f"fine-tuned ({settings.train}) on {len(split.train)} regions of {patients[0]} patients, validated on {len(split.validation)} of "
         f"{patients[1]}, divided by patient"
     )
-    classes = "" if prepared.base.card.task == "regression" else f", labelled {', '.join(sorted({e.label or 'none' for e in prepared.examples}))}"
+    labels = ", ".join(sorted({example.label or "none" for example in prepared.examples}))
+    labelled = "" if prepared.base.card.task == "regression" else f", labelled {labels}"
     use = (
-        f"{RESEARCH_USE} Fine-tuned from {prepared.base.card.name} on {len(split.train)} regions of {patients[0]} patients{classes}; of other "
-        "tissue, stains and scanners than theirs nothing is known."
+        f"{RESEARCH_USE} Fine-tuned from {prepared.base.card.name} on {len(split.train)} regions of {patients[0]} patients{labelled}; "
+        "of other tissue, stains and scanners than theirs nothing is known."
     )
     ours = {key: value for key, value in found["streamview"].items() if key not in ("calibration", "warning")}
     found["streamview"] = ours | {"name": name, "trained": True, "split": said, "use": use, "input_size": [min(sides), max(sides)]}

@@ -212,8 +212,10 @@ def _load_safetensors(data: bytes, path: Path) -> dict[str, Tensor]:
     try:
         return dict(safetensors.torch.load(data))
     except (SafetensorError, RuntimeError, ValueError, KeyError, OverflowError) as error:
-        expected = "is not a whole safetensors file" if path.suffix == ".safetensors" else "is neither torch.save's nor a whole safetensors file"
-        raise ModelError(f"{path} {expected} ({_cut_short(data) or first_line(error)}); copy or convert it again") from None
+        what = "is not" if path.suffix == ".safetensors" else "is neither torch.save's nor"
+        raise ModelError(
+            f"{path} {what} a whole safetensors file ({_cut_short(data) or first_line(error)}); copy or convert it again"
+        ) from None
 
 
 def _cut_short(data: bytes) -> str:

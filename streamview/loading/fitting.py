@@ -105,7 +105,8 @@ def find_fit(weights: Weights, expected: Mapping[str, Tensor], *, shapes: bool =
     different = [fit for fit in whole[1:] if not _equal(fit.state, whole[0].state)]
     if different:
         named = " or ".join(f"--weights {weights.path}:{fit.key}" for fit in (whole[0], *different)[:_SHOWN])
-        raise ModelError(f"{weights.path} holds {1 + len(different)} different networks that fit, such as plain and averaged; choose one: {named}")
+        count = 1 + len(different)
+        raise ModelError(f"{weights.path} holds {count} different networks that fit, such as plain and averaged; choose one: {named}")
     return whole[0] if whole else min(chosen, key=_lack)
 
 

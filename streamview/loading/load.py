@@ -19,7 +19,7 @@ from streamview.loading.exported import read_exported
 from streamview.loading.fitting import check_finite, find_fit, learn_outputs
 from streamview.loading.hashing import hash_tensors
 
-__all__ = ["Model", "load_card", "load_model"]
+__all__ = ["Model", "as_model", "load_card", "load_model"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -49,6 +49,25 @@ class Model:
     file_sha256: str = ""
 
 
+def as_model(model: object) -> Model:
+    """Return a model as it is.
+
+    Raises
+    ------
+    ModelError
+        When it is something else, such as its module or its name.
+    """
+    if isinstance(model, Model):
+        return model
+    if isinstance(model, nn.Module):
+        remedy = 'pass the Model, not its module; one of your own is loaded with load_model("package.module:function", weights=FILE)'
+        raise ModelError(f"model is a torch module ({type(model).__name__}); expected what load_model returns: {remedy}")
+    if isinstance(model, str | os.PathLike):
+        raise ModelError(f"model {os.fspath(model)!r} is a name; expected what load_model returns: load_model({os.fspath(model)!r})")
+    what = f"the class {model.__name__}" if isinstance(model, type) else f"a {type(model).__name__}"
+    raise ModelError(f"model is {what}; expected what load_model returns, such as load_model('demo')")
+
+
 def load_card(spec: str | os.PathLike[str], *, untrained: bool = False) -> ModelCard:
     """Read the card of a model without its weights.
 
@@ -64,7 +83,7 @@ def load_card(spec: str | os.PathLike[str], *, untrained: bool = False) -> Model
     ModelError
         The model is unknown or has no card, the card is wrong, or its architecture is not known.
     """
-    choice = choose(os.fspath(spec), None, other_weights=False)
+    choice = choose(_spec(spec), None, other_weights=False)
     if choice.document is None:
         raise ModelError(f"model {choice.name!r} has no card of its own; expected one of {', '.join(MODELS)}, or a folder with card.json")
     return read_card(choice, untrained=untrained)
@@ -108,7 +127,7 @@ def load_model(
     ModelError
         The model is unknown, its card is wrong, or its weights are missing, could run code, are damaged, do not fit, or are not finite.
     """
-    text = os.fspath(spec)
+    text = _spec(spec)
     if untrained and weights is not None:
         raise ModelError(f"weights {os.fspath(weights)} and untrained were both asked for; choose one")
     if text not in MODELS and Path(text).is_file() and (Path(text).suffix == ".pt2" or archive_kind(Path(text)) == "exported"):
@@ -138,6 +157,14 @@ def load_model(
     notes += choice.notes + ((parsed.warning,) if parsed.warning and not untrained else ())
     model = Model(module, parsed, sha256, notes)
     return model if read is None else replace(model, file=read.path.name, file_sha256=read.file_sha256)
+
+
+def _spec(spec: object) -> str:
+    if isinstance(spec, str | os.PathLike):
+        return os.fspath(spec)
+    what = f"the class {spec.__name__}" if isinstance(spec, type) else f"a {type(spec).__name__}"
+    remedy = 'for a network of your own name the function that builds it: load_model("package.module:function", weights=FILE)'
+    raise ModelError(f"model is {what}; expected a name, a folder or a file; {remedy}")
 
 
 def _trust(choice: Choice, outputs: int | None, seed: int) -> tuple[nn.Module, tuple[str, ...]]:
