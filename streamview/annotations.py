@@ -109,7 +109,9 @@ def read_annotations(path: str | os.PathLike[str], shape: tuple[int, int] | None
     if parts.empty:
         listed = ", ".join(parts.empty[:_LISTED]) + (f" and {len(parts.empty) - _LISTED} more" if len(parts.empty) > _LISTED else "")
         warnings.warn(f"{path}: {len(parts.empty)} left out, as they enclose no area: {listed}", AnnotationWarning, stacklevel=2)
-    for number, annotation in numbered if shape is not None else ():
+    for number, annotation in numbered:
+        if shape is None:
+            break
         region = _extent(annotation.polygons)
         if region.y >= shape[0] or region.x >= shape[1] or region.y_stop <= 0 or region.x_stop <= 0:
             raise AnnotationError(

@@ -75,7 +75,7 @@ def verify(
     Returns
     -------
     Certificate
-        Of the model's name and the hash of its weights file.
+        Of the model's name and the hash of its weights.
 
     Raises
     ------
@@ -86,7 +86,7 @@ def verify(
     where = find_device(device)
     facts = {"card_sha256": card.sha256, "streamview": versions().get("streamview", "unknown")}
     if not card.trained:
-        facts["weights"] = "random (--untrained)"
+        facts["weights"] = "random (untrained)"
     pixels: Pixels | None = None
     side = card.input_size[1] if card.input_size else _SIDE
     shape = side, side

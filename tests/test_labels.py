@@ -130,7 +130,7 @@ def test_targets_by_task():
     assert targets("class", "tumour", "normal", "tumour") == [1, 0, 1]
     assert targets("multilabel", "tumour", "", "normal; tumour") == [[0, 1], [0, 0], [1, 1]]
     assert targets("regression", "1;-2.5", "0;1e3") == [[1, -2.5], [0, 1000]]
-    with pytest.raises(LabelError, match=r"label 'tumor' \(near: tumour\); the network's classes are normal, tumour: .*--new-head"):
+    with pytest.raises(LabelError, match=r"label 'tumor' \(near: tumour\); the network's classes are normal, tumour: .*new_head=True"):
         targets("class", "tumor")
     with pytest.raises(LabelError, match="has no label"):
         targets("class", "")

@@ -171,7 +171,7 @@ def open_archive(data: bytes, path: Path) -> tuple[zipfile.ZipFile, dict[str, st
     except (zipfile.BadZipFile, ValueError, struct.error, NotImplementedError, OverflowError) as error:
         raise ModelError(f"{path} is not a whole archive ({error}); copy or save it again") from None
     members = archive.infolist()
-    if members and min(member.header_offset for member in members):
+    if members and all(member.header_offset > 0 for member in members):
         raise ModelError(f"{path} is not a whole archive (what is left of it ends in an archive inside it); copy or save it again")
     names = {_inner(member.filename): member.filename for member in members}
     stored = all(member.compress_type == zipfile.ZIP_STORED and member.file_size == member.compress_size for member in members)
