@@ -144,7 +144,7 @@ def read_labels(path: str | os.PathLike[str], slides: str | os.PathLike[str] | N
     rows = _read_rows(path)
     folder = path.parent if slides is None else Path(slides)
     sources: dict[str, Path] = {}
-    missing = []
+    missing: list[str] = []
     for name, line in {row.cells["slide_id"]: row.line for row in reversed(rows)}.items():
         try:
             sources[name] = _find_slide(folder, name)

@@ -28,5 +28,5 @@ def hash_tensors(state: Mapping[str, Tensor]) -> str:
         if tensor.is_floating_point():
             tensor = tensor.to(torch.float32)
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(memoryview(tensor.contiguous().reshape(-1).numpy()))
+        digest.update(tensor.contiguous().reshape(-1).numpy().data)
     return digest.hexdigest()

@@ -42,8 +42,8 @@ def divided(wrong=False):
 def test_a_network_worse_than_one_answer_for_all_is_handed_over_with_a_warning(tmp_path):
     out = tmp_path / "tuned"
     before = base()
-    with torch.no_grad():  # a base that is right on what trains, so wrong on all that validates
-        trained = finetune(before, separable(12), replace(HEAD, epochs=20, validation=0.0), force=True).model
+    # a base that is right on what trains, so wrong on all that validates
+    trained = finetune(before, separable(12), replace(HEAD, epochs=20, validation=0.0), force=True).model
     result = finetune(replace(before, module=trained.module), divided(wrong=True), HEAD, out=out, force=True)
     assert result.after.accuracy.value < result.after.baseline
     said = "On its 4 validation regions this network is of no use: accuracy "
