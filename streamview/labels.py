@@ -233,7 +233,7 @@ def unite_slides(
             what = "the whole slide" if region is None else f"region {region}"
             if examples[before].label != example.label:
                 refuse(before, number, f"call {what} {examples[before].label!r} and {example.label!r}; expected one label for a region")
-            refuse(before, number, f"{what} stands there twice; expected every region once")
+            refuse(before, number, f"both label {what}; expected every region once")
     united = []
     for example, identity in zip(examples, identities, strict=True):
         origin = first[identity]

@@ -93,7 +93,7 @@ def test_what_was_written_is_read_again_wherever_both_are_moved(folder, tmp_path
         ("slide_id,label,mpp\na,n,0\n", "line 2: mpp '0'; expected micrometres"),
         ("slide_id,label,split\na,n,test\n", "line 2: split 'test'; expected train, validation or nothing"),
         ("slide_id,label\na,n\n\na.svs,m\n", r"line 2 \(a\) and line 4 \(a.svs\) are of one slide, but call the whole slide 'n' and 'm'"),
-        ("slide_id,label\na,n\na.svs,n\n", r"line 2 .* line 3 .* are of one slide, but the whole slide stands there twice"),
+        ("slide_id,label\na,n\na.svs,n\n", r"line 2 .* line 3 .* are of one slide, but both label the whole slide"),
         ('slide_id,label\n"a,n\n', "is not a CSV table"),
     ],
 )
@@ -196,7 +196,7 @@ def test_a_slide_is_one_however_its_rows_name_it(spellings, data):
     for rows, said in (
         ([f"{first},x,p,0,0,8,8", f"{second},x,q,8,0,8,8"], "of patient '[pq]' and patient '[pq]'"),
         ([f"{first},x,,0,0,8,8", f"{second},y,,0,0,8,8"], "call region 0,0,8,8 '[xy]' and '[xy]'"),
-        ([f"{first},x,,,,,", f"{second},x,,,,,"], "the whole slide stands there twice"),
+        ([f"{first},x,,,,,", f"{second},x,,,,,"], "both label the whole slide"),
     ):
         with pytest.raises(LabelError, match=lines + said):
             read(*rows)

@@ -15,7 +15,7 @@ from streamview.labels import read_labels
 @pytest.mark.parametrize(
     ("table", "said"),
     [
-        ("two-spellings", r"line 2 \(s00\) and line 26 \(\.\./slides/s00\.tif\) are of one slide, but the whole slide stands there twice"),
+        ("two-spellings", r"line 2 \(s00\) and line 26 \(\.\./slides/s00\.tif\) are of one slide, but both label the whole slide"),
         ("two-patients", r"line 2 \(s00\) and line 3 \(s00\.tif\) are of one slide, but of patient 'ps00' and patient 'qs00'"),
         ("label-twice", r"has the column label twice \(columns 2 and 3\)"),
     ],
