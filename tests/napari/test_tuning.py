@@ -204,7 +204,7 @@ def test_the_forecast_in_words(tmp_path: Path) -> None:
         Example(str(path), "lesion", Region(0, 64, 128, 64)) for path in paths
     )
     tuning = request(loaded=load("demo", untrained=False), labels=labels, settings=replace(PRESETS["all"], validation=0.25), device="cpu")
-    with pytest.raises(LabelError, match="--force"):
+    with pytest.raises(LabelError, match="force=True"):
         foresee(tuning)
     said = foresee(replace(tuning, force=True))
     assert said.endswith("6 regions (3 patients) train, 2 (1) validate")
