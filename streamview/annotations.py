@@ -11,6 +11,7 @@ import gzip
 import json
 import math
 import os
+import warnings
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -21,7 +22,8 @@ from xml.parsers import expat
 import numpy as np
 from numpy.typing import NDArray
 
-from streamview.errors import AnnotationError
+from streamview.errors import AnnotationError, AnnotationWarning
+from streamview.filekinds import describe_file
 from streamview.geometry import Region
 
 __all__ = ["Annotation", "Polygon", "bounds", "rasterise", "read_annotations"]
@@ -31,6 +33,7 @@ _MAX_POINTS = 2**23
 _FURTHEST = 2.0**24  # px: four times the largest side of a slide
 _EXCLUDING = {"exclusion", "_2", "normal"}  # the groups of CAMELYON16 and CAMELYON17 that take tissue out of the lesions around it
 _FLAT = {"dot", "pointset", "measurement"}
+_LISTED = 10  # of what is left out
 _CROSSINGS = 2**22  # of edges and rows looked at together
 _EXPECTED = "expected QuPath's GeoJSON (plain or .gz) or ASAP's XML"
 
@@ -78,7 +81,9 @@ class Annotation:
 def read_annotations(path: str | os.PathLike[str], shape: tuple[int, int] | None = None) -> tuple[Annotation, ...]:
     """Read a file of annotations.
 
-    Rings that are not closed are closed. A DOCTYPE, with which an XML file could grow without bound or name other files, is refused.
+    Rings that are not closed are closed. What encloses no area (an empty polygon, two points, a straight line, no geometry) is left out,
+    and an `AnnotationWarning` counts and numbers it; points and lines are left out without a word. A DOCTYPE, with which an XML file could
+    grow without bound or name other files, is refused.
 
     Parameters
     ----------
@@ -90,25 +95,30 @@ def read_annotations(path: str | os.PathLike[str], shape: tuple[int, int] | None
     Raises
     ------
     AnnotationError
-        When the file is missing, too large, damaged, of another form, or drawn on another slide.
+        When the file is missing, too large, damaged, of another form, or drawn on another slide. Of several objects the message gives
+        the number, from 1.
     """
     path = Path(path)
     data = _read(path)
+    parts = _Parts()
     try:
-        found = tuple(_asap(data) if data.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<") else _geojson(data))
-    except (ValueError, TypeError, LookupError, OverflowError, RecursionError, AttributeError, expat.ExpatError) as error:
+        numbered = tuple(_asap(data, parts) if data.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<") else _geojson(data, parts))
+    except (ValueError, OverflowError, RecursionError, expat.ExpatError) as error:
         said = "too deeply nested" if isinstance(error, RecursionError) else str(error)
         raise AnnotationError(f"{path}: cannot be read as annotations ({said}); {_EXPECTED}") from None
-    if shape is not None:
-        for annotation in found:
-            region = _extent(annotation.polygons)
-            if region.y >= shape[0] or region.x >= shape[1] or region.y_stop <= 0 or region.x_stop <= 0:
-                what = annotation.name or annotation.kind or "an annotation"
-                raise AnnotationError(
-                    f"{path}: {what} at {region} (X,Y,WIDTH,HEIGHT) lies outside the slide, "
-                    f"which is {shape[1]} x {shape[0]} px; expected level-0 pixels of this slide"
-                )
-    return found
+    if parts.empty:
+        listed = ", ".join(parts.empty[:_LISTED]) + (f" and {len(parts.empty) - _LISTED} more" if len(parts.empty) > _LISTED else "")
+        warnings.warn(f"{path}: {len(parts.empty)} left out, as they enclose no area: {listed}", AnnotationWarning, stacklevel=2)
+    for number, annotation in numbered:
+        if shape is None:
+            break
+        region = _extent(annotation.polygons)
+        if region.y >= shape[0] or region.x >= shape[1] or region.y_stop <= 0 or region.x_stop <= 0:
+            raise AnnotationError(
+                f"{path}: {_called(number, annotation.name or annotation.kind)} at {region} (X,Y,WIDTH,HEIGHT) lies outside the slide, "
+                f"which is {shape[1]} x {shape[0]} px; expected level-0 pixels of this slide"
+            )
+    return tuple(annotation for _, annotation in numbered)
 
 
 def bounds(annotations: Iterable[Annotation], shape: tuple[int, int]) -> Region:
@@ -214,85 +224,148 @@ def _read(path: Path) -> bytes:
         raise AnnotationError(f"{path}: cannot be read ({error.strerror or error}); {_EXPECTED}") from None
     if len(data) > _MAX_BYTES:
         raise AnnotationError(f"{path}: has more than {_MAX_BYTES >> 20} MiB of text; export annotations alone, without detections")
+    kind = describe_file(data[:512])
+    if kind:
+        raise AnnotationError(f"{path}: is {kind}; {_EXPECTED}")
     return bytes(data)
 
 
-def _ring(points: Sequence[tuple[float, float]], where: str) -> Points:
-    """Corners ``(y, x)``, open: a repeated first one is dropped."""
-    ring = np.asarray(points, np.float64)
-    if ring.ndim != 2 or ring.shape[1] != 2:
-        raise ValueError(f"{where}: expected a list of points of two numbers")
-    if not (np.abs(ring) <= _FURTHEST).all():  # False for NaN too
-        raise ValueError(f"{where}: a coordinate is not finite or beyond {_FURTHEST:.0f} px")
-    if len(ring) > 1 and (ring[0] == ring[-1]).all():
-        ring = ring[:-1]
-    if len(ring) < 3:
-        raise ValueError(f"{where}: {len(ring)} different points do not enclose an area")
-    return ring
+class _Parts:
+    """Makes rings of points, within a bound on their number, and keeps what it had to leave out.
 
-
-class _Counter:
-    """Refuses files of absurdly many points before they are all converted."""
+    Attributes
+    ----------
+    empty
+        What encloses no area, in words.
+    """
 
     def __init__(self) -> None:
+        self.empty: list[str] = []
         self._left = _MAX_POINTS
 
-    def take(self, points: int) -> None:
+    def count(self, points: int) -> None:
+        """Refuse files of absurdly many points before they are all converted."""
         self._left -= points
         if self._left < 0:
             raise ValueError(f"more than {_MAX_POINTS} points")
 
+    def polygon(self, rings: Sequence[Sequence[tuple[float, float]]], where: str) -> Polygon | None:
+        """A polygon of its rings of ``(y, x)``; None, and noted, where it encloses no area."""
+        outer, *holes = [self._ring(points, where) for points in rings] or [None]
+        if outer is None or any(hole is None for hole in holes):
+            self.empty.append(where if outer is None else f"{where} (a hole)")
+        return None if outer is None else Polygon(outer, tuple(hole for hole in holes if hole is not None))
 
-def _geojson(data: bytes) -> Iterator[Annotation]:
-    document = json.loads(data, parse_constant=_refuse_constant)
-    count = _Counter()
-    features = document if isinstance(document, list) else [document]
-    for feature in features:
-        inner = feature["features"] if feature["type"] == "FeatureCollection" else [feature]
-        for one in inner:
-            if one.get("type") != "Feature":
-                raise ValueError(f"found a GeoJSON object of type {one.get('type')!r} where a Feature belongs")
-            properties = one.get("properties") or {}
-            classification = properties.get("classification") or {}
-            if isinstance(classification, str):
-                classification = {"name": classification}
-            kind = classification.get("name") or ": ".join(classification.get("names") or ())
-            name = properties.get("name") or ""
-            polygons = tuple(_polygons(one.get("geometry"), str(name or kind or "a feature"), count))
-            if polygons:
-                yield Annotation(str(name), str(kind), polygons)
+    def _ring(self, points: Sequence[tuple[float, float]], where: str) -> Points | None:
+        """Corners ``(y, x)``, open: a repeated first one is dropped; None where they enclose no area."""
+        ring = np.asarray(points, np.float64).reshape(len(points), 2)
+        if not (np.abs(ring) <= _FURTHEST).all():  # False for NaN too
+            raise ValueError(f"{where}: a coordinate is not finite or beyond {_FURTHEST:.0f} px")
+        if len(ring) > 1 and (ring[0] == ring[-1]).all():
+            ring = ring[:-1]
+        if len(ring) < 3:
+            return None
+        sides = ring[1:] - ring[0]
+        longest = sides[np.abs(sides).max(1).argmax()]
+        return ring if (sides[:, 0] * longest[1] != sides[:, 1] * longest[0]).any() else None
 
 
-def _polygons(geometry: Any, where: str, count: _Counter) -> Iterator[Polygon]:
-    if geometry is None:
+def _called(number: int, name: str) -> str:
+    return f"object {number} ({name})" if name else f"object {number}"
+
+
+def _geojson(data: bytes, parts: _Parts) -> Iterator[tuple[int, Annotation]]:
+    # QuPath writes NaN among measurements, which are not looked at
+    document = json.loads(data)
+    collections = document if isinstance(document, list) else [document]
+    features: list[Any] = []
+    for collection in collections:
+        if isinstance(collection, dict) and collection.get("type") == "FeatureCollection":
+            features += _list(collection.get("features"), "features of the FeatureCollection")
+        else:
+            features.append(collection)
+    for number, feature in enumerate(features, 1):
+        if not isinstance(feature, dict) or feature.get("type") != "Feature":
+            kind = f"a GeoJSON object of type {feature.get('type')!r}" if isinstance(feature, dict) else f"a {type(feature).__name__}"
+            raise ValueError(f"object {number}: found {kind} where a Feature belongs")
+        properties = feature.get("properties")
+        properties = properties if isinstance(properties, dict) else {}
+        kind, name = _kind(properties.get("classification")), _text(properties.get("name"))
+        where = _called(number, name or kind)
+        before = len(parts.empty)
+        polygons = tuple(_polygons(feature.get("geometry"), where, parts))
+        empty = dict.fromkeys(parts.empty[before:])  # an object is named once
+        parts.empty[before:] = [f"{part} (a part)" if polygons and part == where else part for part in empty]
+        if polygons:
+            yield number, Annotation(name, kind, polygons)
+
+
+def _kind(classification: Any) -> str:
+    """QuPath's class: a text, an object with a name or names, or in other programs a number or a list."""
+    if isinstance(classification, dict):
+        classification = classification.get("name") or classification.get("names")
+    if isinstance(classification, list):
+        return ": ".join(filter(None, map(_text, classification)))
+    return _text(classification)
+
+
+def _text(value: Any) -> str:
+    return str(value) if isinstance(value, str | int | float) and value is not False else ""
+
+
+def _list(value: Any, what: str) -> list[Any]:
+    if not isinstance(value, list):
+        raise ValueError(f"{what}: found {_shown(value)}, expected a list")
+    return value
+
+
+def _shown(value: Any) -> str:
+    text = "nothing" if value is None else repr(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."
+
+
+def _polygons(geometry: Any, where: str, parts: _Parts) -> Iterator[Polygon]:
+    if not geometry:
+        parts.empty.append(where)
         return
-    kind = geometry["type"]
+    kind = geometry.get("type") if isinstance(geometry, dict) else None
     if kind == "GeometryCollection":
-        for part in geometry["geometries"]:
-            yield from _polygons(part, where, count)
+        inner = _list(geometry.get("geometries"), f"{where}: geometries")
+        if not inner:
+            parts.empty.append(where)
+        for part in inner:
+            yield from _polygons(part, where, parts)
     elif kind in ("Polygon", "MultiPolygon"):
-        for rings in [geometry["coordinates"]] if kind == "Polygon" else geometry["coordinates"]:
-            for ring in rings:
-                count.take(len(ring))
-            outer, *holes = (_ring([(point[1], point[0]) for point in ring], where) for ring in rings)
-            yield Polygon(outer, tuple(holes))
+        coordinates = _list(geometry.get("coordinates"), f"{where}: coordinates")
+        if kind == "MultiPolygon" and not coordinates:
+            parts.empty.append(where)
+        for rings in [coordinates] if kind == "Polygon" else coordinates:
+            polygon = parts.polygon([_points(ring, where, parts) for ring in _list(rings, f"{where}: a polygon")], where)
+            if polygon is not None:
+                yield polygon
     elif kind not in ("Point", "MultiPoint", "LineString", "MultiLineString"):
-        raise ValueError(f"{where}: unknown geometry {kind!r}")
+        raise ValueError(f"{where}: unknown geometry {_shown(geometry if kind is None else kind)}")
 
 
-def _refuse_constant(text: str) -> NoReturn:
-    raise ValueError(f"{text} is not a coordinate")
+def _points(ring: Any, where: str, parts: _Parts) -> list[tuple[float, float]]:
+    """Points ``(y, x)`` of a ring of ``[x, y]``; a third coordinate is not looked at."""
+    parts.count(len(_list(ring, f"{where}: a ring")))
+    for point in ring:
+        if not (isinstance(point, list) and len(point) >= 2 and all(isinstance(value, int | float) for value in point[:2])):
+            raise ValueError(f"{where}: found {_shown(point)} where a point [x, y] belongs")
+    return [(point[1], point[0]) for point in ring]
 
 
 class _Asap:
     """Takes the elements of ASAP's XML as they come."""
 
-    def __init__(self) -> None:
-        self.found: list[Annotation] = []
+    def __init__(self, parts: _Parts) -> None:
+        self.annotations: list[tuple[int, Annotation]] = []
+        self._parts = parts
         self._root: str | None = None
         self._open: dict[str, str] | None = None
-        self._points: list[tuple[int, float, float]] = []
-        self._count = _Counter()
+        self._points: list[tuple[float, float, float]] = []
+        self._number = 0
 
     def start(self, tag: str, attributes: dict[str, str]) -> None:
         if self._root is None:
@@ -301,10 +374,16 @@ class _Asap:
                 raise ValueError(f"the root of the XML is {tag[:40]!r}, not ASAP_Annotations")
         if tag == "Annotation":
             self._open, self._points = attributes, []
+            self._number += 1
         elif tag == "Coordinate" and self._open is not None:
-            self._count.take(1)
-            order = int(attributes.get("Order", len(self._points)))
-            self._points.append((order, float(attributes["Y"].replace(",", ".")), float(attributes["X"].replace(",", "."))))
+            self._parts.count(1)
+            order = attributes.get("Order", str(len(self._points)))
+            try:
+                x, y = (float(attributes[axis].replace(",", ".")) for axis in "XY")
+                self._points.append((float(order), y, x))
+            except (ValueError, KeyError):
+                where = _called(self._number, self._open.get("Name", ""))
+                raise ValueError(f"{where}: found {_shown(attributes)} where a point with Order, X and Y belongs") from None
 
     def end(self, tag: str) -> None:
         if tag != "Annotation" or self._open is None:
@@ -313,17 +392,19 @@ class _Asap:
         self._open = None
         if drawn.lower() in _FLAT:
             return
-        ring = _ring([(y, x) for _, y, x in sorted(self._points, key=lambda point: point[0])], name or "an annotation")
+        points = [(y, x) for _, y, x in sorted(self._points, key=lambda point: point[0])]
+        polygon = self._parts.polygon([points], _called(self._number, name))
         kind = "" if kind == "None" else kind
-        self.found.append(Annotation(name, kind, (Polygon(ring),), kind.lower() in _EXCLUDING))
+        if polygon is not None:
+            self.annotations.append((self._number, Annotation(name, kind, (polygon,), kind.lower() in _EXCLUDING)))
 
 
-def _asap(data: bytes) -> list[Annotation]:
-    taker, parser = _Asap(), expat.ParserCreate()
+def _asap(data: bytes, parts: _Parts) -> list[tuple[int, Annotation]]:
+    taker, parser = _Asap(parts), expat.ParserCreate()
     parser.StartElementHandler, parser.EndElementHandler = taker.start, taker.end
     parser.StartDoctypeDeclHandler = _refuse_doctype
     parser.Parse(data, True)
-    return taker.found
+    return taker.annotations
 
 
 def _refuse_doctype(*_: object) -> NoReturn:

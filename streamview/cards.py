@@ -3,7 +3,7 @@
 A card is WSInfer's ``config.json``, read unchanged (schema 1.0,
 https://github.com/SBU-BMI/wsinfer-zoo/blob/main/wsinfer_zoo/schemas/model-config.schema.json), with our additions under the
 one key ``streamview``, all optional: ``name``, ``task``, ``trained``, ``licence``, ``split``, ``aggregation``,
-``calibration``, ``use``, ``input_size``. Beyond the schema, ``patch_size_pixels`` and ``spacing_um_px`` may be null: unknown.
+``calibration``, ``use``, ``warning``, ``input_size``. Beyond the schema, ``patch_size_pixels`` and ``spacing_um_px`` may be null: unknown.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ __all__ = ["ModelCard", "Task", "assumed_document", "card_document", "parse_card
 Task = Literal["class", "multilabel", "regression"]
 """What the outputs are: one class of several (softmax), independent labels (sigmoid), or regressed values."""
 
-_TEXTS = ("name", "licence", "split", "aggregation", "calibration", "use")
+_TEXTS = ("name", "licence", "split", "aggregation", "calibration", "use", "warning")
 _ARGUMENTS = {"Resize": {"size", "interpolation", "antialias"}, "ToTensor": set[str](), "Normalize": {"mean", "std", "inplace"}}
 _REQUIRED = object()
 
@@ -55,6 +55,8 @@ class ModelCard:
         Of the weights; how data was divided; how region scores become slide scores; how probabilities were calibrated; None: not stated.
     use
         What the model may be used for.
+    warning
+        What whoever uses it must know, to be shown with every answer; None: nothing.
     input_size
         Smallest and largest side of the regions trained on, px of the network's own grid; None: unknown.
     sha256
@@ -78,6 +80,7 @@ class ModelCard:
     use: str
     input_size: tuple[int, int] | None
     sha256: str
+    warning: str | None = None
 
     @property
     def mpp(self) -> float | None:
@@ -152,6 +155,7 @@ def parse_card(document: Mapping[str, Any], *, name: str, file: str) -> ModelCar
         aggregation=texts["aggregation"],
         calibration=texts["calibration"],
         use=texts["use"] or "Research use only",
+        warning=texts["warning"],
         input_size=_read_input_size(ours, default=(side, side) if side else None),
         sha256=hashlib.sha256(json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()).hexdigest(),
     )

@@ -2,10 +2,16 @@
 
 Every message names what was found, what was expected and the remedy, in one line. Shells catch `StreamviewError` alone and
 print the message; anything else is a defect of the program and keeps its traceback.
+
+One remedy is an option on the command line (``--mpp 0.5``) and an argument in Python (``mpp=0.5``). A message may be written either way:
+``str(error)`` names arguments, and the command line passes all that it prints through `name_options`.
 """
+
+import re
 
 __all__ = [
     "AnnotationError",
+    "AnnotationWarning",
     "Cancelled",
     "LabelError",
     "MemoryBudgetError",
@@ -16,11 +22,60 @@ __all__ = [
     "SlideWarning",
     "StreamviewError",
     "TrainingError",
+    "name_arguments",
+    "name_options",
 ]
+
+_FLAGS = "untrained|force|restart|new-head|skip-errors|crop-tissue"
+_VALUES = "mpp|weights|card|memory|device|tile|region|channel|precision|slides|display|pad-to|target|resamples"
+_VALUE = r"[A-Z]{2,}\b|N\b|cpu|cuda|detail|paper|evidence|float32|bf16|fp16|\d[^\s;)]*|[^\s;)]*[/.\\:][^\s;)]+"
+# whole command lines stay as they are
+_WRITTEN = re.compile(
+    rf"(?P<command>`[^`]*`|\b(?:streamview|vips|pip) [^;)]*)|(?<!\S)\(?-m (?P<model>[^\s;)]+)(?P<rest>(?: --(?:{_VALUES}) [^\s;)]+)*)"
+    rf"|(?<![\w-])--(?:(?P<flag>{_FLAGS})\b|(?P<name>{_VALUES})\b(?: (?P<value>{_VALUE}))?)"
+)
+_SPOKEN = re.compile(
+    r'load_model\("(?P<model>[^"]+)"(?P<rest>(?:, \w+=[^,)]+)*)\)'
+    rf"|(?<![^\s(])(?:(?P<flag>{_FLAGS.replace('-', '_')})=True|(?P<name>{_VALUES.replace('-', '_')})=(?P<value>[^\s;)]*))"
+)
+
+
+def name_arguments(text: str) -> str:
+    """Name Python arguments where a message names options of the command line: ``--mpp 0.5`` becomes ``mpp=0.5``."""
+    return _WRITTEN.sub(_argument, text)
+
+
+def name_options(text: str) -> str:
+    """Name options of the command line where a message names Python arguments; inverse of `name_arguments`."""
+    return _SPOKEN.sub(_option, text)
+
+
+def _argument(match: re.Match[str]) -> str:
+    if match["command"]:
+        return match["command"]
+    if match["model"]:
+        before = "(" if match[0].startswith("(") else ""
+        rest = re.sub(r" --([a-z-]+) ", r", \1=", match["rest"])
+        return f'{before}load_model("{match["model"]}"{rest})'
+    if match["flag"]:
+        return f"{match['flag'].replace('-', '_')}=True"
+    return f"{match['name'].replace('-', '_')}={match['value'] or ''}"
+
+
+def _option(match: re.Match[str]) -> str:
+    if match["model"]:
+        rest = re.sub(r", ([a-z_]+)=", r" --\1 ", match["rest"])
+        return f"-m {match['model']}{rest}"
+    name = (match["flag"] or match["name"]).replace("_", "-")
+    return f"--{name} {match['value'] or ''}".rstrip()
 
 
 class StreamviewError(Exception):
     """Base of every error that the user can mend."""
+
+    def __str__(self) -> str:
+        """The message, which names Python arguments."""
+        return name_arguments(super().__str__())
 
 
 class SlideError(StreamviewError):
@@ -37,6 +92,10 @@ class RegionError(StreamviewError):
 
 class AnnotationError(StreamviewError):
     """A file of annotations is missing, damaged, hostile, of another form, or drawn on another slide."""
+
+
+class AnnotationWarning(UserWarning):
+    """Some objects of a file of annotations are left out; the others are read."""
 
 
 class ModelError(StreamviewError):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from streamview.errors import RegionError
 
-__all__ = ["Region"]
+__all__ = ["Region", "as_region"]
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -77,3 +77,17 @@ class Region:
     def __str__(self) -> str:
         """``X,Y,WIDTH,HEIGHT``, as the command line takes it."""
         return f"{self.x},{self.y},{self.width},{self.height}"
+
+
+def as_region(region: object) -> Region:
+    """Return a region as it is.
+
+    Raises
+    ------
+    RegionError
+        When it is something else, such as a tuple, whose order could be meant in two ways.
+    """
+    if isinstance(region, Region):
+        return region
+    what = f"the class {region.__name__}" if isinstance(region, type) else f"a {type(region).__name__}"
+    raise RegionError(f"region {region!r:.60} is {what}; expected streamview.Region(y=, x=, height=, width=) in level-0 pixels")

@@ -21,7 +21,7 @@ from torch import Tensor
 from streamview.errors import ModelError
 from streamview.evidence import pooled_sink
 from streamview.geometry import Region
-from streamview.loading import Model
+from streamview.loading import Model, as_model
 from streamview.progress import Progress, Report
 from streamview.results import MapWriter, Method, Precision, Prediction, Saliency, SaliencyMap, Target
 from streamview.session import NotFinite, Passed, Session, Source
@@ -223,6 +223,7 @@ def explain(
         raise ValueError(f"targets {targets!r}: expected a list of one target or more")
     if outs is not None and len({os.path.abspath(out) for out in outs}) != len(targets):
         raise ValueError(f"{len(targets)} targets, but {len(outs)} folders: give each a folder of its own")
+    as_model(model)
     wanted = [None if target is None else find_target(model, target) for target in targets]
     session = Session.prepare(model, source, region, mpp, device, precision, pad_to)
     height, width = session.sampler.shape

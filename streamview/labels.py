@@ -2,7 +2,8 @@
 
 A table is a CSV file with the columns ``slide_id,label`` and, each optional, ``patient_id``, ``x,y,width,height`` (all four or none, in
 level-0 pixels), ``mpp`` (um per level-0 pixel, where the slide does not say) and ``split`` (``train`` or ``validation``). Other columns are
-ignored. A row without a region stands for the whole slide, one without a patient for a patient of its own slide.
+ignored. A row without a region stands for the whole slide, one without a patient for a patient of its own slide. `streamview.tables` says
+which separators and encodings are read.
 """
 
 from __future__ import annotations
@@ -14,11 +15,14 @@ import io
 import json
 import math
 import os
+import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
+from typing import NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,15 +30,18 @@ from numpy.typing import NDArray
 from streamview import atomic
 from streamview.cards import ModelCard
 from streamview.errors import LabelError, RegionError, SlideError
-from streamview.geometry import Region
+from streamview.geometry import Region, as_region
 from streamview.slides import Slide, as_slide, open_slide
+from streamview.tables import Row, parse_number, read_table
 
-__all__ = ["Example", "count_labels", "find_targets", "labels_digest", "read_labels", "write_labels"]
+__all__ = ["Example", "count_labels", "find_targets", "identify_slides", "labels_digest", "read_labels", "unite_slides", "write_labels"]
 
 _REGION = ("x", "y", "width", "height")
 _COLUMNS = ("slide_id", "label", "patient_id", *_REGION, "mpp", "split")
 _SPLITS = ("", "train", "validation")
 _SLIDES = (".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide", ".dcm", ".zarr")
+_ZARR = ("zarr.json", ".zattrs", ".zgroup")
+_WHOLE = re.compile(r"[.,]0$")
 _SHOWN = 3  # of many faults of one kind
 _NAMED = 8  # classes
 
@@ -69,6 +76,10 @@ class Example:
     slide_id: str = ""
     mpp: float | None = None
     split: str = ""
+
+    def __post_init__(self) -> None:
+        if self.region is not None:
+            as_region(self.region)
 
     @property
     def name(self) -> str:
@@ -113,40 +124,125 @@ class Example:
 def read_labels(path: str | os.PathLike[str], slides: str | os.PathLike[str] | None = None) -> tuple[Example, ...]:
     """Read a table of labelled regions.
 
+    A slide is one slide however its rows name it: by another path, without its suffix, by a link, or as a copy of the file. Its rows then
+    have the source and the ``slide_id`` of the first of them, and the patient and mpp that any of them states.
+
     Parameters
     ----------
     path
-        CSV file (UTF-8), see the module.
+        CSV file, see the module.
     slides
         Folder of the slides; default that of the table. A ``slide_id`` is a path from there, or such a path without its suffix.
 
     Raises
     ------
     LabelError
-        When the table is missing or is no table, a slide is missing or could be several, a number or split is wrong, or one region
-        stands in it twice. The message names lines and slides.
+        When the table is missing or is no table, a slide is missing or could be several, a number or split is wrong, one region stands in
+        it twice, or rows of one slide contradict each other. The message names lines and slides.
     """
     path = Path(path)
     rows = _read_rows(path)
     folder = path.parent if slides is None else Path(slides)
-    found: dict[str, Path | None] = {row["slide_id"]: None for _, row in rows}
-    missing = []
-    for name in found:
+    sources: dict[str, Path] = {}
+    missing: list[str] = []
+    for name, line in {row.cells["slide_id"]: row.line for row in reversed(rows)}.items():
         try:
-            found[name] = _find_slide(folder, name)
+            sources[name] = _find_slide(folder, name)
         except SlideError as error:
-            missing.append(str(error))
+            missing.insert(0, f"line {line}: {error}")
     if missing:
         more = f" (and {len(missing) - _SHOWN} more)" if len(missing) > _SHOWN else ""
         remedy = "expected a path from there, with or without its suffix; mend slide_id, or name the folder of the slides with --slides"
         raise LabelError(f"{path}: {'; '.join(missing[:_SHOWN])}{more}; {remedy}")
-    examples = tuple(_parse(path, line, row, found[row["slide_id"]]) for line, row in rows)
-    places = Counter((str(example.source), example.region) for example in examples)
-    (place, count) = places.most_common(1)[0]
-    if count > 1:
-        where = next(example for example in examples if (str(example.source), example.region) == place)
-        raise LabelError(f"{path}: {where} stands in it {count} times; expected every region once")
-    return examples
+    examples = [_parse(path, row, sources[row.cells["slide_id"]]) for row in rows]
+    keys, shapes = _file_keys(sources)
+    identities = [keys[row.cells["slide_id"]] for row in rows]
+    return unite_slides(examples, identities, shapes, places=[f"line {row.line}" for row in rows], where=f"{path}: ")
+
+
+def identify_slides(examples: Sequence[Example]) -> tuple[list[str], dict[str, tuple[int, int]]]:
+    """Open every slide once.
+
+    Returns
+    -------
+    tuple
+        For every example what identifies the pixels of its slide: `Slide.identity`, or where it cannot be opened its source; and by
+        identity height and width in level-0 pixels.
+    """
+    identities: dict[object, str] = {}
+    shapes: dict[str, tuple[int, int]] = {}
+    for example in examples:
+        key = _source_key(example)
+        if key not in identities:
+            try:
+                with example.open() as slide:
+                    identities[key] = slide.identity
+                    shapes[slide.identity] = slide.shape
+            except SlideError:  # whoever reads it says why
+                identities[key] = str(key)
+    return [identities[_source_key(example)] for example in examples], shapes
+
+
+def unite_slides(
+    examples: Sequence[Example],
+    identities: Sequence[str],
+    shapes: Mapping[str, tuple[int, int]] = MappingProxyType({}),
+    *,
+    places: Sequence[str] = (),
+    where: str = "",
+) -> tuple[Example, ...]:
+    """Give all examples of one slide one source, name, patient and mpp, so that it counts once; others stay as they are.
+
+    Parameters
+    ----------
+    examples
+        Labelled regions.
+    identities, shapes
+        As from `identify_slides`; a region of a slide's known size is the whole slide.
+    places
+        What messages call each, such as ``"line 3"``; default its name and number.
+    where
+        What messages begin with.
+
+    Raises
+    ------
+    LabelError
+        When one region of a slide stands there twice, or what is said of a slide contradicts: its patient, its mpp, the label of a region.
+    """
+    first: dict[str, Example] = {}
+    patients: dict[str, int] = {}
+    mpps: dict[str, int] = {}
+    regions: dict[tuple[str, Region | None], int] = {}
+
+    def refuse(before: int, now: int, found: str) -> NoReturn:
+        both = [f"{places[i] if places else f'example {i + 1}'} ({examples[i].name})" for i in (before, now)]
+        raise LabelError(f"{where}{both[0]} and {both[1]} are of one slide, but {found}")
+
+    for number, (example, identity) in enumerate(zip(examples, identities, strict=True)):
+        first.setdefault(identity, example)
+        before = patients.setdefault(identity, number) if example.patient else number
+        if examples[before].patient != example.patient:
+            named = f"patient {examples[before].patient!r} and patient {example.patient!r}"
+            refuse(before, number, f"of {named}; expected one patient for a slide")
+        before = mpps.setdefault(identity, number) if example.mpp is not None else number
+        if examples[before].mpp != example.mpp:
+            refuse(before, number, f"state mpp {examples[before].mpp} and mpp {example.mpp}; expected one for a slide")
+        region = None if example.region is not None and _is_whole(example.region, shapes.get(identity)) else example.region
+        before = regions.setdefault((identity, region), number)
+        if before != number:
+            what = "the whole slide" if region is None else f"region {region}"
+            if examples[before].label != example.label:
+                refuse(before, number, f"call {what} {examples[before].label!r} and {example.label!r}; expected one label for a region")
+            refuse(before, number, f"both label {what}; expected every region once")
+    united = []
+    for example, identity in zip(examples, identities, strict=True):
+        origin = first[identity]
+        patient = examples[patients[identity]].patient if identity in patients else ""
+        mpp = examples[mpps[identity]].mpp if identity in mpps else None
+        if (example.source is origin.source, example.slide_id, example.patient, example.mpp) != (True, origin.slide_id, patient, mpp):
+            example = replace(example, source=origin.source, slide_id=origin.slide_id, patient=patient, mpp=mpp)
+        united.append(example)
+    return tuple(united)
 
 
 def write_labels(path: str | os.PathLike[str], examples: Sequence[Example]) -> None:
@@ -229,29 +325,11 @@ def labels_digest(examples: Sequence[Example]) -> str:
     return hashlib.sha256("\n".join(sorted(rows)).encode()).hexdigest()
 
 
-def _read_rows(path: Path) -> list[tuple[int, dict[str, str]]]:
-    """The lines that are not empty, with their numbers."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise LabelError(f"{path} does not exist; expected a CSV table with the columns slide_id,label") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise LabelError(f"{path} cannot be read ({error}); expected a CSV table in UTF-8 with the columns slide_id,label") from None
-    try:
-        reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
-        columns = [name.strip() for name in reader.fieldnames or ()]
-        reader.fieldnames = columns
-        rows = [(reader.line_num, {key: (value or "").strip() for key, value in row.items() if isinstance(key, str)}) for row in reader]
-    except csv.Error as error:
-        raise LabelError(f"{path} is not a CSV table ({error}); expected the columns slide_id,label") from None
-    absent = [name for name in ("slide_id", "label") if name not in columns]
-    if absent:
-        remedy = "separate the columns by commas" if len(columns) == 1 and ";" in columns[0] else "add it"
-        raise LabelError(f"{path} has no column {' and no column '.join(absent)} (found: {', '.join(columns) or 'nothing'}); {remedy}")
+def _read_rows(path: Path) -> tuple[Row, ...]:
+    columns, rows = read_table(path, _COLUMNS, _COLUMNS[:2])
     given = [name for name in _REGION if name in columns]
     if given and len(given) < len(_REGION):
         raise LabelError(f"{path} has the columns {', '.join(given)} alone; expected x, y, width and height, or none of them")
-    rows = [(line, row) for line, row in rows if any(row.values())]
     if not rows:
         raise LabelError(f"{path} holds no labelled region; expected one a line under {','.join(columns)}")
     return rows
@@ -259,44 +337,83 @@ def _read_rows(path: Path) -> list[tuple[int, dict[str, str]]]:
 
 def _find_slide(folder: Path, name: str) -> Path:
     if not name:
-        raise SlideError("a line names no slide")
-    path = folder / name
-    if path.exists():
-        return path
-    near = sorted(path.parent.glob(f"{path.name}.*")) if path.parent.is_dir() else []
-    near = [other for other in near if other.name.lower().endswith(_SLIDES)]
-    if len(near) > 1:
-        raise SlideError(f"slide {name!r} may be {' or '.join(other.name for other in near[:_SHOWN])} in {folder}")
-    if not near:
-        raise SlideError(f"slide {name!r} is not in {folder}")
-    return near[0]
+        raise SlideError("names no slide")
+    for spelling in dict.fromkeys((name, name.replace("\\", "/"))):  # as Windows writes paths
+        path = folder / spelling
+        try:
+            near = [other for other in path.parent.iterdir() if _is_named(other, path.name)] if path.parent.is_dir() else []
+            # an MRXS has a folder of its own name beside it, which is no slide
+            if path.exists() and not (near and path.is_dir() and not any((path / file).exists() for file in _ZARR)):
+                return path
+        except OSError as error:
+            raise SlideError(f"slide {name!r} cannot be looked for in {folder} ({error.strerror or error})") from None
+        if len(near) > 1:
+            raise SlideError(f"slide {name!r} may be {' or '.join(sorted(other.name for other in near)[:_SHOWN])} in {folder}")
+        if near:
+            return near[0]
+    raise SlideError(f"slide {name!r} is not in {folder}")
 
 
-def _parse(path: Path, line: int, row: dict[str, str], source: Path | None) -> Example:
-    assert source is not None
-    where = f"{path}, line {line}"
-    numbers = [row.get(name, "") for name in _REGION]
+def _is_named(file: Path, stem: str) -> bool:
+    """Whether a file is a slide of this name with a suffix."""
+    return file.name.startswith(f"{stem}.") and file.name.lower().endswith(_SLIDES)
+
+
+def _file_keys(sources: Mapping[str, Path]) -> tuple[dict[str, str], dict[str, tuple[int, int]]]:
+    """What tells the slides of a table apart, by name: the place on the disk, and where two may have the same pixels, these; and sizes.
+
+    Files of different sizes are no copies; a folder may be the pyramid of any other slide.
+    """
+    places = {name: _place(path) for name, path in sources.items()}
+    distinct = {places[name]: path for name, path in sources.items()}
+    sizes = Counter(path.stat().st_size for path in distinct.values())
+    folders = any(path.is_dir() for path in distinct.values())
+    alike = {place: path for place, path in distinct.items() if folders or sizes[path.stat().st_size] > 1}
+    identities, shapes = identify_slides([Example(path, "") for path in alike.values()])
+    keys = dict(zip(alike, identities, strict=True))
+    return {name: keys.get(place, place) for name, place in places.items()}, shapes
+
+
+def _place(path: Path) -> str:
+    """Where a file lies, the same for all its links."""
+    status = path.stat()
+    return f"file {status.st_dev} {status.st_ino}" if status.st_ino else str(path.resolve())
+
+
+def _source_key(example: Example) -> object:
+    source = example.source
+    return os.fspath(source) if isinstance(source, str | os.PathLike) else id(source)
+
+
+def _is_whole(region: Region, shape: tuple[int, int] | None) -> bool:
+    return (region.y, region.x, *region.shape) == (0, 0, *(shape or ()))
+
+
+def _parse(path: Path, row: Row, source: Path) -> Example:
+    where, cells = f"{path}, line {row.line}", row.cells
+    numbers = [cells.get(name, "") for name in _REGION]
     region = None
     if any(numbers):
         try:
-            x, y, width, height = map(int, numbers)
+            # pandas writes whole numbers as 64.0 where a column has empty cells
+            x, y, width, height = (int(_WHOLE.sub("", number)) for number in numbers)
             region = Region(y, x, height, width)
         except ValueError:
             raise LabelError(f"{where}: region {','.join(numbers)}; expected x, y, width and height in whole level-0 pixels") from None
         except RegionError as error:
             raise LabelError(f"{where}: {error}") from None
     mpp = None
-    if row.get("mpp"):
+    if cells.get("mpp"):
         try:
-            mpp = float(row["mpp"])
+            mpp = parse_number(cells["mpp"])
         except ValueError:
             mpp = math.nan
         if not (math.isfinite(mpp) and mpp > 0):
-            raise LabelError(f"{where}: mpp {row['mpp']!r}; expected micrometres per level-0 pixel above 0, or nothing")
-    split = row.get("split", "")
+            raise LabelError(f"{where}: mpp {cells['mpp']!r}; expected micrometres per level-0 pixel above 0, or nothing")
+    split = cells.get("split", "")
     if split not in _SPLITS:
         raise LabelError(f"{where}: split {split!r}; expected train, validation or nothing")
-    return Example(source, row["label"], region, row.get("patient_id", ""), row["slide_id"], mpp, split)
+    return Example(source, cells["label"], region, cells.get("patient_id", ""), cells["slide_id"], mpp, split)
 
 
 def _parts(example: Example, multilabel: bool) -> list[str]:
@@ -318,7 +435,7 @@ def _index(example: Example, name: str, names: Sequence[str]) -> int:
 
 def _numbers(example: Example, count: int) -> list[float]:
     try:
-        values = [float(part) for part in example.label.split(";")]
+        values = [parse_number(part.strip()) for part in example.label.split(";")]
     except ValueError:
         values = []
     if len(values) != count or not all(map(math.isfinite, values)):

@@ -18,7 +18,7 @@ from streamview.errors import MemoryBudgetError, ModelError, RegionError
 from streamview.evidence import Evidence, linear_head, pooled_sink
 from streamview.faults import bad_call, bad_gradient, bad_value, bad_weight
 from streamview.geometry import Region
-from streamview.loading import Model
+from streamview.loading import Model, as_model
 from streamview.machine import find_device, resident_memory
 from streamview.progress import Progress, Report
 from streamview.readahead import ReadAhead
@@ -109,8 +109,8 @@ class Session:
         """Check that model, source and region fit together. The region's own part of the grid is `kept` of what the network sees."""
         if precision not in PRECISIONS:
             raise ModelError(f"precision {precision!r} is unknown: expected {', '.join(PRECISIONS)}")
+        card = as_model(model).card
         slide = as_slide(source, mpp)
-        card = model.card
         plain = Sampler(slide, region, card.mpp)
         try:
             sampler: Sampler | PaddedSampler = plain if pad_to is None else PaddedSampler(plain, (pad_to, pad_to))
@@ -419,7 +419,7 @@ def _warnings(model: Model, sampler: Sampler | PaddedSampler, kept: tuple[int, i
     card, found = model.card, []
     height, width = sampler.shape
     if not card.trained:
-        found.append("The weights are random (--untrained): the answer and the maps mean nothing.")
+        found.append("The weights are random (untrained=True): the answer and the maps mean nothing.")
     if isinstance(sampler, PaddedSampler):
         found.append(f"The region is {kept[1]} x {kept[0]} px; zeros at the right and below make it {width} x {height} px for the network.")
     if card.input_size is not None:

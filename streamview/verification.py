@@ -16,7 +16,7 @@ from streamview import atomic
 from streamview.errors import MemoryBudgetError
 from streamview.geometry import Region
 from streamview.jobs import versions
-from streamview.loading import Model
+from streamview.loading import Model, as_model
 from streamview.machine import describe_device, find_device, resident_memory
 from streamview.progress import Progress, Report
 from streamview.results import RESEARCH_USE
@@ -75,18 +75,18 @@ def verify(
     Returns
     -------
     Certificate
-        Of the model's name and the hash of its weights file.
+        Of the model's name and the hash of its weights.
 
     Raises
     ------
     SlideError, RegionError, ModelError, NotStreamableError, MemoryBudgetError
         When source, region, model or budget do not fit; see each.
     """
-    card = model.card
+    card = as_model(model).card
     where = find_device(device)
     facts = {"card_sha256": card.sha256, "streamview": versions().get("streamview", "unknown")}
     if not card.trained:
-        facts["weights"] = "random (--untrained)"
+        facts["weights"] = "random (untrained)"
     pixels: Pixels | None = None
     side = card.input_size[1] if card.input_size else _SIDE
     shape = side, side

@@ -14,7 +14,7 @@ from hypothesis.extra import numpy as hnp
 from scipy import ndimage
 
 from streamview.annotations import Annotation, Polygon, bounds, rasterise, read_annotations
-from streamview.errors import AnnotationError
+from streamview.errors import AnnotationError, AnnotationWarning
 from streamview.export.outlines import outline, signed_area
 from streamview.geometry import Region
 
@@ -78,7 +78,8 @@ def test_parts_collections_points_and_open_rings(tmp_path: Path) -> None:
     several = {"type": "MultiPolygon", "coordinates": [[SQUARE[:-1], HOLE], [shifted]]}
     point = feature({"type": "Point", "coordinates": [1, 2]})
     grouped = feature({"type": "GeometryCollection", "geometries": [polygon(HOLE)]}, classification={"names": ["Tumor", "Positive"]})
-    found = read_annotations(write(tmp_path, [feature(several), point, grouped, feature(None)]))
+    with pytest.warns(AnnotationWarning, match=r"1 left out, as they enclose no area: object 4$"):
+        found = read_annotations(write(tmp_path, [feature(several), point, grouped, feature(None)]))
     assert [(len(one.polygons), one.kind) for one in found] == [(2, ""), (1, "Tumor: Positive")]
     mask = exact()
     mask[20:26, 20:24] = True
@@ -150,28 +151,43 @@ def test_any_polygon_agrees_with_an_independent_test_of_points(corners: np.ndarr
 BOMB = '<?xml version="1.0"?><!DOCTYPE a [<!ENTITY a "aaaaaaaaaa"><!ENTITY b "&a;&a;&a;&a;">]><ASAP_Annotations>&b;</ASAP_Annotations>'
 OUTSIDE = '<!DOCTYPE a [<!ENTITY x SYSTEM "file:///etc/hostname">]><ASAP_Annotations>&x;</ASAP_Annotations>'
 BAD = {
-    "nan": ('{"type":"Feature","geometry":{"type":"Polygon","coordinates":[[[NaN,1],[2,3],[4,5]]]},"properties":{}}', "NaN is not a coord"),
+    "nan": (
+        '{"type":"Feature","geometry":{"type":"Polygon","coordinates":[[[NaN,1],[2,3],[4,5]]]},"properties":{}}',
+        "object 1: a coordinate is not finite",
+    ),
     "infinite": ('{"type":"Feature","geometry":{"type":"Polygon","coordinates":[[[1e999,1],[2,3],[4,5]]]}}', "not finite"),
     "huge number": (json.dumps(feature(polygon([[10**400, 1], [2, 3], [4, 5]]))), "cannot be read"),
+    "no features": ('{"type":"FeatureCollection"}', "features of the FeatureCollection: found nothing, expected a list"),
+    "no type": ('[{"a":1}]', "object 1: found a GeoJSON object of type None where a Feature belongs"),
+    "null feature": (json.dumps([feature(polygon(SQUARE)), None]), "object 2: found a NoneType where a Feature belongs"),
+    "geometry of text": (json.dumps([feature("POLYGON")]), "object 1: unknown geometry 'POLYGON'"),
+    "no coordinates": (
+        json.dumps([feature({"type": "Polygon"}, name="a")]),
+        r"object 1 \(a\): coordinates: found nothing, expected a list",
+    ),
+    "web page": ("<!doctype html><html></html>", "is a web page"),
+    "git-lfs": ("version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
     "far": (json.dumps(feature(polygon([[1e12, 1], [2, 3], [4, 5]]))), "not finite or beyond"),
-    "two points": (json.dumps(feature(polygon([[0, 1], [2, 3], [0, 1]]))), "2 different points"),
-    "texts": (json.dumps(feature(polygon([["a", "b"], ["c", "d"], ["e", "f"]]))), "cannot be read"),
-    "no rings": (json.dumps(feature(polygon())), "cannot be read"),
-    "one number": (json.dumps(feature(polygon([[1], [2], [3]]))), "cannot be read"),
+    "texts": (json.dumps(feature(polygon([["a", "b"], ["c", "d"], ["e", "f"]]))), r"object 1: found \['a', 'b'\] where a point \[x, y\]"),
+    "one number": (json.dumps([feature(polygon(SQUARE)), feature(polygon([[1], [2], [3]]))]), r"object 2: found \[1\] where a point"),
+    "ring of numbers": (json.dumps(feature(polygon([1, 2, 3]))), "object 1: found 1 where a point"),
     "unknown geometry": (json.dumps(feature({"type": "Circle"})), "unknown geometry 'Circle'"),
     "not a feature": (json.dumps({"type": "Polygon", "coordinates": [SQUARE]}), "where a Feature belongs"),
     "number": ("3", "cannot be read"),
     "list of numbers": ("[1, 2]", "cannot be read"),
     "nested": ("[" * 200_000, "too deeply nested"),
     "cut": ('{"type":"Feature"', "cannot be read"),
-    "empty": ("", "cannot be read"),
+    "empty": ("", "is an empty file"),
     "bomb": (BOMB, "DOCTYPE"),
     "entity of a file": (OUTSIDE, "DOCTYPE"),
     "other xml": ("<svg/>", "not ASAP_Annotations"),
     "cut xml": (asap(("a", "Tumor", "1,2 3,4 5,9"))[:-30], "cannot be read"),
     "nan in xml": (asap(("a", "Tumor", "nan,2 3,4 5,9")), "not finite"),
-    "text in xml": (asap(("a", "Tumor", "one,2 3,4 5,9")), "cannot be read"),
-    "elsewhere": (json.dumps(feature(polygon([[x + 500, y] for x, y in SQUARE]), name="far away")), "far away at .* outside the slide"),
+    "text in xml": (asap(("b", "Tumor", "1,2 3,4 5,9"), ("a", "Tumor", "one,2 3,4 5,9")), r"object 2 \(a\): found .* where a point"),
+    "elsewhere": (
+        json.dumps(feature(polygon([[x + 500, y] for x, y in SQUARE]), name="far away")),
+        "object 1 .far away. at .* outside the slide",
+    ),
 }
 
 
@@ -214,3 +230,77 @@ def test_many_crossings_are_worked_on_in_pieces(monkeypatch: pytest.MonkeyPatch)
     whole = rasterise(one, Region(0, 0, 200, 200))
     monkeypatch.setattr("streamview.annotations._CROSSINGS", 777)
     np.testing.assert_array_equal(rasterise(one, Region(0, 0, 200, 200)), whole)
+
+
+LINE = [[0, 0], [5, 5], [9, 9], [0, 0]]
+EMPTY = {
+    "no rings": polygon(),
+    "an empty ring": polygon([]),
+    "one point": polygon([[1, 1]]),
+    "two points": polygon([[0, 0], [9, 9], [0, 0]]),
+    "one point thrice": polygon([[4, 4], [4, 4], [4, 4], [4, 4]]),
+    "a straight line": polygon(LINE),
+    "no polygons": {"type": "MultiPolygon", "coordinates": []},
+    "an empty part": {"type": "MultiPolygon", "coordinates": [[], [LINE]]},
+    "no geometries": {"type": "GeometryCollection", "geometries": []},
+    "nothing": None,
+    "an empty object": {},
+}
+
+
+@pytest.mark.parametrize("case", EMPTY)
+def test_what_encloses_no_area_is_left_out_and_numbered(tmp_path: Path, case: str) -> None:
+    features = [
+        feature(polygon(SQUARE)),
+        feature(EMPTY[case], name="bad"),
+        feature(polygon(SQUARE, HOLE), classification={"name": "Tumor"}),
+    ]
+    with pytest.warns(AnnotationWarning, match=r"1 left out, as they enclose no area: object 2 \(bad\)$"):
+        found = read_annotations(write(tmp_path, {"type": "FeatureCollection", "features": features}))
+    assert [one.kind for one in found] == ["", "Tumor"]
+    np.testing.assert_array_equal(rasterise(found[1:], Region(0, 0, 30, 30)), exact())
+
+
+def test_the_rest_of_an_object_with_empty_parts_is_read(tmp_path: Path) -> None:
+    parts = {"type": "MultiPolygon", "coordinates": [[SQUARE, HOLE, LINE], [], [LINE]]}
+    with pytest.warns(AnnotationWarning, match=r"2 left out, as they enclose no area: object 1 \(a hole\), object 1 \(a part\)$"):
+        found = read_annotations(write(tmp_path, feature(parts)))
+    np.testing.assert_array_equal(rasterise(found, Region(0, 0, 30, 30)), exact())
+
+
+def test_many_empty_objects_are_counted(tmp_path: Path) -> None:
+    with pytest.warns(AnnotationWarning, match=r"30 left out, as they enclose no area: object 1, .* object 10 and 20 more$"):
+        assert read_annotations(write(tmp_path, [feature(None)] * 30)) == ()
+
+
+def test_empty_annotations_of_asap_are_left_out(tmp_path: Path) -> None:
+    text = asap(
+        ("a", "Tumor", "1,2 3,4"), ("b", "Tumor", "10,20 14,20 14,26 10,26"), ("c", "None", ""), ("hole", "_2", "11,22 13,22 13,24 11,24")
+    )
+    with pytest.warns(AnnotationWarning, match=r"2 left out, as they enclose no area: object 1 \(a\), object 3 \(c\)$"):
+        found = read_annotations(write(tmp_path, text))
+    np.testing.assert_array_equal(rasterise(found, Region(0, 0, 30, 30)), exact())
+
+
+@pytest.mark.parametrize(
+    ("classification", "kind"),
+    [
+        (7, "7"),
+        ("Tumor", "Tumor"),
+        ({"name": "Tumor"}, "Tumor"),
+        (["a", "b"], "a: b"),
+        ({}, ""),
+        (None, ""),
+        ({"colour": 1}, ""),
+        (True, "True"),
+    ],
+)
+def test_classes_as_programs_write_them(tmp_path: Path, classification: object, kind: str) -> None:
+    (found,) = read_annotations(write(tmp_path, [feature(polygon(SQUARE), classification=classification)]))
+    assert found.kind == kind
+
+
+def test_heights_and_measurements_are_not_looked_at(tmp_path: Path) -> None:
+    high = [[x, y, 7] for x, y in SQUARE]
+    (found,) = read_annotations(write(tmp_path, [feature(polygon(high, HOLE), measurements={"area": float("nan")})]))
+    np.testing.assert_array_equal(rasterise([found], Region(0, 0, 30, 30)), exact())

@@ -280,7 +280,7 @@ def test_a_pyramid_of_a_part_has_pixels_of_its_own(tmp_path):
 def test_a_part_that_cannot_be(tmp_path):
     with pytest.raises(RegionError, match="give a region inside it"):
         build_pyramid(as_slide(rgb(30, 30)), tmp_path / "a.ome.zarr", region=Region(0, 0, 31, 30))
-    with pytest.raises(SlideError, match="state the slide's with --mpp"):
+    with pytest.raises(SlideError, match="state the slide's with mpp="):
         build_pyramid(as_slide(rgb(30, 30)), tmp_path / "a.ome.zarr", mpp=2)
     with pytest.raises(SlideError, match="more than 10% coarser"):
         build_pyramid(as_slide(rgb(30, 30), 0.5), tmp_path / "a.ome.zarr", mpp=0.25)

@@ -151,7 +151,7 @@ def test_a_readable_shard_without_a_line_is_not_trusted(stopped):
 def test_another_source_or_other_settings_are_refused_and_nothing_is_lost(stopped, options, said):
     slide, out, partial, whole = stopped
     kept = files(partial)
-    with pytest.raises(SlideError, match=f"{said} are kept in .*--restart"):
+    with pytest.raises(SlideError, match=f"{said} are kept in .*restart=True"):
         build_pyramid(**{"slide": slide} | options, out=out)
     assert not out.exists()
     assert {name: kept[name] for name in files(partial)} == kept

@@ -72,7 +72,7 @@ def test_a_blank_slide_has_no_tissue(colour: tuple[int, int, int]) -> None:
     assert not tissue.mask.any()
     assert tissue_boxes(tissue) == ()
     assert covered(tissue, Region(0, 0, 300, 400)) == 0.0
-    with pytest.raises(SlideError, match=r"a\.svs: no tissue .* leave out --crop-tissue, or name the part with --region"):
+    with pytest.raises(SlideError, match=r"a\.svs: no tissue .* leave out crop_tissue=True, or name the part with region="):
         tissue_region(tissue, "a.svs")
 
 

@@ -120,4 +120,4 @@ def test_the_command_says_what_does_not_fit(run: Run) -> None:
     assert "no slide it could be a part of" in err
     status, out, _ = run("verify", "-m", "imagenette", "--untrained", "--windows", 1)
     assert status == 0
-    assert "weights: random (--untrained)" in out
+    assert "weights: random (untrained)" in out

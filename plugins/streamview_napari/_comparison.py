@@ -83,9 +83,7 @@ def describe_result(result: FinetuneResult, rows: Sequence[Answers], out: Path) 
     if rows and result.model.card.task != "regression":
         right, wrong = (sum(row.became == word for row in rows) for word in ("right", "wrong"))
         lines.append(f"Of {len(rows)} validation regions {right} became right, {wrong} wrong.")
-    if not rows:
-        lines.append("No region validated: nothing says how good it is.")
-    return "\n".join([*lines, RESEARCH_USE])
+    return "\n".join([*lines, *(f"⚠ {warning}" for warning in result.warnings), RESEARCH_USE])
 
 
 def measured(before: Metrics | None, after: Metrics | None) -> list[Measured]:

@@ -8,7 +8,7 @@ import sys
 from types import FrameType, TracebackType
 from typing import Any, Self
 
-from streamview.errors import Cancelled
+from streamview.errors import Cancelled, name_options
 from streamview.progress import Step
 
 __all__ = ["Bars", "amount", "complain", "one_line", "say", "warn"]
@@ -20,8 +20,8 @@ def say(line: str) -> None:
 
 
 def complain(line: str) -> None:
-    """Print a line on stderr."""
-    print(_encodable(line), file=sys.stderr, flush=True)
+    """Print a line on stderr; what it names as an argument of Python is an option here."""
+    print(_encodable(name_options(line)), file=sys.stderr, flush=True)
 
 
 def _encodable(line: str) -> str:

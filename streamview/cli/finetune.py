@@ -115,12 +115,10 @@ def _show(result: FinetuneResult) -> None:
         if metrics is not None:
             say(f"\n{title} on the validation regions:\n{metrics}")
     epoch = result.history.epochs[-1].number
-    if result.before is None:
-        warn(f"no region validated it: the weights are those after epoch {epoch}, and nothing is known of how good they are")
-    elif not result.best:
-        warn("no epoch had a lower validation loss than the base: the weights are those of the base")
-    else:
+    if result.before is not None and result.best:
         say(f"\nkept: epoch {result.best} of {epoch}, the one of the lowest validation loss")
+    for warning in result.warnings:
+        warn(warning)
     assert result.out is not None
     out = os.path.relpath(result.out)
     say(f"tuned network: {out} (use: streamview predict -i slide.svs -o job -m {out}; curves: {os.path.join(out, 'curves.png')})")

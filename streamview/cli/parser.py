@@ -220,8 +220,11 @@ def _model(parser: argparse.ArgumentParser) -> None:
 
 
 def _files(parser: argparse.ArgumentParser) -> None:
-    weights = "weights of the network: safetensors, a state_dict or a training checkpoint; no code in it is run (default: the model's own)"
-    parser.add_argument("--weights", metavar="FILE", help=weights)
+    weights = (
+        "weights of the network: safetensors, a state_dict or a training checkpoint; FILE:KEY where it holds several, such as plain and "
+        "averaged ones; no code in it is run (default: the model's own)"
+    )
+    parser.add_argument("--weights", metavar="FILE[:KEY]", help=weights)
     parser.add_argument("--card", metavar="FILE", help="card that says what the network expects and answers (default: the model's own)")
 
 

@@ -16,8 +16,8 @@ from streamview.cards import ModelCard
 from streamview.errors import LabelError, RegionError, SlideError
 from streamview.evaluation.metrics import Metrics, measure
 from streamview.inference import predict
-from streamview.labels import Example, find_targets, labels_digest
-from streamview.loading import Model
+from streamview.labels import Example, find_targets, identify_slides, labels_digest, unite_slides
+from streamview.loading import Model, as_model
 from streamview.progress import Report, Step
 from streamview.results import Precision, Prediction
 from streamview.slides import Slide
@@ -122,15 +122,18 @@ def evaluate(
     Raises
     ------
     LabelError
-        When there is no example, or a label is no class of the network; nothing was computed then.
+        When there is no example, a label is no class of the network, or examples of one slide contradict each other; nothing was
+        computed then.
     SlideError, RegionError
         When a region fails and `skip_errors` is not set; the message names it.
     ModelError, NotStreamableError, MemoryBudgetError
         As for `streamview.predict`.
     """
+    as_model(model)
     if not examples:
         raise LabelError("there is no labelled region to evaluate on; expected one or more")
     targets = find_targets(examples, model.card)
+    examples = unite_slides(examples, *identify_slides(examples))
     answer = partial(predict, model, memory=memory, tile=tile, device=device, precision=precision)
     start, count = time.monotonic(), len(examples)
 
@@ -183,6 +186,8 @@ def _warnings(rows: Sequence[Row], metrics: Metrics | None) -> list[str]:
     said = [warning if times == len(rows) else f"{warning} ({times} of {len(rows)} regions)" for warning, times in found.items()]
     if metrics is None:
         return said
+    if metrics.shortfall:
+        said.append(f"On these regions the network is of no use: {metrics.shortfall}.")
     if metrics.patients == 1:
         said.append("All regions are of one patient, so there are no intervals: name patients in the column patient_id.")
     elif metrics.patients < _FEW and metrics.resamples:

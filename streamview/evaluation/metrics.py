@@ -158,6 +158,21 @@ class Metrics:
         errors = [f"{format_figure(o.error.value)} ({format_figure(o.baseline)})" for o in self.outputs if o.error is not None]
         return f"mean absolute error {', '.join(errors)} (of the median)"
 
+    @property
+    def shortfall(self) -> str:
+        """Say where the answers are no better than one that needs no network; empty: nowhere."""
+        parts = []
+        if self.accuracy is not None and self.baseline is not None and self.accuracy.value <= self.baseline:
+            always = "the more frequent state of every class" if self.majority is None else self.majority
+            how = "worse than" if self.accuracy.value < self.baseline else "no better than"
+            parts.append(f"accuracy {format_figure(self.accuracy.value)}, {how} always answering {always} ({format_figure(self.baseline)})")
+        for output in self.outputs:
+            if output.error is not None and output.baseline is not None and output.error.value >= output.baseline:
+                how = "worse than" if output.error.value > output.baseline else "no better than"
+                error = f"mean absolute error of {output.name} {format_figure(output.error.value)}"
+                parts.append(f"{error}, {how} always answering the median ({format_figure(output.baseline)})")
+        return "; ".join(parts)
+
     def to_json(self) -> dict[str, Any]:
         """Return the fields as plain JSON values; NaN becomes None."""
         plain: dict[str, Any] = _plain(asdict(self))

@@ -169,10 +169,10 @@ def _copy(saliency: Saliency, path: Path) -> None:
 def _picture(saliency: Saliency, recipe: Recipe, result: RegionResult, size: int, path: Path) -> None:
     prediction = saliency.prediction
     if result.source is None:
-        raise StreamviewError(f"{prediction.slide_name}: was no file, so no picture can be drawn; leave out png with --format")
+        raise StreamviewError(f"{prediction.slide_name}: was no file, so no picture can be drawn; leave out the format png")
     if not os.path.exists(result.source):
-        raise StreamviewError(f"{result.source}: is gone, and a picture shows the slide; put it back, or leave out png with --format")
+        raise StreamviewError(f"{result.source}: is gone, and a picture shows the slide; put it back, or leave out the format png")
     with open_slide(result.source) as slide:
         if slide.identity != prediction.identity.source:
-            raise StreamviewError(f"{result.source}: is not the slide that the map explains; put that back, or leave out png with --format")
+            raise StreamviewError(f"{result.source}: is not the slide that the map explains; put that back, or leave out the format png")
         render_png(slide, saliency, recipe, path, size)

@@ -13,11 +13,11 @@ import os
 import struct
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import safetensors
+import safetensors.torch
 import torch
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
@@ -26,6 +26,7 @@ from torch import Tensor
 from streamview import atomic
 from streamview.errors import TrainingError
 from streamview.finetuning.history import Epoch, History
+from streamview.loading.hashing import hash_tensors
 
 __all__ = [
     "Checkpoint",
@@ -39,7 +40,7 @@ __all__ = [
     "write_tensors",
 ]
 
-_STATE, _FORMAT = "training.safetensors", "1"
+_STATE, _FORMAT, _BY_FILE = "training.safetensors", "2", "1"  # the first named the base by its file of weights
 _HASHED = ("base", "card", "labels", "slides")  # of which a message gives no values
 _TYPES = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.int64: "I64", torch.int32: "I32", torch.int16: "I16",
@@ -188,8 +189,15 @@ def check_folder(folder: Path, *, restart: bool = False) -> None:
         raise TrainingError(f"{folder}: holds a finished fine-tuning; choose another folder, or begin anew with --restart")
 
 
-def read_checkpoint(folder: Path, making: Mapping[str, Any]) -> Checkpoint | None:
+def read_checkpoint(folder: Path, making: Mapping[str, Any], file_sha256: str = "") -> Checkpoint | None:
     """Read what a run of the same making left unfinished; None where there is nothing.
+
+    Parameters
+    ----------
+    folder, making
+        Of the run that would go on.
+    file_sha256
+        Of the file that the base came from, by which earlier versions named it.
 
     Raises
     ------
@@ -198,11 +206,12 @@ def read_checkpoint(folder: Path, making: Mapping[str, Any]) -> Checkpoint | Non
     """
     path = folder / _STATE
     if not path.exists():
-        _refuse_base(folder, making)
+        _refuse_base(folder, making, file_sha256)
         return None
     try:
         with safetensors.safe_open(path, framework="pt") as file:
-            said = json.loads((file.metadata() or {})["training"])
+            metadata = file.metadata() or {}
+            said = json.loads(metadata["training"])
             names = file.keys()
             tensors = {name: file.get_tensor(name) for name in names}
         history = History(tuple(said["losses"]), tuple(map(Epoch.from_json, said["epochs"])), said["per_epoch"])
@@ -213,7 +222,16 @@ def read_checkpoint(folder: Path, making: Mapping[str, Any]) -> Checkpoint | Non
         found = Checkpoint(said["making"], said["budget"], history, said["logits"], **parts)
     except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
         raise TrainingError(f"{path}: damaged ({type(error).__name__}: {error}); begin anew with --restart") from None
-    differing = _differences(found.making, json.loads(json.dumps(making)))
+    begun = found.making
+    if metadata.get("format") == _BY_FILE:
+        if begun["base"] != file_sha256:
+            raise TrainingError(
+                f"{path}: was begun by an earlier version, of a base whose file of weights (sha256 {begun['base'][:12]}) is not the one "
+                f"given now ({file_sha256[:12] or 'none'}); give that file, choose another folder, or begin anew with --restart"
+            )
+        begun = {**begun, "base": making["base"]}
+        found = replace(found, making=begun)
+    differing = _differences(begun, json.loads(json.dumps(making)))
     if differing:
         raise TrainingError(
             f"{folder}: holds an unfinished fine-tuning that was begun otherwise: {'; '.join(differing)}. Go on as it was begun, choose "
@@ -222,13 +240,19 @@ def read_checkpoint(folder: Path, making: Mapping[str, Any]) -> Checkpoint | Non
     return found
 
 
-def _refuse_base(folder: Path, making: Mapping[str, Any]) -> None:
+def _refuse_base(folder: Path, making: Mapping[str, Any], file_sha256: str) -> None:
     """Refuse to begin anew in the folder that the base was read from."""
     weights = folder / "weights.safetensors"
-    if not weights.exists() or hashlib.sha256(weights.read_bytes()).hexdigest() != making["base"]:
+    if not weights.exists():
+        return
+    with weights.open("rb") as file:
+        same_file = hashlib.file_digest(file, "sha256").hexdigest() == file_sha256
+    if not same_file and hash_tensors(safetensors.torch.load_file(weights)) != making["base"]:
         return
     # where no epoch was better than the base, a tuned folder holds the same weights
-    if json.loads((folder / "finetuning.json").read_text(encoding="utf-8"))["base"]["sha256"] != making["base"]:
+    base = json.loads((folder / "finetuning.json").read_text(encoding="utf-8"))["base"]
+    tuned_from = (base.get("file_sha256", base["sha256"]),) if same_file else (base["sha256"], base.get("file_sha256"))
+    if not ({file_sha256} if same_file else {file_sha256, making["base"]}) & set(tuned_from):
         raise TrainingError(f"{folder}: is the base itself, which is never changed; choose another folder")
 
 

@@ -19,8 +19,8 @@ from streamview.finetuning.objective import Objective, make_objective
 from streamview.finetuning.parts import choose_weights, head_dropout
 from streamview.finetuning.settings import Settings
 from streamview.finetuning.split import CASES, Split, divide, scarcity
-from streamview.labels import Example, find_targets, labels_digest
-from streamview.loading import Model
+from streamview.labels import Example, find_targets, identify_slides, labels_digest, unite_slides
+from streamview.loading import Model, as_model
 from streamview.loading.heads import with_classes
 from streamview.machine import find_device, resident_memory
 from streamview.slides.sampling import Sampler
@@ -162,12 +162,14 @@ def prepare(
     StreamviewError
         As `streamview.finetuning.finetune`, but for what happens during training.
     """
+    as_model(model)
     if not examples:
         raise LabelError("there is no labelled region; expected some of every class")
     where = find_device(device)
     base = with_classes(model, _new_classes(examples, model.card.task), settings.seed) if new_head else model
     targets = find_targets(examples, base.card)
     _refuse_one_class(examples)
+    examples = unite_slides(examples, *identify_slides(examples))
     split = divide(examples, settings.validation, settings.seed, base.card.task)
     scarce = scarcity(examples, regression=base.card.task == "regression")
     if scarce and not force:

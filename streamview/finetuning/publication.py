@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import csv
-import hashlib
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,13 +17,14 @@ from torch import Tensor
 from streamview import atomic
 from streamview.cards import ModelCard, card_document, parse_card
 from streamview.evaluation import Metrics, measure
-from streamview.finetuning.checkpoint import packed, write_json, write_tensors
+from streamview.finetuning.checkpoint import write_json, write_tensors
 from streamview.finetuning.curves import draw_history
 from streamview.finetuning.history import History
 from streamview.finetuning.preparation import Prepared
 from streamview.jobs import versions
 from streamview.labels import Example
 from streamview.loading import Model
+from streamview.loading.hashing import hash_tensors
 from streamview.results import RESEARCH_USE
 
 __all__ = ["Compared", "Tuned", "compare", "publish"]
@@ -56,13 +56,15 @@ class Tuned:
     state
         All tensors of the network, by name.
     sha256
-        Of these as a file.
+        Of these, as in `streamview.loading.Model`.
     document
         The card as JSON.
     before, after
         Figures; None without validation regions.
     rows
         Answers, region by region.
+    warnings
+        What whoever uses the network must know, a sentence each.
     """
 
     state: Mapping[str, Tensor]
@@ -71,12 +73,13 @@ class Tuned:
     before: Metrics | None
     after: Metrics | None
     rows: tuple[Compared, ...]
+    warnings: tuple[str, ...]
 
     def model(self, base: Model) -> Model:
         """The tuned network, made of a copy of its base."""
         module = copy.deepcopy(base.module)
         module.load_state_dict(self.state)
-        return Model(module, _card(self.document), self.sha256)
+        return Model(module, _card(self.document), self.sha256, self.warnings)
 
 
 def compare(
@@ -116,10 +119,11 @@ def compare(
     def judge(answers: Sequence[tuple[float, ...]]) -> Metrics | None:
         return measure(answers, targets, cases, _card(document), reference=reference, resamples=resamples) if answers else None
 
-    digest = hashlib.sha256()
-    for part in packed(state):
-        digest.update(part)
-    return Tuned(state, digest.hexdigest(), document, judge([row.before for row in rows]), judge([row.after for row in rows]), rows)
+    before, after = judge([row.before for row in rows]), judge([row.after for row in rows])
+    warnings = _warnings(history, after)
+    if warnings:
+        document["streamview"]["warning"] = " ".join(warnings)
+    return Tuned(state, hash_tensors(state), document, before, after, rows, warnings)
 
 
 def publish(folder: Path, prepared: Prepared, history: History, tuned: Tuned, *, finished: bool) -> None:
@@ -146,6 +150,16 @@ def publish(folder: Path, prepared: Prepared, history: History, tuned: Tuned, *,
             figure.savefig(temporary, format="png")
 
 
+def _warnings(history: History, after: Metrics | None) -> tuple[str, ...]:
+    if after is None:
+        epoch = history.epochs[-1].number
+        return (f"No region validated it: the weights are those after epoch {epoch}, and nothing is known of how good they are.",)
+    warnings = [] if history.best else ["No epoch had a lower validation loss than the base: the weights are those of the base."]
+    if after.shortfall:
+        warnings.append(f"On its {after.regions} validation regions this network is of no use: {after.shortfall}.")
+    return tuple(warnings)
+
+
 def _card(document: Mapping[str, Any]) -> ModelCard:
     return parse_card(document, name="tuned", file="the card of the tuned network")
 
@@ -160,8 +174,14 @@ def _document(prepared: Prepared, name: str) -> dict[str, Any]:
         f"fine-tuned ({settings.train}) on {len(split.train)} regions of {patients[0]} patients, validated on {len(split.validation)} of "
         f"{patients[1]}, divided by patient"
     )
-    ours = {key: value for key, value in found["streamview"].items() if key != "calibration"}
-    found["streamview"] = ours | {"name": name, "trained": True, "split": said, "input_size": [min(sides), max(sides)]}
+    labels = ", ".join(sorted({example.label or "none" for example in prepared.examples}))
+    labelled = "" if prepared.base.card.task == "regression" else f", labelled {labels}"
+    use = (
+        f"{RESEARCH_USE} Fine-tuned from {prepared.base.card.name} on {len(split.train)} regions of {patients[0]} patients{labelled}; "
+        "of other tissue, stains and scanners than theirs nothing is known."
+    )
+    ours = {key: value for key, value in found["streamview"].items() if key not in ("calibration", "warning")}
+    found["streamview"] = ours | {"name": name, "trained": True, "split": said, "use": use, "input_size": [min(sides), max(sides)]}
     return found
 
 
@@ -171,7 +191,14 @@ def _record(prepared: Prepared, history: History, tuned: Tuned, *, finished: boo
         "note": RESEARCH_USE,
         "finished": finished,
         "written": datetime.now(UTC).isoformat(timespec="seconds"),
-        "base": {"name": base.name, "architecture": base.architecture, "sha256": prepared.making["base"], "card": prepared.making["card"]},
+        "base": {
+            "name": base.name,
+            "architecture": base.architecture,
+            "sha256": prepared.making["base"],
+            "card": prepared.making["card"],
+            "file": prepared.base.file,
+            "file_sha256": prepared.base.file_sha256,
+        },
         "weights_sha256": tuned.sha256,
         "epoch": history.best,
         "data_sha256": prepared.making["slides"],
@@ -181,6 +208,7 @@ def _record(prepared: Prepared, history: History, tuned: Tuned, *, finished: boo
         "trained": list(prepared.names),
         "before": None if tuned.before is None else tuned.before.to_json(),
         "after": None if tuned.after is None else tuned.after.to_json(),
+        "warnings": list(tuned.warnings),
         "losses": list(history.losses),
         "epochs": [epoch.to_json() for epoch in history.epochs],
         "device": prepared.device.type,

@@ -45,6 +45,9 @@ class FinetuneResult:
         Every validation region with both answers.
     out
         The model folder; None where none was asked for.
+    warnings
+        What whoever uses the network must know, a sentence each: that it is no better than always answering one class, that no region
+        validated it, or that the base was best. The card of the network keeps them.
     """
 
     model: Model
@@ -53,6 +56,7 @@ class FinetuneResult:
     after: Metrics | None
     rows: tuple[Compared, ...]
     out: Path | None
+    warnings: tuple[str, ...] = ()
 
     @property
     def best(self) -> int:
@@ -146,7 +150,7 @@ def finetune(
             stack.enter_context(locked(folder))
             if restart:
                 discard_checkpoint(folder)
-            found = read_checkpoint(folder, prepared.making)
+            found = read_checkpoint(folder, prepared.making, model.file_sha256)
         trainer = stack.enter_context(Trainer(prepared, found, None if ahead is None else ahead.budget_bytes, report))
         save = _Saver(folder, trainer, save_seconds)
         if found is not None:
@@ -173,7 +177,7 @@ def finetune(
         tuned = save.publish(finished=True)
         if folder is not None:
             discard_checkpoint(folder)
-    return FinetuneResult(tuned.model(prepared.base), trainer.history, tuned.before, tuned.after, tuned.rows, folder)
+    return FinetuneResult(tuned.model(prepared.base), trainer.history, tuned.before, tuned.after, tuned.rows, folder, tuned.warnings)
 
 
 class _Saver:

@@ -6,6 +6,6 @@ two, ``exported`` and ``graphs`` read ``.pt2`` files. Nothing is downloaded, and
 
 from __future__ import annotations
 
-from streamview.loading.load import Model, load_card, load_model
+from streamview.loading.load import Model, as_model, load_card, load_model
 
-__all__ = ["Model", "load_card", "load_model"]
+__all__ = ["Model", "as_model", "load_card", "load_model"]

@@ -7,6 +7,7 @@ caller's own words alone. Nothing is downloaded.
 from __future__ import annotations
 
 import difflib
+import functools
 import importlib
 import inspect
 import re
@@ -23,13 +24,14 @@ from torch.func import functional_call
 from streamview.errors import ModelError
 from streamview.loading.checkpoints import first_line
 
-__all__ = ["Architecture", "build", "count_outputs", "find_architecture", "find_factory", "is_factory", "near"]
+__all__ = ["Architecture", "build", "count_outputs", "find_architecture", "find_factory", "import_library", "is_factory", "near"]
 
 _FACTORY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 _INSTALL = "pip install 'streamview[models]'"
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 # of WSInfer's own package, which changed them; their safetensors fit no other definition
 _WSINFER_ONLY = ("preactresnet34", "vgg16mod", "vgg16_mod", "inceptionv4nobn", "inception_v4nobn")
+_OPERATOR_MISSING = "operator torchvision::"
 _COUNTS = ("num_classes", "outputs")
 _SIDES = (224, 256, 384, 1024, 4096, 16384)
 
@@ -197,13 +199,42 @@ def _count(answer: object, name: str) -> int:
     raise ModelError(f"model {name!r} answers {what} for one image; expected (1, outputs): wrap it so that it returns its logits alone")
 
 
-def _import(library: str, found: str) -> ModuleType:
+def import_library(library: str) -> ModuleType:
+    """Import timm or torchvision, also where torchvision's compiled operators do not load beside this torch.
+
+    There are no wheels of torchvision for every build of torch. Its networks need none of its operators, but the import fails where it
+    registers kernels for two that do not exist: so these are declared, without any code, where it fails for just that reason. A network
+    that called one would end in torch's "not implemented".
+
+    Raises
+    ------
+    ImportError, RuntimeError, OSError
+        The library is not installed, or cannot be imported for another reason.
+    """
     try:
         return importlib.import_module(library)
+    except RuntimeError as error:
+        if _OPERATOR_MISSING not in str(error):
+            raise
+        _declare_operators()
+    return importlib.import_module(library)
+
+
+@functools.cache  # they last as long as the library object does
+def _declare_operators() -> torch.library.Library:
+    library = torch.library.Library("torchvision", "FRAGMENT")
+    for name in ("nms", "qnms"):
+        if not hasattr(torch.ops.torchvision, name):
+            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    return library
+
+
+def _import(library: str, found: str) -> ModuleType:
+    try:
+        return import_library(library)
     except ModuleNotFoundError as error:
         raise ModelError(f"{found}; {error.name}, which may define it, is not installed: {_INSTALL}") from None
     except (ImportError, RuntimeError, OSError) as error:
-        # torchvision's compiled operators load only beside the torch they were built for
         remedy = f"install the version that fits torch {torch.__version__}"
         raise ModelError(f"{found}; {library}, which may define it, cannot be imported ({first_line(error)}): {remedy}") from None
 

@@ -7,32 +7,46 @@ followed (the cache of Hugging Face consists of them): the hash is of the bytes 
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import io
+import json
 import pickle
 import pickletools
 import re
 import struct
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from streamview.errors import ModelError
+from streamview.filekinds import describe_file
 
-__all__ = ["CONVERT", "Weights", "archive_kind", "first_line", "open_archive", "read_file", "read_weights", "refuse_torchscript"]
+__all__ = [
+    "CONVERT",
+    "Weights",
+    "archive_kind",
+    "first_line",
+    "open_archive",
+    "read_file",
+    "read_weights",
+    "refuse_torchscript",
+    "split_key",
+]
 
 CONVERT = "convert it: safetensors.torch.save_file(torch.load(FILE, weights_only=True), 'weights.safetensors')"
 """What a message advises for a pickle whose origin the reader trusts."""
 
 _LARGEST = 16 << 30
-_ENTRIES = ("state_dict", "model_state_dict", "model")
+_DEEPEST = 4  # levels of a checkpoint that are searched
 _ZIP, _PICKLE = b"PK\x03\x04", b"\x80"
 # of torch.export, now and before torch 2.9
 _EXPORTED = ("archive_format", "models/model.json", "serialized_exported_program.json")
@@ -44,8 +58,15 @@ _HARMLESS = re.compile(
     r"|torch\.(\w+Storage|Size|device|bfloat16|u?int\d+|float\d+\w*|bool)|torch\.storage\.(Untyped|Typed)Storage"
     r"|torch\._tensor\._rebuild_from_type_v2|torch\.(Float|Half|Double|BFloat16|Long|Int)?Tensor"
     r"|torch\.serialization\._get_layout|collections\.(OrderedDict|Counter|defaultdict)|(builtins|__builtin__)\.(set|complex|bytearray|int|float|list|dict)"
-    r"|_codecs\.encode"
+    r"|_codecs\.encode|argparse\.Namespace|numpy\.(_core|core)\.multiarray\.scalar|numpy\.dtype|numpy\.dtypes\.(Float|U?Int|Bool)\d*DType"
 )
+# data beside the weights that programs of training leave: the options they ran with, and figures as scalars of numpy
+_DATA: list[Any] = [
+    argparse.Namespace,
+    np.dtype,
+    *[(np.float64(0).__reduce__()[0], f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")],
+    *[type(np.dtype(kind)) for kind in ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "?")],
+]
 # what torch raises for files that are not what they seem
 _DAMAGED = (
     pickle.UnpicklingError, RuntimeError, EOFError, LookupError, ValueError, TypeError, AttributeError, AssertionError, OverflowError,
@@ -61,22 +82,39 @@ class Weights:
     ----------
     path
         The file.
-    state
-        Name -> tensor on the CPU; nothing is known yet of their shapes or values.
-    sha256
+    entries
+        Where tensors by name stand in the file, as keys joined by dots (empty: at its top), and there name -> tensor on the CPU, of which
+        nothing is known yet.
+    file_sha256
         Hex digest of the very bytes that the tensors came from.
-    entry
-        Key of the checkpoint under which they stood; None: the file holds them alone.
+    key
+        Which of several networks the caller chose; empty: there must be one.
     """
 
     path: Path
-    state: Mapping[str, Tensor]
-    sha256: str
-    entry: str | None
+    entries: Mapping[str, Mapping[str, Tensor]]
+    file_sha256: str
+    key: str = ""
 
 
-def read_weights(path: Path) -> Weights:
+def split_key(text: str) -> tuple[Path, str]:
+    """Take ``FILE:KEY`` apart; a file whose own name holds the colon comes first."""
+    path, key = text, ""
+    while not Path(path).exists() and ":" in path:
+        path, _, last = path.rpartition(":")
+        key = f"{last}:{key}" if key else last
+    return (Path(path), key) if Path(path).is_file() else (Path(text), "")
+
+
+def read_weights(path: Path, key: str = "") -> Weights:
     """Read a file of weights: safetensors, or whatever `torch.save` made of tensors, alone or in a training checkpoint.
+
+    Parameters
+    ----------
+    path
+        The file.
+    key
+        As in `Weights`.
 
     Raises
     ------
@@ -84,16 +122,19 @@ def read_weights(path: Path) -> Weights:
         The file is missing, damaged, names code, or holds no tensors by name.
     """
     data = read_file(path)
-    sha256 = hashlib.sha256(data).hexdigest()
     pickled = data.startswith((_ZIP, _PICKLE))
     if pickled and path.suffix == ".safetensors":
         expected = "expected safetensors under this name: where you trust its origin, "
         raise ModelError(f"{path} is a pickle that can run code when read, so it was not opened; {expected}{CONVERT}")
     if pickled:
-        state, entry = _find_state(_load_pickled(data, path), path)
+        content = _load_pickled(data, path)
+        entries = dict(_find_states(content))
+        if not entries:
+            expected = "expected a state_dict, alone or as an entry of a checkpoint"
+            raise ModelError(f"{path} holds {_describe(content)}; {expected}: torch.save(module.state_dict(), FILE)")
     else:
-        state, entry = _load_safetensors(data, path), None
-    return Weights(path, state, sha256, entry)
+        entries = {"": _load_safetensors(data, path)}
+    return Weights(path, entries, hashlib.sha256(data).hexdigest(), key)
 
 
 def read_file(path: Path) -> bytes:
@@ -130,6 +171,8 @@ def open_archive(data: bytes, path: Path) -> tuple[zipfile.ZipFile, dict[str, st
     except (zipfile.BadZipFile, ValueError, struct.error, NotImplementedError, OverflowError) as error:
         raise ModelError(f"{path} is not a whole archive ({error}); copy or save it again") from None
     members = archive.infolist()
+    if members and all(member.header_offset > 0 for member in members):
+        raise ModelError(f"{path} is not a whole archive (what is left of it ends in an archive inside it); copy or save it again")
     names = {_inner(member.filename): member.filename for member in members}
     stored = all(member.compress_type == zipfile.ZIP_STORED and member.file_size == member.compress_size for member in members)
     if not stored or len(names) < len(members) or sum(member.file_size for member in members) > len(data):
@@ -162,10 +205,28 @@ def _inner(name: str) -> str:
 
 
 def _load_safetensors(data: bytes, path: Path) -> dict[str, Tensor]:
+    kind = describe_file(data[:512])
+    if kind:
+        whole = "is not a whole safetensors file, but" if path.suffix == ".safetensors" else "is no file of weights, but"
+        raise ModelError(f"{path} {whole} {kind}")
     try:
         return dict(safetensors.torch.load(data))
     except (SafetensorError, RuntimeError, ValueError, KeyError, OverflowError) as error:
-        raise ModelError(f"{path} is not a whole safetensors file ({first_line(error)}); copy or convert it again") from None
+        what = "is not" if path.suffix == ".safetensors" else "is neither torch.save's nor"
+        raise ModelError(
+            f"{path} {what} a whole safetensors file ({_cut_short(data) or first_line(error)}); copy or convert it again"
+        ) from None
+
+
+def _cut_short(data: bytes) -> str:
+    """Say that safetensors end before their header says; empty: they do not, or the header cannot be read."""
+    try:
+        (length,) = struct.unpack_from("<Q", data)
+        header = json.loads(data[8 : 8 + length])
+        end = 8 + length + max(entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__")
+    except (struct.error, ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
+        return ""
+    return f"it is cut short: {len(data)} of {end} bytes" if len(data) < end else ""
 
 
 def _load_pickled(data: bytes, path: Path) -> object:
@@ -188,7 +249,8 @@ def _load_pickled(data: bytes, path: Path) -> object:
     if program is data and not data.startswith(_LEGACY):
         raise ModelError(f"{path} is a pickle, but not one of torch.save; save the weights again: torch.save(module.state_dict(), FILE)")
     try:
-        return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(_DATA):
+            return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except _DAMAGED as error:
         raise ModelError(f"{path} cannot be read as weights alone ({first_line(error)}); copy it again, or save its state_dict") from None
 
@@ -234,21 +296,15 @@ def _names(program: bytes) -> set[str]:
     return found
 
 
-def _find_state(content: object, path: Path) -> tuple[dict[str, Tensor], str | None]:
-    """Find the tensors by name in what a checkpoint holds."""
-    entry = None
-    if isinstance(content, Mapping) and not _is_state(content):
-        entry = next((key for key in _ENTRIES if isinstance(content.get(key), Mapping)), None)
-        content = content if entry is None else content[entry]
-    if not isinstance(content, Mapping) or not _is_state(content):
-        what = _describe(content)
-        expected = f"a state_dict, alone or under one of {', '.join(_ENTRIES)}"
-        raise ModelError(f"{path} holds {what}; expected {expected}: torch.save(module.state_dict(), FILE)")
-    return {str(key): value.detach() for key, value in content.items()}, entry
-
-
-def _is_state(content: Mapping[Any, Any]) -> bool:
-    return bool(content) and all(isinstance(key, str) and _is_plain(value) for key, value in content.items())
+def _find_states(content: object, name: str = "", depth: int = 0) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """Find tensors by name in what a checkpoint holds, at any place."""
+    if isinstance(content, Mapping):
+        tensors = {key: value.detach() for key, value in content.items() if isinstance(key, str) and _is_plain(value)}
+        if tensors:
+            yield name, tensors
+    inner = content.items() if isinstance(content, Mapping) else enumerate(content) if isinstance(content, list | tuple) else ()
+    for key, value in inner if depth < _DEEPEST else ():
+        yield from _find_states(value, f"{name}.{key}" if name else str(key), depth + 1)
 
 
 def _is_plain(value: object) -> bool:
@@ -262,8 +318,8 @@ def _describe(content: object) -> str:
         return f"a {type(content).__name__}"
     if not content:
         return "nothing"
-    strange = next(((key, value) for key, value in content.items() if not (isinstance(key, str) and _is_plain(value))))
-    return f"{strange[0]!r}, a {type(strange[1]).__name__} that is no plain tensor"
+    key, value = next(iter(content.items()))
+    return f"{key!r}, a {type(value).__name__} that is no plain tensor" if not isinstance(value, Mapping) else f"no tensors under {key!r}"
 
 
 def first_line(error: BaseException) -> str:

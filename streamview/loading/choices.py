@@ -27,7 +27,7 @@ _FORMS = (
 SCALED = "pixels are scaled to 0..1"
 """What a note says of pixels where nothing is known of their normalisation."""
 
-STATE = "state what is true with --card FILE"
+STATE = "state what is true with card=FILE"
 """What a note advises."""
 
 

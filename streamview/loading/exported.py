@@ -25,6 +25,7 @@ from streamview.errors import ModelError
 from streamview.loading.checkpoints import first_line, open_archive, read_file
 from streamview.loading.fitting import check_finite
 from streamview.loading.graphs import Reader, check_sizes
+from streamview.loading.hashing import hash_tensors
 
 __all__ = ["Exported", "read_exported"]
 
@@ -50,12 +51,15 @@ class Exported:
     outputs
         How many values it answers.
     sha256
+        Hex digest of weights and graph.
+    file_sha256
         Hex digest of the file.
     """
 
     module: nn.Module
     outputs: int
     sha256: str
+    file_sha256: str
 
 
 def read_exported(path: Path) -> Exported:
@@ -107,7 +111,8 @@ def _read(data: bytes, path: Path) -> Exported:
     outputs = reader.outputs(graph["tensor_values"])
     targets = {target for target in reader.tensors.values() if target in tensors}
     module = torch.fx.GraphModule(_tree({target: tensors[target] for target in sorted(targets)}, path), reader.build())
-    return Exported(module.eval(), outputs, hashlib.sha256(data).hexdigest())
+    sha256 = hashlib.sha256(f"{hash_tensors(module.state_dict())}\n{module.code}".encode()).hexdigest()
+    return Exported(module.eval(), outputs, sha256, hashlib.sha256(data).hexdigest())
 
 
 def _read_tensors(

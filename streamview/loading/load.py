@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -14,12 +13,13 @@ from torch import nn
 from streamview.cards import ModelCard, assumed_document, parse_card, read_document
 from streamview.errors import ModelError
 from streamview.loading.architectures import build, count_outputs, is_factory
-from streamview.loading.checkpoints import Weights, archive_kind, read_weights
+from streamview.loading.checkpoints import Weights, archive_kind, read_weights, split_key
 from streamview.loading.choices import SCALED, STATE, Choice, assume, choose, find_weights, read_card
 from streamview.loading.exported import read_exported
-from streamview.loading.fitting import check_finite, find_misfit, learn_outputs, strip_prefix
+from streamview.loading.fitting import check_finite, find_fit, learn_outputs
+from streamview.loading.hashing import hash_tensors
 
-__all__ = ["Model", "load_card", "load_model"]
+__all__ = ["Model", "as_model", "load_card", "load_model"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -34,15 +34,38 @@ class Model:
     card
         What it expects and answers.
     sha256
-        Hex digest of the file of weights; of names, types, shapes and values of the state where there is none.
+        Of the weights, hex: the same in whatever file they came (`streamview.loading.hashing`); of ``.pt2`` files with the graph.
     notes
         What was assumed or changed on the way, a sentence each: to be shown, for it bears on the answer.
+    file, file_sha256
+        Name of the file of weights without its folder, and the hex digest of its bytes; empty: they came from no file.
     """
 
     module: nn.Module
     card: ModelCard
     sha256: str
     notes: tuple[str, ...] = ()
+    file: str = ""
+    file_sha256: str = ""
+
+
+def as_model(model: object) -> Model:
+    """Return a model as it is.
+
+    Raises
+    ------
+    ModelError
+        When it is something else, such as its module or its name.
+    """
+    if isinstance(model, Model):
+        return model
+    if isinstance(model, nn.Module):
+        remedy = 'pass the Model, not its module; one of your own is loaded with load_model("package.module:function", weights=FILE)'
+        raise ModelError(f"model is a torch module ({type(model).__name__}); expected what load_model returns: {remedy}")
+    if isinstance(model, str | os.PathLike):
+        raise ModelError(f"model {os.fspath(model)!r} is a name; expected what load_model returns: load_model({os.fspath(model)!r})")
+    what = f"the class {model.__name__}" if isinstance(model, type) else f"a {type(model).__name__}"
+    raise ModelError(f"model is {what}; expected what load_model returns, such as load_model('demo')")
 
 
 def load_card(spec: str | os.PathLike[str], *, untrained: bool = False) -> ModelCard:
@@ -60,7 +83,7 @@ def load_card(spec: str | os.PathLike[str], *, untrained: bool = False) -> Model
     ModelError
         The model is unknown or has no card, the card is wrong, or its architecture is not known.
     """
-    choice = choose(os.fspath(spec), None, other_weights=False)
+    choice = choose(_spec(spec), None, other_weights=False)
     if choice.document is None:
         raise ModelError(f"model {choice.name!r} has no card of its own; expected one of {', '.join(MODELS)}, or a folder with card.json")
     return read_card(choice, untrained=untrained)
@@ -90,7 +113,8 @@ def load_model(
         - a ``.pt2`` file of `torch.export.save`, which holds its own weights.
     weights
         File of the weights: safetensors, or a state_dict or checkpoint of `torch.save` (``.pt``, ``.pth``, ``.bin``, ``.ckpt``), read
-        with ``weights_only=True``. Default: those of the folder.
+        with ``weights_only=True``. Of a checkpoint that holds several networks, such as plain and averaged weights, ``"FILE:KEY"``
+        chooses one. Default: those of the folder.
     card
         File of the card. Default: that of the folder; without any, classes are numbered and ``Model.notes`` says what was assumed.
     untrained
@@ -103,25 +127,23 @@ def load_model(
     ModelError
         The model is unknown, its card is wrong, or its weights are missing, could run code, are damaged, do not fit, or are not finite.
     """
-    text = os.fspath(spec)
+    text = _spec(spec)
     if untrained and weights is not None:
         raise ModelError(f"weights {os.fspath(weights)} and untrained were both asked for; choose one")
     if text not in MODELS and Path(text).is_file() and (Path(text).suffix == ".pt2" or archive_kind(Path(text)) == "exported"):
         return _load_exported(Path(text), weights, card, untrained)
     choice = choose(text, card, other_weights=weights is not None)
     notes: tuple[str, ...] = ()
-    outputs = None
+    outputs, read = None, None
     if choice.bound and choice.document is not None:
         outputs = len(read_card(choice, untrained=untrained).class_names)
     if untrained:
         module = build(choice.architecture, outputs, seed)
-        sha256 = _state_digest(module)
     elif weights is None and choice.home is None:
-        module, sha256, notes = _trust(choice, outputs, seed)
+        module, notes = _trust(choice, outputs, seed)
     else:
-        read = read_weights(find_weights(choice) if weights is None else Path(weights))
+        read = read_weights(find_weights(choice)) if weights is None else read_weights(*split_key(os.fspath(weights)))
         module, notes = _fill(choice, read, outputs, seed)
-        sha256 = read.sha256
     if outputs is None or choice.architecture.name not in MODELS:
         answered = count_outputs(module, choice.name)
         if outputs not in (None, answered):
@@ -129,21 +151,32 @@ def load_model(
             raise ModelError(f"model {choice.name!r} answers {answered} values, its card names {outputs} classes; {remedy}")
         choice = assume(choice, answered)
     module.float().eval().requires_grad_(False)
+    sha256 = hash_tensors(module.state_dict())
     module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return Model(module, read_card(choice, untrained=untrained), sha256, notes + choice.notes)
+    parsed = read_card(choice, untrained=untrained)
+    notes += choice.notes + ((parsed.warning,) if parsed.warning and not untrained else ())
+    model = Model(module, parsed, sha256, notes)
+    return model if read is None else replace(model, file=read.path.name, file_sha256=read.file_sha256)
 
 
-def _trust(choice: Choice, outputs: int | None, seed: int) -> tuple[nn.Module, str, tuple[str, ...]]:
+def _spec(spec: object) -> str:
+    if isinstance(spec, str | os.PathLike):
+        return os.fspath(spec)
+    what = f"the class {spec.__name__}" if isinstance(spec, type) else f"a {type(spec).__name__}"
+    remedy = 'for a network of your own name the function that builds it: load_model("package.module:function", weights=FILE)'
+    raise ModelError(f"model is {what}; expected a name, a folder or a file; {remedy}")
+
+
+def _trust(choice: Choice, outputs: int | None, seed: int) -> tuple[nn.Module, tuple[str, ...]]:
     """Take a function's own weights, if it loads any: random ones differ from seed to seed."""
     remedy = "give --weights FILE, or --untrained to use seeded random ones"
     if not is_factory(choice.architecture.name):
         raise ModelError(f"model {choice.name!r} comes without trained weights, and none are downloaded; {remedy}")
     module, again = (build(choice.architecture, outputs, drawn) for drawn in (seed, seed + 1))
     check_finite(module.state_dict(), choice.name)
-    sha256 = _state_digest(module)
-    if sha256 != _state_digest(again):
+    if hash_tensors(module.state_dict()) != hash_tensors(again.state_dict()):
         raise ModelError(f"model {choice.name!r} returned random weights: two calls gave different ones; {remedy}")
-    return module, sha256, (f"the weights are those that {choice.name} loaded itself",)
+    return module, (f"the weights are those that {choice.name} loaded itself",)
 
 
 def _fill(choice: Choice, weights: Weights, outputs: int | None, seed: int) -> tuple[nn.Module, tuple[str, ...]]:
@@ -152,11 +185,11 @@ def _fill(choice: Choice, weights: Weights, outputs: int | None, seed: int) -> t
 
     def learn() -> int | None:
         small, large = (build(architecture, count, seed).state_dict() for count in (7, 11))
-        return learn_outputs(small, large, strip_prefix(weights, small)[0])
+        return learn_outputs(small, large, find_fit(weights, small, shapes=False).state)
 
     module = build(architecture, learn() if outputs is None and architecture.sized else outputs, seed)
-    state, prefix = strip_prefix(weights, module.state_dict())
-    misfit = find_misfit(module.state_dict(), state)
+    fit = find_fit(weights, module.state_dict())
+    misfit = fit.misfit
     if misfit is not None:
         learned = None if outputs is None or not architecture.sized else learn()
         if learned not in (None, outputs):
@@ -165,11 +198,9 @@ def _fill(choice: Choice, weights: Weights, outputs: int | None, seed: int) -> t
         if choice.bound:
             what, remedy = "its card", f"mend architecture or num_classes in {Path(choice.file).name}, or the weights"
         raise ModelError(f"{weights.path} does not fit {what}: {misfit}; {remedy}")
-    check_finite(state, str(weights.path))
-    module.load_state_dict(state)
-    changes = [f"the entry {weights.entry!r} was taken"] if weights.entry else []
-    changes += [f"{prefix!r} was taken off every name"] if prefix else []
-    return module, (f"{weights.path.name}: {', and '.join(changes)}",) if changes else ()
+    check_finite(fit.state, str(weights.path))
+    module.load_state_dict(fit.state)
+    return module, tuple(f"{weights.path.name}: {note}" for note in fit.notes)
 
 
 def _load_exported(path: Path, weights: object, card: str | os.PathLike[str] | None, untrained: bool) -> Model:
@@ -187,12 +218,6 @@ def _load_exported(path: Path, weights: object, card: str | os.PathLike[str] | N
     if len(parsed.class_names) != exported.outputs:
         found = f"{path} answers {exported.outputs} values, {card} names {len(parsed.class_names)} classes"
         raise ModelError(f"{found}; mend num_classes and class_names, or give the card of this network")
-    return Model(exported.module.float().requires_grad_(False), parsed, exported.sha256, notes)
-
-
-def _state_digest(module: nn.Module) -> str:
-    digest = hashlib.sha256()
-    for key, tensor in module.state_dict().items():
-        digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.contiguous().numpy().tobytes())
-    return digest.hexdigest()
+    notes += (parsed.warning,) if parsed.warning else ()
+    module = exported.module.float().requires_grad_(False)
+    return Model(module, parsed, exported.sha256, notes, path.name, exported.file_sha256)

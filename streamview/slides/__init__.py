@@ -83,7 +83,13 @@ def as_slide(source: Slide | npt.NDArray[np.uint8], mpp: float | None = None) ->
 
         return ArraySlide(source, mpp)
     if not isinstance(source, Slide):
-        raise SlideError(f"source of type {type(source).__name__}: expected a Slide or a uint8 (H, W, 3) array; open files with open_slide")
+        what = f"is the class {source.__name__}" if isinstance(source, type) else f"of type {type(source).__name__}"
+        remedy = "open files with open_slide"
+        if hasattr(source, "convert"):  # Pillow's
+            remedy = "pass np.asarray(image.convert('RGB'))"
+        elif hasattr(source, "numpy"):  # torch's
+            remedy = "pass tensor.numpy(), with the channels last"
+        raise SlideError(f"source {what}: expected a Slide or a uint8 (H, W, 3) array; {remedy}")
     return source if mpp is None else _Measured(source, mpp)
 
 

@@ -34,9 +34,8 @@ class ArraySlide(SlideBase):
 
     def __init__(self, pixels: npt.NDArray[np.uint8], mpp: float | None = None) -> None:
         if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8 or pixels.size == 0:
-            raise SlideError(
-                f"array of shape {pixels.shape} and type {pixels.dtype}: expected 8-bit RGB, uint8 (height, width, 3); convert it"
-            )
+            expected = "expected 8-bit RGB, uint8 (height, width, 3)"
+            raise SlideError(f"array of shape {pixels.shape} and type {pixels.dtype}: {expected}; {_remedy(pixels)}")
         self._pixels, self._given = pixels, mpp
         self.name, self.background = "array", WHITE
         self.shape = pixels.shape[0], pixels.shape[1]
@@ -60,3 +59,16 @@ class ArraySlide(SlideBase):
         out = output(region, out)
         out[...] = self._pixels[region.y : region.y_stop, region.x : region.x_stop]
         return out
+
+
+def _remedy(pixels: npt.NDArray[np.generic]) -> str:
+    """What makes RGB of an array as other libraries have it."""
+    if pixels.ndim == 4:
+        return "pass one image: array[0]"
+    if pixels.ndim == 3 and pixels.shape[0] in (1, 3, 4) and pixels.shape[2] not in (3, 4):
+        return "move the channels last: array.transpose(1, 2, 0)"
+    if pixels.ndim == 3 and pixels.shape[2] == 4:
+        return "leave out the transparency: array[..., :3]"
+    if np.issubdtype(pixels.dtype, np.floating):
+        return "scale it: (array * 255).round().astype(np.uint8) where its values are 0 to 1"
+    return "convert it"

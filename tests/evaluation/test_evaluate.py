@@ -77,7 +77,7 @@ def test_every_region_gets_its_own_answer_in_the_order_given():
     assert any("rest on 3 patients" in warning for warning in found.warnings)
 
 
-def test_a_slide_is_opened_once(tmp_path, monkeypatch):
+def test_a_slide_is_opened_once_to_be_told_apart_and_once_to_be_read(tmp_path, monkeypatch):
     write_synthetic_slide(tmp_path / "a.svs", size=(512, 512), seed=1)
     write_synthetic_slide(tmp_path / "b.svs", size=(512, 512), seed=2)
     rows = [f"{name},normal,{x},0,256,256" for x in (0, 256) for name in "ab"]
@@ -85,7 +85,7 @@ def test_a_slide_is_opened_once(tmp_path, monkeypatch):
     opened, original = [], streamview.labels.open_slide
     monkeypatch.setattr(streamview.labels, "open_slide", lambda path, mpp: opened.append(path) or original(path, mpp))
     found = evaluate(streamview.load_model("demo"), read_labels(tmp_path / "labels.csv"), resamples=0)
-    assert len(opened) == 2
+    assert [path.stem for path in opened] == ["a", "b"] * 2
     assert [row.prediction.slide_name for row in found.rows] == ["a.svs", "b.svs"] * 2
 
 
@@ -253,21 +253,23 @@ def test_matplotlib_is_loaded_by_a_picture_alone_and_pyplot_never(tmp_path):
 
 
 def test_the_command_prints_and_writes_and_says_by_its_status_whether_a_region_failed(tmp_path, capsys):
-    lesion = write_synthetic_slide(tmp_path / "a.svs", size=(768, 768), seed=4)
-    rows = [(x, y) for y in range(0, 768, 256) for x in range(0, 768, 256)]
-    named = [f"a,{'lesion' if lesion[y : y + 256, x : x + 256].mean() > 0.3 else 'normal'},p{y},{x},{y},256,256" for x, y in rows]
+    named = []
+    for seed, name in enumerate("abc", 4):
+        lesion = write_synthetic_slide(tmp_path / f"{name}.svs", size=(256, 768), seed=seed)
+        labels = ["lesion" if lesion[:, x : x + 256].mean() > 0.3 else "normal" for x in (0, 256, 512)]
+        named += [f"{name},{label},p{name},{x},0,256,256" for x, label in zip((0, 256, 512), labels, strict=True)]
     labels = tmp_path / "labels.csv"
     head = "slide_id,label,patient_id,x,y,width,height"
     labels.write_text("\n".join([head, *named]))
     ask = ["evaluate", "-i", str(labels), "-m", "demo", "-o", str(tmp_path / "out"), "--resamples", "200"]
     assert main(ask) == 0
     said = capsys.readouterr()
-    for part in ("labels: 9 regions on 1 slides of 3 patients", "forecast for a at", "always answering", "written: ", "took "):
+    for part in ("labels: 9 regions on 3 slides of 3 patients", "forecast for a at", "always answering", "written: ", "took "):
         assert part in said.out
     assert "rest on 3 patients" in said.err
     assert (tmp_path / "out/metrics.json").is_file()
 
-    labels.write_text("\n".join([head, *named, "a,normal,p0,700,0,256,256"]))
+    labels.write_text("\n".join([head, *named, "a,normal,pa,700,0,256,256"]))
     other = [str(tmp_path / "other") if word == str(tmp_path / "out") else word for word in ask]
     assert main(other) == 1
     assert "a at 700,0,256,256" in capsys.readouterr().err

@@ -193,7 +193,7 @@ def test_a_damaged_checkpoint_is_named(tmp_path):
         run(tmp_path / "tuned", report=report)
     path = tmp_path / "tuned" / "training.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(TrainingError, match=r"training.safetensors: damaged .*begin anew with --restart"):
+    with pytest.raises(TrainingError, match=r"training.safetensors: damaged .*begin anew with restart=True"):
         run(tmp_path / "tuned")
 
 

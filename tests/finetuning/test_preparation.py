@@ -148,9 +148,9 @@ def refused(error, said, examples, model=None, settings=Settings(), **how):  # n
 def test_examples_that_cannot_be_trained_with_are_refused(tmp_path):
     few = separable(8)
     refused(LabelError, "there is no labelled region", [])
-    refused(LabelError, r"patients: a has 4, b has 4 .*; expected 10 or more of each.*--force", few)
+    refused(LabelError, r"patients: a has 4, b has 4 .*; expected 10 or more of each.*force=True", few)
     refused(LabelError, "all 3 regions are labelled 'a'; expected two different labels", examples_of("aaa"), force=True)
-    refused(LabelError, r"the network's classes are a, b: .*--new-head", examples_of("ac"), force=True)
+    refused(LabelError, r"the network's classes are a, b: .*new_head=True", examples_of("ac"), force=True)
     stated = [replace(e, split="validation" if e.label == "b" else "train") for e in examples_of("aab")]
     refused(LabelError, "the training split holds no region of 'b'", stated, force=True)
     refused(LabelError, "2 patients cannot be divided so that one validates", examples_of("ab"), force=True)

@@ -47,7 +47,8 @@ def test_the_demo_is_loaded_frozen_in_eval_mode_and_channels_last() -> None:
     assert model.card.trained
     assert model.card.class_names == ("normal", "lesion")
     assert model.card.mpp == 0.5
-    assert model.sha256 == hashlib.sha256((folder("demo") / "weights.safetensors").read_bytes()).hexdigest()
+    assert model.file == "weights.safetensors"
+    assert model.file_sha256 == hashlib.sha256((folder("demo") / "weights.safetensors").read_bytes()).hexdigest()
     assert not any(module.training for module in model.module.modules())
     for parameter in model.module.parameters():
         assert not parameter.requires_grad
@@ -96,7 +97,7 @@ def test_bare_names_mean_the_largest() -> None:
 def test_a_definition_without_weights_needs_untrained() -> None:
     text = refusal("camelyon17-2048")
     assert "'camelyon17-2048' comes without trained weights" in text
-    assert "--untrained" in text
+    assert "untrained=True" in text
 
 
 def test_unknown_models_list_near_and_known_ids(tmp_path: Path) -> None:
@@ -105,7 +106,7 @@ def test_unknown_models_list_near_and_known_ids(tmp_path: Path) -> None:
     assert all(name in text for name in MODELS)
     assert "(near: " not in refusal(tmp_path / "nothing")
     (tmp_path / "w.safetensors").touch()
-    assert "is a file of weights alone; name the network too: -m timm:NAME --weights " in refusal(tmp_path / "w.safetensors")
+    assert 'is a file of weights alone; name the network too: load_model("timm:NAME", weights=' in refusal(tmp_path / "w.safetensors")
     (tmp_path / "network.onnx").touch()
     assert "is a file; expected one of demo" in refusal(tmp_path / "network.onnx")
 

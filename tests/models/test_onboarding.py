@@ -156,12 +156,12 @@ def test_a_head_of_another_number_of_classes_is_said_so(mine: str, tmp_path: Pat
 
 def test_prefixes_come_off_only_where_all_names_then_fit(mine: str, tmp_path: Path) -> None:
     state = net(2).state_dict()
-    for extra in ("criterion.weight", "model.7.weight"):
-        torch.save({f"model.{key}": value for key, value in state.items()} | {extra: torch.ones(2)}, tmp_path / "w.pt")
-        text = refusal(f"{mine}:plain", weights=tmp_path / "w.pt")
-        assert "missing, first 0.weight" in text
-        assert "unexpected, first model.0.weight" in text
-        assert "choose the network they were trained with" in text
+    torch.save({f"model.{key}": value for key, value in state.items()} | {"model.7.weight": torch.ones(2)}, tmp_path / "w.pt")
+    text = refusal(f"{mine}:plain", weights=tmp_path / "w.pt")
+    assert "1 unexpected, first 7.weight" in text
+    assert "choose the network they were trained with" in text
+    torch.save({f"model.{key}": value for key, value in state.items() if key != "5.bias"}, tmp_path / "w.pt")
+    assert "1 missing, first 5.bias" in refusal(f"{mine}:plain", weights=tmp_path / "w.pt")
 
 
 def test_a_function_with_weights_of_its_own(mine: str) -> None:
@@ -170,7 +170,7 @@ def test_a_function_with_weights_of_its_own(mine: str) -> None:
     assert model.notes[0] == "the weights are those that usersnet:own loaded itself"
     assert model.sha256 == load_model(f"{mine}:own", seed=7).sha256
     text = refusal(f"{mine}:plain")
-    assert "returned random weights: two calls gave different ones; give --weights FILE, or --untrained" in text
+    assert "returned random weights: two calls gave different ones; give weights=FILE, or untrained=True" in text
 
 
 def test_random_weights_of_a_function(mine: str) -> None:
@@ -214,7 +214,7 @@ def test_a_card_never_chooses_code(mine: str, tmp_path: Path) -> None:
     for options in ({}, {"card": home / "card.json"}, {"weights": home / "weights.safetensors"}, {"untrained": True}):
         text = refusal(home, **options)
         assert "a function to import, which a card may not choose: it may come from a download" in text
-        assert f"-m {mine}:plain --weights FILE --card card.json" in text
+        assert f'load_model("{mine}:plain", weights=FILE, card=card.json)' in text
     assert mine not in sys.modules
     for name in ("timm:hf-hub:someone/something", "timm:local-dir:/etc", "torchvision:../evil", "os:system", "timm:a:b"):
         card_file(home / "card.json", ["a", "b"], name)
@@ -246,7 +246,7 @@ def test_a_checkpoint_for_a_folder_with_a_card(tmp_path: Path) -> None:
     torch.save(module.state_dict(), tmp_path / "best.ckpt")
     text = refusal(tmp_path)
     assert "holds best.ckpt, a pickle that can run code when read, and no weights.safetensors" in text
-    assert f"(--weights {tmp_path / 'best.ckpt'})" in text
+    assert f"(weights={tmp_path / 'best.ckpt'})" in text
     model = load_model(tmp_path, weights=tmp_path / "best.ckpt")
     assert_same(model, module)
     assert (model.card.class_names, model.notes) == (("normal", "lesion"), ())
@@ -296,7 +296,7 @@ def test_untrained_networks_of_timm_and_torchvision_download_nothing(monkeypatch
     assert (len(model.card.class_names), model.card.trained, model.card.name) == (1000, False, "timm:resnet10t")
     assert len(load_model("torchvision:squeezenet1_1", untrained=True).card.class_names) == 1000
     for spec in ("timm:resnet18", "timm:resnet18.a1_in1k", "torchvision:resnet18"):
-        assert "comes without trained weights, and none are downloaded; give --weights FILE, or --untrained" in refusal(spec)
+        assert "comes without trained weights, and none are downloaded; give weights=FILE, or untrained=True" in refusal(spec)
 
 
 @pytest.mark.parametrize("name", ["squeezenet1_1", "shufflenet_v2_x0_5", "regnet_x_400mf", "mobilenet_v3_small"])

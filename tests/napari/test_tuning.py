@@ -150,9 +150,9 @@ def test_progress_and_the_end_in_words(tmp_path: Path) -> None:
     assert "after 1 epoch, 3 steps. The base is unchanged" in describe_end(history, tmp_path)
 
 
-def result(card: ModelCard, rows: list[tuple[str, list[float], list[float]]], best: int = 1) -> Any:
+def result(card: ModelCard, rows: list[tuple[str, list[float], list[float]]], best: int = 1, warnings: Any = ()) -> Any:
     compared = tuple(Compared(Example("/s/a.svs", label, Region(0, 0, 9, 9)), tuple(b), tuple(a)) for label, b, a in rows)
-    return SimpleNamespace(model=SimpleNamespace(card=card), rows=compared, best=best)
+    return SimpleNamespace(model=SimpleNamespace(card=card), rows=compared, best=best, warnings=warnings)
 
 
 def test_answers_before_and_after() -> None:
@@ -167,6 +167,7 @@ def test_answers_before_and_after() -> None:
     assert "Epoch 1 is kept, in out." in said
     assert "Of 3 validation regions 1 became right, 1 wrong." in said
     assert "Research use only" in said
+    assert "⚠ of no use" in describe_result(result(DEMO, [], warnings=("of no use",)), [], Path("/out"))
     assert "The base did best" in describe_result(result(DEMO, [], 0), [], Path("/out"))
     several = compare(result(replace(DEMO, task="multilabel"), [("normal;lesion", [1.0, -1.0], [1.0, 1.0]), ("", [-1, -1], [-1, -1])]))
     assert [(row.before, row.after, row.became) for row in several] == [
@@ -203,7 +204,7 @@ def test_the_forecast_in_words(tmp_path: Path) -> None:
         Example(str(path), "lesion", Region(0, 64, 128, 64)) for path in paths
     )
     tuning = request(loaded=load("demo", untrained=False), labels=labels, settings=replace(PRESETS["all"], validation=0.25), device="cpu")
-    with pytest.raises(LabelError, match="--force"):
+    with pytest.raises(LabelError, match="force=True"):
         foresee(tuning)
     said = foresee(replace(tuning, force=True))
     assert said.endswith("6 regions (3 patients) train, 2 (1) validate")

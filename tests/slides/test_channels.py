@@ -57,9 +57,9 @@ def test_channels_of_one_file_are_different_sources(tmp_path):
 def test_unknown_channels_and_kinds_are_refused(tmp_path, synthetic_slide):
     path = write(tmp_path / "a.ome.tif", planes(), names=["DAPI", "DAPI", "Cy5"])
     for channel in (3, -1, "9", "TRITC", "DAPI"):
-        with pytest.raises(SlideError, match=rf"--channel {channel} is none of them; give a number from 0 to 2"):
+        with pytest.raises(SlideError, match=rf"channel=\s?{channel} is none of them; give a number from 0 to 2"):
             open_slide(path, channel=channel)
-    with pytest.raises(SlideError, match="leave out --channel"):
+    with pytest.raises(SlideError, match="leave out channel="):
         open_slide(synthetic_slide.path, channel=0)
     floats = write(tmp_path / "f.ome.tif", planes().astype(np.float32))
     with pytest.raises(SlideError, match=r"3 channels of float32.*expected channels of 8 or 16 bit"):

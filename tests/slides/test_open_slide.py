@@ -206,7 +206,7 @@ def test_mpp_is_overridden_and_its_source_named(synthetic_slide):
 
 @pytest.mark.parametrize("mpp", [0, -1.0, float("nan"), float("inf")])
 def test_a_senseless_mpp_is_refused_when_given_and_unknown_when_stated(tmp_path, mpp):
-    with pytest.raises(SlideError, match=r"--mpp .*positive"):
+    with pytest.raises(SlideError, match=r"mpp=.*positive"):
         as_slide(rgb(), mpp)
     assert positive_mpp(mpp, mpp, "aperio.MPP") == (None, f"unknown (aperio.MPP states {mpp}, not a positive number)")
 

@@ -133,7 +133,7 @@ def test_refusals():
     slide = as_slide(rgb(20, 30), 0.6)
     with pytest.raises(SlideError, match=r"0\.6 um/px .* more than 10% coarser than the 0\.5"):
         Sampler(slide, None, 0.5)
-    with pytest.raises(SlideError, match=r"unknown.*--mpp"):
+    with pytest.raises(SlideError, match=r"unknown.*mpp="):
         Sampler(as_slide(rgb(20, 30)), None, 0.5)
     for region in (Region(15, 0, 6, 6), Region(0, 0, 5, 5, level=1)):
         with pytest.raises(RegionError, match="expected one inside level 0"):
