@@ -154,7 +154,7 @@ def build_pyramid(
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with resumable(out, making, tell) as journal:
-            group = zarr.create_group(str(journal.folder), zarr_format=3)
+            group = zarr.create_group(journal.folder, zarr_format=3)  # a text may be taken for a URL
             _write(sampler, [_create(group, str(number), shape, codec) for number, shape in enumerate(shapes)], journal, report)
             group.attrs.update(attributes)
     except OSError as error:

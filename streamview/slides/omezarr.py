@@ -63,7 +63,7 @@ class Pyramid(SlideBase):
     def __init__(self, path: str | os.PathLike[str], mpp: float | None = None, channel: int | str | None = None) -> None:
         place = os.fspath(path)
         remote = "://" in place
-        name = PurePosixPath(place.partition("?")[0]).name if remote else Path(place).name
+        name = PurePosixPath(place.partition("?")[0]).name if remote else Path(os.path.abspath(place)).name
         self._files: Any = _remote(name, place) if remote else None
         self._root, self._found = place, set[str]()
         if not remote:
@@ -78,7 +78,7 @@ class Pyramid(SlideBase):
             ) from None
 
     def _describe(self, name: str, mpp: float | None, channel: int | str | None) -> None:
-        store: Any = zarr.storage.FsspecStore.from_url(self._root, read_only=True) if self._files else self._root
+        store: Any = zarr.storage.FsspecStore.from_url(self._root, read_only=True) if self._files else Path(self._root)
         group = zarr.open_group(store, mode="r")
         attributes = group.attrs.asdict()
         multiscale, axes, scales = _multiscale(name, attributes)
@@ -97,6 +97,7 @@ class Pyramid(SlideBase):
         if self._channel is not None:
             identity = hashlib.sha256(f"{identity} {self._channel}".encode()).hexdigest()
         super().__init__(name, levels, stated if mpp is None else given_mpp(mpp), identity, _background(ours))
+        self.stated_mpp = None if mpp is None else stated[0]
         properties = ours.get("properties")
         self.properties = {str(key): str(value) for key, value in properties.items()} if isinstance(properties, Mapping) else {}
         self.icc_profile = _profile(ours.get("icc_profile"))

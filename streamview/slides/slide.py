@@ -63,6 +63,10 @@ class Slide(Protocol):
         """Where `mpp` comes from, such as "aperio.MPP"; begins with "unknown" when it is None."""
 
     @property
+    def stated_mpp(self) -> tuple[float, float] | None:
+        """What the file itself states where the user has given another `mpp`, (y, x); None: nothing, or `mpp` is the file's."""
+
+    @property
     def levels(self) -> tuple[Level, ...]:
         """Resolutions, finest first."""
 
@@ -77,6 +81,10 @@ class Slide(Protocol):
     @property
     def reader(self) -> str:
         """What reads the file, and why."""
+
+    @property
+    def pixel_source(self) -> str:
+        """How pixels are decoded where that can change them: a short, stable token such as "tiff" or "zarr;channel=0"."""
 
     @property
     def properties(self) -> Mapping[str, str]:
@@ -123,6 +131,8 @@ class SlideBase:
     """The facts about a slide, for backends to inherit; attributes as in `Slide`."""
 
     reader = "memory"
+    pixel_source = "memory"
+    stated_mpp: tuple[float, float] | None = None
     properties: Mapping[str, str] = MappingProxyType({})
     associated: tuple[str, ...] = ()
     icc_profile: bytes | None = None
