@@ -7,6 +7,7 @@ print the message; anything else is a defect of the program and keeps its traceb
 __all__ = [
     "AnnotationError",
     "Cancelled",
+    "JobWarning",
     "LabelError",
     "MemoryBudgetError",
     "ModelError",
@@ -29,6 +30,10 @@ class SlideError(StreamviewError):
 
 class SlideWarning(UserWarning):
     """A slide is read otherwise than it should be; the pixels are right."""
+
+
+class JobWarning(UserWarning):
+    """A part of a job cannot be used; the rest is."""
 
 
 class RegionError(StreamviewError):

@@ -83,7 +83,8 @@ def tissue_density(pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
         return np.empty((0, 3))
     glass = np.percentile(pixels, _GLASS, axis=0, method="lower").astype(np.float64).clip(min=_DARKEST_GLASS)
     tissue = pixels[(glass - pixels).max(axis=1) > _LOSS]
-    return np.log10(glass / tissue.clip(min=1)).clip(min=0)
+    density: NDArray[np.float64] = np.log10(glass / tissue.clip(min=1)).clip(min=0)
+    return density
 
 
 def unsuitable(pixels: NDArray[np.uint8], card: ModelCard, area_mm2: float | None) -> tuple[str, ...]:

@@ -10,14 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from streamview.errors import StreamviewError
+from streamview.errors import JobWarning, StreamviewError
 from streamview.geometry import Region
 from streamview.jobs import Job, RegionResult, Run, StoredMap, new_run_id, region_id, versions
 from streamview.results import Identity, Prediction, Target
 
 COLUMNS = (
     "slide_id,patient_id,region_id,level,x,y,width,height,mpp,width_um,tissue_covered,prediction,prob_normal,prob_tumour,"
-    "logit_normal,logit_tumour,model_id,weights_sha256,run_id,status,error,maps,precision"
+    "logit_normal,logit_tumour,model_id,weights_sha256,run_id,status,error,maps,precision,"
+    "aggregation,regions,grid_mpp,mpp_source,padded,identity,source,warnings"
 )
 
 
@@ -49,18 +50,19 @@ def rows(job: Job) -> list[dict[str, str]]:
 def test_the_table_has_a_row_per_region_and_one_per_slide(tmp_path: Path) -> None:
     job = Job(tmp_path / "job")
     job.add(answer(logits=(0.0, 2.0)), patient_id="p1")
-    job.add(answer(logits=(4.0, 0.0), x=100))
+    job.add(answer(logits=(4.0, 0.0), x=5000))
     assert (job.folder / "predictions.csv").read_text().splitlines()[0] == COLUMNS
     first, second, whole = rows(job)
-    assert [first["region_id"], second["region_id"], whole["region_id"]] == ["x0-y10-w4096-h2048", "x100-y10-w4096-h2048", "aggregate"]
+    assert [first["region_id"], second["region_id"], whole["region_id"]] == ["x0-y10-w4096-h2048", "x5000-y10-w4096-h2048", "aggregate"]
     assert (first["x"], first["y"], first["width"], first["height"], first["level"]) == ("0", "10", "4096", "2048", "0")
     assert (first["mpp"], first["width_um"], first["tissue_covered"]) == ("0.25", "1024", "0.7500")
     assert (first["prediction"], second["prediction"], whole["prediction"]) == ("tumour", "normal", "normal")
     assert float(whole["logit_normal"]) == 2.0
     assert float(whole["prob_normal"]) == pytest.approx(1 / (1 + np.exp(-1.0)))
     assert {row["patient_id"] for row in rows(job)} == {"p1"}
-    # Two regions may overlap, so what they cover together is not known.
-    assert whole["tissue_covered"] == ""
+    assert whole["tissue_covered"] == "1.0000"  # 0.75 twice, as regions that count do not overlap
+    assert whole["aggregation"] == "mean of logits over 2 regions, unweighted"
+    assert whole["regions"] == "x0-y10-w4096-h2048; x5000-y10-w4096-h2048"
     assert {row["status"] for row in rows(job)} == {"ok"}
 
 
@@ -173,7 +175,7 @@ def test_the_summary_says_untrained_and_research_use(tmp_path: Path) -> None:
     job.add(replace(result, prediction=replace(result.prediction, trained=False, warnings=("made at another mpp",))))
     summary = (tmp_path / "summary.md").read_text()
     assert "Research use only" in summary
-    assert "demo (untrained, random weights) | tumour (p = 0.731) | 1 | 75.0%" in summary
+    assert "demo (untrained, random weights) | tumour (p = 0.731) | answer for the one region | 1 | 75.0%" in summary
     assert "- a.svs: made at another mpp" in summary
 
 
@@ -189,12 +191,33 @@ def test_the_run_record_names_versions_device_and_plan(tmp_path: Path) -> None:
     assert [entry.name for entry in (tmp_path / "runs").iterdir()] == [f"{run.run_id}.json"]
 
 
-def test_a_damaged_record_is_named(tmp_path: Path) -> None:
+DAMAGE = ["{", "", "[]", "null", '{"slide_id": "a.svs"}', '{"slide_id": 3, "regions": 4}', "\udcff\udcfe"]
+
+
+@pytest.mark.parametrize("content", DAMAGE)
+def test_a_damaged_record_is_named_and_blocks_nothing_else(tmp_path: Path, content: str) -> None:
+    job, damaged = Job(tmp_path), tmp_path / "slides" / "a.svs.json"
+    job.add(answer())
+    job.add(answer("b.svs"))
+    damaged.write_bytes(content.encode(errors="surrogateescape"))
+    with pytest.warns(JobWarning, match=r"a\.svs\.json: damaged record .* run this slide again"):
+        assert [record.slide_id for record in job.slides()] == ["b.svs"]
+    job.add(answer("c.svs"))
+    assert [(row["slide_id"], row["status"]) for row in rows(job) if row["status"] != "ok"] == [("a.svs", "failed")]
+    assert "a.svs: damaged record" in (tmp_path / "summary.md").read_text()
+    job.add(answer())  # run again: the damaged one is kept beside
+    assert {row["status"] for row in rows(job)} == {"ok"}
+    assert damaged.with_name("a.svs.json.damaged").read_bytes() == content.encode(errors="surrogateescape")
+
+
+def test_what_file_managers_leave_is_no_record(tmp_path: Path) -> None:
     job = Job(tmp_path)
     job.add(answer())
-    (tmp_path / "slides" / "a.svs.json").write_text("{")
-    with pytest.raises(StreamviewError, match=r"a\.svs\.json: damaged record .* run this slide again"):
-        job.slides()
+    (tmp_path / "slides" / "._a.svs.json").write_bytes(b"\0\5\x16\7")
+    (tmp_path / "slides" / ".b.svs.json.1234.partial").write_text("{")
+    assert [record.slide_id for record in job.slides()] == ["a.svs"]
+    job.add(answer("b.svs"))
+    assert {row["status"] for row in rows(job)} == {"ok"}
 
 
 def test_a_file_is_no_job(tmp_path: Path) -> None:

@@ -120,8 +120,11 @@ def _run(
         run = run_slides(work, options.slides, answer, command=arguments, answered=answered, failed=failed, skip_errors=options.skip_errors)
     done = len(run.plan)
     left = len(options.slides) - done - len(run.failed)
-    say(f"\n{done} of {len(options.slides)} slides answered: {os.path.relpath(job.folder / 'predictions.csv')}")
-    if left:
+    written = job.folder / "predictions.csv"
+    say(f"\n{done} of {len(options.slides)} slides answered{f': {os.path.relpath(written)}' if written.exists() else ''}")
+    if left and not done:
+        warn("nothing was computed: mend the input, or give --skip-errors to go on past a slide that fails")
+    elif left:
         warn(f"stopped at {run.failed[-1]} with {left} slides left: --skip-errors goes on past a slide that fails")
     show_cost(run.seconds or 0.0)
     return 1 if run.failed else 0

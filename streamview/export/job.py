@@ -154,7 +154,7 @@ def _inside(job: Job, stored: StoredMap) -> Path:
 def _file_name(name: str) -> str:
     """A name that is safe as a file's on every system; one that had to be changed gets a digest of the original, to stay unique."""
     plain = re.sub(r"[^\w.+ -]+", "_", name, flags=re.ASCII)[:_LONGEST].strip(". ") or "slide"
-    return plain if plain == name else f"{plain}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    return plain if plain == name else f"{plain}-{hashlib.sha256(name.encode(errors='surrogatepass')).hexdigest()[:8]}"
 
 
 def _copy(saliency: Saliency, path: Path) -> None:
