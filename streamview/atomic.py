@@ -114,12 +114,12 @@ def write_text(path: Path, text: str) -> None:
 def safe_stem(name: str) -> str:
     """Return the beginning of a file name of ours that is derived from `name`, such as a slide's: legal, and different for each.
 
-    Names of up to 120 bytes of UTF-8 without separators and control characters are left as they are; others are shortened and get a digest
-    of the whole.
+    Names of up to 120 bytes of UTF-8 without separators and control characters that do not begin with a dot are left as they are; others
+    are shortened and get a digest of the whole.
     """
     plain = re.sub(r"[\x00-\x1f\x7f/\\\ud800-\udfff]+", "_", name)
     short = plain.encode()[:_LONGEST_STEM].decode(errors="ignore")
-    if short == name and name not in ("", ".", ".."):
+    if short == name and name and not name.startswith("."):
         return name
     digest = hashlib.sha256(name.encode(errors="surrogatepass")).hexdigest()[:12]
     return f"{plain.encode()[: _LONGEST_STEM - 13].decode(errors='ignore').strip('.')}-{digest}"

@@ -12,7 +12,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args
 
@@ -197,9 +197,14 @@ def card_document(card: ModelCard) -> dict[str, Any]:
             "trained": card.trained,
             **{key: text for key, text in texts.items() if text is not None},
             **({} if card.input_size is None else {"input_size": list(card.input_size)}),
-            **({} if card.stain is None else {"stain": {key: value for key, value in asdict(card.stain).items() if value is not None}}),
+            **({} if card.stain is None else {"stain": _stain_document(card.stain)}),
         },
     }
+
+
+def _stain_document(stain: Stain) -> dict[str, Any]:
+    measured = {key: value for key, value in (("od_mean", stain.od_mean), ("od_std", stain.od_std)) if value is not None}
+    return {"name": stain.name, **{key: list(value) for key, value in measured.items()}}
 
 
 def assumed_document(

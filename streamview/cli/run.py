@@ -105,8 +105,11 @@ def _run(
     for note in model.notes:
         warn(note)
     with Bars() as bars:
+        done = 0
 
         def answered(made: Answer) -> None:
+            nonlocal done
+            done += 1
             show_answer(made, model.notes)
 
         def failed(name: str, error: StreamviewError) -> None:
@@ -118,12 +121,11 @@ def _run(
             options.crop_tissue, tile,
         )  # fmt: skip
         run = run_slides(work, options.slides, answer, command=arguments, answered=answered, failed=failed, skip_errors=options.skip_errors)
-    done = len(run.plan)
     left = len(options.slides) - done - len(run.failed)
     written = job.folder / "predictions.csv"
     say(f"\n{done} of {len(options.slides)} slides answered{f': {os.path.relpath(written)}' if written.exists() else ''}")
     if left and not done:
-        warn("nothing was computed: mend the input, or give --skip-errors to go on past a slide that fails")
+        warn(f"nothing was computed, {left} slides left: --skip-errors goes on past a slide that fails")
     elif left:
         warn(f"stopped at {run.failed[-1]} with {left} slides left: --skip-errors goes on past a slide that fails")
     show_cost(run.seconds or 0.0)

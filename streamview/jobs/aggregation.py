@@ -78,10 +78,10 @@ def aggregate(results: Sequence[RegionResult]) -> Aggregate:
     """
     counted = tuple(result for result in results if result.holds_tissue)
     left_out = tuple(result for result in results if not result.holds_tissue)
-    shares = [result.tissue_covered for result in counted]
+    shares = [result.tissue_covered for result in counted or left_out]
     known = [share for share in shares if share is not None]
     overlap = _overlap([result.prediction.region for result in counted])
-    covered = min(1.0, math.fsum(known)) if len(known) == len(shares) and shares and overlap is None else None
+    covered = min(1.0, math.fsum(known)) if len(known) == len(shares) and overlap is None else None
     stated = results[-1].aggregation
     parsed = _parse(stated, results[-1].prediction)
     reason = None
