@@ -338,7 +338,7 @@ def test_whatever_the_file_system_refuses_is_one_line(tmp_path: Path, monkeypatc
         raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr(atomic.os, "replace", refuse)
-    with pytest.raises(StreamviewError, match=rf"a\.txt: cannot be written \({os.strerror(code)}\); check disk and path") as caught:
+    with pytest.raises(StreamviewError, match=rf"a\.txt: cannot be written \({os.strerror(code)}\); check the disk") as caught:
         atomic.write_text(tmp_path / "a.txt", "text")
     assert "\n" not in str(caught.value)
     assert not list(tmp_path.iterdir())
@@ -348,7 +348,8 @@ def test_whatever_the_file_system_refuses_is_one_line(tmp_path: Path, monkeypatc
 
 
 def test_a_limit_on_the_size_of_files_is_one_line(synthetic_slide: SyntheticSlide, tmp_path: Path) -> None:
-    script = "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)); from streamview.cli import main; sys.exit(main())"
+    limit = "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)); "
+    script = limit + "from streamview.cli import main; sys.exit(main())"
     command = ["saliency", "-i", str(synthetic_slide.path), "-o", str(tmp_path / "job"), "-m", "demo", *REGION]
     done = subprocess.run([sys.executable, "-c", script, *command], capture_output=True, text=True, check=False)
     assert done.returncode == 1

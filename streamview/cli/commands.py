@@ -20,6 +20,7 @@ __all__ = ["COMMANDS"]
 
 
 def _convert(options: Namespace, arguments: list[str]) -> int:
+    from streamview import atomic
     from streamview.geometry import Region
     from streamview.machine import free_disk
     from streamview.pyramid import build_pyramid, discard_unfinished, pyramid_shapes
@@ -37,7 +38,8 @@ def _convert(options: Namespace, arguments: list[str]) -> int:
         if slide.mpp is None:
             warn("the micrometres per pixel are unknown, and the pyramid says so: state them with --mpp")
         if options.restart:
-            discard_unfinished(options.output)
+            with atomic.disk_errors(Path(options.output)):
+                discard_unfinished(options.output)
         build_pyramid(
             slide,
             options.output,

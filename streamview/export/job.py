@@ -81,6 +81,7 @@ def export_job(
     if threshold is not None and not 0 <= threshold <= 1:
         raise StreamviewError(f"a threshold of {threshold:g}: expected a share of the cap, 0 to 1")
     folder = job.folder / "export" if out is None else Path(out)
+    atomic.check_output(folder)
     tasks: dict[Path, Callable[[Path], object]] = {}
     for record in _chosen(job, slides):
         for result, stored in _maps(record):

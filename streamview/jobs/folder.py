@@ -46,9 +46,10 @@ class Job:
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = Path(folder)
-        if self.folder.exists() and not self.folder.is_dir():
-            raise StreamviewError(f"{self.folder}: is a file; a job needs a folder, choose another output")
-        atomic.check_output(self.folder)
+        with atomic.disk_errors(self.folder):
+            if self.folder.exists() and not self.folder.is_dir():
+                raise StreamviewError(f"{self.folder}: is a file; a job needs a folder, choose another output")
+            atomic.check_output(self.folder)
 
     def saliency_path(self, slide_id: str, region: Region, target: Target | None = None) -> Path:
         """Where the maps of a region belong; with `target`, those of one target of several."""
