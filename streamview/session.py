@@ -444,5 +444,5 @@ def _warnings(model: Model, slide: Slide, sampler: Sampler | PaddedSampler, kept
         found.append("The card states no mpp: the region was read at the slide's full resolution as it is.")
     elif sampler.mpp is not None and max(abs(m / card.mpp - 1) for m in sampler.mpp) > 0.01:
         found.append(f"The region was read at {sampler.mpp[0]:.3f} um/px; the model was trained at {card.mpp:.3f} um/px.")
-    scale = contradicted_scale(slide)
+    scale = contradicted_scale(slide.mpp, slide.stated_mpp)
     return (*found, *([] if scale is None else [scale]), *model.notes)

@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streamview.cards import ModelCard
-from streamview.slides import Slide
 
 __all__ = ["Overview", "contradicted_scale", "holds_tissue", "tissue_density", "unsuitable"]
 
@@ -129,14 +128,22 @@ def unsuitable(pixels: NDArray[np.uint8], card: ModelCard, area_mm2: float | Non
     return (f"The stain is not like the {stain.name} that the network was trained on: the answer may mean nothing.",) if differs else ()
 
 
-def contradicted_scale(slide: Slide) -> str | None:
-    """Say that the mpp given for a slide contradicts its file; None where it does not, or the file states none."""
-    if slide.mpp is None or slide.stated_mpp is None:
+def contradicted_scale(given: tuple[float, float] | None, stated: tuple[float, float] | None) -> str | None:
+    """Say that the mpp given for a slide contradicts its file; None where it does not.
+
+    Parameters
+    ----------
+    given
+        ``(y, x)`` um/px of level 0 as used.
+    stated
+        As the file states it; None: it states nothing, or nothing else was given.
+    """
+    if given is None or stated is None:
         return None
-    factor = max(max(given / stated, stated / given) for given, stated in zip(slide.mpp, slide.stated_mpp, strict=True))
+    factor = max(max(used / own, own / used) for used, own in zip(given, stated, strict=True))
     if factor <= _SCALE_SLACK:
         return None
     return (
-        f"The slide was read at {slide.mpp[1]:.4g} um/px, as given, but its file states {slide.stated_mpp[1]:.4g}: if the file is right, "
-        f"the network sees tissue at a scale wrong by a factor of {factor:.3g}."
+        f"The slide was read at {given[1]:.4g} um/px, as given, but its file states {stated[1]:.4g}: if the file is right, the network "
+        f"sees tissue at a scale wrong by a factor of {factor:.3g}."
     )
