@@ -16,7 +16,7 @@ from streamview.cards import ModelCard
 
 __all__ = ["Overview", "contradicted_scale", "holds_tissue", "tissue_density", "unsuitable"]
 
-_SIDE = 512  # px of an overview at most
+_SIDE = 256  # px of an overview at most
 _GLASS, _DARKEST_GLASS = 99, 210  # as in `streamview.tissue`
 _LOSS = 20  # grey levels lost against glass above which a pixel counts as tissue
 _DARK = 50  # grey level of the median pixel below which a region is no bright-field scan; the darkest H&E measured has 90
@@ -33,7 +33,7 @@ _SCALE_SLACK = 1.25  # factor between the mpp given and the file's own
 class Overview:
     """Pixels of a region at every n-th row and column of the network's grid, gathered while the region is read.
 
-    Which they are depends on the region alone, not on the pieces it is read in. At most 512 a side.
+    Which they are depends on the region alone, not on the pieces it is read in. At most 256 a side.
 
     Parameters
     ----------

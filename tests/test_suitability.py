@@ -109,7 +109,7 @@ def test_an_overview_does_not_depend_on_the_pieces(data: st.DataObject) -> None:
         for x in range(0, width + 50, cols):
             part = padded[y : y + rows, x : x + cols]
             parts.add(part, (y, y + part.shape[0]), (x, x + part.shape[1]))
-    step = -(-max(height, width) // 512)
+    step = -(-max(height, width) // 256)
     np.testing.assert_array_equal(whole.pixels, image[::step, ::step].reshape(-1, 3))
     np.testing.assert_array_equal(parts.pixels, whole.pixels)
 
