@@ -11,9 +11,11 @@ PINS := pyproject.toml constraints.txt
 # What Qt and OpenGL need for a window without a screen or a graphics card
 DEBIAN := xvfb xauth libgl1 libegl1 libgl1-mesa-dri libopengl0 libglib2.0-0 libxkbcommon-x11-0 libdbus-1-3 libfontconfig1 libxcb-cursor0 \
 	libxcb-icccm4 libxcb-image0 libxcb-keysyms1 libxcb-randr0 libxcb-render-util0 libxcb-shape0 libxcb-xinerama0 libxcb-xkb1
+# Beside torch, numpy, scipy, pillow, tifffile, safetensors, tqdm, filelock, matplotlib, hypothesis and torchvision
+WHEELS := zarr numcodecs donfig google-crc32c imagecodecs openslide-python openslide-bin tifffile
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: help demo test test-slow lint bench bench-full screenshots debian clean
+.PHONY: help demo test test-slow lint bench bench-full gpu gpu-wheels screenshots debian clean
 
 help:  ## Show the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 13
@@ -39,11 +41,22 @@ bench-full: .venv/.test  ## Five networks at 1024 to 4096 px, then page and pict
 	$(BIN)/python -m benchmarks.peers --full --json benchmarks/results.jsonl
 	$(BIN)/python -m benchmarks.peers --render benchmarks/results.jsonl
 
+# Nothing is installed: torch is that of $(PYTHON), and what it lacks comes from wheels/ (made by `make gpu-wheels` where there is an index).
+gpu:  ## Checks and measures on a GPU in 9 minutes, with the torch of $(PYTHON); says so where there is none
+	@if ls wheels/*.whl >/dev/null 2>&1 && ! $(PYTHON) -c "import openslide, zarr" 2>/dev/null; then \
+		$(PYTHON) -m pip install -q --no-index --no-deps --no-compile --upgrade --target wheels/site wheels/*.whl; fi
+	PYTHONPATH=.:models:tests:tests/streaming:wheels/site $(PYTHON) -m benchmarks.gpu $(GPU)
+
+gpu-wheels:  ## What `make gpu` needs beside torch, for Python 3.12 on Linux, into wheels/
+	for package in $(WHEELS); do $(PYTHON) -m pip download -q --no-deps --only-binary=:all: --python-version 3.12 --implementation cp \
+		$(addprefix --platform manylinux,_2_28_x86_64 _2_27_x86_64 _2_17_x86_64 2014_x86_64 1_x86_64) -d wheels \
+		$$(grep -o "^$$package==[^ ;]*" constraints.txt); done
+
 screenshots: .venv/.test debian  ## The pictures of the napari window in docs/images, to be looked at
 	env -u QT_QPA_PLATFORM LIBGL_ALWAYS_SOFTWARE=1 xvfb-run -a -s "-screen 0 1720x1300x24" $(BIN)/python -m benchmarks.screenshots
 
 clean:  ## Remove the environment and all that the targets made
-	rm -rf .venv .pytest_cache .hypothesis .mypy_cache .ruff_cache demo-output benchmarks/.lightstream
+	rm -rf .venv .pytest_cache .hypothesis .mypy_cache .ruff_cache demo-output wheels benchmarks/.lightstream
 
 # Without a virtual screen the tests of real windows skip themselves. QT_QPA_PLATFORM=offscreen cannot draw a canvas.
 on_screen = if command -v xvfb-run >/dev/null; then \

@@ -14,6 +14,7 @@ from streamview.machine import free_disk
 from streamview.results import Precision
 from streamview.session import Session, Source
 from streamview.streaming.calibration import SAMPLE, format_seconds, measure
+from streamview.streaming.cuda import full_float32
 from streamview.streaming.memory import format_bytes
 from streamview.streaming.plan import Plan
 
@@ -110,7 +111,8 @@ def forecast(
     base = session.base()  # before the sample, which leaves memory with the allocator that the run will use again
     seconds = None
     if height * width >= 4 * SAMPLE[0] * SAMPLE[1]:
-        speed = measure(session.bound, plan, needs, session.weights, 1, session.dtype, torch.float32)
+        with full_float32(session.device):
+            speed = measure(session.bound, plan, needs, session.weights, 1, session.dtype, torch.float32)
         forward, backward = speed.seconds(plan, (height, width))
         seconds = forward + (maps * backward if explain else 0) + _reading_seconds(session) * (1 + maps if explain else 1)
     peak = base + plan.peak_bytes + session.reserve(plan.tile)

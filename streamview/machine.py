@@ -79,7 +79,7 @@ def find_device(name: str = "auto") -> torch.device:
     import torch
 
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
     try:
         device = torch.device(name)
     except RuntimeError:
@@ -88,4 +88,6 @@ def find_device(name: str = "auto") -> torch.device:
         raise ModelError(f"device {name!r} is not supported: expected auto, cpu or cuda")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ModelError(f"device {name!r} was asked for, but torch sees no CUDA device: use --device cpu, or see `streamview doctor`")
+    if device.type == "cuda" and device.index is None:
+        device = torch.device("cuda", torch.cuda.current_device())
     return device

@@ -6,7 +6,7 @@ import contextlib
 import copy
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 import numpy as np
@@ -27,8 +27,9 @@ from streamview.slides import Slide, as_slide
 from streamview.slides.padding import PaddedSampler
 from streamview.slides.sampling import SAMPLING_VERSION, Sampler
 from streamview.streaming.capture import capture, refuse_hooks
+from streamview.streaming.cuda import free_memory_of, full_float32, reserved_memory
 from streamview.streaming.graph import Bound, Demands, Key, Sink, bind, demands, placed
-from streamview.streaming.memory import format_bytes, free_memory, parse_bytes, return_freed_blocks
+from streamview.streaming.memory import format_bytes, parse_bytes, return_freed_blocks
 from streamview.streaming.narrow import narrow_weights, narrowed
 from streamview.streaming.ops import OtherChannels
 from streamview.streaming.plan import Plan, make_plan
@@ -43,6 +44,7 @@ Source = Slide | NDArray[np.uint8]
 PRECISIONS: Mapping[str, torch.dtype] = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _Result = TypeVar("_Result")
 _LARGEST = 4  # exponent of the largest gradient that enters the body: half of fp16's room above it is for growth, more for decay below
+_PX_BYTES = 60  # on CUDA, for each px of a step: its pixels as numbers, and what the reduction of their gradient takes
 _SIZE_SLACK = 1.1  # a region's side may differ by this factor from what the card states before a warning
 
 
@@ -92,6 +94,8 @@ class Session:
     overview: Overview
     last: tuple[tuple[int, int, int, int], Tensor] | None = None
     ahead: ReadAhead[Tensor] | None = None
+    room: int = 0  # bytes that a run may take on the device
+    parts: dict[tuple[int, int, int, int], Tensor] = field(default_factory=dict)  # decoded parts that stay on the device
 
     @classmethod
     def prepare(
@@ -150,6 +154,15 @@ class Session:
         return self.device.type == "cuda"
 
     @property
+    def _keeps_parts(self) -> bool:
+        """Whether the decoded region stays on the device, as uint8, for later passes over it: where that is little of what is free."""
+        return self.device.type == "cuda" and self._region_bytes <= self.room // 8
+
+    @property
+    def _region_bytes(self) -> int:
+        return 3 * self.sampler.shape[0] * self.sampler.shape[1]
+
+    @property
     def needs(self) -> Demands:
         """Gradients of the image alone."""
         return demands(self.bound.graph, True, [False] * len(self.weights))
@@ -158,8 +171,12 @@ class Session:
         """Normalised pixels of a part of the grid, (1, 3, h, w) float32; the last part is remembered."""
         key = (*rows, *cols)
         if self.last is None or self.last[0] != key:
-            found = self._fetch(rows, cols) if self.ahead is None else self.ahead.read(rows, cols)
-            pixels = found.to(self.device, non_blocking=True)
+            pixels = self.parts.get(key)
+            if pixels is None:
+                decoded = self._fetch(rows, cols) if self.ahead is None else self.ahead.read(rows, cols)
+                pixels = decoded.to(self.device, non_blocking=True)
+                if self._keeps_parts:
+                    self.parts[key] = pixels
             image = pixels.permute(2, 0, 1)[None].to(torch.float32).mul_(self.scale).sub_(self.mean)
             self.last = key, image
         return self.last[1]
@@ -174,10 +191,10 @@ class Session:
     @contextlib.contextmanager
     def reading(self, plan: Plan, *, backwards: bool = False) -> Iterator[None]:
         """Decode each part while the one before is computed, where that saves time."""
-        if not self.reads_ahead:
+        order = [part for part in self._order(plan) if (*part[0], *part[1]) not in self.parts] if self.reads_ahead else []
+        if not order:
             yield
             return
-        order = self._order(plan)
         with ReadAhead(self._fetch, order[::-1] if backwards else order) as self.ahead:
             try:
                 yield
@@ -213,23 +230,31 @@ class Session:
 
     def plan(self, needs: Demands | None, memory: str | int | None, tile: tuple[int, int] | None, results: int) -> Plan:
         """Choose the steps so that the process stays below `memory` bytes, `results` of them held for the result."""
-        growth = free_memory() // 2
+        growth = free_memory_of(self.device) // 2
         return_freed_blocks()  # what earlier work of the process freed would count against the budget
-        if needs is not None:
-            results += self._evidence_bytes()
         if memory is not None:
             limit = parse_bytes(memory)
-            growth = limit - self.base() - self.reserve((256, self.sampler.shape[1])) - results
+            growth = limit - self.base() - self._beside(needs, results)
             if growth <= 0:
                 raise MemoryBudgetError(
                     f"memory {format_bytes(limit)}: the process needs {format_bytes(limit - growth)} before the first step; give more"
                 )
-        return self._make(needs, memory=growth, tile=tile)
+        self.room = growth
+        if self._keeps_parts:
+            growth -= self._region_bytes
+        plan = self._make(needs, memory=growth, tile=tile)
+        return plan if memory is not None else replace(plan, budget=None)
+
+    def _beside(self, needs: Demands | None, results: int) -> int:
+        """Bytes that a run takes beside its steps: decoding, rows of results, the evidence; on CUDA only what lies on the device."""
+        evidence = 0 if needs is None else self._evidence_bytes()
+        return evidence if self.device.type == "cuda" else evidence + results + self.reserve((256, self.sampler.shape[1]))
 
     def _make(self, needs: Demands | None, memory: int | None, tile: tuple[int, int] | None, barriers: str = "auto") -> Plan:
         return make_plan(
-            self.bound, 1, self.dtype, needs, self.weights, memory=memory, tile=tile, barriers=barriers, gathered=torch.float32
-        )
+            self.bound, 1, self.dtype, needs, self.weights,
+            memory=memory, tile=tile, barriers=barriers, gathered=torch.float32, outside=_PX_BYTES if self.device.type == "cuda" else 0,
+        )  # fmt: skip
 
     @property
     def evidence_size(self) -> tuple[int, int]:
@@ -260,13 +285,15 @@ class Session:
             said = f"Memory ran out in steps of {rows} x {cols} px; this was computed in steps of {chosen.tile[0]} x {chosen.tile[1]} px."
             return attempt(chosen, () if chosen is plan else (said,))
 
-        shape, device, cudnn = self.sampler.shape, self.device, torch.backends.cudnn
-        with cudnn.flags(enabled=True, allow_tf32=False) if device.type == "cuda" else contextlib.nullcontext():
+        shape, device = self.sampler.shape, self.device
+        kept = self._region_bytes if self._keeps_parts else 0
+        limit = None if plan.budget is None else self.base() + plan.budget + kept + self._beside(needs, 0)
+        with full_float32(device), torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
             try:
-                return persist(noted, plan, replan, shape, device)
+                return persist(noted, plan, replan, shape, device, limit)
             except NotFinite as error:
                 found, target = str(error), error.target
-            cause = persist(lambda chosen: self._cause(chosen, needs, target, report), plan, replan, shape, device)
+            cause = persist(lambda chosen: self._cause(chosen, needs, target, report), plan, replan, shape, device, limit)
         raise ModelError(f"the model {self.model.card.name} {found}; {cause}")
 
     def _cause(self, plan: Plan, needs: Demands | None, target: Target | None, report: Report | None) -> str:
@@ -289,12 +316,12 @@ class Session:
     def base(self) -> int:
         """Bytes resident in the process now (on CUDA: reserved on the device)."""
         if self.device.type == "cuda":
-            return int(torch.cuda.memory_reserved(self.device))
+            return reserved_memory(self.device)
         return resident_memory()
 
     def reserve(self, tile: tuple[int, int]) -> int:
-        """Bytes beside the steps themselves: decoding and buffers of rows."""
-        return 128 * 2**20 + 24 * min(tile[0], self.sampler.shape[0]) * self.sampler.shape[1]
+        """Bytes beside the steps themselves: decoding and buffers of rows. On CUDA none: plans count them there."""
+        return 0 if self.device.type == "cuda" else 128 * 2**20 + 24 * min(tile[0], self.sampler.shape[0]) * self.sampler.shape[1]
 
     def forward(self, run: Run, report: Report | None, *, explain: bool = False) -> Passed:
         """Run the forward pass and the head, with `explain` for reverse passes."""

@@ -14,6 +14,7 @@ from streamview.labels import Example
 from streamview.loading import Model
 from streamview.slides.sampling import Sampler
 from streamview.streaming.calibration import SAMPLE, format_seconds
+from streamview.streaming.cuda import full_float32
 from streamview.streaming.memory import format_bytes
 from streamview.streaming.plan import Plan
 
@@ -103,9 +104,10 @@ def forecast_training(
     streamed = prepared.streamed(budget)
     height, width = prepared.largest
     shape = (1, 3, height, width)
-    plan = streamed.plan(shape, image_gradient=False)
-    with torch.no_grad():
-        judging = streamed.plan(shape, image_gradient=False)
+    with full_float32(prepared.device):
+        plan = streamed.plan(shape, image_gradient=False)
+        with torch.no_grad():
+            judging = streamed.plan(shape, image_gradient=False)
     peak = base + prepared.kept_bytes + plan.peak_bytes + prepared.reserve
     read = _reading_seconds(prepared)
     px = height * width

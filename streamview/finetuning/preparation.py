@@ -26,8 +26,9 @@ from streamview.machine import find_device, resident_memory
 from streamview.slides.sampling import Sampler
 from streamview.streaming import Streamed, stream
 from streamview.streaming.capture import capture
+from streamview.streaming.cuda import free_memory_of, reserved_memory
 from streamview.streaming.graph import Sink, bind
-from streamview.streaming.memory import format_bytes, free_memory, parse_bytes, return_freed_blocks
+from streamview.streaming.memory import format_bytes, parse_bytes, return_freed_blocks
 
 __all__ = ["Prepared", "prepare"]
 
@@ -120,7 +121,7 @@ class Prepared:
         """
         return_freed_blocks()  # what earlier work of the process freed would count against the limit
         if self.limit_bytes is None:
-            return max(1, free_memory() // 2 - self.kept_bytes)
+            return max(1, free_memory_of(self.device) // 2 - self.kept_bytes)
         needed = self.base_bytes() + self.kept_bytes + self.reserve
         if needed >= self.limit_bytes:
             remedy = "give more, or train a smaller part"
@@ -131,7 +132,7 @@ class Prepared:
 
     def base_bytes(self) -> int:
         """Bytes resident in the process now (on CUDA: reserved on the device)."""
-        return int(torch.cuda.memory_reserved(self.device)) if self.device.type == "cuda" else resident_memory()
+        return reserved_memory(self.device) if self.device.type == "cuda" else resident_memory()
 
     def streamed(self, budget: int) -> Streamed:
         """The network in its present mode, streamed within a budget."""
@@ -197,7 +198,7 @@ def prepare(
     kept = trained * (2 + _SLOTS[settings.optimiser])
     features = _feature_bytes(module, shapes) * (_SIDES if settings.flips else 1)
     limit = None if memory is None else parse_bytes(memory)
-    room = free_memory() // 4 if limit is None else limit // 4
+    room = free_memory_of(where) // 4 if limit is None else limit // 4
     cached = settings.train == "head" and settings.jitter == 0 and features <= room
     return Prepared(
         base, module, names, tuple(head_dropout(module)), tuple(examples), targets, shapes, split, objective, settings, where, tile,

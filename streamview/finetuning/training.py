@@ -21,6 +21,7 @@ from streamview.finetuning.trainer import Trainer
 from streamview.labels import Example
 from streamview.loading import Model
 from streamview.progress import Report
+from streamview.streaming.cuda import full_float32
 
 __all__ = ["FinetuneResult", "Watch", "finetune"]
 
@@ -139,6 +140,7 @@ def finetune(
     if prepared.doubt:
         tell(prepared.doubt)
     with ExitStack() as stack:
+        stack.enter_context(full_float32(prepared.device))
         found = None
         if folder is not None:
             stack.enter_context(locked(folder))

@@ -21,7 +21,8 @@ from streamview.streaming.step import Span
 __all__ = ["SAMPLE", "Speed", "format_seconds", "measure"]
 
 SAMPLE = (512, 1024)
-"""Rows and columns, in px, that are timed."""
+"""Rows and columns, in px, that are timed on a processor."""
+_CUDA_SAMPLE = (2048, 8192)  # less would time the launching of kernels
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,13 +73,15 @@ def measure(
     The sample runs twice, since the first run also pays for what torch sets up once; each takes as long as half a megapixel does.
     """
     height, width = (min(s, n) for s, n in zip(SAMPLE, bound.sizes[0], strict=True))
+    device = weights[0].device if weights else torch.device("cpu")
+    if device.type == "cuda":
+        height, width = (min(s, n) for s, n in zip(_CUDA_SAMPLE, bound.sizes[0], strict=True))
     try:
         small = bind(bound.graph, (height, width))
     except RegionError:
         small, (height, width) = bound, bound.sizes[0]
     if gathered not in (None, dtype):
         small = narrowed(small)
-    device = weights[0].device if weights else torch.device("cpu")
     image = torch.rand((images, bound.graph.channels[0], height, width), device=device).to(dtype, memory_format=torch.channels_last)
 
     def read(rows: Span, cols: Span) -> Tensor:

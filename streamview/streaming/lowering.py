@@ -248,7 +248,7 @@ class Lowering:
             found = self.reductions[node]
             layout, dropped = reduced(found.value.layout, found.keepdim, found.value.channels)
             with self.fakes:
-                gathered = torch.empty(_NOMINAL[0], found.value.channels, 1, 1, dtype=found.dtype or self._dtype)
+                gathered = torch.empty(_NOMINAL[0], found.value.channels, 1, 1, dtype=found.dtype or self._dtype, device=self._device)
                 return shaped(gathered, layout, dropped)
         target: Any = node.target
         if node.op == "call_module":
@@ -280,7 +280,8 @@ class Lowering:
         if isinstance(known, Value):
             images, height, width = _NOMINAL
             with self.fakes:
-                return to_layout(torch.empty(images, known.channels, height, width, dtype=self._dtype), known.layout)
+                blank = torch.empty(images, known.channels, height, width, dtype=self._dtype, device=self._device)
+                return to_layout(blank, known.layout)
         if isinstance(known, Extent):
             return _NOMINAL[1 + known.axis]
         if known is BATCH:
@@ -290,6 +291,10 @@ class Lowering:
     @property
     def _dtype(self) -> torch.dtype:
         return next((p.dtype for p in self.root.parameters() if p.is_floating_point()), torch.float32)
+
+    @property
+    def _device(self) -> torch.device:
+        return next((p.device for p in self.root.parameters()), torch.device("cpu"))
 
 
 class _Plain(nn.Module):

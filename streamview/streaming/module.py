@@ -12,9 +12,10 @@ from torch import Tensor, fx, nn
 from streamview.errors import NotStreamableError, RegionError
 from streamview.streaming.calibration import measure
 from streamview.streaming.capture import capture, refuse_hooks
+from streamview.streaming.cuda import free_memory_of, reserved_memory
 from streamview.streaming.graph import Bound, Demands, Graph, Key, Sink, bind, demands
 from streamview.streaming.lazy import LazyImage
-from streamview.streaming.memory import free_memory, parse_bytes
+from streamview.streaming.memory import parse_bytes
 from streamview.streaming.ops import OtherChannels, Size, Statistic
 from streamview.streaming.plan import Plan, make_plan
 from streamview.streaming.run import Run
@@ -190,8 +191,9 @@ class Streamed(nn.Module):
         def begin(plan: Plan) -> Run:
             return Run(bound, plan, values, needs)
 
+        limit = reserved_memory(source.device) + plan.budget if source.device.type == "cuda" and plan.budget is not None else None
         keys = [key for key in graph.head.takes if not isinstance(key, Sink) or key.kind != "shape"]
-        call = _Call(begin(plan), keys, between, autocast, guards, begin, replan, done, source if given is None else None)
+        call = _Call(begin(plan), keys, between, autocast, guards, begin, replan, done, source if given is None else None, limit)
         if needs is not None:
             found = _StreamedBody.apply(call, given, *weights, *between)  # type: ignore[no-untyped-call]
         else:
@@ -248,8 +250,9 @@ class Streamed(nn.Module):
         """The plan of a call; the last few are used again for the same calls while they fit."""
         forecast = forecast and self._tile is not None and self._memory is None  # other plans are the same without
         key = (bound.graph, bound.sizes[0], images, dtype, needs, forecast)
+        device = next((w.device for w in weights), torch.device("cpu"))
         plan = self._plans.pop(key, None)
-        if plan is None or (self._memory is None and plan.peak_bytes > free_memory() // 2):
+        if plan is None or (self._memory is None and plan.peak_bytes > free_memory_of(device) // 2):
             plan = make_plan(
                 bound,
                 images,
@@ -421,6 +424,7 @@ class _Call:
     replan: Callable[[Size], Plan]
     done: Callable[[], None]
     source: LazyImage | None
+    limit: int | None
 
     def pixels(self, image: Tensor | None) -> LazyImage:
         """The pixels of the call: its own, or those of the tensor that it was given."""
@@ -453,7 +457,7 @@ class _Call:
         return self._persist(attempt, pixels)
 
     def _persist(self, attempt: Callable[[Plan], _Result], pixels: LazyImage) -> _Result:
-        return persist(attempt, self.run.plan, self.replan, (pixels.shape[2], pixels.shape[3]), pixels.device)
+        return persist(attempt, self.run.plan, self.replan, (pixels.shape[2], pixels.shape[3]), pixels.device, self.limit)
 
     def _reverse(self, pixels: LazyImage, grads: Sequence[Tensor | None], found: Tensor | None, release: bool) -> list[Tensor | None]:
         def write(part: Tensor | None, rows: tuple[int, int], cols: tuple[int, int]) -> None:

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from streamview.errors import MemoryBudgetError
 from streamview.streaming.costs import Batch, PassCosts, Totals, largest_block, pass_costs, totals
+from streamview.streaming.cuda import free_memory_of
 from streamview.streaming.graph import Bound, Demands, Graph, Program
-from streamview.streaming.memory import format_bytes, free_memory
+from streamview.streaming.memory import format_bytes
 from streamview.streaming.ops import Size, Statistic
 from streamview.streaming.step import Grid, build_grid, wanted
 
@@ -28,6 +29,11 @@ _REUSED, _EXPECTED, _GIVEN_BACK = (
     1.5,
     1,
 )  # times what a step takes that freed memory takes besides: at most, as a rule, and between steps
+_CUDA_ROWS = tuple(2**n for n in reversed(range(5, 14)))
+_CUDA_COLUMNS = 2048  # the least
+_CUDA_LARGEST = 2**24  # px of a step beyond which nothing is gained
+_CUDA_LAUNCHES = 2**20  # px that a GPU computes while the host launches the kernels of one step
+_CUDA_WORKSPACE = 1.25  # of what is planned, for the workspaces of cuDNN and the rounding of the allocator
 _ELEMENTS = 2**31  # several of torch's kernels fail beyond
 
 
@@ -90,6 +96,8 @@ class Plan:
     kept_bytes
         Bytes by which the process may have grown between two steps, once the weights are computed, before freed memory that is kept
         for reuse is given back.
+    budget
+        Bytes by which the call may grow; None where nothing was said.
     """
 
     passes: tuple[PassPlan, ...]
@@ -102,6 +110,7 @@ class Plan:
     freed: str = "as ever"
     step_bytes: int = 0
     kept_bytes: int = 0
+    budget: int | None = None
 
     @property
     def tile(self) -> Size:
@@ -150,6 +159,7 @@ def make_plan(
     gathered: torch.dtype | None = None,
     computed: int = 0,
     forecast: bool = True,
+    outside: int = 0,
 ) -> Plan:
     """Choose the steps for an image.
 
@@ -177,6 +187,8 @@ def make_plan(
         Bytes of weights that are computed for the call, such as those that include a BatchNorm.
     forecast
         Whether the plan of a given `tile` without `memory` says what it takes.
+    outside
+        Bytes that whoever reads the image and takes its gradient needs for each px of a step.
 
     Returns
     -------
@@ -189,28 +201,34 @@ def make_plan(
         When no step fits; the message names the least that would do.
     """
     height, width = bound.sizes[0]
-    budget = free_memory() // 2 if memory is None else memory
+    device = next((w.device for w in weights), torch.device("cpu"))
+    cuda = device.type == "cuda"
+    budget = free_memory_of(device) // 2 if memory is None else memory
     if not bound.graph.crossing:
         ways: Sequence[str] = ("none",)
     else:
         ways = ("kept", "spilled", "regenerated") if barriers == "auto" else (barriers,)
     least = None
     for way in ways:
-        planner = _Planner(bound, images, dtype, needs, weights, way, held, gathered, computed)
+        planner = _Planner(bound, images, dtype, needs, weights, way, held, gathered, computed, outside)
         if tile is not None and memory is None:
             return planner.bare(tile, forecast)
+        candidates = _cuda_candidates(height, width) if cuda else _candidates(height, width)
         best, best_work = None, float("inf")
-        for candidate, work in [(tile, 1.0)] if tile is not None else _candidates(height, width):
+        for candidate, work in [(tile, 1.0)] if tile is not None else candidates:
             if work >= best_work:
                 break  # the rest are smaller still
-            for freed, slower in (("as ever", 1.0),) if memory is None else (("reused", 1.0), ("returned", _RETURNED)):
-                plan = planner.plan(candidate, budget, freed)
+            # the treatments of freed memory are of the host's allocator
+            for freed, slower in (("as ever", 1.0),) if memory is None or cuda else (("reused", 1.0), ("returned", _RETURNED)):
+                plan = planner.plan(candidate, round(budget / _CUDA_WORKSPACE) if cuda else budget, freed)
+                if cuda:
+                    plan = replace(plan, peak_bytes=round(plan.peak_bytes * _CUDA_WORKSPACE))
                 fits = plan.peak_bytes + (_REUSED - _EXPECTED) * plan.step_bytes * (freed == "reused") <= budget
                 if fits and work * slower * plan.overhead < best_work:
                     best, best_work = plan, work * slower * plan.overhead
                 least = plan if least is None or plan.peak_bytes < least.peak_bytes else least
         if best is not None:
-            return best
+            return replace(best, budget=memory)
     if least is None:
         raise AssertionError("there is always a candidate")
     raise MemoryBudgetError(
@@ -227,6 +245,17 @@ def _candidates(height: int, width: int) -> list[tuple[Size, float]]:
         columns = -(-columns // 2)
         shapes += [(rows, columns) for rows in _TILE_ROWS]
     found = [(shape, _work(shape, width)) for shape in shapes if shape[0] <= max(height, _STRIP_ROWS[-1])]
+    return sorted(found, key=lambda candidate: candidate[1])
+
+
+def _cuda_candidates(height: int, width: int) -> list[tuple[Size, float]]:
+    """As `_candidates` for a GPU, where nothing but the number of kernels matters: the larger a step the better."""
+    shapes, columns = [], 2 * width
+    while columns > min(width, _CUDA_COLUMNS):
+        columns = -(-columns // 2)
+        shapes += [(rows, columns) for rows in _CUDA_ROWS if rows * columns <= max(_CUDA_LARGEST, _CUDA_ROWS[-1] * columns)]
+    # what a step takes over from the left is one more copy
+    found = [((rows, columns), 1 + 0.1 * (columns < width) + _CUDA_LAUNCHES / (min(rows, height) * columns)) for rows, columns in shapes]
     return sorted(found, key=lambda candidate: candidate[1])
 
 
@@ -250,7 +279,9 @@ class _Planner:
         held: bool,
         gathered: torch.dtype | None,
         computed: int,
+        outside: int,
     ) -> None:
+        self.outside = outside
         self.bound, self.images, self.dtype, self.needs, self.way = bound, images, dtype, needs, way
         graph = bound.graph
         self.gathered, self.computed = gathered or dtype, computed
@@ -302,7 +333,8 @@ class _Planner:
         step_bytes = max(cost.working for cost in costs)
         most, expected = (_REUSED * step_bytes, round(_EXPECTED * step_bytes)) if freed == "reused" else (0, 0)
         sinks = sum(self._bytes(value, self.gathered) for value in self.maps) * (2 if self.needs else 1)
-        peaks = [cost.working + max(cost.states) + self._held_bytes(p) for p, cost in enumerate(costs)]
+        outside = self.outside * min(tile[0], self.bound.sizes[0][0]) * min(tile[1], self.bound.sizes[0][1])
+        peaks = [outside + cost.working + max(cost.states) + self._held_bytes(p) for p, cost in enumerate(costs)]
         used = self.weights + sinks + max(peaks)
         operations = sum(whole.forward + whole.reverse for whole in wholes)
         passes = self._lean(laid)

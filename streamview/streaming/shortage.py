@@ -13,6 +13,7 @@ from typing import TypeVar
 import torch
 
 from streamview.errors import MemoryBudgetError
+from streamview.streaming.cuda import bounded, release_cache
 from streamview.streaming.ops import Size
 from streamview.streaming.plan import Plan
 
@@ -21,7 +22,8 @@ __all__ = ["persist", "ran_out", "smaller"]
 _Result = TypeVar("_Result")
 _TRIES = 4
 _LEAST = (8, 64)  # rows and columns below which a step is made of overhead
-_SIGNS = ("can't allocate memory", "out of memory", "bad_alloc", "ALLOC_FAILED")  # torch's, libstdc++'s, cuDNN's and cuBLAS'
+_SIGNS = ("can't allocate memory", "out of memory", "bad_alloc", "ALLOC_FAILED", "unable to find an engine")
+# of torch, libstdc++, cuDNN and cuBLAS; and of cuDNN where no algorithm's workspace fits
 
 
 def ran_out(error: BaseException) -> bool:
@@ -41,7 +43,14 @@ def smaller(tile: Size, shape: Size) -> Size | None:
     return None
 
 
-def persist(attempt: Callable[[Plan], _Result], plan: Plan, replan: Callable[[Size], Plan], shape: Size, device: torch.device) -> _Result:
+def persist(
+    attempt: Callable[[Plan], _Result],
+    plan: Plan,
+    replan: Callable[[Size], Plan],
+    shape: Size,
+    device: torch.device,
+    limit: int | None = None,
+) -> _Result:
     """Run by a plan; where memory runs out, again by one of smaller steps that keeps nothing it can compute anew.
 
     Parameters
@@ -56,6 +65,8 @@ def persist(attempt: Callable[[Plan], _Result], plan: Plan, replan: Callable[[Si
         Height and width of the image.
     device
         Where it runs.
+    limit
+        Bytes that may be reserved on a CUDA device, see `streamview.streaming.cuda.bounded`.
 
     Raises
     ------
@@ -64,7 +75,8 @@ def persist(attempt: Callable[[Plan], _Result], plan: Plan, replan: Callable[[Si
     """
     for left in reversed(range(_TRIES + 1)):
         try:
-            return attempt(plan)
+            with bounded(device, limit):
+                return attempt(plan)
         except (RuntimeError, MemoryError) as error:
             if not ran_out(error):
                 raise
@@ -76,8 +88,7 @@ def persist(attempt: Callable[[Plan], _Result], plan: Plan, replan: Callable[[Si
                 ) from None
         # not before: while the error is handled, its traceback holds what the attempt had
         gc.collect()
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
+        release_cache(device)
         said = "%s ran out of memory in steps of %d x %d px; starting again in steps of %d x %d px"
         logging.getLogger(__name__).warning(said, device, *plan.tile, *tile)
         plan = replan(tile)

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from streamview.errors import MemoryBudgetError, ModelError, RegionError
 from streamview.streaming.certificate import Certificate, Comparison, Line
-from streamview.streaming.memory import format_bytes, free_memory, parse_bytes
+from streamview.streaming.cuda import free_memory_of
+from streamview.streaming.memory import format_bytes, parse_bytes
 from streamview.streaming.module import Streamed, stream
 
 __all__ = ["TOLERANCE", "Pixels", "verify"]
@@ -162,7 +163,7 @@ class _Twin:
 
     def free(self) -> int:
         """Bytes that the device has free."""
-        return int(torch.cuda.mem_get_info(self.device)[0]) if self.device.type == "cuda" else free_memory()
+        return free_memory_of(self.device)
 
     def seed(self, seed: int) -> None:
         """Seed what the network itself draws, such as dropout."""

@@ -30,7 +30,8 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def engine_cases() -> ModuleType:
     """The script of networks; its functions return one line each."""
     spec = importlib.util.spec_from_file_location("engine_cases", _script("engine_cases.py"))
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

@@ -13,23 +13,22 @@ _CHUNK = 2**18  # elements that stay in the processor's cache; a multiple of 8
 
 
 def pack(mask: Tensor) -> Bits:
-    """A boolean tensor (N, C, H, W) of any dense layout as its bits, shape and strides; on devices other than the CPU as it is."""
+    """A boolean tensor (N, C, H, W) of any dense layout as its bits, shape and strides."""
     if mask.device.type == "meta":
         return mask.new_empty((mask.numel() + 7) // 8, dtype=torch.uint8), mask.shape, mask.stride()
-    if mask.device.type != "cpu":
-        return mask, mask.shape, mask.stride()
-    flat = mask.as_strided((mask.numel(),), (1,)).view(torch.uint8)
-    return torch.from_numpy(np.packbits(flat.numpy())), mask.shape, mask.stride()
+    flat = mask.as_strided((mask.numel(),), (1,), mask.storage_offset()).view(torch.uint8)
+    if mask.device.type == "cpu":
+        return torch.from_numpy(np.packbits(flat.numpy())), mask.shape, mask.stride()
+    return _pack_on_device(flat), mask.shape, mask.stride()
 
 
 def unpack(bits: Bits, like: Tensor) -> Tensor:
     """The mask as zeros and ones of the dtype of `like`."""
     data, shape, stride = bits
-    if data.device.type == "cpu":
-        return _unpack(data, shape.numel()).to(like.dtype).as_strided(shape, stride)
     if data.device.type == "meta":
         return torch.empty_strided(shape, stride, dtype=like.dtype, device="meta")
-    return data.to(like.dtype)
+    flat = _unpack(data, shape.numel()) if data.device.type == "cpu" else _unpack_on_device(data, shape.numel()) != 0
+    return flat.to(like.dtype).as_strided(shape, stride)
 
 
 def select_(grad: Tensor, bits: Bits) -> Tensor:
@@ -37,8 +36,11 @@ def select_(grad: Tensor, bits: Bits) -> Tensor:
     data, shape, stride = bits
     if data.device.type == "meta":
         return grad
+    if data.device.type != "cpu":
+        # no look at the values, for which the host would wait
+        return grad.masked_fill_((_unpack_on_device(data, shape.numel()) == 0).as_strided(shape, stride), 0)
     same = all(n == 1 or a == b for n, a, b in zip(shape, grad.stride(), stride, strict=True))
-    if not same or data.device.type != "cpu":
+    if not same:
         return _keep_(grad, unpack(bits, grad))
     # the same dense layout: in chunks, so that the mask never stands in memory as numbers
     flat = grad.as_strided((shape.numel(),), (1,), grad.storage_offset())
@@ -50,7 +52,7 @@ def select_(grad: Tensor, bits: Bits) -> Tensor:
 
 def divide(grad: Tensor, mask: Tensor, chosen: Tensor, rest: Tensor) -> None:
     """Write `grad` into `chosen` where the mask of zeros and ones is set and into `rest` where it is not, zero elsewhere."""
-    if grad.device.type == "meta" or grad.sum().isfinite():
+    if grad.device.type == "meta" or (grad.device.type == "cpu" and grad.sum().isfinite()):
         torch.mul(grad, mask, out=chosen)
         torch.sub(grad, chosen, out=rest)
     else:
@@ -66,3 +68,22 @@ def _keep_(grad: Tensor, mask: Tensor) -> Tensor:
 def _unpack(data: Tensor, count: int) -> Tensor:
     """The first `count` bits as uint8."""
     return torch.from_numpy(np.unpackbits(data[: (count + 7) // 8].numpy(), count=count))
+
+
+def _pack_on_device(flat: Tensor) -> Tensor:
+    """Zeros and ones (n,) uint8 as ceil(n / 8) bytes, the first of eight as the lowest bit.
+
+    Eight of them are one integer of 64 bits. Times 2^56 + 2^49 + ... + 2^7 the i-th of them lands on bit 56 + i, and nothing else
+    reaches the highest byte.
+    """
+    if flat.numel() % 8 or flat.storage_offset() % 8:
+        flat = torch.nn.functional.pad(flat, (0, -flat.numel() % 8))
+    spread = flat.view(torch.int64)
+    return (spread * 0x0102040810204080 >> 56).to(torch.uint8)
+
+
+def _unpack_on_device(data: Tensor, count: int) -> Tensor:
+    """The first `count` bits that `_pack_on_device` made, (count,) uint8: zero, or a power of two where the bit is set."""
+    copies = data.to(torch.int64) * 0x0101010101010101
+    # the i-th byte keeps bit i; the constant is 0x8040201008040201 as a signed integer
+    return copies.bitwise_and_(0x8040201008040201 - 2**64).view(torch.uint8)[:count]

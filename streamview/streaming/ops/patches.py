@@ -135,10 +135,10 @@ def _draws(part: nn.Module) -> bool:
 
 def _features(encoder: PatchEncoder, channels: int) -> int:
     """How many features the network answers for a patch, found without computing them."""
-    dtype = next((p.dtype for p in encoder.module.parameters() if p.is_floating_point()), torch.float32)
+    example = next((p for p in encoder.module.parameters() if p.is_floating_point()), torch.empty(0))
     try:
         with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
-            found = encoder.module(torch.empty(2, channels, encoder.size, encoder.size, dtype=dtype))
+            found = encoder.module(torch.empty(2, channels, encoder.size, encoder.size, dtype=example.dtype, device=example.device))
     except RuntimeError as error:
         raise NotLocal(f"PatchEncoder's network does not take patches of {channels} channels: {str(error).splitlines()[0]}") from None
     if not isinstance(found, Tensor) or found.dim() != 2:

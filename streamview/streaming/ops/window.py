@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -60,7 +60,7 @@ def _crop(grad: Tensor, piece: Piece, native: tuple[int, int], shape: Sequence[i
 
 
 def _like(shape: Sequence[int], grad: Tensor) -> Tensor:
-    """An input of this shape for torch's backward kernels that look at its shape alone; its memory is never touched."""
+    """An input of this shape for torch's backward kernels that look at its shape alone; its memory is not initialised."""
     return torch.empty(shape, dtype=grad.dtype, device=grad.device, memory_format=layout(grad))
 
 
@@ -90,6 +90,12 @@ class Convolution:
         """Both gradients by torch's own kernel, each only if wanted."""
         x, shape, native = saved
         bias = len(weights) > 1 and wants.weights[1]
+        if wants.inputs[0] and self._transposes(grad):
+            rest: list[Tensor | None] = [None] * len(weights)
+            if any(wants.weights):
+                rest = self.vjp(grad, saved, weights, piece, replace(wants, inputs=(False,)))[1]
+            padded = x.shape if isinstance(x, Tensor) else x
+            return [_crop(self._input_gradient(grad, weights[0], native, padded), piece, native, shape)], rest
         narrow = grad.dtype
         if self._unsound(grad, piece):
             grad = grad.to(torch.float32)
@@ -110,6 +116,42 @@ class Convolution:
         )
         found = [grad_w if wants.weights[0] else None, grad_b if bias else None]
         return [_crop(grad_x, piece, native, shape).to(narrow) if wants.inputs[0] else None], found[: len(weights)]
+
+    def _transposes(self, grad: Tensor) -> bool:
+        """Whether the input's gradient is better computed by forward convolutions.
+
+        In float32 without TF32, cuDNN's own kernels for it reach a tenth of the speed of its forward kernels, and take gigabytes.
+        """
+        dense = all(axis.stride == 1 or axis.dilation == 1 for axis in (self.rows, self.cols))
+        return grad.device.type == "cuda" and grad.dtype == torch.float32 and dense
+
+    def _input_gradient(self, grad: Tensor, kernel: Tensor, native: tuple[int, int], shape: Sequence[int]) -> Tensor:
+        """The gradient of an input of this shape, from forward convolutions alone.
+
+        At stride 1 it is the convolution of `grad` with the transposed, flipped kernel. At stride s the rows a, a + s, a + 2s ... of
+        the input meet only the rows a, a + s ... of the kernel, so that each of the s phases is such a convolution by itself.
+        """
+        if self.groups > 1:
+            kernel = kernel.unflatten(0, (self.groups, -1)).transpose(1, 2).flatten(0, 1)
+        else:
+            kernel = kernel.transpose(0, 1)
+        axes = self.rows, self.cols
+        if all(axis.stride == 1 for axis in axes):
+            reach = [axis.dilation * (axis.kernel - 1) - n for axis, n in zip(axes, native, strict=True)]
+            # a convolution takes no negative padding: rows that meet nothing but padding are left out instead
+            y, x = (max(0, -r) for r in reach)
+            grad = grad[:, :, y : grad.shape[2] - y, x : grad.shape[3] - x]
+            dilation = self.rows.dilation, self.cols.dilation
+            return F.conv2d(grad, kernel.flip(2, 3), None, 1, [max(0, r) for r in reach], dilation, self.groups)
+        height, width = (n + 2 * pad for n, pad in zip(shape[2:], native, strict=True))
+        padded = _like((*shape[:2], height, width), grad).zero_()
+        for a in range(min(self.rows.stride, self.rows.kernel)):
+            for b in range(min(self.cols.stride, self.cols.kernel)):
+                part = kernel[:, :, a :: self.rows.stride, b :: self.cols.stride].flip(2, 3)
+                phase = F.conv2d(grad, part, None, 1, [part.shape[2] - 1, part.shape[3] - 1], 1, self.groups)
+                rows = slice(a, a + self.rows.stride * phase.shape[2], self.rows.stride)
+                padded[:, :, rows, b : b + self.cols.stride * phase.shape[3] : self.cols.stride] = phase
+        return padded[:, :, native[0] : native[0] + shape[2], native[1] : native[1] + shape[3]]
 
     def _unsound(self, x: Tensor, piece: Piece) -> bool:
         """Whether torch's own kernel may give wrong sums or write beyond its memory.
