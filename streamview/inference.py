@@ -374,7 +374,7 @@ def find_target(model: Model, target: int | str | Target) -> Target:
 
 
 def find_targets(model: Model, targets: Sequence[str]) -> list[Target]:
-    """What a user named, each once: as `find_target`, or every class for the word ``"all"``, also where a class is called so.
+    """What a user named, each once: as `find_target`, or every class for the word ``"all"`` unless a class is called so.
 
     Raises
     ------
@@ -384,7 +384,8 @@ def find_targets(model: Model, targets: Sequence[str]) -> list[Target]:
     names = model.card.class_names
     found: list[Target] = []
     for target in targets:
-        found += [Target(name, index) for index, name in enumerate(names)] if target == "all" else [find_target(model, target)]
+        every = target == "all" and target not in names
+        found += [Target(name, index) for index, name in enumerate(names)] if every else [find_target(model, target)]
     return list(dict.fromkeys(found))
 
 

@@ -385,3 +385,15 @@ def test_slides_of_any_name_and_a_job_with_colons(
     assert len({path.parent for path in written}) == 5
     assert main(["jobs", "rm", str(job), "--slide", names[0]]) == 0
     assert len(Job(job).slides()) == 4
+
+
+def test_a_class_called_all_is_not_explained_in_silence(
+    synthetic_slide: SyntheticSlide, tmp_path: Path, job: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    home = model_folder(tmp_path / "mine", lambda weights, card: card.update(class_names=["all", 'a,"b"\nc|d']))
+    assert (
+        main(["saliency", "-i", str(synthetic_slide.path), "-o", str(job), "-m", str(home), *REGION, "--target", "all", 'a,"b"\nc|d']) == 0
+    )
+    assert "warning: --target all: is taken for the class of this name" in capsys.readouterr().err
+    ((result,),) = (record.regions for record in Job(job).slides())
+    assert [stored.target.index for stored in result.maps if stored.target is not None] == [0, 1]

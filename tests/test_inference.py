@@ -401,11 +401,3 @@ def test_forecast_counts_the_maps(model: Model, tmp_path: Path) -> None:
     with pytest.raises(MemoryBudgetError, match="before the first step"):
         forecast(model, slide, explain=True, maps=1000, memory="4GB")  # kept in memory
     forecast(model, slide, explain=True, maps=1000, memory="4GB", out=tmp_path)
-
-
-def test_all_is_every_class_also_where_a_class_is_called_so() -> None:
-    named = make_model(seed_network(), names=("all", "b"))
-    assert find_targets(named, ["all"]) == [Target("all", 0), Target("b", 1)]
-    assert find_targets(named, ["b", "all"]) == [Target("b", 1), Target("all", 0)]
-    assert find_target(named, "all") == Target("all", 0)
-    assert find_targets(named, ["all-b"]) == [Target("all-b", 0, 1)]

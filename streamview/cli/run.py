@@ -37,6 +37,8 @@ def saliency(options: Namespace, arguments: list[str]) -> int:
     def check(model: Model) -> None:
         check_display(model, options.display)
         find_targets(model, options.target or ())
+        if "all" in (options.target or ()) and "all" in model.card.class_names:
+            warn("--target all: is taken for the class of this name; to explain every class, name each")
 
     return _run(options, arguments, explain, check)
 
