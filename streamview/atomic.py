@@ -14,10 +14,11 @@ from pathlib import Path
 
 from streamview.errors import StreamviewError
 
-__all__ = ["discard", "disk_errors", "replace", "replacing", "safe_stem", "temporary_sibling", "write_text"]
+__all__ = ["check_output", "discard", "disk_errors", "replace", "replacing", "safe_stem", "temporary_sibling", "write_text"]
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
+_ZARR = ("zarr.json", ".zgroup", ".zarray")
 _MAX_STEM_BYTES = 128  # file systems allow 255 bytes a name; this leaves room for prefixes, regions and suffixes
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  # devices on Windows, whatever the suffix
 
@@ -52,21 +53,27 @@ def safe_stem(name: str) -> str:
 
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Turn a full or read-only disk into an error that names the remedy.
+    """Turn what the file system refuses into an error that names the remedy.
 
     Raises
     ------
     StreamviewError
-        When the block fails because the disk is full or `path` may not be written. Other errors pass unchanged.
+        When the block fails with an `OSError`: a full or read-only disk, a size limit, an I/O error, a stale handle, a name that is too
+        long ... A reader of our output that went away (`BrokenPipeError`) is no error of the disk and passes unchanged.
     """
     try:
         yield
+    except BrokenPipeError:
+        raise
     except OSError as error:
         if error.errno in _FULL:
             raise StreamviewError(f"{path}: the disk is full; free some space or write to another disk, then run again") from error
         if error.errno in _FORBIDDEN:
             raise StreamviewError(f"{path}: may not be written ({error.strerror}); choose another output folder") from error
-        raise
+        reason = error.strerror or str(error) or type(error).__name__
+        raise StreamviewError(
+            f"{path}: cannot be written ({reason}); check the disk and the path, or choose another output folder"
+        ) from error
 
 
 def temporary_sibling(path: Path) -> Path:
@@ -122,7 +129,26 @@ def replacing(path: Path) -> Iterator[Path]:
 def write_text(path: Path, text: str) -> None:
     """Write UTF-8 text (line ends as given) so that a reader sees the old content or the new, never a part.
 
-    Bytes of file names that are no UTF-8 are written as ``\\udcXX``, which JSON reads back as the name.
+    A byte of a file name that is no UTF-8 is written as ``\\udc..``, which JSON reads as the same name.
+
+    Raises
+    ------
+    StreamviewError
+        When it cannot be written.
     """
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace", newline="")
+
+
+def check_output(folder: str | os.PathLike[str]) -> None:
+    """Refuse a folder for results that is, or lies inside, an OME-Zarr image: its files would become part of the image.
+
+    Raises
+    ------
+    StreamviewError
+        Naming the image.
+    """
+    place = Path(os.path.abspath(folder))
+    for above in (place, *place.parents):
+        if any((above / name).is_file() for name in _ZARR):
+            raise StreamviewError(f"{folder}: lies in the OME-Zarr image {above}; choose a folder of its own for the output")

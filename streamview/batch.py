@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import os
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TypedDict
 
 from streamview.display import PRESETS, Preset, default_preset
-from streamview.errors import Cancelled, SlideError, StreamviewError
+from streamview.errors import (
+    Cancelled,
+    MemoryBudgetError,
+    ModelError,
+    NotStreamableError,
+    RegionError,
+    SlideError,
+    SlideWarning,
+    StreamviewError,
+)
 from streamview.evidence import linear_head
 from streamview.export.png import render_png
 from streamview.forecasts import Forecast, forecast
@@ -22,13 +32,16 @@ from streamview.loading import Model
 from streamview.machine import describe_device, find_device, peak_memory
 from streamview.progress import Report
 from streamview.results import Precision, Prediction, Saliency, Target
+from streamview.session import identify
 from streamview.slides import Slide, open_slide
 from streamview.slides.sampling import Sampler
+from streamview.slides.slide import given_mpp
 from streamview.streaming.capture import capture
-from streamview.tissue import Tissue, covered, find_tissue, tissue_region
+from streamview.tissue import Tissue, covered, find_tissue, tissue_region, tissue_share
 
 __all__ = ["Answer", "Work", "check_display", "explain_slide", "predict_slide", "run_slides"]
 
+_OPTIONS = (RegionError, ModelError, NotStreamableError, MemoryBudgetError)  # what another command line mends
 _CELL = 32  # px of the network's grid: what most networks reduce to one cell of their last features
 
 
@@ -113,8 +126,7 @@ def predict_slide(work: Work, path: str | os.PathLike[str]) -> Answer:
         ahead = forecast(work.model, slide, region, memory=work.memory, tile=work.tile, **how)
         work.announce(slide, ahead)
         prediction = predict(work.model, slide, region, plan=ahead.plan, report=work.report, **how)
-        share = None if tissue is None else covered(tissue, region)
-        work.job.add(RegionResult(prediction, work.run_id, mpp=slide.mpp, tissue_covered=share, source=os.path.abspath(path)))
+        work.job.add(_result(work, path, slide, tissue, prediction))
     return Answer(prediction, ahead)
 
 
@@ -144,8 +156,9 @@ def explain_slide(
         tissue, region = _choose(work, slide)
         wanted: list[Target | None] = [*find_targets(work.model, targets)] or [None]
         apart = [target if len(wanted) > 1 else None for target in wanted]  # where there are several, each target is in the name
-        stored = [job.saliency_path(slide.name, region, target) for target in apart]
-        _check_free(work, slide, stored)
+        place = job.maps_id(job.slide_id(slide.name, _source(path), slide.identity), slide.identity)
+        stored = [job.saliency_path(place, region, target) for target in apart]
+        _check_free(work, slide, region, stored)
         count = len(wanted)
         how: _How = {"device": work.device, "precision": work.precision, "pad_to": work.pad_to}
         memory, tile = work.memory, work.tile
@@ -156,13 +169,12 @@ def explain_slide(
         entries = []
         for maps, target, folder in zip(found, apart, stored, strict=True):
             presets = displays or (default_preset(maps),)
-            drawn = [render_png(slide, maps, PRESETS[p], job.picture_path(slide.name, region, p, target)) for p in presets]
+            drawn = [render_png(slide, maps, PRESETS[p], job.picture_path(place, region, p, target)) for p in presets]
             inside = [made.relative_to(job.folder).as_posix() for made in (folder, drawn[0])]
             entries.append(StoredMap(inside[0], maps.target, inside[1]))
             pictures += drawn
         prediction = found[0].prediction
-        share = None if tissue is None else covered(tissue, region)
-        job.add(RegionResult(prediction, work.run_id, slide.mpp, share, tuple(entries), os.path.abspath(path)))
+        job.add(_result(work, path, slide, tissue, prediction, tuple(entries)))
     return Answer(prediction, ahead, tuple(found), tuple(pictures))
 
 
@@ -201,37 +213,91 @@ def run_slides(
     Raises
     ------
     StreamviewError
-        When two slides have the same name, or the job cannot be written.
+        When a slide is named twice, or the job cannot be written.
     Cancelled
         When the user stops it; the record of the run then stays unfinished.
+
+    All slides are looked at before the first one's long work. Without `skip_errors` nothing starts if one cannot be opened or lacks what
+    the run asks for. A slide becomes a failed row if its file cannot be read or its result not be written; an option that is wrong makes
+    none without `skip_errors`, and a path that is wrong never.
     """
-    names = [Path(path).name for path in paths]
-    for name in names:
-        if names.count(name) > 1:
-            found = f"{names.count(name)} slides are named {name}"
-            raise StreamviewError(f"{found}, but a job tells slides apart by name; use one job for each, or rename them")
+    places: dict[str, str | os.PathLike[str]] = {}
+    for path in paths:
+        place = os.fspath(path) if "://" in os.fspath(path) else os.path.realpath(path)
+        if place in places:
+            raise StreamviewError(f"{os.fspath(path)}: is the same slide as {os.fspath(places[place])}; name each slide once")
+        places[place] = path
+    if work.mpp is not None:
+        given_mpp(work.mpp)
     start = time.monotonic()
+    work.job.slides()  # damaged records are told of now
+    refused = {path: found for path in paths if (found := _refusal(work, path)) is not None}
     run = Run(work.run_id, tuple(command), describe_device(find_device(work.device)), {}, _now())
     work.job.record_run(run)
-    plan, missed = {}, []
-    for name, path in zip(names, paths, strict=True):
+    plan: dict[str, object] = {}
+    missed: list[str] = []
+
+    def miss(path: str | os.PathLike[str], error: StreamviewError, *, row: bool) -> None:
+        name, source = _name(path), _source(path)
+        if row and ("://" in source or os.path.lexists(source)):
+            work.job.fail(work.job.slide_id(name, source), str(error), work.run_id, source=source)
+        missed.append(name)
+        failed(name, error)
+
+    if refused and not skip_errors:
+        for path, (error, unreadable) in refused.items():
+            miss(path, error, row=unreadable)
+    for path in paths if skip_errors or not refused else ():
+        if path in refused:
+            miss(path, refused[path][0], row=True)
+            continue
         try:
-            made = answer(work, path)
+            answered_slide = answer(work, path)
         except Cancelled:
             raise
         except StreamviewError as error:
-            work.job.fail(name, str(error), work.run_id)
-            missed.append(name)
-            failed(name, error)
+            miss(path, error, row=skip_errors or not isinstance(error, _OPTIONS))
             if not skip_errors:
                 break
         else:
-            plan[name] = _plan(work, made.ahead)
-            answered(made)
+            source, prediction = _source(path), answered_slide.prediction
+            plan[work.job.slide_id(prediction.slide_name, source, prediction.identity.source)] = _plan(work, answered_slide.ahead)
+            answered(answered_slide)
     took = time.monotonic() - start
     run = replace(run, plan=plan, finished=_now(), seconds=took, peak_bytes=peak_memory(), failed=tuple(missed))
     work.job.record_run(run)
     return run
+
+
+def _name(path: str | os.PathLike[str]) -> str:
+    """File name of a slide's path or URL, also of ``.``."""
+    place = os.fspath(path)
+    return PurePosixPath(place.partition("?")[0]).name if "://" in place else os.path.basename(os.path.abspath(place))
+
+
+def _source(path: str | os.PathLike[str]) -> str:
+    """Absolute path of a slide, or its URL."""
+    place = os.fspath(path)
+    return place if "://" in place else os.path.abspath(place)
+
+
+def _refusal(work: Work, path: str | os.PathLike[str]) -> tuple[StreamviewError, bool] | None:
+    """Why a slide cannot be worked on, and whether its file is at fault, as far as can be told at once; None where nothing is wrong."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SlideWarning)  # which will be given when the slide's turn comes
+        try:
+            slide = open_slide(path, work.mpp)
+        except SlideError as error:
+            return error, True
+        with slide:
+            try:
+                if work.crop_tissue and work.region is None:
+                    Sampler(slide, None, work.model.card.mpp)
+                else:
+                    identify(work.model, slide, work.region, precision=work.precision, pad_to=work.pad_to)
+            except StreamviewError as error:
+                return error, False
+    return None
 
 
 def check_display(model: Model, display: Preset | None) -> None:
@@ -262,19 +328,39 @@ def _choose(work: Work, slide: Slide) -> tuple[Tissue | None, Region]:
         return None, region
 
 
-def _check_free(work: Work, slide: Slide, stored: Sequence[Path]) -> None:
-    """Refuse to write the maps of one network, slide, scale or precision over those of another: the table would point at the wrong ones."""
-    padded = None if work.pad_to is None else (work.pad_to, work.pad_to)
-    ours = (work.model.sha256, work.model.card.sha256, slide.identity, work.precision, slide.mpp, padded)
+def _result(
+    work: Work,
+    path: str | os.PathLike[str],
+    slide: Slide,
+    tissue: Tissue | None,
+    prediction: Prediction,
+    maps: tuple[StoredMap, ...] = (),
+) -> RegionResult:
+    """An answer as the job keeps it."""
+    region = prediction.region
+    return RegionResult(
+        prediction,
+        work.run_id,
+        mpp=slide.mpp,
+        tissue_covered=None if tissue is None else covered(tissue, region),
+        maps=maps,
+        source=_source(path),
+        tissue_share=None if tissue is None else tissue_share(tissue, region),
+        aggregation=work.model.card.aggregation,
+    )
+
+
+def _check_free(work: Work, slide: Slide, region: Region, stored: Sequence[Path]) -> None:
+    """Refuse to write maps over those of an answer of another identity: the table would point at the wrong ones."""
+    ours = identify(work.model, slide, region, precision=work.precision, pad_to=work.pad_to)
     for record in work.job.slides():
         for result in record.regions:
-            identity = result.prediction.identity
-            theirs = (identity.weights_sha256, identity.card_sha256, identity.source, identity.precision, result.mpp, identity.padded)
             held = [path for known in result.maps for path in stored if work.job.folder / known.path == path]
-            if held and theirs != ours:
+            if held and result.prediction.identity.key != ours.key:
                 raise StreamviewError(
                     f"{held[0]}: holds maps of {result.prediction.slide_name} by {result.prediction.model_name} with other weights, mpp, "
-                    "precision, padding or pixels; choose another job folder"
+                    "precision, padding or pixels, or by an earlier version; take them out with streamview jobs rm, or choose another job "
+                    "folder"
                 )
 
 

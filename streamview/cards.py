@@ -3,7 +3,8 @@
 A card is WSInfer's ``config.json``, read unchanged (schema 1.0,
 https://github.com/SBU-BMI/wsinfer-zoo/blob/main/wsinfer_zoo/schemas/model-config.schema.json), with our additions under the
 one key ``streamview``, all optional: ``name``, ``task``, ``trained``, ``licence``, ``split``, ``aggregation``,
-``calibration``, ``use``, ``warning``, ``input_size``. Beyond the schema, ``patch_size_pixels`` and ``spacing_um_px`` may be null: unknown.
+``calibration``, ``use``, ``warning``, ``input_size``, ``stain``. Beyond the schema, ``patch_size_pixels`` and ``spacing_um_px`` may be
+null: unknown.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any, Literal, NoReturn, get_args
 
 from streamview.errors import ModelError
 
-__all__ = ["ModelCard", "Task", "assumed_document", "card_document", "parse_card", "read_document"]
+__all__ = ["ModelCard", "Stain", "Task", "assumed_document", "card_document", "parse_card", "read_document"]
 
 Task = Literal["class", "multilabel", "regression"]
 """What the outputs are: one class of several (softmax), independent labels (sigmoid), or regressed values."""
@@ -26,6 +27,24 @@ Task = Literal["class", "multilabel", "regression"]
 _TEXTS = ("name", "licence", "split", "aggregation", "calibration", "use", "warning")
 _ARGUMENTS = {"Resize": {"size", "interpolation", "antialias"}, "ToTensor": set[str](), "Normalize": {"mean", "std", "inplace"}}
 _REQUIRED = object()
+
+
+@dataclass(frozen=True, slots=True)
+class Stain:
+    """How the tissue that a network was trained on was stained.
+
+    Parameters
+    ----------
+    name
+        Such as ``"H&E"``, ``"IHC"``, ``"fluorescence"``.
+    od_mean, od_std
+        Optical density, ``log10(glass / pixel)``, of the red, green and blue of tissue: mean and standard deviation over the training
+        regions of each one's own mean; None: not measured.
+    """
+
+    name: str
+    od_mean: tuple[float, ...] | None = None
+    od_std: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +80,8 @@ class ModelCard:
         Smallest and largest side of the regions trained on, px of the network's own grid; None: unknown.
     sha256
         Of the card as canonical JSON (sorted keys, no spaces, UTF-8).
+    stain
+        Of the tissue trained on; None: not stated.
     """
 
     name: str
@@ -81,6 +102,7 @@ class ModelCard:
     input_size: tuple[int, int] | None
     sha256: str
     warning: str | None = None
+    stain: Stain | None = None
 
     @property
     def mpp(self) -> float | None:
@@ -136,7 +158,7 @@ def parse_card(document: Mapping[str, Any], *, name: str, file: str) -> ModelCar
     if resize is not None and patch is None:
         card.refuse("patch_size_pixels", "the side that patches had before Resize, px")
     ours = _Fields(card.get("streamview", _is_object, "an object", default={}), file, "streamview.")
-    ours.only((*_TEXTS, "task", "trained", "input_size"))
+    ours.only((*_TEXTS, "task", "trained", "input_size", "stain"))
     texts = {key: ours.get(key, _is_text, "a text", default=None) for key in _TEXTS}
     side = resize or patch
     return ModelCard(
@@ -158,6 +180,7 @@ def parse_card(document: Mapping[str, Any], *, name: str, file: str) -> ModelCar
         warning=texts["warning"],
         input_size=_read_input_size(ours, default=(side, side) if side else None),
         sha256=hashlib.sha256(json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()).hexdigest(),
+        stain=_read_stain(ours),
     )
 
 
@@ -179,8 +202,14 @@ def card_document(card: ModelCard) -> dict[str, Any]:
             "trained": card.trained,
             **{key: text for key, text in texts.items() if text is not None},
             **({} if card.input_size is None else {"input_size": list(card.input_size)}),
+            **({} if card.stain is None else {"stain": _stain_document(card.stain)}),
         },
     }
+
+
+def _stain_document(stain: Stain) -> dict[str, Any]:
+    measured = {key: value for key, value in (("od_mean", stain.od_mean), ("od_std", stain.od_std)) if value is not None}
+    return {"name": stain.name, **{key: list(value) for key, value in measured.items()}}
 
 
 def assumed_document(
@@ -250,6 +279,22 @@ def _read_input_size(ours: _Fields, default: tuple[int, int] | None) -> tuple[in
     return size if size is None else (size[0], size[1])
 
 
+def _read_stain(ours: _Fields) -> Stain | None:
+    values = ours.get("stain", _is_object, "an object", default=None)
+    if values is None:
+        return None
+    stain = _Fields(values, ours.file, "streamview.stain.")
+    stain.only(("name", "od_mean", "od_std"))
+    numbers = "3 numbers of 0 or more: red, green, blue"
+    mean, std = (
+        stain.get(key, lambda v: _are_three(v, lambda n: _is_number(n) and n >= 0), numbers, None) for key in ("od_mean", "od_std")
+    )
+    if (mean is None) != (std is None) or (mean is not None and not sum(mean)):
+        stain.refuse("od_mean", "both od_mean and od_std or neither, and some absorption")
+    name = stain.get("name", _is_text, "a text such as H&E")
+    return Stain(name, None if mean is None else tuple(map(float, mean)), None if std is None else tuple(map(float, std)))
+
+
 class _Fields:
     """One JSON object, read field by field; every refusal names the file, the field, what was found and what was expected."""
 
@@ -294,6 +339,10 @@ def _is_number(value: Any) -> bool:
 
 def _is_positive(value: Any) -> bool:
     return _is_number(value) and value > 0
+
+
+def _is_amount(value: Any) -> bool:
+    return _is_number(value) and value >= 0
 
 
 def _is_side(value: Any) -> bool:

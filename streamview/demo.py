@@ -112,8 +112,9 @@ def run_demo(
     if size < _SMALLEST:
         raise StreamviewError(f"a demo slide of {size} px: expected {_SMALLEST} px a side or more")
     start = time.monotonic()
-    model = load_model("demo", untrained=untrained)
     folder = Path(folder)
+    atomic.check_output(folder)
+    model = load_model("demo", untrained=untrained)
     slide_path = folder / "synthetic.svs"
     tell(f"painting a synthetic slide of {size} x {size} px with one lesion: {slide_path}")
     with atomic.replacing(slide_path) as temporary:

@@ -199,6 +199,8 @@ class Shown:
         Share of the cap below which nothing is shown, the recipe's floor percentile included.
     blur_px
         ``(y, x)`` standard deviation of the blur in px of the network's grid.
+    empty
+        Why nothing is shown, in a sentence; None where something is.
     """
 
     recipe: Recipe
@@ -208,6 +210,7 @@ class Shown:
     cap: float
     threshold: float
     blur_px: tuple[float, float]
+    empty: str | None = None
 
     @property
     def overview(self) -> int:
@@ -282,6 +285,11 @@ def show(saliency: Saliency, recipe: Recipe, overview: Overview | None = None) -
     floor = _percentile(seen, recipe.floor_percentile) / cap if cap > 0 and recipe.floor_percentile else 0.0
     grid = saliency.prediction.region.height / saliency.prediction.shape[0], saliency.prediction.region.width / saliency.prediction.shape[1]
     threshold = max(recipe.threshold, floor)
+    empty = None
+    if cap <= 0:
+        empty = _why_empty(saliency, saliency_map)
+    elif not len(seen) or seen.max() < threshold * cap:
+        empty = f"Nothing is shown: every value lies below {threshold:.0%} of the cap."
     return Shown(
         recipe=recipe,
         levels=tuple(ShownLevel(raw, sigma, cap, threshold) for raw, sigma in zip(raws[first:], sigmas[first:], strict=True)),
@@ -290,7 +298,18 @@ def show(saliency: Saliency, recipe: Recipe, overview: Overview | None = None) -
         cap=cap,
         threshold=threshold,
         blur_px=(recipe.blur_um / (grid[0] * unit[0]), recipe.blur_um / (grid[1] * unit[1])),
+        empty=empty,
     )
+
+
+def _why_empty(saliency: Saliency, saliency_map: SaliencyMap) -> str:
+    """Why a map without positive values has none."""
+    target = saliency.target.name
+    if not np.asarray(saliency_map.levels[-1]).any():
+        return f"Nothing is shown: the map is zero, as the score of {target} does not change with any pixel of the region."
+    if saliency_map.method == "evidence":
+        return f"Nothing is shown: nothing in the region speaks for {target}; its evidence is nowhere positive."
+    return f"Nothing is shown: the map of {target} is nowhere positive; all that it holds speaks against it."
 
 
 def apply_recipe(blurred: NDArray[np.float32], cap: float, threshold: float) -> NDArray[np.float32]:

@@ -13,6 +13,7 @@ __all__ = [
     "AnnotationError",
     "AnnotationWarning",
     "Cancelled",
+    "JobWarning",
     "LabelError",
     "MemoryBudgetError",
     "ModelError",
@@ -84,6 +85,10 @@ class SlideError(StreamviewError):
 
 class SlideWarning(UserWarning):
     """A slide is read otherwise than it should be; the pixels are right."""
+
+
+class JobWarning(UserWarning):
+    """A part of a job cannot be used; the rest is."""
 
 
 class RegionError(StreamviewError):

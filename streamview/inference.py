@@ -378,7 +378,7 @@ def find_target(model: Model, target: int | str | Target) -> Target:
 
 
 def find_targets(model: Model, targets: Sequence[str]) -> list[Target]:
-    """What a user named, each once: as `find_target`, or every class for the word ``"all"``.
+    """What a user named, each once: as `find_target`, or every class for the word ``"all"`` unless a class is called so.
 
     Raises
     ------

@@ -50,7 +50,7 @@ def return_freed_memory() -> None:
 def free_disk(path: str | os.PathLike[str]) -> int:
     """Bytes that are free where a file or folder will be made."""
     place = Path(os.path.abspath(path))
-    return shutil.disk_usage(next(folder for folder in (place, *place.parents) if folder.exists())).free
+    return shutil.disk_usage(next(folder for folder in (place, *place.parents) if os.path.exists(folder))).free
 
 
 def peak_device_memory() -> int | None:

@@ -19,6 +19,7 @@ import numpy.typing as npt
 import zarr
 from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 
+from streamview import atomic
 from streamview.errors import SlideError
 from streamview.geometry import Region
 from streamview.journal import Journal, Tell, discard_unfinished, resumable
@@ -135,6 +136,10 @@ def build_pyramid(
         not writable; nothing is left at `out`, and what is finished is kept beside it.
     """
     out = Path(out)
+    try:
+        atomic.check_output(os.path.dirname(os.path.abspath(out)))
+    except OSError as error:
+        raise _unwritable(out, error) from error
     check_size(slide.name, slide.shape)
     sampler = Sampler(slide, region, mpp)
     shapes = _shapes(sampler, levels)
@@ -154,7 +159,7 @@ def build_pyramid(
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with resumable(out, making, tell) as journal:
-            group = zarr.create_group(str(journal.folder), zarr_format=3)
+            group = zarr.create_group(journal.folder, zarr_format=3)  # a text may be taken for a URL
             _write(sampler, [_create(group, str(number), shape, codec) for number, shape in enumerate(shapes)], journal, report)
             group.attrs.update(attributes)
     except OSError as error:

@@ -25,7 +25,7 @@ from streamview.readahead import ReadAhead
 from streamview.results import Identity, Precision, Prediction, Target
 from streamview.slides import Slide, as_slide
 from streamview.slides.padding import PaddedSampler
-from streamview.slides.sampling import Sampler
+from streamview.slides.sampling import SAMPLING_VERSION, Sampler
 from streamview.streaming.capture import capture, refuse_hooks
 from streamview.streaming.cuda import free_memory_of, full_float32, reserved_memory
 from streamview.streaming.graph import Bound, Demands, Key, Sink, bind, demands, placed
@@ -36,8 +36,9 @@ from streamview.streaming.plan import Plan, make_plan
 from streamview.streaming.run import Run
 from streamview.streaming.shortage import persist, ran_out
 from streamview.streaming.step import Span, build_grid
+from streamview.suitability import Overview, contradicted_scale, unsuitable
 
-__all__ = ["PRECISIONS", "NotFinite", "Passed", "Session", "Source"]
+__all__ = ["PRECISIONS", "NotFinite", "Passed", "Session", "Source", "identify"]
 
 Source = Slide | NDArray[np.uint8]
 PRECISIONS: Mapping[str, torch.dtype] = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -90,6 +91,7 @@ class Session:
     scale: Tensor
     glass: Tensor
     precision: Precision
+    overview: Overview
     last: tuple[tuple[int, int, int, int], Tensor] | None = None
     ahead: ReadAhead[Tensor] | None = None
     room: int = 0  # bytes that a run may take on the device
@@ -137,8 +139,9 @@ class Session:
         glass = torch.tensor(slide.background, dtype=torch.float32, device=where).view(1, 3, 1, 1)
         scale = 1 / (255 * std)
         zero = glass * scale - mean / std
-        warnings = _warnings(model, sampler, plain.shape)
-        return cls(model, slide, sampler, plain.shape, bound, weights, where, warnings, mean / std, scale, zero, precision)
+        warnings = _warnings(model, slide, sampler, plain.shape)
+        overview = Overview(plain.shape)
+        return cls(model, slide, sampler, plain.shape, bound, weights, where, warnings, mean / std, scale, zero, precision, overview)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -183,7 +186,9 @@ class Session:
 
     def _fetch(self, rows: tuple[int, int], cols: tuple[int, int]) -> Tensor:
         """Pixels of a part of the grid, uint8 (h, w, 3), in memory that the device reads by itself."""
-        pixels = torch.from_numpy(self.sampler.read(*rows, *cols))
+        array = self.sampler.read(*rows, *cols)
+        self.overview.add(array, rows, cols)
+        pixels = torch.from_numpy(array)
         return pixels.pin_memory() if self.device.type == "cuda" else pixels
 
     @contextlib.contextmanager
@@ -390,13 +395,14 @@ class Session:
 
     def prediction(self, logits: Tensor, warnings: tuple[str, ...] = ()) -> Prediction:
         """The result of a forward pass."""
-        card, sampler = self.model.card, self.sampler
-        padded = sampler.shape if isinstance(sampler, PaddedSampler) else None
-        identity = Identity(self.model.sha256, card.sha256, self.slide.identity, sampler.region, sampler.mpp, self.precision, padded)
+        card, sampler, mpp = self.model.card, self.sampler, self.slide.mpp
+        identity = _identity(self.model, self.slide, sampler, self.precision)
         values = logits.detach().cpu().numpy().astype(np.float32)
+        area = None if mpp is None else math.prod(mpp) * math.prod(sampler.region.shape) / 1e6
+        unfit = unsuitable(self.overview.pixels, card, area)
         return Prediction(
             self.slide.name, sampler.region, self.kept, sampler.mpp, card.task, card.class_names, values, identity, card.name,
-            card.trained, (*self.warnings, *warnings),
+            card.trained, (*self.warnings, *unfit, *warnings),
         )  # fmt: skip
 
     def placed(self, value: int) -> tuple[tuple[float, float], tuple[float, float]]:
@@ -414,7 +420,43 @@ class Session:
             torch.cuda.synchronize(self.device)
 
 
-def _warnings(model: Model, sampler: Sampler | PaddedSampler, kept: tuple[int, int]) -> tuple[str, ...]:
+def identify(
+    model: Model, slide: Slide, region: Region | None = None, *, precision: Precision = "float32", pad_to: int | None = None
+) -> Identity:
+    """Return the identity that the result of such a run will have, before it runs.
+
+    Raises
+    ------
+    SlideError, RegionError
+        When slide, region and model do not fit together.
+    """
+    plain = Sampler(slide, region, model.card.mpp)
+    try:
+        sampler: Sampler | PaddedSampler = plain if pad_to is None else PaddedSampler(plain, (pad_to, pad_to))
+    except RegionError as error:
+        raise RegionError(f"{slide.name}: {error}") from None
+    return _identity(model, slide, sampler, precision)
+
+
+def _identity(model: Model, slide: Slide, sampler: Sampler | PaddedSampler, precision: Precision) -> Identity:
+    return Identity(
+        weights_sha256=model.sha256,
+        card_sha256=model.card.sha256,
+        source=slide.identity,
+        region=sampler.region,
+        mpp=sampler.mpp,
+        precision=precision,
+        padded=sampler.shape if isinstance(sampler, PaddedSampler) else None,
+        slide_mpp=slide.mpp,
+        slide_mpp_source="unknown" if slide.mpp is None else "given" if slide.mpp_source.startswith("given") else "file",
+        pixel_source=slide.pixel_source,
+        background=slide.background,
+        level=sampler.level,
+        sampling=SAMPLING_VERSION,
+    )
+
+
+def _warnings(model: Model, slide: Slide, sampler: Sampler | PaddedSampler, kept: tuple[int, int]) -> tuple[str, ...]:
     """What the reader of a result must know: of how region and card differ, and of what was assumed when the model was loaded."""
     card, found = model.card, []
     height, width = sampler.shape
@@ -432,4 +474,5 @@ def _warnings(model: Model, sampler: Sampler | PaddedSampler, kept: tuple[int, i
         found.append("The card states no mpp: the region was read at the slide's full resolution as it is.")
     elif sampler.mpp is not None and max(abs(m / card.mpp - 1) for m in sampler.mpp) > 0.01:
         found.append(f"The region was read at {sampler.mpp[0]:.3f} um/px; the model was trained at {card.mpp:.3f} um/px.")
-    return (*found, *model.notes)
+    scale = contradicted_scale(slide.mpp, slide.stated_mpp)
+    return (*found, *([] if scale is None else [scale]), *model.notes)

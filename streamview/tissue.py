@@ -19,7 +19,7 @@ from streamview.geometry import Region
 from streamview.slides import Slide
 from streamview.thumbnail import thumbnail
 
-__all__ = ["Tissue", "covered", "find_tissue", "otsu", "tissue_boxes", "tissue_region"]
+__all__ = ["Tissue", "covered", "find_tissue", "otsu", "tissue_boxes", "tissue_region", "tissue_share"]
 
 _LARGEST = 2**22  # px of the mask
 _PIXEL_UM = 8.0  # finer pixels tell nuclei from what lies between them, which is tissue too
@@ -156,6 +156,12 @@ def covered(tissue: Tissue, region: Region) -> float:
         )
     )
     return round(float(rows @ (tissue.mask @ columns)) / total, 9)  # all of it is 1 and not a rounding less
+
+
+def tissue_share(tissue: Tissue, region: Region) -> float:
+    """Return the share (0..1) of a level-0 region that is tissue."""
+    area = covered(tissue, region) * int(tissue.mask.sum()) * math.prod(tissue.step)
+    return min(1.0, area / math.prod(region.shape))
 
 
 def _box(tissue: Tissue, window: tuple[slice, slice]) -> Region:

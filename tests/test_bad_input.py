@@ -5,6 +5,8 @@ import json
 import os
 import pickle
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,10 +22,14 @@ from torch import nn
 
 from streamview import atomic
 from streamview.cli import main
-from streamview.errors import ModelError, SlideError
+from streamview.errors import ModelError, SlideError, StreamviewError
+from streamview.export.job import export_job
 from streamview.inference import predict
+from streamview.jobs import Job
 from streamview.loading import Model, load_model
 from streamview.progress import Step
+from streamview.pyramid import build_pyramid
+from streamview.slides import open_slide
 
 Refusal = Callable[..., str]
 REGION = ("--region", "700,400,320,300")
@@ -278,3 +284,116 @@ def test_ctrl_c_at_a_step(
     left = [path for path in out.rglob("*") if path.is_file()]
     assert all(path.parent.name == "runs" for path in left)
     assert command != "convert" or not out.exists()
+
+
+def test_every_slide_is_looked_at_before_the_first_is_computed(refusal: Refusal, synthetic_slide: SyntheticSlide, job: Path) -> None:
+    command = ["predict", "-o", job, "-m", "demo", *REGION, "-i", synthetic_slide.path]
+    assert refusal(*command, "gone.svs") == "error: gone.svs: no such file or folder; check the path"
+    assert not (job / "slides").exists()  # nothing was computed, and a typing error is no slide
+    assert not finished(job)
+    assert refusal(*command, "gone.svs", "--skip-errors").startswith("error: gone.svs")
+    assert "gone.svs" not in (job / "predictions.csv").read_text()
+    (last,) = (run for run in (json.loads(path.read_text()) for path in (job / "runs").iterdir()) if run["plan"])
+    assert last["failed"] == ["gone.svs"]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [("--region", "2000,0,400,400"), ("--mpp", "0"), ("--mpp", "3"), ("--pad-to", "64"), ("--memory", "20MB"), ("--region", "0,0,31,400")],
+    ids=" ".join,
+)
+def test_a_wrong_option_is_no_failed_slide(refusal: Refusal, synthetic_slide: SyntheticSlide, job: Path, options: tuple[str, ...]) -> None:
+    assert main(["predict", "-i", str(synthetic_slide.path), "-o", str(job), "-m", "demo", *REGION]) == 0
+    before = (job / "predictions.csv").read_text()
+    refusal("predict", "-i", synthetic_slide.path, "-o", job, "-m", "demo", *options)
+    assert (job / "predictions.csv").read_text() == before
+
+
+def test_no_output_is_written_into_an_image(refusal: Refusal, synthetic_slide: SyntheticSlide, tmp_path: Path) -> None:
+    image = tmp_path / "a.ome.zarr"
+    with open_slide(synthetic_slide.path) as slide:
+        build_pyramid(slide, image).close()
+    before = sorted(image.rglob("*"))
+    inputs = ["-m", "demo", "-i", synthetic_slide.path]
+    for output in (image, image / "job", image / "0"):
+        for command in ("predict", "saliency", "verify"):
+            assert "lies in the OME-Zarr image" in refusal(command, *inputs, "-o", output, *REGION)
+    assert "lies in the OME-Zarr image" in refusal("convert", synthetic_slide.path, "-o", image / "b.ome.zarr")
+    assert sorted(image.rglob("*")) == before
+
+
+@pytest.mark.parametrize("command", ["predict", "saliency", "convert"])
+def test_places_where_nothing_can_be_written(refusal: Refusal, synthetic_slide: SyntheticSlide, tmp_path: Path, command: str) -> None:
+    inputs = [synthetic_slide.path] if command == "convert" else ["-m", "demo", *REGION, "-i", synthetic_slide.path]
+    (tmp_path / "file").touch()
+    for place in ("/proc/x", tmp_path / ("x" * 300), tmp_path / "file" / "below", "/dev/null/x"):
+        message = refusal(command, *inputs, "-o", place)
+        assert str(place) in message
+        assert any(remedy in message for remedy in ("choose another", "check")), message
+
+
+@pytest.mark.parametrize("code", [errno.EFBIG, errno.EIO, errno.ESTALE, errno.ENAMETOOLONG, errno.ENOTDIR, errno.ENXIO, errno.ENODEV])
+def test_whatever_the_file_system_refuses_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(atomic.os, "replace", refuse)
+    with pytest.raises(StreamviewError, match=rf"a\.txt: cannot be written \({os.strerror(code)}\); check the disk") as caught:
+        atomic.write_text(tmp_path / "a.txt", "text")
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.iterdir())
+    monkeypatch.setattr(atomic.os, "replace", lambda *_: (_ for _ in ()).throw(BrokenPipeError(errno.EPIPE, "pipe")))
+    with pytest.raises(BrokenPipeError):  # of a reader that went away, which the command line handles
+        atomic.write_text(tmp_path / "a.txt", "text")
+
+
+def test_a_limit_on_the_size_of_files_is_one_line(synthetic_slide: SyntheticSlide, tmp_path: Path) -> None:
+    limit = "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)); "
+    script = limit + "from streamview.cli import main; sys.exit(main())"
+    command = ["saliency", "-i", str(synthetic_slide.path), "-o", str(tmp_path / "job"), "-m", "demo", *REGION]
+    done = subprocess.run([sys.executable, "-c", script, *command], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "cannot be written (File too large)" in done.stderr
+
+
+def test_an_image_that_one_stands_in_has_a_name(synthetic_slide: SyntheticSlide, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    image = tmp_path / "a::b.ome.zarr"  # colons are no URL
+    assert main(["convert", str(synthetic_slide.path), "-o", str(image), "--region", "600,300,400,400"]) == 0
+    monkeypatch.chdir(image)
+    with open_slide(".") as slide:
+        assert slide.name == "a::b.ome.zarr"
+    assert main(["predict", "-i", ".", "-o", str(tmp_path / "job"), "-m", "demo"]) == 0
+    assert [record.slide_id for record in Job(tmp_path / "job").slides()] == ["a::b.ome.zarr"]
+
+
+def test_slides_of_any_name_and_a_job_with_colons(
+    synthetic_slide: SyntheticSlide, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = [os.fsdecode(b"latin\xe9.svs"), "x" * 236 + ".svs", "\u00fc" * 100 + ".svs", ".hidden.svs", "new\nline.svs"]
+    for name in names:
+        os.link(synthetic_slide.path, tmp_path / name) if os.stat(tmp_path).st_dev == os.stat(synthetic_slide.path).st_dev else shutil.copy(
+            synthetic_slide.path, tmp_path / name
+        )
+    job = tmp_path / "job::1"
+    inputs = [str(tmp_path / name) for name in names]
+    assert main(["saliency", "-i", *inputs, "-o", str(job), "-m", "demo", *REGION]) == 0
+    assert "5 of 5 slides answered" in capsys.readouterr().out
+    assert sorted(record.slide_id for record in Job(job).slides()) == sorted(names)
+    assert len(list((job / "saliency").iterdir())) == 5
+    written = export_job(Job(job), ("png", "geojson"), out=tmp_path / "out")
+    assert len({path.parent for path in written}) == 5
+    assert main(["jobs", "rm", str(job), "--slide", names[0]]) == 0
+    assert len(Job(job).slides()) == 4
+
+
+def test_a_class_called_all_is_not_explained_in_silence(
+    synthetic_slide: SyntheticSlide, tmp_path: Path, job: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    home = model_folder(tmp_path / "mine", lambda weights, card: card.update(class_names=["all", 'a,"b"\nc|d']))
+    assert (
+        main(["saliency", "-i", str(synthetic_slide.path), "-o", str(job), "-m", str(home), *REGION, "--target", "all", 'a,"b"\nc|d']) == 0
+    )
+    assert "warning: --target all: is taken for the class of this name" in capsys.readouterr().err
+    ((result,),) = (record.regions for record in Job(job).slides())
+    assert [stored.target.index for stored in result.maps if stored.target is not None] == [0, 1]

@@ -68,6 +68,7 @@ def test_the_commands_are_those_of_the_product() -> None:
         "evaluate",
         "verify",
         "models",
+        "jobs",
         "export",
         "doctor",
         "view",
@@ -246,13 +247,33 @@ def test_predict_keeps_failed_slides_as_rows_and_says_so(run: Run, synthetic_sli
     assert last["peak_bytes"] > 0
 
 
-def test_slides_of_the_same_name_are_refused(run: Run, synthetic_slide: SyntheticSlide, tmp_path: Path) -> None:
-    twin = tmp_path / synthetic_slide.path.name
-    shutil.copy(synthetic_slide.path, twin)
-    status, _, err = run("predict", "-i", synthetic_slide.path, twin, "-o", tmp_path / "job", "-m", "demo")
+def test_slides_of_the_same_name_are_kept_apart(run: Run, synthetic_slide: SyntheticSlide, tmp_path: Path) -> None:
+    job, twin = tmp_path / "job", tmp_path / synthetic_slide.path.name
+    twin.write_bytes(synthetic_slide.path.read_bytes() + b"\0")  # other pixels, as far as anybody can tell
+    command = ["-o", job, "-m", "demo", "--region", "600,300,320,320"]
+    status, _, _ = run("predict", "-i", synthetic_slide.path, twin, *command)
+    assert status == 0
+    assert run("saliency", "-i", twin, *command)[0] == 0
+    first, second = Job(job).slides()
+    assert (first.slide_id, first.source) == ("synthetic.svs", str(synthetic_slide.path))
+    assert second.slide_id.startswith("synthetic.svs~")
+    assert [len(record.regions) for record in (first, second)] == [1, 1]
+    assert (not first.regions[0].maps, len(second.regions[0].maps)) == (True, 1)
+    assert [row["slide_id"] for row in rows_of(job)] == ["synthetic.svs"] * 2 + [second.slide_id] * 2
+    (tmp_path / "link").symlink_to(tmp_path)
+    status, _, err = run("predict", "-i", twin, tmp_path / "link" / twin.name, *command)
     assert status == 1
-    assert err == "error: 2 slides are named synthetic.svs, but a job tells slides apart by name; use one job for each, or rename them\n"
-    assert not (tmp_path / "job").exists()
+    assert "is the same slide as" in err
+    status, out, _ = run("jobs", "list", job)
+    assert status == 0
+    assert "x600-y300-w320-h320  demo  normal (p = " in out
+    assert "with maps" in out
+    status, out, _ = run("jobs", "rm", job, "--slide", second.slide_id, "--region", "600,300,320,320")
+    assert (status, out) == (0, f"taken out: {second.slide_id} 600,300,320,320\n")
+    assert {row["slide_id"] for row in rows_of(job)} == {"synthetic.svs"}
+    assert not list((job / "saliency").rglob("*.ome.zarr"))
+    assert run("jobs", "rm", job, "--slide", "gone.svs")[2].startswith("error: ")
+    assert "is no job folder" in run("jobs", "list", tmp_path)[2]
 
 
 def test_saliency(run: Run, synthetic_slide: SyntheticSlide, tmp_path: Path) -> None:

@@ -205,7 +205,7 @@ def test_a_result_that_cannot_take_its_place_puts_the_old_one_back(tmp_path: Pat
     fresh = tmp_path / "fresh"
     fresh.mkdir()
     monkeypatch.setattr(os, "rename", refuse_the_new)
-    with pytest.raises(OSError, match="gone"):
+    with pytest.raises(StreamviewError, match="gone"):
         atomic.replace(fresh, path)
     assert "signed" in open_saliency(path).maps
 

@@ -361,7 +361,7 @@ class InferenceSection(Section):
         request = self.request(target, prediction.region)
         if request is None or self._running is not None:
             return
-        if request.slide.name != prediction.slide_name or request.loaded.model.sha256 != prediction.identity.weights_sha256:
+        if request.slide.identity != prediction.identity.source or request.loaded.model.sha256 != prediction.identity.weights_sha256:
             self._fail(f"Choose the slide {prediction.slide_name} and the network {prediction.model_name} first: the answer is theirs.")
             return
         self._start(request, prediction.region)

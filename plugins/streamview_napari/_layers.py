@@ -234,7 +234,8 @@ def job_layers(folder: str | os.PathLike[str], slide_id: str | None = None) -> l
         raise StreamviewError(
             f"{folder}: no result to show{f' for {slide_id}' if slide_id else ''}; expected a folder made by `streamview saliency`"
         )
-    regions = records[0].regions
+    # of a slide that was replaced under its name, only what was answered for the pixels now shown
+    regions = tuple(result for result in records[0].regions if records[0].superseded(result) is None) or records[0].regions
     maps = [[open_saliency(job.folder / stored.path) for stored in result.maps] for result in regions if result.maps]
     mpp = maps[0][0].mpp if maps else None
     layers = [slide_layer(slide, mpp, path=path) for slide, path in _source(regions)]
@@ -248,11 +249,12 @@ def job_layers(folder: str | os.PathLike[str], slide_id: str | None = None) -> l
 
 
 def caption(saliency: Saliency, shown: Shown) -> str:
-    """Name map and target, blur and threshold, and what the map is not for: three short lines for the canvas."""
+    """Name map and target, blur and threshold, and what the map is not for: three short lines for the canvas, and why it is empty."""
     recipe = shown.recipe
     blur = f"{shown.blur_px[0]:.3g} px" if saliency.mpp is None else f"{recipe.blur_um:g} µm ({shown.blur_px[0]:.3g} px)"
     note = "research use only" if saliency.prediction.trained else "untrained network | research use only"
-    return f"{TITLES[recipe.method]}: {saliency.target.name}\nblur {blur} | above {shown.threshold:.0%} of the cap\n{note}"
+    empty = "" if shown.empty is None else f"\n{shown.empty}"
+    return f"{TITLES[recipe.method]}: {saliency.target.name}\nblur {blur} | above {shown.threshold:.0%} of the cap\n{note}{empty}"
 
 
 def _source(regions: tuple[RegionResult, ...]) -> list[tuple[Slide, str]]:

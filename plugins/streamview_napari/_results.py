@@ -241,7 +241,7 @@ class ResultSection(Section):
         if answer is None or slide is None or self._verifying is not None:
             return
         prediction = answer.prediction
-        if loaded is None or loaded.model.sha256 != prediction.identity.weights_sha256 or slide.name != prediction.slide_name:
+        if loaded is None or loaded.model.sha256 != prediction.identity.weights_sha256 or slide.identity != prediction.identity.source:
             self._fail(f"Choose the slide {prediction.slide_name} and the network {prediction.model_name} first: the answer is theirs.")
             return
         model = loaded.model

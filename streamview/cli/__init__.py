@@ -15,7 +15,7 @@ from typing import Any
 
 from streamview.cli.console import complain, one_line, warn
 from streamview.cli.parser import build_parser
-from streamview.errors import AnnotationWarning, Cancelled, SlideWarning, StreamviewError
+from streamview.errors import AnnotationWarning, Cancelled, JobWarning, SlideWarning, StreamviewError
 
 __all__ = ["main"]
 
@@ -61,8 +61,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _show(others: Callable[..., Any], message: Warning | str, category: type[Warning], *where: Any, **how: Any) -> None:
-    """Say what concerns a slide or its annotations as any other warning of a command, and all else as Python does."""
-    if issubclass(category, SlideWarning | AnnotationWarning):
+    """Say what concerns a slide, its annotations or a job as any other warning of a command, and all else as Python does."""
+    if issubclass(category, SlideWarning | AnnotationWarning | JobWarning):
         warn(str(message))
     else:
         others(message, category, *where, **how)

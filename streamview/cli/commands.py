@@ -20,6 +20,7 @@ __all__ = ["COMMANDS"]
 
 
 def _convert(options: Namespace, arguments: list[str]) -> int:
+    from streamview import atomic
     from streamview.geometry import Region
     from streamview.machine import free_disk
     from streamview.pyramid import build_pyramid, discard_unfinished, pyramid_shapes
@@ -37,7 +38,8 @@ def _convert(options: Namespace, arguments: list[str]) -> int:
         if slide.mpp is None:
             warn("the micrometres per pixel are unknown, and the pyramid says so: state them with --mpp")
         if options.restart:
-            discard_unfinished(options.output)
+            with atomic.disk_errors(Path(options.output)):
+                discard_unfinished(options.output)
         build_pyramid(
             slide,
             options.output,
@@ -72,6 +74,33 @@ def _export(options: Namespace, arguments: list[str]) -> int:
         )
     for path in written:
         say(f"written: {path}")
+    return 0
+
+
+def _jobs(options: Namespace, arguments: list[str]) -> int:
+    from streamview.geometry import Region
+    from streamview.jobs import Job, aggregate, by_policy, in_words, region_id
+
+    job = Job(options.job)
+    if not (job.folder / "slides").is_dir():
+        raise StreamviewError(f"{job.folder}: is no job folder; name one that streamview predict or saliency made")
+    if options.action == "rm":
+        for name in job.remove(options.slide, None if options.region is None else Region.parse(options.region)):
+            say(f"taken out: {name}")
+        return 0
+    for record in job.slides():
+        say(f"{record.slide_id}{'' if record.source is None else f'  ({record.source})'}")
+        for result in record.regions:
+            prediction = result.prediction
+            state = record.superseded(result) or ("" if result.holds_tissue else "no tissue, does not count")
+            facts = f"{region_id(prediction.region)}  {prediction.model_name}  {in_words(prediction)}"
+            say(f"  {facts}{state and f'  [{state}]'}{'  with maps' if result.maps else ''}")
+        for results in by_policy(record):
+            whole = aggregate(results)
+            said = f"none: {whole.reason}" if whole.prediction is None else f"{in_words(whole.prediction)}  ({whole.method})"
+            say(f"  slide  {results[-1].prediction.model_name}  {said}")
+        if record.error is not None:
+            say(f"  failed: {record.error}")
     return 0
 
 
@@ -200,6 +229,7 @@ COMMANDS: Mapping[str, Callable[[Namespace, list[str]], int]] = {
     "evaluate": evaluate,
     "verify": _verify,
     "models": _models,
+    "jobs": _jobs,
     "doctor": _doctor,
     "view": _view,
 }

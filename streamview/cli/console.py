@@ -15,8 +15,9 @@ __all__ = ["Bars", "amount", "complain", "one_line", "say", "warn"]
 
 
 def say(line: str) -> None:
-    """Print a line of the result at once, also into a pipe."""
-    print(_encodable(line), flush=True)
+    """Print a line of the result at once, also into a pipe; what the output cannot encode (a file name that is no UTF-8) is escaped."""
+    encoding = sys.stdout.encoding or "utf-8"
+    print(line.encode(encoding, "backslashreplace").decode(encoding), flush=True)
 
 
 def complain(line: str) -> None:

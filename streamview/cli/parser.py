@@ -125,6 +125,25 @@ def build_parser() -> argparse.ArgumentParser:
     inspect.add_argument("--untrained", action="store_true", help="ignore the weights of a folder")
     inspect.add_argument("--json", action="store_true", help="print the report as JSON")
 
+    jobs = add("jobs", "list what a job holds, or take a slide or a region out of it", "rm job --slide a.svs --region 0,0,4096,4096")
+    manage = jobs.add_subparsers(dest="action", metavar="list|rm", required=True, help="each has help of its own")
+    listed = manage.add_parser(
+        "list",
+        description="List the answers of a job: which regions, what counts, and what does not and why.",
+        epilog="example:\n  streamview jobs list job",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    listed.add_argument("job", metavar="JOB", help="a job folder")
+    remove = manage.add_parser(
+        "rm",
+        description="Take a slide, or its answers for one region, out of a job, with maps and pictures. The slide itself is not touched.",
+        epilog="example:\n  streamview jobs rm job --slide a.svs --region 0,0,4096,4096",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    remove.add_argument("job", metavar="JOB", help="a job folder")
+    remove.add_argument("--slide", metavar="NAME", required=True, help="slide_id of the table")
+    remove.add_argument("--region", metavar=_REGION, help="answers for this region alone, in level-0 pixels (default: all of the slide)")
+
     export = add("export", "write a job's maps for other programs", "job --format ome-tiff geojson -o for-qupath")
     export.add_argument("job", metavar="JOB", help="a job folder with maps")
     forms = ("ome-zarr", "ome-tiff", "geojson", "png")

@@ -37,6 +37,8 @@ def saliency(options: Namespace, arguments: list[str]) -> int:
     def check(model: Model) -> None:
         check_display(model, options.display)
         find_targets(model, options.target or ())
+        if "all" in (options.target or ()) and "all" in model.card.class_names:
+            warn("--target all: is taken for the class of this name; to explain every class, name each")
 
     return _run(options, arguments, explain, check)
 
@@ -105,8 +107,11 @@ def _run(
     for note in model.notes:
         warn(note)
     with Bars() as bars:
+        done = 0
 
         def answered(made: Answer) -> None:
+            nonlocal done
+            done += 1
             show_answer(made, model.notes)
 
         def failed(name: str, error: StreamviewError) -> None:
@@ -118,10 +123,12 @@ def _run(
             options.crop_tissue, tile,
         )  # fmt: skip
         run = run_slides(work, options.slides, answer, command=arguments, answered=answered, failed=failed, skip_errors=options.skip_errors)
-    done = len(run.plan)
     left = len(options.slides) - done - len(run.failed)
-    say(f"\n{done} of {len(options.slides)} slides answered: {os.path.relpath(job.folder / 'predictions.csv')}")
-    if left:
+    written = job.folder / "predictions.csv"
+    say(f"\n{done} of {len(options.slides)} slides answered{f': {os.path.relpath(written)}' if written.exists() else ''}")
+    if left and not done:
+        warn(f"nothing was computed, {left} slides left: --skip-errors goes on past a slide that fails")
+    elif left:
         warn(f"stopped at {run.failed[-1]} with {left} slides left: --skip-errors goes on past a slide that fails")
     show_cost(run.seconds or 0.0)
     return 1 if run.failed else 0

@@ -45,6 +45,7 @@ def check_folder(folder: str | os.PathLike[str]) -> Path:
         raise StreamviewError(f"{folder}: is a file; an evaluation needs a folder, choose another output")
     if (folder / "card.json").exists():
         raise StreamviewError(f"{folder}: is the folder of a model; choose another output, or a folder inside it")
+    atomic.check_output(folder)
     return folder
 
 

@@ -81,6 +81,7 @@ def export_job(
     if threshold is not None and not 0 <= threshold <= 1:
         raise StreamviewError(f"a threshold of {threshold:g}: expected a share of the cap, 0 to 1")
     folder = job.folder / "export" if out is None else Path(out)
+    atomic.check_output(folder)
     tasks: dict[Path, Callable[[Path], object]] = {}
     for record in _chosen(job, slides):
         for result, stored in _maps(record):
@@ -154,7 +155,7 @@ def _inside(job: Job, stored: StoredMap) -> Path:
 def _file_name(name: str) -> str:
     """A name that is safe as a file's on every system; one that had to be changed gets a digest of the original, to stay unique."""
     plain = re.sub(r"[^\w.+ -]+", "_", name, flags=re.ASCII)[:_LONGEST].strip(". ") or "slide"
-    return plain if plain == name else f"{plain}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    return plain if plain == name else f"{plain}-{hashlib.sha256(name.encode(errors='surrogatepass')).hexdigest()[:8]}"
 
 
 def _copy(saliency: Saliency, path: Path) -> None:

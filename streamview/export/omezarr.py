@@ -52,7 +52,7 @@ def write_ome_zarr(saliency: Saliency, recipe: Recipe, path: str | os.PathLike[s
 def stored_recipe(path: str | os.PathLike[str]) -> Recipe | None:
     """Return the display that a stored result is to be opened with; None where it has none of this version's form."""
     try:
-        values: Any = zarr.open_group(path, mode="r").attrs.get(_KEY)
+        values: Any = zarr.open_group(Path(path), mode="r").attrs.get(_KEY)
     except (OSError, ValueError, KeyError, TypeError):
         return None
     if not isinstance(values, dict) or set(values) != {field.name for field in fields(Recipe)} or values["method"] not in get_args(Method):

@@ -215,8 +215,8 @@ def _header(slide: Slide, saliency: Saliency, shown: Shown) -> list[_Block]:
     warnings = list(prediction.warnings)
     if not prediction.trained and not warnings:
         warnings.append("The weights are random: the map says nothing about the tissue.")
-    if shown.cap <= 0:
-        warnings.append("The map has no positive value: nothing is shown.")
+    if shown.empty is not None:
+        warnings.append(shown.empty)
     if warnings:
         blocks.append(_Block(tuple(warnings), _TEXT, _WARNING_INK, fill=_WARNING_FILL))
     return blocks

@@ -180,6 +180,7 @@ def check_folder(folder: Path, *, restart: bool = False) -> None:
     """
     if folder.exists() and not folder.is_dir():
         raise TrainingError(f"{folder}: is a file; a tuned network needs a folder, choose another output")
+    atomic.check_output(folder)
     held = sorted(file.name for file in folder.iterdir() if not file.name.startswith(".")) if folder.exists() else []
     if not held or _STATE in held:
         return

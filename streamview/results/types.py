@@ -60,6 +60,20 @@ class Identity:
         Arithmetic of the streamed part: "float32", "bf16" or "fp16".
     padded
         ``(height, width)`` of the grid that the region was zero-padded to, in px; None: it was not.
+    slide_mpp
+        ``(y, x)`` um/px of the slide's level 0 as it was used; None when unknown.
+    slide_mpp_source
+        "given" by the user, of the "file", or "unknown".
+    pixel_source
+        `Slide.pixel_source`: how pixels were decoded.
+    background
+        RGB of glass: what transparent pixels lie on, and the reference of the signed map.
+    level
+        ``(y, x)`` downsample of the slide's level that the grid was sampled from.
+    sampling
+        `streamview.slides.sampling.SAMPLING_VERSION`.
+
+    The fields from `slide_mpp` on are None in results of earlier versions, which did not record them.
     """
 
     weights_sha256: str
@@ -69,14 +83,28 @@ class Identity:
     mpp: tuple[float, float] | None
     precision: str
     padded: tuple[int, int] | None = None
+    slide_mpp: tuple[float, float] | None = None
+    slide_mpp_source: str | None = None
+    pixel_source: str | None = None
+    background: tuple[int, int, int] | None = None
+    level: tuple[float, float] | None = None
+    sampling: int | None = None
 
     @property
     def key(self) -> str:
         """Hex digest of all the fields: the name of this result in every export."""
-        return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()
+        return _digest(self.to_json())
+
+    @property
+    def policy(self) -> str:
+        """Hex digest of all the fields but the region: answers of one policy may be aggregated."""
+        return _digest({name: value for name, value in self.to_json().items() if name != "region"})
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as plain JSON values."""
+        pairs = {name: getattr(self, name) for name in ("padded", "slide_mpp", "background", "level")}
+        optional: dict[str, Any] = {name: None if value is None else list(value) for name, value in pairs.items()}
+        optional |= {name: getattr(self, name) for name in ("slide_mpp_source", "pixel_source", "sampling")}
         return {
             "weights_sha256": self.weights_sha256,
             "card_sha256": self.card_sha256,
@@ -84,13 +112,14 @@ class Identity:
             "region": _region_to_json(self.region),
             "mpp": None if self.mpp is None else list(self.mpp),
             "precision": self.precision,
-            **({} if self.padded is None else {"padded": list(self.padded)}),
+            # left out where they are None, so that keys of earlier versions stay
+            **{name: value for name, value in optional.items() if value is not None},
         }
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Self:
         """Inverse of `to_json`."""
-        padded = values.get("padded")
+        padded, background = values.get("padded"), values.get("background")
         return cls(
             weights_sha256=values["weights_sha256"],
             card_sha256=values["card_sha256"],
@@ -99,6 +128,12 @@ class Identity:
             mpp=_pair(values["mpp"]),
             precision=values["precision"],
             padded=None if padded is None else (padded[0], padded[1]),
+            slide_mpp=_pair(values.get("slide_mpp")),
+            slide_mpp_source=values.get("slide_mpp_source"),
+            pixel_source=values.get("pixel_source"),
+            background=None if background is None else (background[0], background[1], background[2]),
+            level=_pair(values.get("level")),
+            sampling=values.get("sampling"),
         )
 
 
@@ -347,6 +382,10 @@ class Saliency:
 
 def _region_to_json(region: Region) -> dict[str, int]:
     return {"y": region.y, "x": region.x, "height": region.height, "width": region.width, "level": region.level}
+
+
+def _digest(values: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def _pair(values: Any) -> tuple[float, float] | None:

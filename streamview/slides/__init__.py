@@ -164,6 +164,7 @@ class _Measured:
         self._slide = slide
         self.name, self.shape, self.levels = slide.name, slide.shape, slide.levels
         self.background, self.reader, self.pixel_source = slide.background, slide.reader, slide.pixel_source
+        self.stated_mpp = slide.mpp if slide.stated_mpp is None else slide.stated_mpp
         self.properties, self.associated, self.icc_profile = slide.properties, slide.associated, slide.icc_profile
         self.mpp, self.mpp_source = given_mpp(mpp)
 

@@ -122,6 +122,7 @@ class Pyramid(SlideBase):
         if self._channel is not None:
             identity = hashlib.sha256(f"{identity} {self._channel}".encode()).hexdigest()
         super().__init__(name, levels, stated if mpp is None else given_mpp(mpp), identity, _background(ours))
+        self.stated_mpp = None if mpp is None else stated[0]
         properties = ours.get("properties")
         self.properties = {str(key): str(value) for key, value in properties.items()} if isinstance(properties, Mapping) else {}
         self.icc_profile = _profile(ours.get("icc_profile"))

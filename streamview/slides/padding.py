@@ -35,6 +35,7 @@ class PaddedSampler:
             raise RegionError(f"{found}, more than the {shape[1]} x {shape[0]} px to pad it to; pad to more, or choose a smaller region")
         self._sampler = sampler
         self.region, self.scale, self.mpp, self.shape = sampler.region, sampler.scale, sampler.mpp, shape
+        self.level = sampler.level
 
     def read(self, y0: int, y1: int, x0: int, x1: int) -> npt.NDArray[np.uint8]:
         """Return rows ``y0:y1`` and columns ``x0:x1`` of the padded grid as uint8 (y1 - y0, x1 - x0, 3), C-contiguous RGB.

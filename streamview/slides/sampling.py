@@ -14,8 +14,10 @@ from streamview.geometry import Region, as_region
 from streamview.readahead import ReadAhead
 from streamview.slides.slide import Slide
 
-__all__ = ["Sampler"]
+__all__ = ["SAMPLING_VERSION", "Sampler"]
 
+SAMPLING_VERSION = 1
+"""Part of every result's identity: raised when the same region of the same slide may give other pixels than before."""
 _COARSER_ALLOWED = 1.10
 _LEVEL_SLACK = 1.01  # vendors truncate odd sizes, so a level 4x coarser has a ratio such as 4.002
 _BLOCK = 2048  # source pixels a side worked on at once
@@ -60,6 +62,7 @@ class Sampler:
         self.mpp = slide.mpp if mpp is None or slide.mpp is None else (max(slide.mpp[0], mpp), max(slide.mpp[1], mpp))
         self.shape = max(1, round(region.height / self.scale[0])), max(1, round(region.width / self.scale[1]))
         self._level = _nearest_finer(slide, self.scale)
+        self.level = slide.levels[0 if self.scale == (1.0, 1.0) else self._level].downsample
 
     def read(self, y0: int, y1: int, x0: int, x1: int) -> npt.NDArray[np.uint8]:
         """Return rows ``y0:y1`` and columns ``x0:x1`` of the grid as uint8 (y1 - y0, x1 - x0, 3), C-contiguous RGB.

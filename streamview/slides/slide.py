@@ -70,6 +70,10 @@ class Slide(Protocol):
         """Where `mpp` comes from, such as "aperio.MPP"; begins with "unknown" when it is None."""
 
     @property
+    def stated_mpp(self) -> tuple[float, float] | None:
+        """What the file itself states where the user has given another `mpp`, (y, x); None: nothing, or `mpp` is the file's."""
+
+    @property
     def levels(self) -> tuple[Level, ...]:
         """Resolutions, finest first."""
 
@@ -138,6 +142,7 @@ class SlideBase:
 
     reader = "memory"
     pixel_source = "memory"
+    stated_mpp: tuple[float, float] | None = None
     properties: Mapping[str, str] = MappingProxyType({})
     associated: tuple[str, ...] = ()
     icc_profile: bytes | None = None

@@ -1,7 +1,7 @@
 """Train the demo's network on synthetic regions.
 
 Run ``python -m streamview_models.demo.train``: it takes a few minutes on two cores, writes ``weights.safetensors`` beside itself
-and prints how the network does on regions it has not seen.
+and prints how the network does on regions it has not seen. With ``--stain`` it only prints what the card says of the stain.
 
 First the linear layer is put on every position of the last map and learns from small windows which positions show lesion. Then the
 network learns from whole regions. It pools their maximum, so the more tissue, the higher every feature: trained on small regions
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import json
 import time
 from collections import deque
 from collections.abc import Callable
@@ -29,10 +30,11 @@ from torch import Tensor, nn
 from torch.nn.functional import conv2d, cross_entropy
 
 from streamview.cards import parse_card, read_document
+from streamview.suitability import tissue_density
 from streamview.synthetic import synthetic_region
 from streamview_models.demo import build
 
-__all__ = ["main", "train"]
+__all__ = ["main", "stain_statistics", "train"]
 
 _HERE = Path(__file__).parent
 _CARD = parse_card(read_document(_HERE / "card.json"), name="demo", file="card.json")
@@ -91,11 +93,22 @@ def train(regions: int, seed: int) -> nn.Module:
     parts = _Parts(network)
     # both classes start from nothing, so that what speaks for one speaks against the other
     nn.init.zeros_(parts.weight)
-    seen = [_paint(number % 2 == 1, int(rng.choice((512, 768, 1024))), seed * 10_000 + number, rng) for number in range(regions)]
+    seen = _training_regions(regions, seed, rng)
     negatives: deque[Tensor] = deque([torch.zeros(parts.weight.shape[1])], maxlen=_PARTS)
     _optimise(network, "windows", 250, 3e-3, lambda: _window_loss(parts, seen, rng))
     _optimise(network, "regions", 200, 1e-3, lambda: _region_loss(parts, seen, negatives, rng))
     return network.eval()
+
+
+def stain_statistics(regions: int, seed: int) -> dict[str, list[float]]:
+    """Optical density of the tissue of the training regions, for the card: mean and standard deviation of the regions' means."""
+    seen = _training_regions(regions, seed, np.random.default_rng(seed))
+    means = np.array([tissue_density(region.pixels[::2, ::2].reshape(-1, 3)).mean(axis=0) for region in seen])
+    return {"od_mean": means.mean(0).round(3).tolist(), "od_std": means.std(0).round(3).tolist()}
+
+
+def _training_regions(regions: int, seed: int, rng: np.random.Generator) -> list[_Region]:
+    return [_paint(number % 2 == 1, int(rng.choice((512, 768, 1024))), seed * 10_000 + number, rng) for number in range(regions)]
 
 
 def _optimise(network: nn.Module, stage: str, steps: int, rate: float, loss_of_step: Callable[[], Tensor]) -> None:
@@ -145,7 +158,11 @@ def main() -> None:
     parser.add_argument("--regions", type=int, default=96)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("-o", "--output", type=Path, default=_HERE / "weights.safetensors")
+    parser.add_argument("--stain", action="store_true", help="print the optical density of the training regions and train nothing")
     arguments = parser.parse_args()
+    if arguments.stain:
+        print(json.dumps(stain_statistics(arguments.regions, arguments.seed)))
+        return
     network = train(arguments.regions, arguments.seed)
     state = {key: value.contiguous() for key, value in network.state_dict().items()}
     safetensors.torch.save_file(state, arguments.output)

@@ -1,0 +1,301 @@
+"""The job folder itself: read, added to and taken from, by several processes at once."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import re
+import shutil
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import filelock
+
+from streamview import atomic
+from streamview.errors import JobWarning, StreamviewError
+from streamview.geometry import Region
+from streamview.jobs.records import RegionResult, Run, SlideRecord, region_id, versions
+from streamview.jobs.tables import summary, table
+from streamview.results import RESEARCH_USE, Target
+
+__all__ = ["Job"]
+
+_NAME = 40  # letters of a target in a file name
+_PATIENCE = 120.0  # seconds to wait for another process that writes the same record
+
+
+class Job:
+    """A job folder, made when it is first written to. Several processes may add to it at once.
+
+    Parameters
+    ----------
+    folder
+        Its path; an existing job is added to.
+
+    Raises
+    ------
+    StreamviewError
+        When the path is a file, or lies in an OME-Zarr image.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        self.folder = Path(folder)
+        with atomic.disk_errors(self.folder):
+            if self.folder.exists() and not self.folder.is_dir():
+                raise StreamviewError(f"{self.folder}: is a file; a job needs a folder, choose another output")
+            atomic.check_output(self.folder)
+
+    def saliency_path(self, slide_id: str, region: Region, target: Target | None = None) -> Path:
+        """Where the maps of a region belong; with `target`, those of one target of several."""
+        return self.folder / "saliency" / atomic.safe_stem(slide_id) / f"{region_id(region)}{_suffix(target)}.ome.zarr"
+
+    def picture_path(self, slide_id: str, region: Region, preset: str, target: Target | None = None) -> Path:
+        """Where the display PNG of a region belongs; with `target`, that of one target of several."""
+        return self.folder / "saliency" / atomic.safe_stem(slide_id) / f"{region_id(region)}{_suffix(target)}-{preset}.png"
+
+    def certificate_path(self, what: str, weights_sha256: str) -> Path:
+        """Where an exactness certificate belongs; `what` names its pixels: a slide and region, or ``"random"``."""
+        return self.folder / "certificates" / f"{atomic.safe_stem(what)}-{weights_sha256[:12]}.json"
+
+    def slides(self) -> list[SlideRecord]:
+        """Return all slides of the job whose records can be read, by name; a `JobWarning` names each of the others.
+
+        Raises
+        ------
+        StreamviewError
+            When the folder cannot be read.
+        """
+        records, damaged = self._records()
+        for stem, error in damaged.items():
+            warnings.warn(f"{self.folder / 'slides' / stem}.json: {error}", JobWarning, stacklevel=1)
+        return records
+
+    def slide_id(self, name: str, source: str | None = None, identity: str | None = None) -> str:
+        """Return the id that a slide has, or will have, in this job: its name, or ``name~digest`` where another slide has that name.
+
+        It is the same slide if its path or its pixels are. One that was replaced under its path keeps the id: earlier answers are then
+        superseded.
+
+        Parameters
+        ----------
+        name
+            File name.
+        source
+            Absolute path or URL; None when it is no file.
+        identity
+            `Slide.identity`; None when it cannot be read.
+        """
+        if source is None:
+            return name
+        place = source if "://" in source else os.path.realpath(source)
+        own = f"{name}~{hashlib.sha256(place.encode(errors='surrogatepass')).hexdigest()[:8]}"
+        if self._slide_path(own).exists():
+            return own
+        record = self._known(name)
+        if record is None or record.source is None:
+            return name
+        same_place = place == (record.source if "://" in record.source else os.path.realpath(record.source))
+        return name if same_place or (identity is not None and identity == record.identity) else own
+
+    def maps_id(self, slide_id: str, identity: str) -> str:
+        """Return the id under which maps of a slide are stored: another one where the job holds maps of other pixels of that slide."""
+        record = self._known(slide_id)
+        others = record is not None and any(result.maps and result.prediction.identity.source != identity for result in record.regions)
+        return f"{slide_id}~{identity[:12]}" if others else slide_id
+
+    def add(self, result: RegionResult, *, patient_id: str = "") -> str:
+        """Record one region's answer; it replaces an earlier one of the same identity, whose maps of other targets stay.
+
+        Returns
+        -------
+        str
+            The slide's id in this job.
+
+        Raises
+        ------
+        StreamviewError
+            When it cannot be written.
+        """
+        prediction, source = result.prediction, result.prediction.identity.source
+        slide_id = self.slide_id(prediction.slide_name, result.source, source)
+        with self._changing(slide_id) as record:
+            if slide_id != self.slide_id(prediction.slide_name, result.source, source):  # another process was faster with another slide
+                return self.add(result, patient_id=patient_id)
+            others = [other for other in record.regions if other.prediction.identity.key != prediction.identity.key]
+            paths, targets = {stored.path for stored in result.maps}, {stored.target for stored in result.maps}
+            earlier = [stored for other in record.regions if other not in others for stored in other.maps]
+            earlier = [stored for stored in earlier if stored.path not in paths and (stored.target is None or stored.target not in targets)]
+            result = replace(result, maps=(*result.maps, *(stored for stored in earlier if (self.folder / stored.path).is_dir())))
+            record = replace(record, regions=(*others, result), run_id=result.run_id, error=None, identity=source)
+            self._save(replace(record, patient_id=patient_id or record.patient_id, source=result.source or record.source))
+        self.write_tables()
+        return slide_id
+
+    def fail(self, slide_id: str, error: str, run_id: str, *, patient_id: str = "", source: str | None = None) -> None:
+        """Record that a slide failed; answers of earlier runs stay.
+
+        Parameters
+        ----------
+        slide_id
+            From `slide_id`.
+        error
+            Why.
+        run_id
+            The run.
+        patient_id, source
+            As in `SlideRecord`.
+
+        Raises
+        ------
+        StreamviewError
+            When it cannot be written.
+        """
+        with self._changing(slide_id) as record:
+            record = replace(record, run_id=run_id, error=" ".join(error.split()), source=source or record.source)
+            self._save(replace(record, patient_id=patient_id or record.patient_id))
+        self.write_tables()
+
+    def remove(self, slide_id: str, region: Region | None = None) -> list[str]:
+        """Take a slide, or its answers for one region, out of the job, with the maps and pictures.
+
+        Returns
+        -------
+        list of str
+            What was taken out, in words.
+
+        Raises
+        ------
+        StreamviewError
+            When the job has no such slide or region, or it cannot be changed.
+        """
+        path = self._slide_path(slide_id)
+        if not path.exists():
+            records, damaged = self._records()
+            names = [*(record.slide_id for record in records), *damaged]
+            raise StreamviewError(f"{self.folder}: has no slide {slide_id}, only {', '.join(names) or 'none at all'}")
+        with self._changing(slide_id, setting_aside=False) as record:
+            chosen = [result for result in record.regions if region is None or result.prediction.region == region]
+            if region is not None and not chosen:
+                regions = dict.fromkeys(str(result.prediction.region) for result in record.regions)
+                raise StreamviewError(f"{slide_id}: has no region {region}, only {', '.join(regions) or 'none at all'}")
+            rest = tuple(result for result in record.regions if result not in chosen)
+            removed = [f"{slide_id} {result.prediction.region}" for result in chosen] or [slide_id]
+            with atomic.disk_errors(path):
+                if rest:
+                    self._save(replace(record, regions=rest))
+                else:
+                    path.unlink()
+                shared = {name for result in rest for stored in result.maps for name in (stored.path, stored.picture)}
+                for name in {name for result in chosen for stored in result.maps for name in (stored.path, stored.picture)} - shared:
+                    self._discard(name)
+                if not rest and region is None:
+                    shutil.rmtree(self.folder / "saliency" / atomic.safe_stem(slide_id), ignore_errors=True)
+        self.write_tables()
+        return removed
+
+    def record_run(self, run: Run) -> Path:
+        """Write ``runs/<run-id>.json``, replacing the run's earlier state, and return its path."""
+        path = self.folder / "runs" / f"{run.run_id}.json"
+        _write_json(path, asdict(run) | {"versions": versions(), "platform": platform.platform(), "note": RESEARCH_USE})
+        return path
+
+    def write_tables(self) -> None:
+        """Write ``predictions.csv`` and ``summary.md`` from the records.
+
+        Raises
+        ------
+        StreamviewError
+            When they cannot be written.
+        """
+        with self._locked(self.folder / ".tables.lock"):  # so that of two processes the last one has seen all records
+            records, damaged = self._records()
+            atomic.write_text(self.folder / "predictions.csv", table(records, damaged))
+            atomic.write_text(self.folder / "summary.md", summary(records, damaged))
+
+    def _records(self) -> tuple[list[SlideRecord], dict[str, str]]:
+        """The records, and what is wrong with those that cannot be read, by the beginning of their name."""
+        records, damaged = [], {}
+        with atomic.disk_errors(self.folder):
+            # hidden files are those of file managers and of writes under way
+            paths = sorted(path for path in (self.folder / "slides").glob("*.json") if not path.name.startswith("."))
+        for path in paths:
+            try:
+                records.append(_read(path))
+            except _DAMAGED as error:
+                damaged[path.stem] = _damage(error)
+        return records, damaged
+
+    def _known(self, slide_id: str) -> SlideRecord | None:
+        """The record of a slide; None where there is none that can be read."""
+        try:
+            return _read(self._slide_path(slide_id))
+        except _DAMAGED:
+            return None
+
+    def _slide_path(self, slide_id: str) -> Path:
+        return self.folder / "slides" / f"{atomic.safe_stem(slide_id)}.json"
+
+    @contextmanager
+    def _changing(self, slide_id: str, *, setting_aside: bool = True) -> Iterator[SlideRecord]:
+        """Yield a slide's record while no other process may change it; one that is damaged is set aside as ``.damaged``."""
+        path = self._slide_path(slide_id)
+        with self._locked(path.with_name(f".{path.stem}.lock")):
+            record = self._known(slide_id)
+            if record is None and setting_aside and path.exists():
+                with atomic.disk_errors(path):
+                    os.replace(path, path.with_name(f"{path.name}.damaged"))
+            yield record or SlideRecord(slide_id, (), "")
+
+    @contextmanager
+    def _locked(self, path: Path) -> Iterator[None]:
+        with atomic.disk_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lock = filelock.FileLock(path)
+            try:
+                lock.acquire(timeout=_PATIENCE)
+            except filelock.Timeout:
+                raise StreamviewError(f"{path}: another process has held it for {_PATIENCE:.0f} s; end that one, then run again") from None
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def _save(self, record: SlideRecord) -> None:
+        _write_json(self._slide_path(record.slide_id), record.to_json())
+
+    def _discard(self, name: str | None) -> None:
+        """Remove a map or picture that a record names, if it lies in the job: a damaged record may name any place."""
+        path = self.folder / (name or "")
+        if name and (path.parent.resolve() / path.name).is_relative_to(self.folder.resolve() / "saliency"):
+            atomic.discard(path)
+
+
+_DAMAGED = (OSError, ValueError, LookupError, TypeError, AttributeError, StreamviewError)
+
+
+def _read(path: Path) -> SlideRecord:
+    return SlideRecord.from_json(json.loads(path.read_text(encoding="utf-8")))
+
+
+def _damage(error: BaseException) -> str:
+    found = " ".join(f"{type(error).__name__}: {error}".split())
+    return f"damaged record ({found}); it is left out: remove it with streamview jobs rm, or run this slide again"
+
+
+def _suffix(target: Target | None) -> str:
+    """What tells the files of one target from those of others: its indices, which are unique on any file system, and its name."""
+    if target is None:
+        return ""
+    index = f"{target.index}" if target.against is None else f"{target.index}v{target.against}"
+    name = re.sub(r"[^\w.+-]+", "_", target.name, flags=re.ASCII)[:_NAME].strip("._-")
+    return f"-{index}-{name}" if name else f"-{index}"
+
+
+def _write_json(path: Path, values: Mapping[str, Any]) -> None:
+    atomic.write_text(path, json.dumps(values, indent=2, ensure_ascii=False) + "\n")

@@ -1,0 +1,251 @@
+"""What a job keeps: answers of regions, records of slides, and how a command ran."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import secrets
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from streamview.geometry import Region
+from streamview.results import RESEARCH_USE, Prediction, Target
+from streamview.suitability import holds_tissue
+
+__all__ = ["RegionResult", "Run", "SlideRecord", "StoredMap", "new_run_id", "region_id", "versions"]
+
+_PACKAGES = ("streamview", "torch", "numpy", "zarr", "tifffile", "openslide-python", "openslide-bin")
+
+
+@dataclass(frozen=True, slots=True)
+class StoredMap:
+    """Where the maps of one target are.
+
+    Parameters
+    ----------
+    path
+        Of the maps, relative to the job folder.
+    target
+        What they explain; None in records of the first version, which did not say.
+    picture
+        Path of the display PNG relative to the job folder; None when there is none.
+    """
+
+    path: str
+    target: Target | None = None
+    picture: str | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RegionResult:
+    """One region's answer as the job keeps it.
+
+    Parameters
+    ----------
+    prediction
+        The answer.
+    run_id
+        Run that made it.
+    mpp
+        ``(y, x)`` um/px of the slide's level 0; None when unknown.
+    tissue_covered
+        Share (0..1) of the slide's tissue inside the region; None when not measured.
+    maps
+        Its saliency maps, one entry a target.
+    source
+        Absolute path of the slide, or its URL, so that a viewer finds it; None when it was no file.
+    tissue_share
+        Share (0..1) of the region that is tissue; None when not measured.
+    aggregation
+        How the network's card says that regions become a slide's answer; None: it does not say.
+    """
+
+    prediction: Prediction
+    run_id: str
+    mpp: tuple[float, float] | None = None
+    tissue_covered: float | None = None
+    maps: tuple[StoredMap, ...] = ()
+    source: str | None = None
+    tissue_share: float | None = None
+    aggregation: str | None = None
+
+    @property
+    def holds_tissue(self) -> bool:
+        """Whether the region holds enough tissue to count; True where it was not measured."""
+        if self.tissue_share is None:
+            return self.tissue_covered != 0
+        height, width = self.prediction.region.shape
+        area = None if self.mpp is None else self.tissue_share * height * self.mpp[0] * width * self.mpp[1] / 1e6
+        return holds_tissue(self.tissue_share, area)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SlideRecord:
+    """All that a job knows of one slide.
+
+    Parameters
+    ----------
+    slide_id
+        File name of the slide, without folder; ``name~digest`` where the job has another slide of this name.
+    regions
+        Answers, one an identity, oldest first.
+    error
+        Why the last run failed on it; None when it did not.
+    run_id
+        Last run that touched it.
+    patient_id
+        As given with the slides; empty when unknown.
+    source
+        Absolute path or URL of the slide when it was last worked on; None when unknown.
+    identity
+        `Slide.identity` of the slide when it last gave an answer; None when it gave none.
+    """
+
+    slide_id: str
+    regions: tuple[RegionResult, ...]
+    run_id: str
+    error: str | None = None
+    patient_id: str = ""
+    source: str | None = None
+    identity: str | None = None
+
+    def superseded(self, result: RegionResult) -> str | None:
+        """Say why an answer of this record no longer counts; None when it does.
+
+        It was given for other pixels that then had this slide's place, or by an earlier version that recorded less, and was given again.
+        """
+        identity = result.prediction.identity
+        if self.identity is not None and identity.source != self.identity:
+            return f"another slide took the place of the one answered for (identity {identity.source[:12]})"
+        if identity.sampling is None and any(
+            _recorded_of_old(other) == _recorded_of_old(result)
+            for other in self.regions
+            if other.prediction.identity.sampling is not None and other.mpp == result.mpp
+        ):
+            return "answered again by a later version"
+        return None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields as plain JSON values."""
+        regions = [
+            {
+                "run_id": result.run_id,
+                "mpp": None if result.mpp is None else list(result.mpp),
+                "tissue_covered": result.tissue_covered,
+                "maps": [asdict(stored) for stored in result.maps],
+                "source": result.source,
+                "tissue_share": result.tissue_share,
+                "aggregation": result.aggregation,
+                "prediction": result.prediction.to_json(),
+            }
+            for result in self.regions
+        ]
+        return {
+            "slide_id": self.slide_id,
+            "patient_id": self.patient_id,
+            "status": "ok" if self.error is None else "failed",
+            "error": self.error,
+            "run_id": self.run_id,
+            "source": self.source,
+            "identity": self.identity,
+            "regions": regions,
+            "note": RESEARCH_USE,
+        }
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> SlideRecord:
+        """Inverse of `to_json`."""
+        regions = []
+        for entry in values["regions"]:
+            regions.append(
+                RegionResult(
+                    Prediction.from_json(entry["prediction"]),
+                    entry["run_id"],
+                    None if entry["mpp"] is None else tuple(entry["mpp"]),
+                    entry["tissue_covered"],
+                    _stored_maps(entry),
+                    entry["source"],
+                    entry.get("tissue_share"),
+                    entry.get("aggregation"),
+                )
+            )
+        source, identity = values.get("source"), values.get("identity")
+        if regions and "identity" not in values:  # as in records of earlier versions
+            source, identity = regions[-1].source, regions[-1].prediction.identity.source
+        slide_id, run_id, error, patient_id = (values[key] for key in ("slide_id", "run_id", "error", "patient_id"))
+        return cls(slide_id, tuple(regions), run_id, error, patient_id, source, identity)
+
+
+def _recorded_of_old(result: RegionResult) -> tuple[object, ...]:
+    """What every version recorded of an answer's identity."""
+    identity = result.prediction.identity
+    return (
+        *(identity.weights_sha256, identity.card_sha256, identity.source, identity.region),
+        *(identity.mpp, identity.precision, identity.padded),
+    )
+
+
+def _stored_maps(entry: Mapping[str, Any]) -> tuple[StoredMap, ...]:
+    """The maps of a region's record; the first version named one map and its picture."""
+    if "maps" not in entry:
+        return () if entry["saliency"] is None else (StoredMap(entry["saliency"], None, entry["picture"]),)
+    return tuple(
+        StoredMap(stored["path"], None if stored["target"] is None else Target(**stored["target"]), stored["picture"])
+        for stored in entry["maps"]
+    )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Run:
+    """How one command ran; none of it changes a result except by rounding.
+
+    Parameters
+    ----------
+    run_id
+        From `new_run_id`.
+    command
+        The command line's arguments.
+    device
+        The device really used, in words.
+    plan
+        Step shape, forecast and budget, as plain JSON values.
+    started, finished
+        UTC times, ISO 8601; `finished` is None while it runs.
+    seconds, peak_bytes
+        What it took; None while it runs.
+    failed
+        Names of the slides that failed.
+    """
+
+    run_id: str
+    command: tuple[str, ...]
+    device: str
+    plan: Mapping[str, Any]
+    started: str
+    finished: str | None = None
+    seconds: float | None = None
+    peak_bytes: int | None = None
+    failed: tuple[str, ...] = ()
+
+
+def new_run_id() -> str:
+    """Return a name for a run that sorts by time and is unique: ``20261121-093000-1a2b3c``."""
+    return f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
+
+
+def region_id(region: Region) -> str:
+    """Name of a region in tables and file names, in level-0 pixels: ``x0-y256-w8192-h4096``."""
+    return f"x{region.x}-y{region.y}-w{region.width}-h{region.height}"
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide a result's rounding; a missing one is left out."""
+    found = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
