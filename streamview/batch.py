@@ -15,7 +15,7 @@ from streamview.errors import Cancelled, SlideError, StreamviewError
 from streamview.evidence import linear_head
 from streamview.export.png import render_png
 from streamview.forecasts import Forecast, forecast
-from streamview.geometry import Region
+from streamview.geometry import Region, RegionText
 from streamview.inference import explain, find_targets, predict
 from streamview.jobs import Job, RegionResult, Run, StoredMap
 from streamview.loading import Model
@@ -47,7 +47,7 @@ class Work:
     report
         Called after every step.
     region
-        In level-0 pixels; None for the whole slide.
+        In level-0 pixels, or as the user wrote it, which is placed on each slide; None for the whole slide.
     mpp, memory, device, precision, pad_to, tile
         As for `streamview.predict`.
     crop_tissue
@@ -59,7 +59,7 @@ class Work:
     run_id: str
     announce: Callable[[Slide, Forecast], None]
     report: Report | None = None
-    region: Region | None = None
+    region: Region | RegionText | None = None
     mpp: float | None = None
     memory: str | int | None = None
     device: str = "auto"
@@ -256,6 +256,7 @@ def _choose(work: Work, slide: Slide) -> tuple[Tissue | None, Region]:
         scale = Sampler(slide, None, work.model.card.mpp).scale
         return tissue, tissue_region(tissue, slide.name, (_CELL * scale[0], _CELL * scale[1]))
     region = work.region or Region(0, 0, *slide.shape)
+    region = region.on(slide.mpp, slide.name) if isinstance(region, RegionText) else region
     try:
         return find_tissue(slide), region
     except SlideError:

@@ -19,7 +19,7 @@ from streamview.evidence import Evidence, linear_head, pooled_sink
 from streamview.faults import bad_call, bad_gradient, bad_value, bad_weight
 from streamview.geometry import Region
 from streamview.loading import Model
-from streamview.machine import find_device, resident_memory
+from streamview.machine import find_device, resident_memory, total_memory
 from streamview.progress import Progress, Report
 from streamview.readahead import ReadAhead
 from streamview.results import Identity, Precision, Prediction, Target
@@ -213,7 +213,7 @@ class Session:
         if needs is not None:
             results += self._evidence_bytes()
         if memory is not None:
-            limit = parse_bytes(memory)
+            limit = parse_bytes(memory, total_memory(self.device))
             growth = limit - self.base() - self.reserve((256, self.sampler.shape[1])) - results
             if growth <= 0:
                 raise MemoryBudgetError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from argparse import Namespace
 from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING
@@ -83,16 +84,16 @@ def _run(
 ) -> int:
     """Check all that concerns every slide, then work through them."""
     from streamview.batch import Work, run_slides
-    from streamview.geometry import Region
+    from streamview.geometry import RegionText
     from streamview.jobs import Job, new_run_id
     from streamview.loading import load_model
-    from streamview.machine import describe_device, find_device
+    from streamview.machine import describe_device, find_device, total_memory
     from streamview.streaming.memory import parse_bytes
 
-    region = None if options.region is None else Region.parse(options.region)
-    memory = None if options.memory is None else parse_bytes(options.memory)
+    region = None if options.region is None else RegionText.parse(options.region)
     tile = None if options.tile is None else parse_tile(options.tile)
     device = find_device(options.device)
+    memory = None if options.memory is None else parse_bytes(options.memory, total_memory(device))
     job = Job(options.output)
     model = load_model(options.model, weights=options.weights, card=options.card, untrained=options.untrained)
     padding = None if options.pad_to is None else _side(options.pad_to, model)
@@ -152,7 +153,8 @@ def parse_tile(text: str) -> tuple[int, int]:
     """
     from streamview.errors import StreamviewError
 
-    numbers = [int(part) for part in text.split(",") if part.strip().isdecimal()]
-    if len(numbers) != 2 or text.count(",") != 1 or min(numbers) < 1:
+    parts = re.fullmatch(r"\s*([0-9]{1,9})\s*[,x×]\s*([0-9]{1,9})\s*", text)
+    numbers = [] if parts is None else [int(part) for part in parts.groups()]
+    if not numbers or min(numbers) < 1:
         raise StreamviewError(f"--tile {text}: expected ROWS,COLUMNS in px of the network's grid, such as 1024,2048")
     return numbers[0], numbers[1]

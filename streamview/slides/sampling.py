@@ -10,7 +10,7 @@ import numpy.typing as npt
 from scipy import sparse
 
 from streamview.errors import RegionError, SlideError
-from streamview.geometry import Region
+from streamview.geometry import Region, as_region
 from streamview.readahead import ReadAhead
 from streamview.slides.slide import Slide
 
@@ -47,7 +47,7 @@ class Sampler:
     """
 
     def __init__(self, slide: Slide, region: Region | None = None, mpp: float | None = None) -> None:
-        region = Region(0, 0, *slide.shape) if region is None else region
+        region = Region(0, 0, *slide.shape) if region is None else as_region(region)
         if region.level != 0 or not region.inside(slide.shape):
             height, width = slide.shape
             raise RegionError(

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from streamview.errors import RegionError, SlideError
-from streamview.geometry import Region
+from streamview.geometry import Region, as_region
 
 __all__ = ["WHITE", "Level", "Slide", "SlideBase", "check_region", "composite", "given_mpp", "output", "positive_mpp", "shape_levels"]
 
@@ -166,7 +166,7 @@ def check_region(name: str, levels: tuple[Level, ...], region: Region) -> None:
     RegionError
         Naming the region, the level's size and the remedy.
     """
-    if region.level >= len(levels):
+    if as_region(region).level >= len(levels):
         raise RegionError(f"{name}: no level {region.level}; it has levels 0 to {len(levels) - 1}")
     height, width = levels[region.level].shape
     if not region.inside((height, width)):
