@@ -1,15 +1,20 @@
-"""What a command line may look like beyond what argparse knows: negative numbers, units, and errors that show the right usage."""
+"""What a command line may look like beyond what argparse knows: negative numbers, units, places, and errors that show the right usage."""
 
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any, NoReturn
 
-__all__ = ["Parser", "micrometres"]
+from streamview.errors import StreamviewError
+
+__all__ = ["Parser", "check_place", "micrometres"]
 
 _LENGTH = re.compile(r"\s*([+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:e[+-]?[0-9]+)?)\s*(um|µm|μm|mm)?(?:/px)?\s*", re.IGNORECASE)
 
@@ -80,3 +85,37 @@ def micrometres(text: str) -> float:
     if parts is None:
         raise argparse.ArgumentTypeError(f"{text!r}: expected micrometres, such as 0.5 or 0.5um")
     return float(parts[1]) * (1000 if (parts[2] or "").lower() == "mm" else 1)
+
+
+def check_place(option: str, text: str, *, folder: bool = True) -> None:
+    """Refuse a place where nothing can be written, before anything is computed.
+
+    Parameters
+    ----------
+    option
+        Which named it.
+    text
+        The place; it need not exist.
+    folder
+        Whether a file that stands there is in the way.
+
+    Raises
+    ------
+    StreamviewError
+        When it is empty or a URL, lies under a file, or the folder that it would be made in cannot be written to.
+    """
+    if not text.strip() or "://" in text:
+        raise StreamviewError(f"{option} {text!r}: expected the path of a {'folder' if folder else 'file'} on this machine")
+    place = Path(os.path.abspath(text))
+    above = next(path for path in (place, *place.parents) if os.path.lexists(path))
+    if above == place and not place.is_dir():
+        if folder:
+            raise StreamviewError(f"{option} {text}: is a file, and the output is a folder; choose another name")
+        above = place.parent
+    if not above.is_dir():
+        raise StreamviewError(f"{option} {text}: {above} is a file, so nothing can be written in it; choose another output")
+    try:
+        with tempfile.TemporaryFile(dir=above):
+            pass
+    except OSError as error:
+        raise StreamviewError(f"{option} {text}: nothing can be written in {above} ({error.strerror}); choose another output") from error
