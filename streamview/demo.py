@@ -22,7 +22,7 @@ from streamview.jobs import Job, new_run_id
 from streamview.loading import load_model
 from streamview.progress import Report
 from streamview.pyramid import build_pyramid
-from streamview.results import Precision, Saliency, SaliencyMap
+from streamview.results import Plane, Precision, Saliency, SaliencyMap
 from streamview.slides import Slide, open_slide
 from streamview.synthetic import write_synthetic_slide
 
@@ -167,7 +167,7 @@ def localise(saliency: Saliency, lesion: NDArray[np.bool_]) -> tuple[Localisatio
             width = PRESETS["detail"].blur_um
             sigma = width / (mpp[0] * saliency_map.step[0]), width / (mpp[1] * saliency_map.step[1])
             values = blur(np.asarray(saliency_map.values, np.float32), sigma)
-            blurred = SaliencyMap(method, values, saliency_map.step, saliency_map.origin)
+            blurred = SaliencyMap(method, Plane(values), saliency_map.step, saliency_map.origin)
             found.append(Localisation(f"signed, blurred by {width:g} um, then negatives cut", share_inside(blurred, lesion)))
     return tuple(found)
 

@@ -253,9 +253,22 @@ def _open_map(group: zarr.Group, entry: Mapping[str, Any]) -> SaliencyMap:
         raise ValueError(f"unknown map {entry['method']!r}")
     image: Any = group if entry["group"] == "" else group[entry["group"]]
     ome: Any = image.attrs["ome"]
-    planes = [Plane(image[dataset["path"]], entry["channel"]) for dataset in ome["multiscales"][0]["datasets"]]
+    planes = [Plane(_Channel(image[dataset["path"]], entry["channel"])) for dataset in ome["multiscales"][0]["datasets"]]
     (sy, sx), (oy, ox) = entry["step"], entry["origin"]
     return SaliencyMap(entry["method"], planes[0], (sy, sx), (oy, ox), tuple(planes[1:]))
+
+
+class _Channel:
+    """One channel of a stored ``(c, y, x)`` array, read lazily."""
+
+    __slots__ = ("_array", "_channel", "shape")
+
+    def __init__(self, array: zarr.Array[Any], channel: int) -> None:
+        self._array, self._channel = array, channel
+        self.shape: tuple[int, ...] = array.shape[1:]
+
+    def __getitem__(self, key: tuple[slice, slice]) -> Any:
+        return self._array[(self._channel, *key)]
 
 
 def _map_to_json(method: Method, group: str, channel: int, step: tuple[float, float], origin: tuple[float, float]) -> dict[str, Any]:
@@ -300,7 +313,7 @@ def _finish_image(
     my, mx = (1.0, 1.0) if mpp is None else mpp
     datasets = []
     for level in range(count):
-        (sy, sx), (oy, ox) = SaliencyMap(windows[0][0], np.empty((0, 0), np.float32), step, origin).placed(level)
+        (sy, sx), (oy, ox) = SaliencyMap(windows[0][0], Plane(np.empty((0, 0), np.float32)), step, origin).placed(level)
         transforms = [
             {"type": "scale", "scale": [1.0, sy * my, sx * mx]},
             {"type": "translation", "translation": [0.0, oy * my, ox * mx]},
