@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,11 +13,11 @@ from typing import TypedDict
 from streamview.display import PRESETS, Preset, default_preset
 from streamview.errors import Cancelled, SlideError, StreamviewError
 from streamview.evidence import linear_head
-from streamview.export.png import render_png
+from streamview.export.png import Picture, draw_png
 from streamview.forecasts import Forecast, forecast
 from streamview.geometry import Region, RegionText
 from streamview.inference import explain, find_targets, predict
-from streamview.jobs import Job, RegionResult, Run, StoredMap
+from streamview.jobs import Job, RegionResult, Run, StoredMap, region_id
 from streamview.loading import Model
 from streamview.machine import describe_device, find_device, peak_memory
 from streamview.progress import Report
@@ -25,11 +25,13 @@ from streamview.results import Precision, Prediction, Saliency, Target
 from streamview.slides import Slide, open_slide
 from streamview.slides.sampling import Sampler
 from streamview.streaming.capture import capture
-from streamview.tissue import Tissue, covered, find_tissue, tissue_region
+from streamview.tissue import Tissue, covered, find_tissue, tissue_regions
 
 __all__ = ["Answer", "Work", "check_display", "explain_slide", "predict_slide", "run_slides"]
 
 _CELL = 32  # px of the network's grid: what most networks reduce to one cell of their last features
+_PIECE = 256  # px of the network's grid: sides of a region around a piece of tissue, where the card does not state smaller ones
+_NEAR_UM = 500.0  # pieces of tissue no further apart share a region
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -51,7 +53,7 @@ class Work:
     mpp, memory, device, precision, pad_to, tile
         As for `streamview.predict`.
     crop_tissue
-        Whether to work on the bounding box of all tissue, grown to whole cells of 32 px on the network's grid, where no `region` is given.
+        Whether `run_slides` works on each piece of tissue, grown to whole cells of 32 px on the network's grid, where no `region` is given.
     """
 
     model: Model
@@ -91,12 +93,15 @@ class Answer:
         Its maps, stored in the job, one entry a target; none where only a prediction was asked for.
     pictures
         The display PNGs.
+    empty
+        Why some of them show nothing, a sentence each.
     """
 
     prediction: Prediction
     ahead: Forecast
     maps: tuple[Saliency, ...] = ()
     pictures: tuple[Path, ...] = ()
+    empty: tuple[str, ...] = ()
 
 
 def predict_slide(work: Work, path: str | os.PathLike[str]) -> Answer:
@@ -152,18 +157,19 @@ def explain_slide(
         ahead = forecast(work.model, slide, region, explain=True, maps=count, out=job.folder, memory=memory, tile=tile, **how)
         work.announce(slide, ahead)
         found = explain(work.model, slide, region, wanted, outs=stored, plan=ahead.plan, report=work.report, **how)
-        pictures: list[Path] = []
+        pictures: list[Picture] = []
         entries = []
         for maps, target, folder in zip(found, apart, stored, strict=True):
             presets = displays or (default_preset(maps),)
-            drawn = [render_png(slide, maps, PRESETS[p], job.picture_path(slide.name, region, p, target)) for p in presets]
-            inside = [made.relative_to(job.folder).as_posix() for made in (folder, drawn[0])]
+            drawn = [draw_png(slide, maps, PRESETS[p], job.picture_path(slide.name, region, p, target)) for p in presets]
+            inside = [made.relative_to(job.folder).as_posix() for made in (folder, drawn[0].path)]
             entries.append(StoredMap(inside[0], maps.target, inside[1]))
             pictures += drawn
         prediction = found[0].prediction
         share = None if tissue is None else covered(tissue, region)
         job.add(RegionResult(prediction, work.run_id, slide.mpp, share, tuple(entries), os.path.abspath(path)))
-    return Answer(prediction, ahead, tuple(found), tuple(pictures))
+    empty = tuple(f"{picture.path.name}: {picture.empty}" for picture in pictures if picture.empty is not None)
+    return Answer(prediction, ahead, tuple(found), tuple(picture.path for picture in pictures), empty)
 
 
 def run_slides(
@@ -216,7 +222,11 @@ def run_slides(
     plan, missed = {}, []
     for name, path in zip(names, paths, strict=True):
         try:
-            made = answer(work, path)
+            plans: dict[str, dict[str, object]] = {}
+            for part in _pieces(work, path):
+                made = answer(part, path)
+                plans[region_id(made.prediction.region)] = _plan(part, made.ahead)
+                answered(made)
         except Cancelled:
             raise
         except StreamviewError as error:
@@ -226,8 +236,7 @@ def run_slides(
             if not skip_errors:
                 break
         else:
-            plan[name] = _plan(work, made.ahead)
-            answered(made)
+            plan[name] = next(iter(plans.values())) if len(plans) == 1 else plans
     took = time.monotonic() - start
     run = replace(run, plan=plan, finished=_now(), seconds=took, peak_bytes=peak_memory(), failed=tuple(missed))
     work.job.record_run(run)
@@ -249,12 +258,23 @@ def check_display(model: Model, display: Preset | None) -> None:
         )
 
 
+def _pieces(work: Work, path: str | os.PathLike[str]) -> Iterator[Work]:
+    """The work on each region of a slide: with `crop_tissue` one for each piece of tissue."""
+    if not work.crop_tissue or work.region is not None:
+        yield work
+        return
+    with open_slide(path, work.mpp) as slide:
+        scale, card = Sampler(slide, None, work.model.card.mpp).scale, work.model.card
+        side = 0 if work.pad_to is not None else min(_PIECE, card.input_size[0]) if card.input_size else _PIECE
+        near = 2 * _CELL * max(scale) if slide.mpp is None else _NEAR_UM / min(slide.mpp)
+        align, least = (_CELL * scale[0], _CELL * scale[1]), (side * scale[0], side * scale[1])
+        regions = tissue_regions(find_tissue(slide), slide.name, near, align, least)
+    for region in regions:
+        yield replace(work, region=region)
+
+
 def _choose(work: Work, slide: Slide) -> tuple[Tissue | None, Region]:
     """The slide's tissue (None where it cannot be read, which spoils no answer for a region elsewhere) and the region to work on."""
-    if work.crop_tissue and work.region is None:
-        tissue = find_tissue(slide)
-        scale = Sampler(slide, None, work.model.card.mpp).scale
-        return tissue, tissue_region(tissue, slide.name, (_CELL * scale[0], _CELL * scale[1]))
     region = work.region or Region(0, 0, *slide.shape)
     region = region.on(slide.mpp, slide.name) if isinstance(region, RegionText) else region
     try:

@@ -36,6 +36,7 @@ __all__ = [
     "blurred_overview",
     "colours",
     "default_preset",
+    "empty_reason",
     "glass_mask",
     "show",
 ]
@@ -291,6 +292,22 @@ def show(saliency: Saliency, recipe: Recipe, overview: Overview | None = None) -
         threshold=threshold,
         blur_px=(recipe.blur_um / (grid[0] * unit[0]), recipe.blur_um / (grid[1] * unit[1])),
     )
+
+
+def empty_reason(saliency: Saliency, shown: Shown) -> str | None:
+    """Say why a recipe shows nothing of a map, in a sentence; None where it shows something (which glass may still hide)."""
+    level, target = shown.levels[shown.overview], saliency.target.name
+    if level[:, :].any():
+        return None
+    raw = np.asarray(level.raw[:, :])
+    if not raw.any():
+        return f"Nothing is shown: the map is zero everywhere, so no pixel of the region changes the answer for {target}."
+    if not (raw > 0).any():
+        return f"Nothing is shown: the map has no positive value, so nothing in the region speaks for {target}."
+    if shown.cap <= 0:
+        return f"Nothing is shown: blurred by {shown.recipe.blur_um:g} um the map has no positive value for {target}; use a smaller blur."
+    least = f"{shown.threshold:.3g} of the cap of {shown.cap:.3g}"
+    return f"Nothing is shown: no value of the map reaches the threshold, {least}; use a lower threshold or cap."
 
 
 def apply_recipe(blurred: NDArray[np.float32], cap: float, threshold: float) -> NDArray[np.float32]:

@@ -59,6 +59,7 @@ def _export(options: Namespace, arguments: list[str]) -> int:
     from streamview.export.job import export_job
     from streamview.jobs import Job
 
+    empty: list[str] = []
     with Bars() as bars:
         written = export_job(
             Job(options.job),
@@ -69,10 +70,13 @@ def _export(options: Namespace, arguments: list[str]) -> int:
             blur_um=options.blur,
             threshold=options.threshold,
             png_size=options.png_size,
+            tell=empty.append,
             report=bars,
         )
     for path in written:
         say(f"written: {path}")
+    for reason in empty:
+        warn(reason)
     return 0
 
 

@@ -238,7 +238,7 @@ def _job(parser: argparse.ArgumentParser) -> None:
     _model(parser)
     part = parser.add_mutually_exclusive_group()
     part.add_argument("--region", metavar=_REGION, help=f"part to work on, {_LENGTHS} (default: the whole slide)")
-    part.add_argument("--crop-tissue", action="store_true", help="work on the bounding box of all tissue")
+    part.add_argument("--crop-tissue", action="store_true", help="work on each piece of tissue, a region of its own")
     pad = "zero-pad the region to this square on the network's grid, at the right and below; card: the size that the model's card states"
     parser.add_argument("--pad-to", metavar="PX|card", help=pad)
     _mpp(parser)

@@ -51,20 +51,22 @@ def show_forecast(slide: Slide, ahead: Forecast) -> None:
         warn("the disk may not hold the maps: free some space, write to another disk, or name fewer targets")
 
 
-def show_answer(answer: Answer, said: Collection[str] = ()) -> None:
-    """Say what the network answered, what to know of it but for what was `said` before, and where the maps are."""
+def show_answer(answer: Answer, said: Collection[str] = (), *, place: bool = False) -> None:
+    """Say what the network answered (with `place`: for which region), what was not `said` before to know of it, and where the maps are."""
     from streamview.jobs import in_words
 
     prediction = answer.prediction
     for warning in prediction.warnings:
         if warning not in said:
             warn(warning)
-    say(f"prediction: {in_words(prediction)}")
+    say(f"prediction{f' for the region {prediction.region}' if place else ''}: {in_words(prediction)}")
     for made in answer.maps:
         explained = f"{made.target}, {prediction.answer_for(made.target)}" if len(answer.maps) > 1 else made.target
         say(f"maps of {explained}: {', '.join(made.maps)} in {os.path.relpath(str(made.path))}")
     for picture in answer.pictures:
         say(f"picture: {os.path.relpath(picture)}")
+    for reason in answer.empty:
+        warn(reason)
 
 
 def show_cost(seconds: float) -> None:
@@ -108,7 +110,7 @@ def _run(
     with Bars() as bars:
 
         def answered(made: Answer) -> None:
-            show_answer(made, model.notes)
+            show_answer(made, model.notes, place=options.crop_tissue)
 
         def failed(name: str, error: StreamviewError) -> None:
             bars.close()
