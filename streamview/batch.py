@@ -10,6 +10,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypedDict
 
+import numpy as np
+
 from streamview.display import PRESETS, Preset, default_preset
 from streamview.errors import Cancelled, SlideError, StreamviewError
 from streamview.evidence import linear_head
@@ -20,17 +22,19 @@ from streamview.inference import explain, find_targets, predict
 from streamview.jobs import Job, RegionResult, Run, StoredMap, region_id
 from streamview.loading import Model
 from streamview.machine import describe_device, find_device, peak_memory
+from streamview.patches import PatchPlan, predict_patches, write_patch_geojson, write_patch_table
 from streamview.progress import Report
-from streamview.results import Precision, Prediction, Saliency, Target
+from streamview.results import Precision, Prediction, Saliency, Target, save_saliency
 from streamview.slides import Slide, open_slide
 from streamview.slides.sampling import Sampler
 from streamview.streaming.capture import capture
 from streamview.tissue import Tissue, covered, find_tissue, tissue_regions
 
-__all__ = ["Answer", "Work", "check_display", "explain_slide", "predict_slide", "run_slides"]
+__all__ = ["Answer", "Work", "check_display", "explain_slide", "patch_slide", "predict_slide", "run_slides"]
 
 _CELL = 32  # px of the network's grid: what most networks reduce to one cell of their last features
 _PIECE = 256  # px of the network's grid: sides of a region around a piece of tissue, where the card does not state smaller ones
+_MOST_MAPS = 16  # classes of which the patches are drawn
 _NEAR_UM = 500.0  # pieces of tissue no further apart share a region
 
 
@@ -59,7 +63,7 @@ class Work:
     model: Model
     job: Job
     run_id: str
-    announce: Callable[[Slide, Forecast], None]
+    announce: Callable[[Slide, Forecast | PatchPlan], None]
     report: Report | None = None
     region: Region | RegionText | None = None
     mpp: float | None = None
@@ -95,13 +99,16 @@ class Answer:
         The display PNGs.
     empty
         Why some of them show nothing, a sentence each.
+    tables
+        The answers of patches, in the forms that other programs read.
     """
 
     prediction: Prediction
-    ahead: Forecast
+    ahead: Forecast | PatchPlan
     maps: tuple[Saliency, ...] = ()
     pictures: tuple[Path, ...] = ()
     empty: tuple[str, ...] = ()
+    tables: tuple[Path, ...] = ()
 
 
 def predict_slide(work: Work, path: str | os.PathLike[str]) -> Answer:
@@ -121,6 +128,52 @@ def predict_slide(work: Work, path: str | os.PathLike[str]) -> Answer:
         share = None if tissue is None else covered(tissue, region)
         work.job.add(RegionResult(prediction, work.run_id, mpp=slide.mpp, tissue_covered=share, source=os.path.abspath(path)))
     return Answer(prediction, ahead)
+
+
+def patch_slide(work: Work, path: str | os.PathLike[str]) -> Answer:
+    """Predict for each patch of one slide; store tables, a coarse map and a picture of each class, and record them.
+
+    Maps are of every class where these are few, else of the likeliest.
+
+    Raises
+    ------
+    StreamviewError
+        As `streamview.patches.predict_patches`, or when the job cannot be written.
+    """
+    job = work.job
+    with open_slide(path, work.mpp) as slide:
+        tissue, region = _choose(work, slide)
+        plans: list[PatchPlan] = []
+
+        def announce(plan: PatchPlan) -> None:
+            plans.append(plan)
+            work.announce(slide, plan)
+
+        found = predict_patches(
+            work.model, slide, region, tissue=tissue, memory=work.memory, device=work.device, announce=announce, report=work.report
+        )
+        prediction = found.prediction
+        names = prediction.class_names
+        targets = [Target(name, index) for index, name in enumerate(names)]
+        targets = targets if len(names) <= _MOST_MAPS else [targets[int(np.argmax(prediction.logits))]]
+        stored = [job.saliency_path(slide.name, found.region, target) for target in targets]
+        place = job.folder / "patches" / stored[0].parent.name
+        tables = place / f"{region_id(found.region)}.csv", place / f"{region_id(found.region)}.geojson"
+        write_patch_table(found, tables[0])
+        write_patch_geojson(found, tables[1])
+        entries, maps, pictures = [], [], []
+        for target, file in zip(targets, stored, strict=True):
+            name = file.name.removesuffix(".ome.zarr").replace(region_id(found.region), f"{region_id(found.region)}-patches", 1)
+            maps.append(save_saliency(found.map_of(target), place / f"{name}.ome.zarr"))
+            recipe = PRESETS["patches"]
+            recipe = replace(recipe, cap=None) if prediction.task == "regression" else recipe
+            pictures.append(draw_png(slide, maps[-1], recipe, place / f"{name}.png"))
+            inside = [made.relative_to(job.folder).as_posix() for made in (place / f"{name}.ome.zarr", pictures[-1].path)]
+            entries.append(StoredMap(inside[0], target, inside[1]))
+        share = None if tissue is None else covered(tissue, found.region)
+        job.add(RegionResult(prediction, work.run_id, slide.mpp, share, tuple(entries), os.path.abspath(path)))
+    empty = tuple(f"{picture.path.name}: {picture.empty}" for picture in pictures if picture.empty is not None)
+    return Answer(prediction, plans[0], tuple(maps), tuple(picture.path for picture in pictures), empty, tables)
 
 
 def explain_slide(
@@ -299,7 +352,10 @@ def _check_free(work: Work, slide: Slide, stored: Sequence[Path]) -> None:
                 )
 
 
-def _plan(work: Work, ahead: Forecast) -> dict[str, object]:
+def _plan(work: Work, ahead: Forecast | PatchPlan) -> dict[str, object]:
+    if isinstance(ahead, PatchPlan):
+        counts = {"patches": ahead.count, "side": ahead.side, "batch": ahead.batch}
+        return {**counts, "memory": work.memory, "precision": "float32", "forecast_bytes": ahead.peak_bytes}
     return {
         "tile": list(ahead.plan.tile),
         "steps": ahead.plan.steps,

@@ -20,6 +20,7 @@ from streamview.errors import StreamviewError
 from streamview.forecasts import Forecast
 from streamview.jobs import Job, new_run_id
 from streamview.loading import load_model
+from streamview.patches import PatchPlan
 from streamview.progress import Report
 from streamview.pyramid import build_pyramid
 from streamview.results import Plane, Precision, Saliency, SaliencyMap
@@ -77,7 +78,7 @@ def run_demo(
     folder: str | os.PathLike[str],
     *,
     tell: Callable[[str], None],
-    announce: Callable[[Slide, Forecast], None],
+    announce: Callable[[Slide, Forecast | PatchPlan], None],
     report: Report | None = None,
     size: int = 4096,
     untrained: bool = False,

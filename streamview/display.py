@@ -41,7 +41,7 @@ __all__ = [
     "show",
 ]
 
-Preset = Literal["evidence", "detail", "paper"]
+Preset = Literal["evidence", "detail", "paper", "patches"]
 TEAL_LIME = ("#0a7f8c", "#18c28c", "#d7ff3e")
 PALETTES: Mapping[str, tuple[str, ...]] = {
     "teal-lime": TEAL_LIME,
@@ -54,6 +54,7 @@ TITLES: Mapping[Method, str] = {
     "evidence": "Class evidence (extent)",
     "signed": "Gradient x input (detail)",
     "absolute": "Largest |gradient| (paper)",
+    "patches": "Patches (an answer each)",
 }
 
 _OVERVIEW = 2048  # px: the cap is taken from the finest level no larger than this
@@ -108,12 +109,13 @@ PRESETS: Mapping[Preset, Recipe] = {
     "evidence": Recipe("evidence", blur_um=6.0),
     "detail": Recipe("signed", blur_um=3.0),
     "paper": Recipe("absolute", blur_um=100.0, cap_percentile=99.0, threshold=0.0, floor_percentile=50.0, outline=False),
+    "patches": Recipe("patches", blur_um=0.0, threshold=0.0, outline=False, glass=False, cap=1.0),
 }
 
 
 def default_preset(saliency: Saliency) -> Preset:
-    """Return "evidence" where the network offers that map, else "paper"."""
-    return "evidence" if "evidence" in saliency.maps else "paper"
+    """Return "patches" for answers of patches, "evidence" where the network offers that map, else "paper"."""
+    return "patches" if "patches" in saliency.maps else "evidence" if "evidence" in saliency.maps else "paper"
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -66,6 +66,8 @@ def build_parser() -> argparse.ArgumentParser:
     example = "-i a.svs b.svs -o job -m camelyon17 --untrained --skip-errors"
     predict = add("predict", "predict for whole slides or a region of each", example)
     _job(predict)
+    per = "one answer for the whole region, streamed, or one for each patch of it (default: as the model's card says; WSInfer's: patch)"
+    predict.add_argument("--per", choices=("region", "patch"), help=per)
 
     saliency = add(
         "saliency",

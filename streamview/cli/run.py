@@ -15,16 +15,26 @@ if TYPE_CHECKING:
     from streamview.errors import StreamviewError
     from streamview.forecasts import Forecast
     from streamview.loading import Model
+    from streamview.patches import PatchPlan
     from streamview.slides import Slide
 
 __all__ = ["parse_tile", "predict", "saliency", "show_answer", "show_cost", "show_forecast"]
 
 
 def predict(options: Namespace, arguments: list[str]) -> int:
-    """Predict for every slide."""
-    from streamview.batch import predict_slide
+    """Predict for every slide, or where the network is made for patches, for each patch of it."""
+    from streamview.batch import patch_slide, predict_slide
 
-    return _run(options, arguments, predict_slide)
+    def is_per_patch(model: Model) -> bool:
+        return (options.per or model.card.answers) == "patch"
+
+    def answer(work: Work, path: str | os.PathLike[str]) -> Answer:
+        return (patch_slide if is_per_patch(work.model) else predict_slide)(work, path)
+
+    def check(model: Model) -> str | None:
+        return _check_patches(model, options) if is_per_patch(model) else None
+
+    return _run(options, arguments, answer, check)
 
 
 def saliency(options: Namespace, arguments: list[str]) -> int:
@@ -42,7 +52,21 @@ def saliency(options: Namespace, arguments: list[str]) -> int:
     return _run(options, arguments, explain, check)
 
 
-def show_forecast(slide: Slide, ahead: Forecast) -> None:
+def _check_patches(model: Model, options: Namespace) -> str:
+    """What is said of answers for patches; refuses options that they have no use for."""
+    from streamview.errors import StreamviewError
+    from streamview.patches import patch_side
+
+    side = patch_side(model.card)
+    for option, given in (("--tile", options.tile), ("--pad-to", options.pad_to), ("--precision", options.precision != "float32")):
+        if given:
+            raise StreamviewError(f"{option} is for regions that are streamed: leave it out, or give --per region for one answer for all")
+    return (
+        f"answers: one for each patch of {side} px at {model.card.mpp:g} um/px that holds tissue (--per region: one for the whole region)"
+    )
+
+
+def show_forecast(slide: Slide, ahead: Forecast | PatchPlan) -> None:
     """Say which slide is next and what it will take."""
     scale = slide.mpp_source if slide.mpp is None else f"{slide.mpp[1]:.4g} um/px, {slide.mpp_source}"
     say(f"\n{slide.name}: {slide.shape[1]} x {slide.shape[0]} px ({scale})")
@@ -63,6 +87,8 @@ def show_answer(answer: Answer, said: Collection[str] = (), *, place: bool = Fal
     for made in answer.maps:
         explained = f"{made.target}, {prediction.answer_for(made.target)}" if len(answer.maps) > 1 else made.target
         say(f"maps of {explained}: {', '.join(made.maps)} in {os.path.relpath(str(made.path))}")
+    for table in answer.tables:
+        say(f"patches: {os.path.relpath(table)}")
     for picture in answer.pictures:
         say(f"picture: {os.path.relpath(picture)}")
     for reason in answer.empty:
@@ -82,7 +108,7 @@ def _run(
     options: Namespace,
     arguments: list[str],
     answer: Callable[[Work, str | os.PathLike[str]], Answer],
-    check: Callable[[Model], None] | None = None,
+    check: Callable[[Model], str | None] | None = None,
 ) -> int:
     """Check all that concerns every slide, then work through them."""
     from streamview.batch import Work, run_slides
@@ -99,12 +125,13 @@ def _run(
     job = Job(options.output)
     model = load_model(options.model, weights=options.weights, card=options.card, untrained=options.untrained)
     padding = None if options.pad_to is None else _side(options.pad_to, model)
-    if check is not None:
-        check(model)
+    remark = None if check is None else check(model)
     drawn = "" if model.card.trained else " (untrained, random weights)"
     narrow = "" if options.precision == "float32" else f" in {options.precision}"
     say(f"network: {model.card.name}{drawn} on {describe_device(device)}{narrow}")
     say(f"use: {model.card.use}")
+    if remark is not None:
+        say(remark)
     for note in model.notes:
         warn(note)
     with Bars() as bars:

@@ -189,7 +189,8 @@ def _on_picture(saliency: Saliency, shown: Shown, shape: tuple[int, int]) -> NDA
     # Picture pixel i is centred at level-0 position region.y + (i + 0.5) * t - 0.5; see SaliencyMap for the map's pixels.
     offset = (region.y + 0.5 * ty - 0.5 - oy) / sy, (region.x + 0.5 * tx - 0.5 - ox) / sx
     level = shown.levels[index].without_threshold()
-    values = ndimage.affine_transform(level[:, :], (ty / sy, tx / sx), offset, shape, order=1, mode="nearest")
+    order = 0 if shown.recipe.method == "patches" else 1  # a patch has one value
+    values = ndimage.affine_transform(level[:, :], (ty / sy, tx / sx), offset, shape, order=order, mode="nearest")
     return np.where(values >= max(shown.threshold, np.float32(1e-6)), values, np.float32(0))
 
 

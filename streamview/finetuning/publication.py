@@ -160,7 +160,7 @@ def _document(prepared: Prepared, name: str) -> dict[str, Any]:
         f"fine-tuned ({settings.train}) on {len(split.train)} regions of {patients[0]} patients, validated on {len(split.validation)} of "
         f"{patients[1]}, divided by patient"
     )
-    ours = {key: value for key, value in found["streamview"].items() if key != "calibration"}
+    ours = {key: value for key, value in found["streamview"].items() if key not in ("calibration", "answers")}  # it learned from regions
     found["streamview"] = ours | {"name": name, "trained": True, "split": said, "input_size": [min(sides), max(sides)]}
     return found
 

@@ -88,8 +88,9 @@ class MapWriter:
         if y not in (self._stop, self._start - n):
             raise ValueError(f"rows {y}..{y + n} do not adjoin the rows {self._start}..{self._stop} written before")
         self._start, self._stop = min(self._start, y), max(self._stop, y + n)
-        self._low = np.minimum(self._low, rows.min((1, 2)))
-        self._high = np.maximum(self._high, rows.max((1, 2)))
+        # NaN is what was not computed
+        self._low = np.fmin(self._low, np.fmin.reduce(rows, (1, 2)))
+        self._high = np.fmax(self._high, np.fmax.reduce(rows, (1, 2)))
         for band in range(y // _CHUNK, (y + n - 1) // _CHUNK + 1):
             top, bottom = band * _CHUNK, min((band + 1) * _CHUNK, height)
             first, last = max(y, top), min(y + n, bottom)

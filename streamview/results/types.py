@@ -31,13 +31,14 @@ __all__ = [
     "level0_mpp",
 ]
 
-Method = Literal["absolute", "signed", "evidence"]
+Method = Literal["absolute", "signed", "evidence", "patches"]
 Precision = Literal["float32", "bf16", "fp16"]
 RESEARCH_USE = "Research use only. Not for diagnosis."
 REDUCTIONS: Mapping[Method, str] = {
     "absolute": "max over channels of |d logit / d normalised input|",
     "signed": "sum over channels of (d logit / d normalised input) * (normalised input - normalised glass)",
     "evidence": "the head's linear layer applied to the last features before pooling",
+    "patches": "probability (of a regression: output) of each patch, an image of its own to the network; NaN where none was computed",
 }
 
 
@@ -59,6 +60,8 @@ class Identity:
         Arithmetic of the streamed part: "float32", "bf16" or "fp16".
     padded
         ``(height, width)`` of the grid that the region was zero-padded to, in px; None: it was not.
+    patch
+        Side in px of the patches that were answered one by one; None: one answer for the region.
     """
 
     weights_sha256: str
@@ -68,6 +71,7 @@ class Identity:
     mpp: tuple[float, float] | None
     precision: str
     padded: tuple[int, int] | None = None
+    patch: int | None = None
 
     @property
     def key(self) -> str:
@@ -84,6 +88,7 @@ class Identity:
             "mpp": None if self.mpp is None else list(self.mpp),
             "precision": self.precision,
             **({} if self.padded is None else {"padded": list(self.padded)}),
+            **({} if self.patch is None else {"patch": self.patch}),
         }
 
     @classmethod
@@ -98,6 +103,7 @@ class Identity:
             mpp=_pair(values["mpp"]),
             precision=values["precision"],
             padded=None if padded is None else (padded[0], padded[1]),
+            patch=values.get("patch"),
         )
 
 
