@@ -291,7 +291,7 @@ def test_a_scrap_of_tissue_is_large_enough_for_a_network(tmp_path: Path) -> None
     path, job = tmp_path / "scrap.ome.tif", tmp_path / "job"
     tifffile.imwrite(
         path,
-        painted((1200, 1200), (500, 20, 260, 260)),
+        painted((1200, 1200), (500, 20, 440, 440)),
         photometric="rgb",
         tile=(256, 256),
         metadata={"axes": "YXS", "PhysicalSizeX": 0.25, "PhysicalSizeY": 0.25},

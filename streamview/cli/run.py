@@ -61,9 +61,8 @@ def _check_patches(model: Model, options: Namespace) -> str:
     for option, given in (("--tile", options.tile), ("--pad-to", options.pad_to), ("--precision", options.precision != "float32")):
         if given:
             raise StreamviewError(f"{option} is for regions that are streamed: leave it out, or give --per region for one answer for all")
-    return (
-        f"answers: one for each patch of {side} px at {model.card.mpp:g} um/px that holds tissue (--per region: one for the whole region)"
-    )
+    um = side * (model.card.mpp or 0.0)
+    return f"answers: one for each patch of {um:g} x {um:g} um ({side} px) that holds tissue (--per region: one for the whole region)"
 
 
 def show_forecast(slide: Slide, ahead: Forecast | PatchPlan) -> None:
