@@ -311,6 +311,7 @@ def test_predict_keeps_failed_slides_as_rows_and_says_so(run: Run, synthetic_sli
     assert "network: demo on cpu" in out
     assert len(re.findall(r"forecast: 640 x 512 px in \d+ steps of .* on cpu: peak memory [\d.]+ [MG]B, a few seconds", out)) == 2
     assert "forward pass: " in err
+    assert re.search(r"^1 of 3 slides done, about .* left\n.*^2 of 3 slides done, about .* left$", err, re.MULTILINE | re.DOTALL)
     rows = rows_of(job)
     assert [(row["slide_id"], row["region_id"], row["status"]) for row in rows] == [
         ("bad.svs", "aggregate", "failed"),
@@ -531,6 +532,11 @@ def test_bars_show_the_time_left_on_a_terminal_and_one_line_elsewhere(
         for done in range(5):
             bars(Step("forward pass", done, 4, done * 0.5))
     assert capsys.readouterr().err == "forward pass: 4 steps, 2.0 s\n"
+    with Bars() as bars:
+        for done in range(7):
+            bars(Step("forward pass", done, 6, done * 40.0))
+    said = ["2 of 6 steps, 3 min left", "3 of 6 steps, 2 min left", "5 of 6 steps, 1 min left", "6 steps, 240.0 s"]
+    assert capsys.readouterr().err == "".join(f"forward pass: {line}\n" for line in said)
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     with Bars() as bars:
         for task in ("forward pass", "backward pass"):

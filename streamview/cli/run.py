@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from argparse import Namespace
 from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING
@@ -115,6 +116,7 @@ def _run(
     from streamview.jobs import Job, new_run_id
     from streamview.loading import load_model
     from streamview.machine import describe_device, find_device, total_memory
+    from streamview.streaming.calibration import format_seconds
     from streamview.streaming.memory import parse_bytes
 
     region = None if options.region is None else RegionText.parse(options.region)
@@ -133,6 +135,15 @@ def _run(
         say(remark)
     for note in model.notes:
         warn(note)
+    start, places = time.monotonic(), {os.path.basename(path): number for number, path in enumerate(options.slides) if number}
+
+    def announce(slide: Slide, ahead: Forecast | PatchPlan) -> None:
+        done, of = places.pop(slide.name, 0), len(options.slides)
+        if done:
+            left = (time.monotonic() - start) / done * (of - done)
+            complain(f"{done} of {of} slides done, about {format_seconds(left)} left")
+        show_forecast(slide, ahead)
+
     with Bars() as bars:
 
         def answered(made: Answer) -> None:
@@ -143,7 +154,7 @@ def _run(
             complain(f"error: {one_line(error)}")
 
         work = Work(
-            model, job, new_run_id(), show_forecast, bars, region, options.mpp, memory, str(device), options.precision, padding,
+            model, job, new_run_id(), announce, bars, region, options.mpp, memory, str(device), options.precision, padding,
             options.crop_tissue, tile,
         )  # fmt: skip
         run = run_slides(work, options.slides, answer, command=arguments, answered=answered, failed=failed, skip_errors=options.skip_errors)
