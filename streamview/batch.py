@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -21,19 +22,21 @@ from streamview.geometry import Region, RegionText
 from streamview.inference import explain, find_targets, predict
 from streamview.jobs import Job, RegionResult, Run, StoredMap, region_id
 from streamview.loading import Model
-from streamview.machine import describe_device, find_device, peak_memory
+from streamview.machine import describe_device, find_device, peak_memory, resident_memory
 from streamview.patches import PatchPlan, predict_patches, write_patch_geojson, write_patch_table
 from streamview.progress import Report
 from streamview.results import Precision, Prediction, Saliency, Target, save_saliency
 from streamview.slides import Slide, open_slide
 from streamview.slides.sampling import Sampler
 from streamview.streaming.capture import capture
+from streamview.streaming.memory import parse_bytes, return_freed_blocks
 from streamview.tissue import Tissue, covered, find_tissue, tissue_regions
 
 __all__ = ["Answer", "Work", "check_display", "explain_slide", "patch_slide", "predict_slide", "run_slides"]
 
 _CELL = 32  # px of the network's grid: what most networks reduce to one cell of their last features
 _PIECE = 256  # px of the network's grid: sides of a region around a piece of tissue, where the card does not state smaller ones
+_PICTURE, _PICTURE_BYTES = (1100, 2048), 200 * 2**20  # px of the longest side, and what drawing the largest takes
 _MOST_MAPS = 16  # classes of which the patches are drawn
 _NEAR_UM = 500.0  # pieces of tissue no further apart share a region
 
@@ -162,12 +165,13 @@ def patch_slide(work: Work, path: str | os.PathLike[str]) -> Answer:
         write_patch_table(found, tables[0])
         write_patch_geojson(found, tables[1])
         entries, maps, pictures = [], [], []
+        return_freed_blocks()  # what the batches had is room for the pictures
         for target, file in zip(targets, stored, strict=True):
             name = file.name.removesuffix(".ome.zarr").replace(region_id(found.region), f"{region_id(found.region)}-patches", 1)
             maps.append(save_saliency(found.map_of(target), place / f"{name}.ome.zarr"))
             recipe = PRESETS["patches"]
             recipe = replace(recipe, cap=None) if prediction.task == "regression" else recipe
-            pictures.append(draw_png(slide, maps[-1], recipe, place / f"{name}.png"))
+            pictures.append(draw_png(slide, maps[-1], recipe, place / f"{name}.png", _picture_side(work)))
             inside = [made.relative_to(job.folder).as_posix() for made in (place / f"{name}.ome.zarr", pictures[-1].path)]
             entries.append(StoredMap(inside[0], target, inside[1]))
         share = None if tissue is None else covered(tissue, found.region)
@@ -309,6 +313,14 @@ def check_display(model: Model, display: Preset | None) -> None:
             f"--display evidence: the model {model.card.name} does not end in pooling and one linear layer, so it has no class evidence; "
             "use --display detail or paper"
         )
+
+
+def _picture_side(work: Work) -> int:
+    """Longest side of a picture that fits into what the budget leaves."""
+    if work.memory is None or find_device(work.device).type == "cuda":
+        return _PICTURE[1]
+    room = max(parse_bytes(work.memory) - resident_memory(), 0)
+    return min(max(int(_PICTURE[1] * math.sqrt(room / _PICTURE_BYTES)), _PICTURE[0]), _PICTURE[1])
 
 
 def _pieces(work: Work, path: str | os.PathLike[str]) -> Iterator[Work]:
