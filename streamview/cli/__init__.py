@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with warnings.catch_warnings():
             warnings.showwarning = partial(_show, warnings.showwarning)
             if getattr(options, "output", None) is not None:
-                check_place("-o", options.output)
+                check_place("-o", options.output, folder=options.command in ("demo", "export"))
             if isinstance(getattr(options, "json", None), str):
                 check_place("--json", options.json, folder=False)
             return COMMANDS[options.command](options, arguments)

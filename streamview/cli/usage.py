@@ -97,7 +97,7 @@ def check_place(option: str, text: str, *, folder: bool = True) -> None:
     text
         The place; it need not exist.
     folder
-        Whether a file that stands there is in the way.
+        Whether a file that stands there is in the way; else the command itself says what it makes of that.
 
     Raises
     ------
@@ -105,7 +105,7 @@ def check_place(option: str, text: str, *, folder: bool = True) -> None:
         When it is empty or a URL, lies under a file, or the folder that it would be made in cannot be written to.
     """
     if not text.strip() or "://" in text:
-        raise StreamviewError(f"{option} {text!r}: expected the path of a {'folder' if folder else 'file'} on this machine")
+        raise StreamviewError(f"{option} {text!r}: expected a path on this machine")
     place = Path(os.path.abspath(text))
     above = next(path for path in (place, *place.parents) if os.path.lexists(path))
     if above == place and not place.is_dir():
