@@ -12,7 +12,7 @@ from streamview.errors import RegionError
 
 __all__ = ["Region", "RegionText", "as_region"]
 
-_FORM = "X,Y,WIDTH,HEIGHT, each in level-0 pixels, um or mm, such as 1024,2048,4096,4096 or 1mm,500um,2mm,2mm"
+_FORM = "X,Y,WIDTH,HEIGHT, each in whole numbers of level-0 pixels or in um or mm, such as 1024,2048,4096,4096 or 1mm,500um,2mm,2mm"
 _UM = {"um": 1.0, "µm": 1.0, "μm": 1.0, "mm": 1000.0}  # the micro sign and the Greek letter
 _LENGTH = r"([+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+))\s*(px|um|µm|μm|mm|)"
 _TEXT = re.compile(r"\s*{0}{1}{0}{1}{0}(?:{1}|\s*[x×]\s*){0}\s*".format(_LENGTH, r"(?:\s*,\s*|\s+)"), re.IGNORECASE)
@@ -134,7 +134,7 @@ class RegionText:
         if min(lengths[0][0], lengths[1][0]) < 0:
             raise RegionError(f"region {text!r}: begins outside the slide; x and y must be 0 or more")
         if min(lengths[2][0], lengths[3][0]) <= 0:
-            raise RegionError(f"region {text!r}: width and height must be above 0; expected {_FORM}")
+            raise RegionError(f"region {text!r}: width and height must be positive; expected {_FORM}")
         return cls(text, lengths)
 
     def on(self, mpp: tuple[float, float] | None, slide: str = "the slide") -> Region:

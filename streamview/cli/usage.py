@@ -83,7 +83,10 @@ def micrometres(text: str) -> float:
     """
     parts = _LENGTH.fullmatch(text)
     if parts is None:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected micrometres, such as 0.5 or 0.5um")
+        try:
+            return float(text)  # nan and inf, which the command itself refuses
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r}: expected micrometres, such as 0.5 or 0.5um") from None
     return float(parts[1]) * (1000 if (parts[2] or "").lower() == "mm" else 1)
 
 
