@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from typing import TypedDict
+
+import numpy as np
 
 from streamview.display import PRESETS, Preset, default_preset
 from streamview.errors import (
@@ -23,26 +26,32 @@ from streamview.errors import (
     StreamviewError,
 )
 from streamview.evidence import linear_head
-from streamview.export.png import render_png
+from streamview.export.png import Picture, draw_png
 from streamview.forecasts import Forecast, forecast
-from streamview.geometry import Region
+from streamview.geometry import Region, RegionText
 from streamview.inference import explain, find_targets, predict
-from streamview.jobs import Job, RegionResult, Run, StoredMap
+from streamview.jobs import Job, RegionResult, Run, StoredMap, region_id
 from streamview.loading import Model
-from streamview.machine import describe_device, find_device, peak_memory
+from streamview.machine import describe_device, find_device, peak_memory, resident_memory
+from streamview.patches import PatchPlan, predict_patches, write_patch_geojson, write_patch_table
 from streamview.progress import Report
-from streamview.results import Precision, Prediction, Saliency, Target
+from streamview.results import Precision, Prediction, Saliency, Target, save_saliency
 from streamview.session import identify
 from streamview.slides import Slide, open_slide
 from streamview.slides.sampling import Sampler
 from streamview.slides.slide import given_mpp
 from streamview.streaming.capture import capture
-from streamview.tissue import Tissue, covered, find_tissue, tissue_region, tissue_share
+from streamview.streaming.memory import parse_bytes, return_freed_blocks
+from streamview.tissue import Tissue, covered, find_tissue, tissue_regions, tissue_share
 
-__all__ = ["Answer", "Work", "check_display", "explain_slide", "predict_slide", "run_slides"]
+__all__ = ["Answer", "Work", "check_display", "explain_slide", "patch_slide", "predict_slide", "run_slides"]
 
 _OPTIONS = (RegionError, ModelError, NotStreamableError, MemoryBudgetError)  # what another command line mends
 _CELL = 32  # px of the network's grid: what most networks reduce to one cell of their last features
+_PIECE = 256  # px of the network's grid: sides of a region around a piece of tissue, where the card does not state smaller ones
+_PICTURE, _PICTURE_BYTES = (1100, 2048), 200 * 2**20  # px of the longest side, and what drawing the largest takes
+_MOST_MAPS = 16  # classes of which the patches are drawn
+_NEAR_UM = 500.0  # pieces of tissue no further apart share a region
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -60,19 +69,19 @@ class Work:
     report
         Called after every step.
     region
-        In level-0 pixels; None for the whole slide.
+        In level-0 pixels, or as the user wrote it, which is placed on each slide; None for the whole slide.
     mpp, memory, device, precision, pad_to, tile
         As for `streamview.predict`.
     crop_tissue
-        Whether to work on the bounding box of all tissue, grown to whole cells of 32 px on the network's grid, where no `region` is given.
+        Whether `run_slides` works on each piece of tissue, grown to whole cells of 32 px on the network's grid, where no `region` is given.
     """
 
     model: Model
     job: Job
     run_id: str
-    announce: Callable[[Slide, Forecast], None]
+    announce: Callable[[Slide, Forecast | PatchPlan], None]
     report: Report | None = None
-    region: Region | None = None
+    region: Region | RegionText | None = None
     mpp: float | None = None
     memory: str | int | None = None
     device: str = "auto"
@@ -104,12 +113,18 @@ class Answer:
         Its maps, stored in the job, one entry a target; none where only a prediction was asked for.
     pictures
         The display PNGs.
+    empty
+        Why some of them show nothing, a sentence each.
+    tables
+        The answers of patches, in the forms that other programs read.
     """
 
     prediction: Prediction
-    ahead: Forecast
+    ahead: Forecast | PatchPlan
     maps: tuple[Saliency, ...] = ()
     pictures: tuple[Path, ...] = ()
+    empty: tuple[str, ...] = ()
+    tables: tuple[Path, ...] = ()
 
 
 def predict_slide(work: Work, path: str | os.PathLike[str]) -> Answer:
@@ -128,6 +143,53 @@ def predict_slide(work: Work, path: str | os.PathLike[str]) -> Answer:
         prediction = predict(work.model, slide, region, plan=ahead.plan, report=work.report, **how)
         work.job.add(_result(work, path, slide, tissue, prediction))
     return Answer(prediction, ahead)
+
+
+def patch_slide(work: Work, path: str | os.PathLike[str]) -> Answer:
+    """Predict for each patch of one slide; store tables, a coarse map and a picture of each class, and record them.
+
+    Maps are of every class where these are few, else of the likeliest.
+
+    Raises
+    ------
+    StreamviewError
+        As `streamview.patches.predict_patches`, or when the job cannot be written.
+    """
+    job = work.job
+    with open_slide(path, work.mpp) as slide:
+        tissue, region = _choose(work, slide)
+        plans: list[PatchPlan] = []
+
+        def announce(plan: PatchPlan) -> None:
+            plans.append(plan)
+            work.announce(slide, plan)
+
+        found = predict_patches(
+            work.model, slide, region, tissue=tissue, memory=work.memory, device=work.device, announce=announce, report=work.report
+        )
+        prediction = found.prediction
+        names = prediction.class_names
+        targets = [Target(name, index) for index, name in enumerate(names)]
+        targets = targets if len(names) <= _MOST_MAPS else [targets[int(np.argmax(prediction.logits))]]
+        maps_id = job.maps_id(job.slide_id(slide.name, _source(path), slide.identity), slide.identity)
+        stored = [job.saliency_path(maps_id, found.region, target) for target in targets]
+        place = job.folder / "patches" / stored[0].parent.name
+        tables = place / f"{region_id(found.region)}.csv", place / f"{region_id(found.region)}.geojson"
+        write_patch_table(found, tables[0])
+        write_patch_geojson(found, tables[1])
+        entries, maps, pictures = [], [], []
+        return_freed_blocks()  # what the batches had is room for the pictures
+        for target, file in zip(targets, stored, strict=True):
+            name = file.name.removesuffix(".ome.zarr").replace(region_id(found.region), f"{region_id(found.region)}-patches", 1)
+            maps.append(save_saliency(found.map_of(target), place / f"{name}.ome.zarr"))
+            recipe = PRESETS["patches"]
+            recipe = replace(recipe, cap=None) if prediction.task == "regression" else recipe
+            pictures.append(draw_png(slide, maps[-1], recipe, place / f"{name}.png", _picture_side(work)))
+            inside = [made.relative_to(job.folder).as_posix() for made in (place / f"{name}.ome.zarr", pictures[-1].path)]
+            entries.append(StoredMap(inside[0], target, inside[1]))
+        job.add(_result(work, path, slide, tissue, prediction, tuple(entries)))
+    empty = tuple(f"{picture.path.name}: {picture.empty}" for picture in pictures if picture.empty is not None)
+    return Answer(prediction, plans[0], tuple(maps), tuple(picture.path for picture in pictures), empty, tables)
 
 
 def explain_slide(
@@ -165,17 +227,18 @@ def explain_slide(
         ahead = forecast(work.model, slide, region, explain=True, maps=count, out=job.folder, memory=memory, tile=tile, **how)
         work.announce(slide, ahead)
         found = explain(work.model, slide, region, wanted, outs=stored, plan=ahead.plan, report=work.report, **how)
-        pictures: list[Path] = []
+        pictures: list[Picture] = []
         entries = []
         for maps, target, folder in zip(found, apart, stored, strict=True):
             presets = displays or (default_preset(maps),)
-            drawn = [render_png(slide, maps, PRESETS[p], job.picture_path(place, region, p, target)) for p in presets]
-            inside = [made.relative_to(job.folder).as_posix() for made in (folder, drawn[0])]
+            drawn = [draw_png(slide, maps, PRESETS[p], job.picture_path(place, region, p, target)) for p in presets]
+            inside = [made.relative_to(job.folder).as_posix() for made in (folder, drawn[0].path)]
             entries.append(StoredMap(inside[0], maps.target, inside[1]))
             pictures += drawn
         prediction = found[0].prediction
         job.add(_result(work, path, slide, tissue, prediction, tuple(entries)))
-    return Answer(prediction, ahead, tuple(found), tuple(pictures))
+    empty = tuple(f"{picture.path.name}: {picture.empty}" for picture in pictures if picture.empty is not None)
+    return Answer(prediction, ahead, tuple(found), tuple(picture.path for picture in pictures), empty)
 
 
 def run_slides(
@@ -252,7 +315,14 @@ def run_slides(
             miss(path, refused[path][0], row=True)
             continue
         try:
-            answered_slide = answer(work, path)
+            plans: dict[str, dict[str, object]] = {}
+            slide_id = ""
+            for part in _pieces(work, path):
+                answer_of_part = answer(part, path)
+                prediction = answer_of_part.prediction
+                plans[region_id(prediction.region)] = _plan(part, answer_of_part.ahead)
+                slide_id = work.job.slide_id(prediction.slide_name, _source(path), prediction.identity.source)
+                answered(answer_of_part)
         except Cancelled:
             raise
         except StreamviewError as error:
@@ -260,9 +330,7 @@ def run_slides(
             if not skip_errors:
                 break
         else:
-            source, prediction = _source(path), answered_slide.prediction
-            plan[work.job.slide_id(prediction.slide_name, source, prediction.identity.source)] = _plan(work, answered_slide.ahead)
-            answered(answered_slide)
+            plan[slide_id] = next(iter(plans.values())) if len(plans) == 1 else plans
     took = time.monotonic() - start
     run = replace(run, plan=plan, finished=_now(), seconds=took, peak_bytes=peak_memory(), failed=tuple(missed))
     work.job.record_run(run)
@@ -294,7 +362,7 @@ def _refusal(work: Work, path: str | os.PathLike[str]) -> tuple[StreamviewError,
                 if work.crop_tissue and work.region is None:
                     Sampler(slide, None, work.model.card.mpp)
                 else:
-                    identify(work.model, slide, work.region, precision=work.precision, pad_to=work.pad_to)
+                    identify(work.model, slide, _placed(work, slide), precision=work.precision, pad_to=work.pad_to)
             except StreamviewError as error:
                 return error, False
     return None
@@ -315,13 +383,37 @@ def check_display(model: Model, display: Preset | None) -> None:
         )
 
 
+def _picture_side(work: Work) -> int:
+    """Longest side of a picture that fits into what the budget leaves."""
+    if work.memory is None or find_device(work.device).type == "cuda":
+        return _PICTURE[1]
+    room = max(parse_bytes(work.memory) - resident_memory(), 0)
+    return min(max(int(_PICTURE[1] * math.sqrt(room / _PICTURE_BYTES)), _PICTURE[0]), _PICTURE[1])
+
+
+def _pieces(work: Work, path: str | os.PathLike[str]) -> Iterator[Work]:
+    """The work on each region of a slide: with `crop_tissue` one for each piece of tissue."""
+    if not work.crop_tissue or work.region is not None:
+        yield work
+        return
+    with open_slide(path, work.mpp) as slide:
+        scale, card = Sampler(slide, None, work.model.card.mpp).scale, work.model.card
+        side = 0 if work.pad_to is not None else min(_PIECE, card.input_size[0]) if card.input_size else _PIECE
+        near = 2 * _CELL * max(scale) if slide.mpp is None else _NEAR_UM / min(slide.mpp)
+        align, least = (_CELL * scale[0], _CELL * scale[1]), (side * scale[0], side * scale[1])
+        regions = tissue_regions(find_tissue(slide), slide.name, near, align, least)
+    for region in regions:
+        yield replace(work, region=region)
+
+
+def _placed(work: Work, slide: Slide) -> Region | None:
+    """The region that was asked for on this slide; None for the whole slide."""
+    return work.region.on(slide.mpp, slide.name) if isinstance(work.region, RegionText) else work.region
+
+
 def _choose(work: Work, slide: Slide) -> tuple[Tissue | None, Region]:
     """The slide's tissue (None where it cannot be read, which spoils no answer for a region elsewhere) and the region to work on."""
-    if work.crop_tissue and work.region is None:
-        tissue = find_tissue(slide)
-        scale = Sampler(slide, None, work.model.card.mpp).scale
-        return tissue, tissue_region(tissue, slide.name, (_CELL * scale[0], _CELL * scale[1]))
-    region = work.region or Region(0, 0, *slide.shape)
+    region = _placed(work, slide) or Region(0, 0, *slide.shape)
     try:
         return find_tissue(slide), region
     except SlideError:
@@ -364,7 +456,10 @@ def _check_free(work: Work, slide: Slide, region: Region, stored: Sequence[Path]
                 )
 
 
-def _plan(work: Work, ahead: Forecast) -> dict[str, object]:
+def _plan(work: Work, ahead: Forecast | PatchPlan) -> dict[str, object]:
+    if isinstance(ahead, PatchPlan):
+        counts = {"patches": ahead.count, "side": ahead.side, "batch": ahead.batch}
+        return {**counts, "memory": work.memory, "precision": "float32", "forecast_bytes": ahead.peak_bytes}
     return {
         "tile": list(ahead.plan.tile),
         "steps": ahead.plan.steps,

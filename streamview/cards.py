@@ -82,6 +82,9 @@ class ModelCard:
         Of the card as canonical JSON (sorted keys, no spaces, UTF-8).
     stain
         Of the tissue trained on; None: not stated.
+    answers
+        What one answer is for, where the user does not say: the whole "region", or each "patch" of it. A card of WSInfer's that states
+        its patches, without a key of ours, is for patches.
     """
 
     name: str
@@ -103,6 +106,7 @@ class ModelCard:
     sha256: str
     warning: str | None = None
     stain: Stain | None = None
+    answers: Literal["region", "patch"] = "region"
 
     @property
     def mpp(self) -> float | None:
@@ -158,9 +162,16 @@ def parse_card(document: Mapping[str, Any], *, name: str, file: str) -> ModelCar
     if resize is not None and patch is None:
         card.refuse("patch_size_pixels", "the side that patches had before Resize, px")
     ours = _Fields(card.get("streamview", _is_object, "an object", default={}), file, "streamview.")
-    ours.only((*_TEXTS, "task", "trained", "input_size", "stain"))
+    ours.only((*_TEXTS, "task", "trained", "input_size", "stain", "answers"))
     texts = {key: ours.get(key, _is_text, "a text", default=None) for key in _TEXTS}
     side = resize or patch
+    known = patch is not None and spacing is not None
+    answers = ours.get(
+        "answers",
+        lambda v: v == "region" or (v == "patch" and known),
+        "region, or patch where patch_size_pixels and spacing_um_px are stated",
+        default="patch" if known and "streamview" not in document else "region",
+    )
     return ModelCard(
         name=texts["name"] or name,
         architecture=card.get("architecture", _is_text, "the id of a network"),
@@ -181,6 +192,7 @@ def parse_card(document: Mapping[str, Any], *, name: str, file: str) -> ModelCar
         input_size=_read_input_size(ours, default=(side, side) if side else None),
         sha256=hashlib.sha256(json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()).hexdigest(),
         stain=_read_stain(ours),
+        answers=answers,
     )
 
 
@@ -203,6 +215,7 @@ def card_document(card: ModelCard) -> dict[str, Any]:
             **{key: text for key, text in texts.items() if text is not None},
             **({} if card.input_size is None else {"input_size": list(card.input_size)}),
             **({} if card.stain is None else {"stain": _stain_document(card.stain)}),
+            **({} if card.answers == "region" else {"answers": card.answers}),
         },
     }
 

@@ -20,9 +20,10 @@ from streamview.errors import StreamviewError
 from streamview.forecasts import Forecast
 from streamview.jobs import Job, new_run_id
 from streamview.loading import load_model
+from streamview.patches import PatchPlan
 from streamview.progress import Report
 from streamview.pyramid import build_pyramid
-from streamview.results import Precision, Saliency, SaliencyMap
+from streamview.results import Plane, Precision, Saliency, SaliencyMap
 from streamview.slides import Slide, open_slide
 from streamview.synthetic import write_synthetic_slide
 
@@ -77,7 +78,7 @@ def run_demo(
     folder: str | os.PathLike[str],
     *,
     tell: Callable[[str], None],
-    announce: Callable[[Slide, Forecast], None],
+    announce: Callable[[Slide, Forecast | PatchPlan], None],
     report: Report | None = None,
     size: int = 4096,
     untrained: bool = False,
@@ -168,7 +169,7 @@ def localise(saliency: Saliency, lesion: NDArray[np.bool_]) -> tuple[Localisatio
             width = PRESETS["detail"].blur_um
             sigma = width / (mpp[0] * saliency_map.step[0]), width / (mpp[1] * saliency_map.step[1])
             values = blur(np.asarray(saliency_map.values, np.float32), sigma)
-            blurred = SaliencyMap(method, values, saliency_map.step, saliency_map.origin)
+            blurred = SaliencyMap(method, Plane(values), saliency_map.step, saliency_map.origin)
             found.append(Localisation(f"signed, blurred by {width:g} um, then negatives cut", share_inside(blurred, lesion)))
     return tuple(found)
 

@@ -36,11 +36,12 @@ __all__ = [
     "blurred_overview",
     "colours",
     "default_preset",
+    "empty_reason",
     "glass_mask",
     "show",
 ]
 
-Preset = Literal["evidence", "detail", "paper"]
+Preset = Literal["evidence", "detail", "paper", "patches"]
 TEAL_LIME = ("#0a7f8c", "#18c28c", "#d7ff3e")
 PALETTES: Mapping[str, tuple[str, ...]] = {
     "teal-lime": TEAL_LIME,
@@ -53,6 +54,7 @@ TITLES: Mapping[Method, str] = {
     "evidence": "Class evidence (extent)",
     "signed": "Gradient x input (detail)",
     "absolute": "Largest |gradient| (paper)",
+    "patches": "Patches (an answer each)",
 }
 
 _OVERVIEW = 2048  # px: the cap is taken from the finest level no larger than this
@@ -107,12 +109,13 @@ PRESETS: Mapping[Preset, Recipe] = {
     "evidence": Recipe("evidence", blur_um=6.0),
     "detail": Recipe("signed", blur_um=3.0),
     "paper": Recipe("absolute", blur_um=100.0, cap_percentile=99.0, threshold=0.0, floor_percentile=50.0, outline=False),
+    "patches": Recipe("patches", blur_um=0.0, threshold=0.0, outline=False, glass=False, cap=1.0),
 }
 
 
 def default_preset(saliency: Saliency) -> Preset:
-    """Return "evidence" where the network offers that map, else "paper"."""
-    return "evidence" if "evidence" in saliency.maps else "paper"
+    """Return "patches" for answers of patches, "evidence" where the network offers that map, else "paper"."""
+    return "patches" if "patches" in saliency.maps else "evidence" if "evidence" in saliency.maps else "paper"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -199,8 +202,6 @@ class Shown:
         Share of the cap below which nothing is shown, the recipe's floor percentile included.
     blur_px
         ``(y, x)`` standard deviation of the blur in px of the network's grid.
-    empty
-        Why nothing is shown, in a sentence; None where something is.
     """
 
     recipe: Recipe
@@ -210,7 +211,6 @@ class Shown:
     cap: float
     threshold: float
     blur_px: tuple[float, float]
-    empty: str | None = None
 
     @property
     def overview(self) -> int:
@@ -285,11 +285,6 @@ def show(saliency: Saliency, recipe: Recipe, overview: Overview | None = None) -
     floor = _percentile(seen, recipe.floor_percentile) / cap if cap > 0 and recipe.floor_percentile else 0.0
     grid = saliency.prediction.region.height / saliency.prediction.shape[0], saliency.prediction.region.width / saliency.prediction.shape[1]
     threshold = max(recipe.threshold, floor)
-    empty = None
-    if cap <= 0:
-        empty = _why_empty(saliency, saliency_map)
-    elif not len(seen) or seen.max() < threshold * cap:
-        empty = f"Nothing is shown: every value lies below {threshold:.0%} of the cap."
     return Shown(
         recipe=recipe,
         levels=tuple(ShownLevel(raw, sigma, cap, threshold) for raw, sigma in zip(raws[first:], sigmas[first:], strict=True)),
@@ -298,18 +293,23 @@ def show(saliency: Saliency, recipe: Recipe, overview: Overview | None = None) -
         cap=cap,
         threshold=threshold,
         blur_px=(recipe.blur_um / (grid[0] * unit[0]), recipe.blur_um / (grid[1] * unit[1])),
-        empty=empty,
     )
 
 
-def _why_empty(saliency: Saliency, saliency_map: SaliencyMap) -> str:
-    """Why a map without positive values has none."""
-    target = saliency.target.name
-    if not np.asarray(saliency_map.levels[-1]).any():
-        return f"Nothing is shown: the map is zero, as the score of {target} does not change with any pixel of the region."
-    if saliency_map.method == "evidence":
-        return f"Nothing is shown: nothing in the region speaks for {target}; its evidence is nowhere positive."
-    return f"Nothing is shown: the map of {target} is nowhere positive; all that it holds speaks against it."
+def empty_reason(saliency: Saliency, shown: Shown) -> str | None:
+    """Say why a recipe shows nothing of a map, in a sentence; None where it shows something (which glass may still hide)."""
+    level, target = shown.levels[shown.overview], saliency.target.name
+    if level[:, :].any():
+        return None
+    raw = np.asarray(level.raw[:, :])
+    if not raw.any():
+        return f"Nothing is shown: the map is zero everywhere, so no pixel of the region changes the answer for {target}."
+    if not (raw > 0).any():
+        return f"Nothing is shown: the map has no positive value, so nothing in the region speaks for {target}."
+    if shown.cap <= 0:
+        return f"Nothing is shown: blurred by {shown.recipe.blur_um:g} um the map has no positive value for {target}; use a smaller blur."
+    least = f"{shown.threshold:.3g} of the cap of {shown.cap:.3g}"
+    return f"Nothing is shown: no value of the map reaches the threshold, {least}; use a lower threshold or cap."
 
 
 def apply_recipe(blurred: NDArray[np.float32], cap: float, threshold: float) -> NDArray[np.float32]:

@@ -23,7 +23,7 @@ from streamview.evidence import pooled_sink
 from streamview.geometry import Region
 from streamview.loading import Model, as_model
 from streamview.progress import Progress, Report
-from streamview.results import MapWriter, Method, Precision, Prediction, Saliency, SaliencyMap, Target
+from streamview.results import MapWriter, Method, Plane, Precision, Prediction, Saliency, SaliencyMap, Target
 from streamview.session import NotFinite, Passed, Session, Source
 from streamview.streaming.plan import Plan
 from streamview.streaming.run import Run
@@ -261,7 +261,7 @@ def _explained(
             if outs is None:
                 maps = np.empty((2, height, width), np.float32)
                 back(partial(_keep, maps))
-                planes = {method: SaliencyMap(method, values, step, origin) for method, values in zip(_METHODS, maps, strict=True)}
+                planes = {method: SaliencyMap(method, Plane(values), step, origin) for method, values in zip(_METHODS, maps, strict=True)}
                 kept.append(Saliency(prediction, target, std, glass, planes if evidence is None else planes | {"evidence": evidence}))
             else:
                 writer = unplaced.enter_context(MapWriter(outs[number], (height, width), step=step, origin=origin, channels=_METHODS))
@@ -281,11 +281,11 @@ def _evidence(session: Session, passed: Passed, target: Target) -> SaliencyMap |
         values = values - passed.evidence.of(target.against)
     step, origin = session.placed(pooled.value)
     if session.kept == session.sampler.shape:
-        return SaliencyMap("evidence", values, step, origin)
+        return SaliencyMap("evidence", Plane(values), step, origin)
     # of a padded region the cells centred on the slide
     inside = session.sampler.region.y_stop, session.sampler.region.x_stop
     rows, columns = (max(math.ceil((stop - 0.5 - first) / pitch), 1) for stop, first, pitch in zip(inside, origin, step, strict=True))
-    return SaliencyMap("evidence", np.ascontiguousarray(values[:rows, :columns]), step, origin)
+    return SaliencyMap("evidence", Plane(np.ascontiguousarray(values[:rows, :columns])), step, origin)
 
 
 def _reverse(

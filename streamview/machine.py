@@ -15,7 +15,16 @@ from streamview.errors import ModelError
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["describe_device", "find_device", "free_disk", "peak_device_memory", "peak_memory", "resident_memory", "return_freed_memory"]
+__all__ = [
+    "describe_device",
+    "find_device",
+    "free_disk",
+    "peak_device_memory",
+    "peak_memory",
+    "resident_memory",
+    "return_freed_memory",
+    "total_memory",
+]
 
 
 def peak_memory() -> int:
@@ -57,6 +66,13 @@ def peak_device_memory() -> int | None:
     """Largest memory reserved on the CUDA device so far, in bytes; None where CUDA was not used."""
     torch = sys.modules.get("torch")
     return torch.cuda.max_memory_reserved() if torch is not None and torch.cuda.is_initialized() else None
+
+
+def total_memory(device: torch.device) -> int | None:
+    """All memory of a CUDA device in bytes: what a share of ``--memory`` is of there; None where it is of the machine's."""
+    import torch
+
+    return torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
 
 
 def describe_device(device: torch.device) -> str:

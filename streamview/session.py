@@ -19,7 +19,7 @@ from streamview.evidence import Evidence, linear_head, pooled_sink
 from streamview.faults import bad_call, bad_gradient, bad_value, bad_weight
 from streamview.geometry import Region
 from streamview.loading import Model, as_model
-from streamview.machine import find_device, resident_memory
+from streamview.machine import find_device, resident_memory, total_memory
 from streamview.progress import Progress, Report
 from streamview.readahead import ReadAhead
 from streamview.results import Identity, Precision, Prediction, Target
@@ -236,7 +236,7 @@ class Session:
         growth = free_memory_of(self.device) // 2
         return_freed_blocks()  # what earlier work of the process freed would count against the budget
         if memory is not None:
-            limit = parse_bytes(memory)
+            limit = parse_bytes(memory, total_memory(self.device))
             growth = limit - self.base() - self._beside(needs, results)
             if growth <= 0:
                 raise MemoryBudgetError(

@@ -19,7 +19,7 @@ from streamview.geometry import Region
 from streamview.slides import Slide
 from streamview.thumbnail import thumbnail
 
-__all__ = ["Tissue", "covered", "find_tissue", "otsu", "tissue_boxes", "tissue_region", "tissue_share"]
+__all__ = ["Tissue", "covered", "find_tissue", "otsu", "tissue_boxes", "tissue_region", "tissue_regions", "tissue_share"]
 
 _LARGEST = 2**22  # px of the mask
 _PIXEL_UM = 8.0  # finer pixels tell nuclei from what lies between them, which is tissue too
@@ -106,21 +106,36 @@ def tissue_boxes(tissue: Tissue, margin: float = 0.0) -> tuple[Region, ...]:
     margin
         Parts whose boxes are no more than this many level-0 pixels apart share one box; boxes that overlap always do.
     """
-    labels, count = ndimage.label(tissue.mask, np.ones((3, 3)))
-    sizes = np.bincount(labels.ravel(), minlength=count + 1)[1:]
-    parts = [(_box(tissue, window), int(size)) for window, size in zip(ndimage.find_objects(labels), sizes, strict=True)]
-    merged: list[tuple[Region, int]] = []
-    while parts:
-        box, size = parts.pop()
-        near = [other for other in merged if _apart(box, other[0]) <= margin]
-        if near:
-            merged = [other for other in merged if _apart(box, other[0]) > margin]
-            top, left = (min(box.y, *(o.y for o, _ in near)), min(box.x, *(o.x for o, _ in near)))
-            bottom, right = (max(box.y_stop, *(o.y_stop for o, _ in near)), max(box.x_stop, *(o.x_stop for o, _ in near)))
-            parts.append((Region(top, left, bottom - top, right - left), size + sum(other for _, other in near)))
-        else:
-            merged.append((box, size))
-    return tuple(box for box, _ in sorted(merged, key=lambda part: (-part[1], part[0])))
+    return tuple(box for box, _ in _parts(tissue, margin))
+
+
+def tissue_regions(
+    tissue: Tissue, name: str, near: float = 0.0, align: tuple[float, float] = (1.0, 1.0), least: tuple[float, float] = (0.0, 0.0)
+) -> tuple[Region, ...]:
+    """Return one region for each piece of tissue, none of which overlap, those with most tissue first.
+
+    Parameters
+    ----------
+    tissue
+        From `find_tissue`.
+    name
+        Of the slide, for messages.
+    near
+        Pieces whose boxes are no more than this many level-0 pixels apart share one region.
+    align
+        Level-0 pixels ``(y, x)`` to multiples of which regions are grown outwards; all are cut to the slide.
+    least
+        Level-0 pixels ``(y, x)`` that a region has at least, where the slide has them; smaller boxes grow about their centre.
+
+    Raises
+    ------
+    SlideError
+        When there is no tissue.
+    """
+    if not tissue.mask.any():
+        raise SlideError(f"{name}: no tissue was found to crop to; leave out --crop-tissue, or name the part with --region")
+    grown = [(_aligned(_at_least(box, least, tissue.shape), align, tissue.shape), size) for box, size in _parts(tissue, near)]
+    return tuple(box for box, _ in _merged(grown, -1))
 
 
 def tissue_region(tissue: Tissue, name: str, align: tuple[float, float] = (1.0, 1.0)) -> Region:
@@ -135,12 +150,7 @@ def tissue_region(tissue: Tissue, name: str, align: tuple[float, float] = (1.0, 
     if not rows.size:
         raise SlideError(f"{name}: no tissue was found to crop to; leave out --crop-tissue, or name the part with --region")
     box = _box(tissue, (slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1)))
-    top, left = (math.floor(math.floor(edge / unit) * unit) for edge, unit in zip((box.y, box.x), align, strict=True))
-    bottom, right = (
-        min(math.ceil(math.ceil(edge / unit) * unit), side)
-        for edge, unit, side in zip((box.y_stop, box.x_stop), align, tissue.shape, strict=True)
-    )
-    return Region(top, left, bottom - top, right - left)
+    return _aligned(box, align, tissue.shape)
 
 
 def covered(tissue: Tissue, region: Region) -> float:
@@ -171,6 +181,50 @@ def _box(tissue: Tissue, window: tuple[slice, slice]) -> Region:
     ends = (math.ceil(part.stop * step - 1e-6) for part, step in zip(window, tissue.step, strict=True))
     bottom, right = (min(end, side) for end, side in zip(ends, tissue.shape, strict=True))
     return Region(top, left, bottom - top, right - left)
+
+
+def _aligned(box: Region, align: tuple[float, float], shape: tuple[int, int]) -> Region:
+    """A box grown outwards to multiples of `align` and cut to the slide."""
+    top, left = (math.floor(math.floor(edge / unit) * unit) for edge, unit in zip((box.y, box.x), align, strict=True))
+    bottom, right = (
+        min(math.ceil(math.ceil(edge / unit) * unit), side) for edge, unit, side in zip((box.y_stop, box.x_stop), align, shape, strict=True)
+    )
+    return Region(top, left, bottom - top, right - left)
+
+
+def _at_least(box: Region, least: tuple[float, float], shape: tuple[int, int]) -> Region:
+    """A box grown about its centre to sides of `least`, inside the slide."""
+    height, width = (min(max(side, math.ceil(low)), whole) for side, low, whole in zip(box.shape, least, shape, strict=True))
+    top, left = (
+        min(max(start - (new - old) // 2, 0), whole - new)
+        for start, old, new, whole in zip((box.y, box.x), box.shape, (height, width), shape, strict=True)
+    )
+    return Region(top, left, height, width)
+
+
+def _parts(tissue: Tissue, margin: float) -> list[tuple[Region, int]]:
+    """Boxes of the connected parts and their pixels of the mask, merged where no more than `margin` apart, largest first."""
+    labels, count = ndimage.label(tissue.mask, np.ones((3, 3)))
+    sizes = np.bincount(labels.ravel(), minlength=count + 1)[1:]
+    parts = [(_box(tissue, window), int(size)) for window, size in zip(ndimage.find_objects(labels), sizes, strict=True)]
+    return _merged(parts, margin)
+
+
+def _merged(parts: list[tuple[Region, int]], margin: float) -> list[tuple[Region, int]]:
+    """Boxes no more than `margin` apart as one, with the sum of their sizes, largest first."""
+    parts = list(parts)
+    merged: list[tuple[Region, int]] = []
+    while parts:
+        box, size = parts.pop()
+        near = [other for other in merged if _apart(box, other[0]) <= margin]
+        if near:
+            merged = [other for other in merged if _apart(box, other[0]) > margin]
+            top, left = (min(box.y, *(o.y for o, _ in near)), min(box.x, *(o.x for o, _ in near)))
+            bottom, right = (max(box.y_stop, *(o.y_stop for o, _ in near)), max(box.x_stop, *(o.x_stop for o, _ in near)))
+            parts.append((Region(top, left, bottom - top, right - left), size + sum(other for _, other in near)))
+        else:
+            merged.append((box, size))
+    return sorted(merged, key=lambda part: (-part[1], part[0]))
 
 
 def _apart(one: Region, other: Region) -> int:

@@ -17,7 +17,7 @@ from streamview.errors import MemoryBudgetError
 from streamview.geometry import Region
 from streamview.jobs import versions
 from streamview.loading import Model, as_model
-from streamview.machine import describe_device, find_device, resident_memory
+from streamview.machine import describe_device, find_device, resident_memory, total_memory
 from streamview.progress import Progress, Report
 from streamview.results import RESEARCH_USE
 from streamview.slides import as_slide
@@ -123,7 +123,7 @@ def _pixels(sampler: Sampler, model: Model, seed: int) -> Pixels:
 def _growth(memory: str | int | None, device: torch.device) -> int | None:
     """What of a bound on the process is left for the comparison."""
     if memory is None or device.type == "cuda":
-        return None if memory is None else parse_bytes(memory)
+        return None if memory is None else parse_bytes(memory, total_memory(device))
     limit, base = parse_bytes(memory), resident_memory()
     if limit <= base:
         raise MemoryBudgetError(f"memory {format_bytes(limit)}: the process already takes {format_bytes(base)}; give more")

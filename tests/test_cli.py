@@ -83,7 +83,7 @@ def test_every_command_has_help_with_an_example_that_parses(name: str) -> None:
     assert build_parser().parse_args(shlex.split(example)).command == name
     assert parser.description
     for action in parser._actions:
-        assert action.help or action.dest == "slide", f"{name}: {action.dest} says nothing"
+        assert action.help, f"{name}: {action.dest} says nothing"
     for flag in re.findall(r"--[a-z_-]+", text):
         assert "_" not in flag
 
@@ -99,6 +99,93 @@ def test_version_and_no_command(capsys: pytest.CaptureFixture[str], run: Run) ->
     with pytest.raises(SystemExit) as ended:
         main(["predict"])
     assert ended.value.code == 2
+
+
+@pytest.mark.parametrize(
+    ("line", "command", "reason"),
+    [
+        ("predict --modl demo -i a -o b", "predict", "unknown option --modl; did you mean --model?"),
+        ("saliency -i a -o b -m demo --crop_tissue", "saliency", "unknown option --crop_tissue; did you mean --crop-tissue?"),
+        ("convert a -o b --frobnicate=3", "convert", "unknown option --frobnicate ("),
+        ("models inspect demo --jsn", "models inspect", "unknown option --jsn; did you mean --json?"),
+        ("export -q job", "export", "unknown option -q"),
+        ("predict -i a -o b", "predict", "required: -m/--model"),
+        ("preditc -i a", "predict", "no command 'preditc'; did you mean predict?"),
+        ("models inspct demo", "models inspect", "no command 'inspct'; did you mean inspect?"),
+        ("xyz", "", "no command 'xyz'; there are demo, info, convert"),
+        ("--memory 2GB predict", "", "options of a command come after its name"),
+        ("predict -i a -o b -m demo --region 0 0 512 512", "predict", "not understood: 0 512 512; write the numbers of one option as 0,0"),
+        ("demo extra", "demo", "not understood: extra"),
+        ("convert a -o b --target-mpp fine", "convert", "'fine': expected micrometres, such as 0.5 or 0.5um"),
+        ("export job --format pgn", "export", "invalid choice: 'pgn'"),
+    ],
+)
+def test_a_command_line_that_makes_no_sense_shows_that_commands_usage(
+    capsys: pytest.CaptureFixture[str], line: str, command: str, reason: str
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(line.split())
+    err = capsys.readouterr().err
+    assert ended.value.code == 2
+    assert err.startswith(f"usage: streamview {command}".rstrip())
+    assert reason in err.splitlines()[-1]
+
+
+@pytest.mark.parametrize("region", [["--region", "-5,0,10,10"], ["--region=-5,0,10,10"], ["--region", "-.5mm,0,10,10"]])
+def test_a_negative_region_is_said_to_be_one(run: Run, synthetic_slide: SyntheticSlide, tmp_path: Path, region: list[str]) -> None:
+    status, _, err = run("predict", "-i", synthetic_slide.path, "-o", tmp_path / "job", "-m", "demo", *region)
+    assert (status, "begins outside the slide; x and y must be 0 or more" in err) == (1, True)
+    assert not (tmp_path / "job").exists()
+
+
+def test_regions_in_micrometres_are_those_in_pixels(run: Run, synthetic_slide: SyntheticSlide, tmp_path: Path) -> None:
+    for number, region in enumerate(("600,300,640,512", "300um,0.15mm,640x512", "0.3mm 150um 320um 256um")):
+        command = ["-i", synthetic_slide.path, "-o", tmp_path / str(number), "-m", "demo", "--region", region, "--memory", "50%"]
+        assert run("predict", *command)[0] == 0
+    answers = [rows_of(tmp_path / str(number))[0] for number in range(3)]
+    assert {(row["x"], row["y"], row["width"], row["height"], row["prob_lesion"]) for row in answers} == {
+        ("600", "300", "640", "512", answers[0]["prob_lesion"])
+    }
+    part = tmp_path / "part.ome.zarr"
+    assert run("convert", synthetic_slide.path, "-o", part, "--region", "100um,50um,500x600", "--target-mpp", "1um")[0] == 0
+    with open_pyramid(part) as pyramid:
+        assert (pyramid.levels[0].shape, pyramid.mpp) == ((300, 250), (1.0, 1.0))
+    plain = tmp_path / "plain.tif"
+    Image.fromarray(np.zeros((40, 30, 3), np.uint8)).save(plain)
+    assert "the mpp of plain.tif is unknown" in run("convert", plain, "-o", tmp_path / "x.ome.zarr", "--region", "0,0,5um,5um")[2]
+
+
+WRITING = {
+    "predict": "-i slide.svs -m demo",
+    "saliency": "-i slide.svs -m demo",
+    "convert": "slide.svs",
+    "export": "job",
+    "finetune": "-i labels.csv -m demo",
+    "evaluate": "-i labels.csv -m demo",
+    "verify": "-m demo",
+    "demo": "",
+}
+
+
+def test_every_command_that_writes_is_tried() -> None:
+    writing = [name for name, parser in subparsers().items() if any("--output" in action.option_strings for action in parser._actions)]
+    assert sorted(writing) == sorted(WRITING)
+
+
+@pytest.mark.parametrize("command", WRITING)
+def test_an_output_that_cannot_be_written_is_refused_before_anything_else(run: Run, tmp_path: Path, command: str) -> None:
+    (tmp_path / "file").write_text("")
+    places = {"": "expected a path", f"{tmp_path}/file/x": "is a file, so nothing"}
+    places |= {"s3://bucket/x": "on this machine"} | ({"/proc/x": "nothing can be written in /proc"} if Path("/proc/self").exists() else {})
+    for place, reason in places.items():
+        status, out, err = run(command, *WRITING[command].split(), "-o", place)
+        assert (status, out, err.count("\n")) == (1, "", 1)
+        assert err.startswith(f"error: -o {place!r}" if not place or "://" in place else f"error: -o {place}: ")
+        assert reason in err
+    if command in ("demo", "export"):
+        assert "is a file, and the output is a folder" in run(command, *WRITING[command].split(), "-o", tmp_path / "file")[2]
+    if command == "verify":
+        assert "--json /proc/x: nothing" in run("verify", "-m", "demo", "--json", "/proc/x")[2]
 
 
 def test_info(run: Run, synthetic_slide: SyntheticSlide, tmp_path: Path) -> None:
@@ -227,6 +314,7 @@ def test_predict_keeps_failed_slides_as_rows_and_says_so(run: Run, synthetic_sli
     assert "network: demo on cpu" in out
     assert len(re.findall(r"forecast: 640 x 512 px in \d+ steps of .* on cpu: peak memory [\d.]+ [MG]B, a few seconds", out)) == 2
     assert "forward pass: " in err
+    assert re.search(r"^1 of 3 slides done, about .* left\n.*^2 of 3 slides done, about .* left$", err, re.MULTILINE | re.DOTALL)
     rows = rows_of(job)
     assert [(row["slide_id"], row["region_id"], row["status"]) for row in rows] == [
         ("bad.svs", "aggregate", "failed"),
@@ -467,6 +555,11 @@ def test_bars_show_the_time_left_on_a_terminal_and_one_line_elsewhere(
         for done in range(5):
             bars(Step("forward pass", done, 4, done * 0.5))
     assert capsys.readouterr().err == "forward pass: 4 steps, 2.0 s\n"
+    with Bars() as bars:
+        for done in range(7):
+            bars(Step("forward pass", done, 6, done * 40.0))
+    said = ["2 of 6 steps, 3 min left", "3 of 6 steps, 2 min left", "5 of 6 steps, 1 min left", "6 steps, 240.0 s"]
+    assert capsys.readouterr().err == "".join(f"forward pass: {line}\n" for line in said)
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     with Bars() as bars:
         for task in ("forward pass", "backward pass"):

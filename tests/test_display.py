@@ -251,30 +251,3 @@ def test_the_png_of_any_shape_is_drawn(tmp_path: Path) -> None:
         path = render_png(as_slide(tissue(1024)), part, PRESETS["detail"], tmp_path / "a.png")
         with Image.open(path) as picture:
             assert max(picture.size) <= 2048
-
-
-@pytest.mark.parametrize(
-    ("method", "values", "reason"),
-    [
-        ("absolute", 0.0, "the score of tumour does not change with any pixel"),
-        ("signed", -1.0, "the map of tumour is nowhere positive"),
-        ("evidence", -1.0, "nothing in the region speaks for tumour"),
-        ("evidence", 0.0, "does not change with any pixel"),
-    ],
-)
-def test_an_empty_picture_says_why(method: str, values: float, reason: str) -> None:
-    saliency = spot_saliency()
-    emptied = {name: replace(one, values=np.full(one.values.shape, values, np.float32)) for name, one in saliency.maps.items()}
-    recipe = replace(PRESETS["detail"], method=method)  # type: ignore[arg-type]
-    shown = show(replace(saliency, maps=emptied), recipe)
-    assert shown.empty is not None
-    assert shown.empty.startswith("Nothing is shown: ")
-    assert reason in shown.empty
-    assert not np.asarray(shown.levels[0]).any()
-    assert show(saliency, recipe).empty is None
-
-
-def test_a_cap_above_all_values_is_said() -> None:
-    shown = show(spot_saliency(), replace(PRESETS["detail"], cap=1e6))
-    assert shown.empty is not None
-    assert "below" in shown.empty

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from streamview.slides import as_slide, open_slide
 from streamview.slides.padding import PaddedSampler
 from streamview.slides.sampling import Sampler
 from streamview.synthetic import write_synthetic_slide
-from streamview.tissue import Tissue, covered, find_tissue, otsu, tissue_boxes, tissue_region
+from streamview.tissue import Tissue, covered, find_tissue, otsu, tissue_boxes, tissue_region, tissue_regions
 
 PINK = (196, 120, 172)
 
@@ -240,3 +241,61 @@ def test_a_blank_slide_on_the_command_line(tmp_path: Path, capsys: pytest.Captur
     assert {row["tissue_covered"] for row in rows(tmp_path / "job")} == {"0.0000"}
     assert main(["predict", "-i", str(path), "-o", str(tmp_path / "job"), "-m", "demo", "--crop-tissue"]) == 1
     assert "no tissue was found to crop to" in capsys.readouterr().err
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, 50), st.integers(0, 70), st.integers(1, 12), st.integers(1, 12)), min_size=1, max_size=6),
+    st.sampled_from((0.0, 37.0, 120.0)),
+    st.sampled_from((1.0, 32.0, 50.3)),
+    st.sampled_from((0.0, 90.0, 5000.0)),
+)
+def test_regions_of_tissue_hold_all_of_it_once(boxes: list[tuple[int, int, int, int]], near: float, align: float, least: float) -> None:
+    mask = np.zeros((60, 80), np.bool_)
+    for y, x, height, width in boxes:
+        mask[y : y + height, x : x + width] = True
+    tissue = of(mask, 10)
+    regions = tissue_regions(tissue, "a", near, (align, align), (least, least))
+    count = np.zeros(tissue.shape, np.uint8)
+    for region in regions:
+        assert region.inside(tissue.shape)
+        assert all(side >= min(least, whole) for side, whole in zip(region.shape, tissue.shape, strict=True))
+        count[region.y : region.y_stop, region.x : region.x_stop] += 1
+    assert count.max() == 1
+    assert count[mask.repeat(10, 0).repeat(10, 1)].all()
+    assert len(tissue_regions(tissue, "a", 1e6)) == 1
+
+
+def test_each_piece_of_tissue_is_a_region_and_a_row(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tifffile = pytest.importorskip("tifffile")
+    path, job = tmp_path / "two.ome.tif", tmp_path / "job"
+    pixels = painted((1800, 2400), (100, 100, 300, 280), (1400, 1900, 310, 300), (1400, 2250, 60, 60))  # the last is 25 um from the second
+    tifffile.imwrite(path, pixels, photometric="rgb", tile=(256, 256), metadata={"axes": "YXS", "PhysicalSizeX": 0.5, "PhysicalSizeY": 0.5})
+    assert main(["predict", "-i", str(path), "-o", str(job), "-m", "demo", "--crop-tissue"]) == 0
+    printed = capsys.readouterr().out
+    (record,) = Job(job).slides()
+    regions = [result.prediction.region for result in record.regions]
+    assert len(regions) == 2
+    assert sum(region.height * region.width for region in regions) < 350 * 350 + 380 * 480  # one box around both: 3.3 million px
+    assert sum(result.tissue_covered or 0 for result in record.regions) == pytest.approx(1)
+    assert [row["region_id"] for row in rows(job) if row["x"]] == [f"x{r.x}-y{r.y}-w{r.width}-h{r.height}" for r in regions]
+    for region in regions:
+        assert f"prediction for the region {region}: " in printed
+    assert "1 of 1 slides answered" in printed
+    (run,) = (json.loads(file.read_text()) for file in (job / "runs").iterdir())
+    assert len(run["plan"]["two.ome.tif"]) == 2
+
+
+def test_a_scrap_of_tissue_is_large_enough_for_a_network(tmp_path: Path) -> None:
+    tifffile = pytest.importorskip("tifffile")
+    path, job = tmp_path / "scrap.ome.tif", tmp_path / "job"
+    tifffile.imwrite(
+        path,
+        painted((1200, 1200), (500, 20, 440, 440)),
+        photometric="rgb",
+        tile=(256, 256),
+        metadata={"axes": "YXS", "PhysicalSizeX": 0.25, "PhysicalSizeY": 0.25},
+    )
+    assert main(["predict", "-i", str(path), "-o", str(job), "-m", "demo", "--crop-tissue"]) == 0
+    ((result,),) = (record.regions for record in Job(job).slides())
+    assert min(result.prediction.region.shape) >= 512  # 256 px at the network's 0.5 um

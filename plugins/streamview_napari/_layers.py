@@ -133,7 +133,7 @@ def saliency_layers(saliency: Saliency, *, visible: bool = True) -> list[LayerTu
     stored = None if saliency.path is None else stored_recipe(saliency.path)
     stored = stored if stored is not None and stored.method in saliency.maps else None
     default = default_preset(saliency) if stored is None else next(p for p in PRESETS if PRESETS[p].method == stored.method)
-    presets: list[Preset] = [preset for preset in ("paper", "detail", "evidence") if PRESETS[preset].method in saliency.maps]
+    presets: list[Preset] = [preset for preset in ("patches", "paper", "detail", "evidence") if PRESETS[preset].method in saliency.maps]
     presets.sort(key=lambda preset: preset == default)
     recipes = [stored if stored is not None and preset == default else PRESETS[preset] for preset in presets]
     return [map_layer(saliency, recipe, visible=visible and preset == default) for preset, recipe in zip(presets, recipes, strict=True)]

@@ -143,7 +143,7 @@ class ShownMap:
             return np.zeros((max(rows[1] - rows[0], 0), max(columns[1] - columns[0], 0)), np.uint8)
         # a hair more, so that a threshold of whole per cent is met by what meets it in float32
         found = self.blurred(level, rows, columns) * np.float32(FULL * (1 + 1e-6) / self.shown.cap)
-        codes = found.clip(0, FULL, out=found).astype(np.uint8)
+        codes = np.nan_to_num(found, copy=False).clip(0, FULL, out=found).astype(np.uint8)  # NaN: a patch that was not computed
         if self.glass is not None and self.shown.recipe.glass:
             (sy, sx), (oy, ox) = self.map.placed(level)
             codes[self.glass.over(oy + sy * np.arange(*rows), ox + sx * np.arange(*columns))] = 0

@@ -15,6 +15,7 @@ from typing import Any
 
 from streamview.cli.console import complain, one_line, warn
 from streamview.cli.parser import build_parser
+from streamview.cli.usage import check_place
 from streamview.errors import AnnotationWarning, Cancelled, JobWarning, SlideWarning, StreamviewError
 
 __all__ = ["main"]
@@ -47,6 +48,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with warnings.catch_warnings():
             warnings.showwarning = partial(_show, warnings.showwarning)
+            if getattr(options, "output", None) is not None:
+                check_place("-o", options.output, folder=options.command in ("demo", "export"))
+            if isinstance(getattr(options, "json", None), str):
+                check_place("--json", options.json, folder=False)
             return COMMANDS[options.command](options, arguments)
     except (KeyboardInterrupt, Cancelled):
         complain("cancelled")

@@ -21,14 +21,15 @@ __all__ = ["COMMANDS"]
 
 def _convert(options: Namespace, arguments: list[str]) -> int:
     from streamview import atomic
-    from streamview.geometry import Region
+    from streamview.geometry import RegionText
     from streamview.machine import free_disk
     from streamview.pyramid import build_pyramid, discard_unfinished, pyramid_shapes
     from streamview.slides import open_slide
 
     start = time.monotonic()
-    region = None if options.region is None else Region.parse(options.region)
+    text = None if options.region is None else RegionText.parse(options.region)
     with open_slide(options.slide, options.mpp, options.channel) as slide, Bars() as bars:
+        region = None if text is None else text.on(slide.mpp, slide.name)
         shapes = pyramid_shapes(slide, region=region, mpp=options.target_mpp, levels=options.levels)
         largest, free = 3 * sum(height * width for height, width in shapes), free_disk(options.output)  # before compression
         height, width = shapes[0]
@@ -60,6 +61,7 @@ def _export(options: Namespace, arguments: list[str]) -> int:
     from streamview.export.job import export_job
     from streamview.jobs import Job
 
+    empty: list[str] = []
     with Bars() as bars:
         written = export_job(
             Job(options.job),
@@ -70,10 +72,13 @@ def _export(options: Namespace, arguments: list[str]) -> int:
             blur_um=options.blur,
             threshold=options.threshold,
             png_size=options.png_size,
+            tell=empty.append,
             report=bars,
         )
     for path in written:
         say(f"written: {path}")
+    for reason in empty:
+        warn(reason)
     return 0
 
 
@@ -105,7 +110,7 @@ def _jobs(options: Namespace, arguments: list[str]) -> int:
 
 
 def _verify(options: Namespace, arguments: list[str]) -> int:
-    from streamview.geometry import Region
+    from streamview.geometry import Region, RegionText
     from streamview.jobs import Job, region_id
     from streamview.loading import load_model
     from streamview.slides import open_slide
@@ -114,13 +119,14 @@ def _verify(options: Namespace, arguments: list[str]) -> int:
     if options.region is not None and options.slides is None:
         raise StreamviewError(f"--region {options.region}: there is no slide it could be a part of; name one with -i, or leave it out")
     start = time.monotonic()
-    region = None if options.region is None else Region.parse(options.region)
+    text = None if options.region is None else RegionText.parse(options.region)
     job = None if options.output is None else Job(options.output)
     model = load_model(options.model, weights=options.weights, card=options.card, untrained=options.untrained)
     for note in model.notes:
         warn(note)
     with contextlib.ExitStack() as open_while, Bars() as bars:
         slide = None if options.slides is None else open_while.enter_context(open_slide(options.slides, options.mpp))
+        region = None if text is None or slide is None else text.on(slide.mpp, slide.name)
         certificate = verify(
             model, slide, region, windows=options.windows, seed=options.seed, memory=options.memory, device=options.device, report=bars
         )

@@ -48,14 +48,15 @@ def one_line(error: BaseException) -> str:
 class Bars:
     """Draws steps as progress bars on stderr, and cancels: the `Report` of every command.
 
-    Each task has its own bar with the rate and the time left; where stderr is no terminal, one line when it is done. While its context
-    lasts, a first Ctrl-C stops the work at its next step, where everything can be tidied up, and a second one at once; on leaving it
-    the terminal is clean again.
+    Each task has its own bar with the rate and the time left; where stderr is no terminal, a line a minute and one when it is done.
+    While its context lasts, a first Ctrl-C stops the work at its next step, where everything can be tidied up, and a second one at once;
+    on leaving it the terminal is clean again.
     """
 
     def __init__(self) -> None:
         self._bar: Any = None
         self._cancelled = False
+        self._minute = 0  # of the running task, said last
         self._before: Any = None
 
     def __call__(self, step: Step) -> None:
@@ -72,6 +73,9 @@ class Bars:
             self._draw(step)
         elif step.done == step.total:
             complain(f"{step.task}: {step.total} steps, {step.elapsed:.1f} s")
+        elif int(step.elapsed // 60) > self._minute and step.remaining is not None:
+            complain(f"{step.task}: {step.done} of {step.total} steps, {step.remaining / 60:.0f} min left")
+        self._minute = int(step.elapsed // 60)
 
     def _draw(self, step: Step) -> None:
         from tqdm import tqdm

@@ -5,16 +5,18 @@ from __future__ import annotations
 import argparse
 
 from streamview import __version__
+from streamview.cli.usage import Parser, micrometres
 
 __all__ = ["build_parser"]
 
 _REGION = "X,Y,WIDTH,HEIGHT"
+_LENGTHS = "each in level-0 pixels, um or mm, as in 1mm,500um,2048,2048"
 _MODEL = "a name from `streamview models`, a folder with card and weights, timm:NAME, torchvision:NAME, module:function, or FILE.pt2"
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Make the parser; ``command`` is None where none was given."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="streamview",
         description="Exact streamed prediction and full-resolution saliency of whole-slide regions with any CNN, in bounded memory. "
         "Research use only.",
@@ -24,7 +26,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"streamview {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
 
-    def add(name: str, does: str, example: str) -> argparse.ArgumentParser:
+    def add(name: str, does: str, example: str) -> Parser:
         return commands.add_parser(
             name,
             help=does,
@@ -46,11 +48,11 @@ def build_parser() -> argparse.ArgumentParser:
     _mpp(info)
 
     convert = add("convert", "convert a slide to an OME-Zarr 0.5 pyramid", "slide.svs -o slide.ome.zarr")
-    convert.add_argument("slide", metavar="SLIDE")
+    convert.add_argument("slide", metavar="SLIDE", help="a file, a folder, or the URL of an OME-Zarr image")
     convert.add_argument("-o", "--output", metavar="OUT.ome.zarr", required=True, help="folder to make; must not exist")
-    convert.add_argument("--region", metavar=_REGION, help="part to convert, in level-0 pixels (default: the whole slide)")
+    convert.add_argument("--region", metavar=_REGION, help=f"part to convert, {_LENGTHS} (default: the whole slide)")
     target = "micrometres per pixel of the finest level, by exact area means (default: the slide's own)"
-    convert.add_argument("--target-mpp", type=float, metavar="UM", help=target)
+    convert.add_argument("--target-mpp", type=micrometres, metavar="UM", help=target)
     convert.add_argument("--levels", type=int, metavar="N", help="how many (default: until the longest side is 1024 px or less)")
     codec = "compression, lossless: lz4 makes larger files in less time (default: zstd)"
     convert.add_argument("--codec", choices=("zstd", "lz4"), default="zstd", help=codec)
@@ -64,6 +66,8 @@ def build_parser() -> argparse.ArgumentParser:
     example = "-i a.svs b.svs -o job -m camelyon17 --untrained --skip-errors"
     predict = add("predict", "predict for whole slides or a region of each", example)
     _job(predict)
+    per = "one answer for the whole region, streamed, or one for each patch of it (default: as the model's card says; WSInfer's: patch)"
+    predict.add_argument("--per", choices=("region", "patch"), help=per)
 
     saliency = add(
         "saliency",
@@ -103,7 +107,7 @@ def build_parser() -> argparse.ArgumentParser:
     verify = add("verify", "show that the streamed network equals the plain one, in float64", "-m demo -i slide.svs --region 0,0,4096,4096")
     _model(verify)
     verify.add_argument("-i", "--slides", metavar="SLIDE", help="slide to take the pixels from (default: random pixels)")
-    verify.add_argument("--region", metavar=_REGION, help="part of the slide, in level-0 pixels (default: all)")
+    verify.add_argument("--region", metavar=_REGION, help=f"part of the slide, {_LENGTHS} (default: all)")
     verify.add_argument("--windows", type=int, default=3, metavar="N", help="how many random windows to compare on (default: 3)")
     verify.add_argument("--seed", type=int, default=0, metavar="N", help="of the windows and their steps (default: 0)")
     verify.add_argument("--json", metavar="FILE", help="write the certificate as JSON")
@@ -152,7 +156,7 @@ def build_parser() -> argparse.ArgumentParser:
     export.add_argument("-o", "--output", metavar="FOLDER", help="where they go (default: export/ in the job); nothing there is replaced")
     shown = "how pictures and hotspots show the maps (default: evidence where the network offers it, else paper)"
     export.add_argument("--display", choices=("evidence", "detail", "paper"), help=shown)
-    export.add_argument("--blur", type=float, metavar="UM", help="another blur than the display's, in um")
+    export.add_argument("--blur", type=micrometres, metavar="UM", help="another blur than the display's, in um")
     export.add_argument(
         "--threshold", type=float, metavar="SHARE", help="another threshold than the display's, a share (0 to 1) of the cap"
     )
@@ -213,7 +217,9 @@ def _whole(text: str) -> int:
 
 
 def _mpp(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--mpp", type=float, metavar="UM", help="micrometres per level-0 pixel of the slide, instead of what the file says")
+    parser.add_argument(
+        "--mpp", type=micrometres, metavar="UM", help="micrometres per level-0 pixel of the slide, instead of what the file says"
+    )
 
 
 def _channel(parser: argparse.ArgumentParser) -> None:
@@ -222,7 +228,10 @@ def _channel(parser: argparse.ArgumentParser) -> None:
 
 
 def _machine(parser: argparse.ArgumentParser) -> None:
-    bound = "bound on the memory of the process, on CUDA of the device (default: half of what is free)"
+    bound = (
+        "bound on the memory of the process, on CUDA of the device: 2GB, 512M (GB = 2^30) or a share such as 50%% of all there is "
+        "(default: half of what is free)"
+    )
     parser.add_argument("--memory", metavar="2GB", help=bound)
     parser.add_argument("--device", default="auto", metavar="auto|cpu|cuda", help="where to compute (default: CUDA where there is one)")
     parser.add_argument("--untrained", action="store_true", help="use seeded random weights; every output then says so")
@@ -252,8 +261,8 @@ def _job(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--output", metavar="JOB", required=True, help="job folder; an existing one is added to")
     _model(parser)
     part = parser.add_mutually_exclusive_group()
-    part.add_argument("--region", metavar=_REGION, help="part to work on, in level-0 pixels (default: the whole slide)")
-    part.add_argument("--crop-tissue", action="store_true", help="work on the bounding box of all tissue")
+    part.add_argument("--region", metavar=_REGION, help=f"part to work on, {_LENGTHS} (default: the whole slide)")
+    part.add_argument("--crop-tissue", action="store_true", help="work on each piece of tissue, a region of its own")
     pad = "zero-pad the region to this square on the network's grid, at the right and below; card: the size that the model's card states"
     parser.add_argument("--pad-to", metavar="PX|card", help=pad)
     _mpp(parser)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import time
 from argparse import Namespace
 from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING
@@ -14,16 +16,26 @@ if TYPE_CHECKING:
     from streamview.errors import StreamviewError
     from streamview.forecasts import Forecast
     from streamview.loading import Model
+    from streamview.patches import PatchPlan
     from streamview.slides import Slide
 
 __all__ = ["parse_tile", "predict", "saliency", "show_answer", "show_cost", "show_forecast"]
 
 
 def predict(options: Namespace, arguments: list[str]) -> int:
-    """Predict for every slide."""
-    from streamview.batch import predict_slide
+    """Predict for every slide, or where the network is made for patches, for each patch of it."""
+    from streamview.batch import patch_slide, predict_slide
 
-    return _run(options, arguments, predict_slide)
+    def is_per_patch(model: Model) -> bool:
+        return (options.per or model.card.answers) == "patch"
+
+    def answer(work: Work, path: str | os.PathLike[str]) -> Answer:
+        return (patch_slide if is_per_patch(work.model) else predict_slide)(work, path)
+
+    def check(model: Model) -> str | None:
+        return _check_patches(model, options) if is_per_patch(model) else None
+
+    return _run(options, arguments, answer, check)
 
 
 def saliency(options: Namespace, arguments: list[str]) -> int:
@@ -43,7 +55,20 @@ def saliency(options: Namespace, arguments: list[str]) -> int:
     return _run(options, arguments, explain, check)
 
 
-def show_forecast(slide: Slide, ahead: Forecast) -> None:
+def _check_patches(model: Model, options: Namespace) -> str:
+    """What is said of answers for patches; refuses options that they have no use for."""
+    from streamview.errors import StreamviewError
+    from streamview.patches import patch_side
+
+    side = patch_side(model.card)
+    for option, given in (("--tile", options.tile), ("--pad-to", options.pad_to), ("--precision", options.precision != "float32")):
+        if given:
+            raise StreamviewError(f"{option} is for regions that are streamed: leave it out, or give --per region for one answer for all")
+    um = side * (model.card.mpp or 0.0)
+    return f"answers: one for each patch of {um:g} x {um:g} um ({side} px) that holds tissue (--per region: one for the whole region)"
+
+
+def show_forecast(slide: Slide, ahead: Forecast | PatchPlan) -> None:
     """Say which slide is next and what it will take."""
     scale = slide.mpp_source if slide.mpp is None else f"{slide.mpp[1]:.4g} um/px, {slide.mpp_source}"
     say(f"\n{slide.name}: {slide.shape[1]} x {slide.shape[0]} px ({scale})")
@@ -52,20 +77,24 @@ def show_forecast(slide: Slide, ahead: Forecast) -> None:
         warn("the disk may not hold the maps: free some space, write to another disk, or name fewer targets")
 
 
-def show_answer(answer: Answer, said: Collection[str] = ()) -> None:
-    """Say what the network answered, what to know of it but for what was `said` before, and where the maps are."""
+def show_answer(answer: Answer, said: Collection[str] = (), *, place: bool = False) -> None:
+    """Say what the network answered (with `place`: for which region), what was not `said` before to know of it, and where the maps are."""
     from streamview.jobs import in_words
 
     prediction = answer.prediction
     for warning in prediction.warnings:
         if warning not in said:
             warn(warning)
-    say(f"prediction: {in_words(prediction)}")
+    say(f"prediction{f' for the region {prediction.region}' if place else ''}: {in_words(prediction)}")
     for made in answer.maps:
         explained = f"{made.target}, {prediction.answer_for(made.target)}" if len(answer.maps) > 1 else made.target
         say(f"maps of {explained}: {', '.join(made.maps)} in {os.path.relpath(str(made.path))}")
+    for table in answer.tables:
+        say(f"patches: {os.path.relpath(table)}")
     for picture in answer.pictures:
         say(f"picture: {os.path.relpath(picture)}")
+    for reason in answer.empty:
+        warn(reason)
 
 
 def show_cost(seconds: float) -> None:
@@ -81,48 +110,57 @@ def _run(
     options: Namespace,
     arguments: list[str],
     answer: Callable[[Work, str | os.PathLike[str]], Answer],
-    check: Callable[[Model], None] | None = None,
+    check: Callable[[Model], str | None] | None = None,
 ) -> int:
     """Check all that concerns every slide, then work through them."""
     from streamview.batch import Work, run_slides
-    from streamview.geometry import Region
+    from streamview.geometry import RegionText
     from streamview.jobs import Job, new_run_id
     from streamview.loading import load_model
-    from streamview.machine import describe_device, find_device
+    from streamview.machine import describe_device, find_device, total_memory
+    from streamview.streaming.calibration import format_seconds
     from streamview.streaming.memory import parse_bytes
 
-    region = None if options.region is None else Region.parse(options.region)
-    memory = None if options.memory is None else parse_bytes(options.memory)
+    region = None if options.region is None else RegionText.parse(options.region)
     tile = None if options.tile is None else parse_tile(options.tile)
     device = find_device(options.device)
+    memory = None if options.memory is None else parse_bytes(options.memory, total_memory(device))
     job = Job(options.output)
     model = load_model(options.model, weights=options.weights, card=options.card, untrained=options.untrained)
     padding = None if options.pad_to is None else _side(options.pad_to, model)
-    if check is not None:
-        check(model)
+    remark = None if check is None else check(model)
     drawn = "" if model.card.trained else " (untrained, random weights)"
     narrow = "" if options.precision == "float32" else f" in {options.precision}"
     say(f"network: {model.card.name}{drawn} on {describe_device(device)}{narrow}")
     say(f"use: {model.card.use}")
+    if remark is not None:
+        say(remark)
     for note in model.notes:
         warn(note)
+    start, places = time.monotonic(), {os.path.basename(path): number for number, path in enumerate(options.slides) if number}
+
+    def announce(slide: Slide, ahead: Forecast | PatchPlan) -> None:
+        done, of = places.pop(slide.name, 0), len(options.slides)
+        if done:
+            left = (time.monotonic() - start) / done * (of - done)
+            complain(f"{done} of {of} slides done, about {format_seconds(left)} left")
+        show_forecast(slide, ahead)
+
     with Bars() as bars:
-        done = 0
 
         def answered(made: Answer) -> None:
-            nonlocal done
-            done += 1
-            show_answer(made, model.notes)
+            show_answer(made, model.notes, place=options.crop_tissue)
 
         def failed(name: str, error: StreamviewError) -> None:
             bars.close()
             complain(f"error: {one_line(error)}")
 
         work = Work(
-            model, job, new_run_id(), show_forecast, bars, region, options.mpp, memory, str(device), options.precision, padding,
+            model, job, new_run_id(), announce, bars, region, options.mpp, memory, str(device), options.precision, padding,
             options.crop_tissue, tile,
         )  # fmt: skip
         run = run_slides(work, options.slides, answer, command=arguments, answered=answered, failed=failed, skip_errors=options.skip_errors)
+    done = len(run.plan)
     left = len(options.slides) - done - len(run.failed)
     written = job.folder / "predictions.csv"
     say(f"\n{done} of {len(options.slides)} slides answered{f': {os.path.relpath(written)}' if written.exists() else ''}")
@@ -159,7 +197,8 @@ def parse_tile(text: str) -> tuple[int, int]:
     """
     from streamview.errors import StreamviewError
 
-    numbers = [int(part) for part in text.split(",") if part.strip().isdecimal()]
-    if len(numbers) != 2 or text.count(",") != 1 or min(numbers) < 1:
+    parts = re.fullmatch(r"\s*([0-9]{1,9})\s*[,x×]\s*([0-9]{1,9})\s*", text)
+    numbers = [] if parts is None else [int(part) for part in parts.groups()]
+    if not numbers or min(numbers) < 1:
         raise StreamviewError(f"--tile {text}: expected ROWS,COLUMNS in px of the network's grid, such as 1024,2048")
     return numbers[0], numbers[1]

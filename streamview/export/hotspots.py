@@ -70,7 +70,7 @@ def find_hotspots(saliency: Saliency, recipe: Recipe, most: int = 1000) -> tuple
     labels, count = ndimage.label(apply_recipe(values, shown.cap, shown.threshold) > 0)
     if not count:
         return ()
-    np.maximum(values, 0, out=values)
+    values = np.nan_to_num(np.maximum(values, 0))  # a copy: the map itself is the record
     masses = np.bincount(labels.ravel(), values.ravel())[1:]
     total = float(values.sum(dtype=np.float64))
     windows = ndimage.find_objects(labels)

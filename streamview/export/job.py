@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from streamview import atomic
-from streamview.display import PRESETS, Preset, Recipe, default_preset
+from streamview.display import PRESETS, Preset, Recipe, default_preset, empty_reason, show
 from streamview.errors import StreamviewError
 from streamview.export.geojson import write_hotspots
 from streamview.export.ometiff import write_ome_tiff
-from streamview.export.png import render_png
+from streamview.export.png import draw_png
 from streamview.jobs import Job, RegionResult, SlideRecord, StoredMap
 from streamview.progress import Progress, Report
-from streamview.results import Saliency, open_saliency
+from streamview.results import Method, Saliency, open_saliency
 from streamview.slides import open_slide
 
 __all__ = ["FORMATS", "Format", "export_job"]
@@ -41,6 +41,7 @@ def export_job(
     blur_um: float | None = None,
     threshold: float | None = None,
     png_size: int = 2048,
+    tell: Callable[[str], None] | None = None,
     report: Report | None = None,
 ) -> list[Path]:
     """Write every map of a job, as ``<out>/<slide>/<region>...``; nothing that exists is replaced.
@@ -61,6 +62,8 @@ def export_job(
         another threshold, a share (0..1) of the cap.
     png_size
         Longest side of a picture in px, 1100 to 16384.
+    tell
+        Told why a file shows nothing.
     report
         Called after every file; may raise `Cancelled`.
 
@@ -82,7 +85,7 @@ def export_job(
         raise StreamviewError(f"a threshold of {threshold:g}: expected a share of the cap, 0 to 1")
     folder = job.folder / "export" if out is None else Path(out)
     atomic.check_output(folder)
-    tasks: dict[Path, Callable[[Path], object]] = {}
+    tasks: dict[Path, Callable[[Path], str | None]] = {}
     for record in _chosen(job, slides):
         for result, stored in _maps(record):
             saliency = open_saliency(_inside(job, stored))
@@ -100,21 +103,23 @@ def export_job(
             raise StreamviewError(f"{path}: exists already; remove it, or export to another folder with -o")
     progress = Progress("export", len(tasks), report)
     for path, write in tasks.items():
-        write(path)
+        empty = write(path)
+        if empty is not None and tell is not None:
+            tell(f"{path}: {empty}")
         progress.advance()
     return list(tasks)
 
 
 def _tasks(
     form: Format, place: Path, preset: Preset, recipe: Recipe, saliency: Saliency, result: RegionResult, png_size: int
-) -> dict[Path, Callable[[Path], object]]:
+) -> dict[Path, Callable[[Path], str | None]]:
     """What to write for one form of one map, by path."""
     if form == "ome-zarr":
         return {_named(place, ".ome.zarr"): partial(_copy, saliency)}
     if form == "ome-tiff":
-        return {_named(place, f"-{method}.ome.tif"): partial(write_ome_tiff, saliency, method) for method in saliency.maps}
+        return {_named(place, f"-{method}.ome.tif"): partial(_ome_tiff, saliency, method) for method in saliency.maps}
     if form == "geojson":
-        return {_named(place, f"-{preset}.geojson"): partial(write_hotspots, saliency, recipe)}
+        return {_named(place, f"-{preset}.geojson"): partial(_hotspots, saliency, recipe)}
     return {_named(place, f"-{preset}.png"): partial(_picture, saliency, recipe, result, png_size)}
 
 
@@ -167,7 +172,17 @@ def _copy(saliency: Saliency, path: Path) -> None:
         shutil.copytree(source, temporary)
 
 
-def _picture(saliency: Saliency, recipe: Recipe, result: RegionResult, size: int, path: Path) -> None:
+def _ome_tiff(saliency: Saliency, method: Method, path: Path) -> None:
+    write_ome_tiff(saliency, method, path)
+
+
+def _hotspots(saliency: Saliency, recipe: Recipe, path: Path) -> str | None:
+    write_hotspots(saliency, recipe, path)
+    return empty_reason(saliency, show(saliency, recipe))
+
+
+def _picture(saliency: Saliency, recipe: Recipe, result: RegionResult, size: int, path: Path) -> str | None:
+    """Draw it; why it is empty, if it is."""
     prediction = saliency.prediction
     if result.source is None:
         raise StreamviewError(f"{prediction.slide_name}: was no file, so no picture can be drawn; leave out the format png")
@@ -176,4 +191,4 @@ def _picture(saliency: Saliency, recipe: Recipe, result: RegionResult, size: int
     with open_slide(result.source) as slide:
         if slide.identity != prediction.identity.source:
             raise StreamviewError(f"{result.source}: is not the slide that the map explains; put that back, or leave out the format png")
-        render_png(slide, saliency, recipe, path, size)
+        return draw_png(slide, saliency, recipe, path, size).empty

@@ -45,7 +45,7 @@ def write_ome_tiff(saliency: Saliency, method: Method, path: str | os.PathLike[s
     path, saliency_map = Path(path), saliency.maps[method]
     levels = list(saliency_map.levels)
     while max(levels[-1].shape) > _TILE:
-        levels.append(halve(np.asarray(levels[-1])))
+        levels.append(Plane(halve(np.asarray(levels[-1]))))
     mpp, metadata = saliency.mpp, _metadata(saliency, method)
     with atomic.replacing(path) as temporary, tifffile.TiffWriter(temporary, bigtiff=True, ome=True) as writer:
         for number, level in enumerate(levels):
@@ -68,7 +68,7 @@ def write_ome_tiff(saliency: Saliency, method: Method, path: str | os.PathLike[s
     return path
 
 
-def _tiles(level: NDArray[np.float32] | Plane) -> Iterator[NDArray[np.float32]]:
+def _tiles(level: Plane) -> Iterator[NDArray[np.float32]]:
     """Whole tiles, row by row; those at the edge filled up with zeros, which no reader shows."""
     height, width = level.shape
     for y in range(0, height, _TILE):

@@ -16,13 +16,13 @@ from PIL.PngImagePlugin import PngInfo
 from scipy import ndimage
 
 from streamview import atomic
-from streamview.display import HALO_COLOUR, OUTLINE_COLOUR, TITLES, Recipe, Shown, colours, glass_mask, show
+from streamview.display import HALO_COLOUR, OUTLINE_COLOUR, TITLES, Recipe, Shown, colours, empty_reason, glass_mask, show
 from streamview.errors import StreamviewError
 from streamview.results.types import RESEARCH_USE, Saliency
 from streamview.slides import Slide
 from streamview.thumbnail import thumbnail
 
-__all__ = ["overlay", "render_png"]
+__all__ = ["Picture", "draw_png", "overlay", "render_png"]
 
 _LARGEST, _SIDES = 2048, (1100, 16384)  # px a side: by custom, and what is drawn at all
 _MARGIN, _GAP, _BAR_COLUMN, _FOOTER = 48, 28, 196, 112
@@ -32,11 +32,32 @@ _TITLE, _TEXT, _SMALL = 44, 28, 24
 _HOLE = 0.0005  # share of the picture below which a clear spot is a hole in the tissue, not glass
 
 
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A display PNG.
+
+    Parameters
+    ----------
+    path
+        Where it is.
+    empty
+        Why it shows nothing of the map, in a sentence; None where it shows something.
+    """
+
+    path: Path
+    empty: str | None = None
+
+
 def render_png(slide: Slide, saliency: Saliency, recipe: Recipe, path: str | os.PathLike[str], size: int = _LARGEST) -> Path:
-    """Draw a saliency over its slide as a PNG of at most `size` px a side.
+    """Draw a saliency over its slide as a PNG and return its path; see `draw_png`."""
+    return draw_png(slide, saliency, recipe, path, size).path
+
+
+def draw_png(slide: Slide, saliency: Saliency, recipe: Recipe, path: str | os.PathLike[str], size: int = _LARGEST) -> Picture:
+    """Draw a saliency over its slide as a PNG of at most `size` px a side; a picture that shows nothing of the map says why.
 
     The PNG's text ``picture`` says where in it the slide is shown (``LEFT,TOP,WIDTH,HEIGHT`` in px), and ``region`` which part of the slide
-    (``X,Y,WIDTH,HEIGHT`` in level-0 pixels).
+    (``X,Y,WIDTH,HEIGHT`` in level-0 pixels), ``empty`` why nothing of the map is shown.
 
     Parameters
     ----------
@@ -53,8 +74,7 @@ def render_png(slide: Slide, saliency: Saliency, recipe: Recipe, path: str | os.
 
     Returns
     -------
-    pathlib.Path
-        `path`.
+    Picture
 
     Raises
     ------
@@ -68,19 +88,15 @@ def render_png(slide: Slide, saliency: Saliency, recipe: Recipe, path: str | os.
         raise StreamviewError(f"a picture of {size} px: expected {_SIDES[0]} to {_SIDES[1]} px on its longest side")
     shown = show(saliency, recipe)
     region = saliency.prediction.region
-    room = size - 2 * _MARGIN - _BAR_COLUMN
     lines = _header(slide, saliency, shown)
-    # The header wraps to the picture's width and the picture to what the header leaves: two rounds settle it.
-    height, width = _fit(region.shape, (room, room))
-    for _ in range(2):
-        blocks = _wrap(lines, width + _BAR_COLUMN)
-        top = _MARGIN + sum(block.height for block in blocks) + _GAP
-        height, width = _fit(region.shape, (size - top - _FOOTER, room))
-    blocks = _wrap(lines, max(width, _SMALLEST * 3 // 4) + _BAR_COLUMN)
-    top = _MARGIN + sum(block.height for block in blocks) + _GAP
-
+    blocks, top, (height, width) = _layout(lines, region.shape, size)
     tissue = thumbnail(slide, region, (height, width))
     picture, behind = overlay(tissue, saliency, shown, slide.background)
+    empty = _why_empty(tissue, saliency, shown, slide.background) if np.array_equal(picture, tissue) else None
+    if empty is not None:  # the same with one line more above it
+        lines.append(_Block((empty,), _TEXT, _WARNING_INK, fill=_WARNING_FILL))
+        blocks, top, (height, width) = _layout(lines, region.shape, size)
+        picture = thumbnail(slide, region, (height, width))
     total = max(width, _SMALLEST * 3 // 4) + _BAR_COLUMN + 2 * _MARGIN
     canvas = Image.new("RGB", (total, min(top + height + _FOOTER, size)), "white")
     draw = ImageDraw.Draw(canvas)
@@ -97,9 +113,39 @@ def render_png(slide: Slide, saliency: Saliency, recipe: Recipe, path: str | os.
     record.add_text("streamview", f"identity {saliency.prediction.identity.key}; target {saliency.target.name}; {recipe}; {RESEARCH_USE}")
     record.add_text("picture", f"{_MARGIN},{top},{width},{height}")
     record.add_text("region", str(region))
+    if empty is not None:
+        record.add_text("empty", empty)
     with atomic.replacing(path) as temporary:
         canvas.save(temporary, "PNG", pnginfo=record)
-    return path
+    return Picture(path, empty)
+
+
+def _layout(lines: list[_Block], region: tuple[int, int], size: int) -> tuple[list[_Block], int, tuple[int, int]]:
+    """The wrapped header, where the picture of the region begins below it, and the picture's height and width."""
+    room = size - 2 * _MARGIN - _BAR_COLUMN
+    # The header wraps to the picture's width and the picture to what the header leaves: two rounds settle it.
+    height, width = _fit(region, (room, room))
+    for _ in range(2):
+        blocks = _wrap(lines, width + _BAR_COLUMN)
+        top = _MARGIN + sum(block.height for block in blocks) + _GAP
+        height, width = _fit(region, (size - top - _FOOTER, room))
+    blocks = _wrap(lines, max(width, _SMALLEST * 3 // 4) + _BAR_COLUMN)
+    return blocks, _MARGIN + sum(block.height for block in blocks) + _GAP, (height, width)
+
+
+def _why_empty(tissue: NDArray[np.uint8], saliency: Saliency, shown: Shown, background: tuple[int, int, int]) -> str | None:
+    """Why an overlay of a thumbnail shows nothing."""
+    reason = empty_reason(saliency, shown)
+    if reason is not None or not (shown.recipe.heat or shown.recipe.outline):
+        return reason
+    if _glass(tissue, background).all():
+        return "Nothing is shown: all of the region is empty glass."
+    return "Nothing is shown: what the map shows lies on empty glass alone, where it is hidden."
+
+
+def _glass(tissue: NDArray[np.uint8], background: tuple[int, int, int]) -> NDArray[np.bool_]:
+    """Where a thumbnail shows empty glass."""
+    return glass_mask(tissue, background, max(int(_HOLE * tissue.shape[0] * tissue.shape[1]), 16))
 
 
 def overlay(
@@ -124,7 +170,7 @@ def overlay(
         Mean RGB of the tissue, to show the colour bar on.
     """
     height, width = tissue.shape[:2]
-    glass = glass_mask(tissue, background, max(int(_HOLE * height * width), 16))
+    glass = _glass(tissue, background)
     values = np.where(glass & shown.recipe.glass, 0, _on_picture(saliency, shown, (height, width)))
     mean = tissue[~glass].mean(axis=0) if not glass.all() else np.array(background)
     red, green, blue = (int(value) for value in mean)
@@ -143,7 +189,8 @@ def _on_picture(saliency: Saliency, shown: Shown, shape: tuple[int, int]) -> NDA
     # Picture pixel i is centred at level-0 position region.y + (i + 0.5) * t - 0.5; see SaliencyMap for the map's pixels.
     offset = (region.y + 0.5 * ty - 0.5 - oy) / sy, (region.x + 0.5 * tx - 0.5 - ox) / sx
     level = shown.levels[index].without_threshold()
-    values = ndimage.affine_transform(level[:, :], (ty / sy, tx / sx), offset, shape, order=1, mode="nearest")
+    order = 0 if shown.recipe.method == "patches" else 1  # a patch has one value
+    values = ndimage.affine_transform(level[:, :], (ty / sy, tx / sx), offset, shape, order=order, mode="nearest")
     return np.where(values >= max(shown.threshold, np.float32(1e-6)), values, np.float32(0))
 
 
@@ -215,8 +262,6 @@ def _header(slide: Slide, saliency: Saliency, shown: Shown) -> list[_Block]:
     warnings = list(prediction.warnings)
     if not prediction.trained and not warnings:
         warnings.append("The weights are random: the map says nothing about the tissue.")
-    if shown.empty is not None:
-        warnings.append(shown.empty)
     if warnings:
         blocks.append(_Block(tuple(warnings), _TEXT, _WARNING_INK, fill=_WARNING_FILL))
     return blocks

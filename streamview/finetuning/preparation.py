@@ -22,7 +22,7 @@ from streamview.finetuning.split import CASES, Split, divide, scarcity
 from streamview.labels import Example, find_targets, identify_slides, labels_digest, unite_slides
 from streamview.loading import Model, as_model
 from streamview.loading.heads import with_classes
-from streamview.machine import find_device, resident_memory
+from streamview.machine import find_device, resident_memory, total_memory
 from streamview.slides.sampling import Sampler
 from streamview.streaming import Streamed, stream
 from streamview.streaming.capture import capture
@@ -199,7 +199,7 @@ def prepare(
     trained = sum(p.nbytes for name, p in module.named_parameters() if name in names)
     kept = trained * (2 + _SLOTS[settings.optimiser])
     features = _feature_bytes(module, shapes) * (_SIDES if settings.flips else 1)
-    limit = None if memory is None else parse_bytes(memory)
+    limit = None if memory is None else parse_bytes(memory, total_memory(where))
     room = free_memory_of(where) // 4 if limit is None else limit // 4
     cached = settings.train == "head" and settings.jitter == 0 and features <= room
     return Prepared(

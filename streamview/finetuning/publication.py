@@ -180,7 +180,7 @@ def _document(prepared: Prepared, name: str) -> dict[str, Any]:
         f"{RESEARCH_USE} Fine-tuned from {prepared.base.card.name} on {len(split.train)} regions of {patients[0]} patients{labelled}; "
         "of other tissue, stains and scanners than theirs nothing is known."
     )
-    ours = {key: value for key, value in found["streamview"].items() if key not in ("calibration", "warning", "stain")}
+    ours = {key: value for key, value in found["streamview"].items() if key not in ("calibration", "warning", "stain", "answers")}
     found["streamview"] = ours | {"name": name, "trained": True, "split": said, "use": use, "input_size": [min(sides), max(sides)]}
     return found
 

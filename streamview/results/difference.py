@@ -5,9 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from streamview.errors import StreamviewError
 from streamview.results.types import Plane, Saliency, SaliencyMap, Target
 
@@ -15,18 +12,14 @@ __all__ = ["difference"]
 
 
 class _Difference:
-    """One level of two maps as a lazy float32 (h, w) array of the first less the second."""
+    """One level of two maps, the first less the second."""
 
-    def __init__(self, first: NDArray[np.float32] | Plane, second: NDArray[np.float32] | Plane) -> None:
+    def __init__(self, first: Plane, second: Plane) -> None:
         self._first, self._second = first, second
         self.shape = first.shape
-        self.dtype, self.ndim = np.dtype(np.float32), 2
 
-    def __getitem__(self, key: Any) -> NDArray[np.float32]:
-        return np.asarray(self._first[key], np.float32) - np.asarray(self._second[key], np.float32)
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
-        return np.asarray(self[:, :], dtype)
+    def __getitem__(self, key: tuple[slice, slice]) -> Any:
+        return self._first[key] - self._second[key]
 
 
 def difference(first: Saliency, second: Saliency) -> Saliency:
@@ -54,8 +47,8 @@ def difference(first: Saliency, second: Saliency) -> Saliency:
         if other is not None and _grid(one) == _grid(other):
             levels = one.levels if len(one.levels) == len(other.levels) else (one.values,)
             pairs = zip(levels, other.levels, strict=False)
-            lazy: Any = [_Difference(a, b) for a, b in pairs]
-            maps[method] = SaliencyMap(method, lazy[0], one.step, one.origin, tuple(lazy[1:]))
+            planes = [Plane(_Difference(a, b)) for a, b in pairs]
+            maps[method] = SaliencyMap(method, planes[0], one.step, one.origin, tuple(planes[1:]))
     if not maps:
         raise StreamviewError(
             f"maps of {ours.shape} and {theirs.shape} px: expected the same grid; use networks of the same mpp for the same region"

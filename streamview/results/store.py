@@ -88,8 +88,9 @@ class MapWriter:
         if y not in (self._stop, self._start - n):
             raise ValueError(f"rows {y}..{y + n} do not adjoin the rows {self._start}..{self._stop} written before")
         self._start, self._stop = min(self._start, y), max(self._stop, y + n)
-        self._low = np.minimum(self._low, rows.min((1, 2)))
-        self._high = np.maximum(self._high, rows.max((1, 2)))
+        # NaN is what was not computed
+        self._low = np.fmin(self._low, np.fmin.reduce(rows, (1, 2)))
+        self._high = np.fmax(self._high, np.fmax.reduce(rows, (1, 2)))
         for band in range(y // _CHUNK, (y + n - 1) // _CHUNK + 1):
             top, bottom = band * _CHUNK, min((band + 1) * _CHUNK, height)
             first, last = max(y, top), min(y + n, bottom)
@@ -253,9 +254,22 @@ def _open_map(group: zarr.Group, entry: Mapping[str, Any]) -> SaliencyMap:
         raise ValueError(f"unknown map {entry['method']!r}")
     image: Any = group if entry["group"] == "" else group[entry["group"]]
     ome: Any = image.attrs["ome"]
-    planes = [Plane(image[dataset["path"]], entry["channel"]) for dataset in ome["multiscales"][0]["datasets"]]
+    planes = [Plane(_Channel(image[dataset["path"]], entry["channel"])) for dataset in ome["multiscales"][0]["datasets"]]
     (sy, sx), (oy, ox) = entry["step"], entry["origin"]
     return SaliencyMap(entry["method"], planes[0], (sy, sx), (oy, ox), tuple(planes[1:]))
+
+
+class _Channel:
+    """One channel of a stored ``(c, y, x)`` array, read lazily."""
+
+    __slots__ = ("_array", "_channel", "shape")
+
+    def __init__(self, array: zarr.Array[Any], channel: int) -> None:
+        self._array, self._channel = array, channel
+        self.shape: tuple[int, ...] = array.shape[1:]
+
+    def __getitem__(self, key: tuple[slice, slice]) -> Any:
+        return self._array[(self._channel, *key)]
 
 
 def _map_to_json(method: Method, group: str, channel: int, step: tuple[float, float], origin: tuple[float, float]) -> dict[str, Any]:
@@ -300,7 +314,7 @@ def _finish_image(
     my, mx = (1.0, 1.0) if mpp is None else mpp
     datasets = []
     for level in range(count):
-        (sy, sx), (oy, ox) = SaliencyMap(windows[0][0], np.empty((0, 0), np.float32), step, origin).placed(level)
+        (sy, sx), (oy, ox) = SaliencyMap(windows[0][0], Plane(np.empty((0, 0), np.float32)), step, origin).placed(level)
         transforms = [
             {"type": "scale", "scale": [1.0, sy * my, sx * mx]},
             {"type": "translation", "translation": [0.0, oy * my, ox * mx]},

@@ -4,24 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import Any, Literal, Protocol, Self
 
 import numpy as np
+from numpy.lib.mixins import NDArrayOperatorsMixin
 from numpy.typing import NDArray
 
 from streamview.geometry import Region
-
-if TYPE_CHECKING:
-    import zarr
 
 __all__ = [
     "REDUCTIONS",
     "RESEARCH_USE",
     "Identity",
     "Method",
+    "Pixels",
     "Plane",
     "Precision",
     "Prediction",
@@ -32,13 +31,14 @@ __all__ = [
     "level0_mpp",
 ]
 
-Method = Literal["absolute", "signed", "evidence"]
+Method = Literal["absolute", "signed", "evidence", "patches"]
 Precision = Literal["float32", "bf16", "fp16"]
 RESEARCH_USE = "Research use only. Not for diagnosis."
 REDUCTIONS: Mapping[Method, str] = {
     "absolute": "max over channels of |d logit / d normalised input|",
     "signed": "sum over channels of (d logit / d normalised input) * (normalised input - normalised glass)",
     "evidence": "the head's linear layer applied to the last features before pooling",
+    "patches": "probability (of a regression: output) of each patch, an image of its own to the network; NaN where none was computed",
 }
 
 
@@ -60,6 +60,8 @@ class Identity:
         Arithmetic of the streamed part: "float32", "bf16" or "fp16".
     padded
         ``(height, width)`` of the grid that the region was zero-padded to, in px; None: it was not.
+    patch
+        Side in px of the patches that were answered one by one; None: one answer for the region.
     slide_mpp
         ``(y, x)`` um/px of the slide's level 0 as it was used; None when unknown.
     slide_mpp_source
@@ -89,6 +91,7 @@ class Identity:
     background: tuple[int, int, int] | None = None
     level: tuple[float, float] | None = None
     sampling: int | None = None
+    patch: int | None = None
 
     @property
     def key(self) -> str:
@@ -104,7 +107,7 @@ class Identity:
         """Return the fields as plain JSON values."""
         pairs = {name: getattr(self, name) for name in ("padded", "slide_mpp", "background", "level")}
         optional: dict[str, Any] = {name: None if value is None else list(value) for name, value in pairs.items()}
-        optional |= {name: getattr(self, name) for name in ("slide_mpp_source", "pixel_source", "sampling")}
+        optional |= {name: getattr(self, name) for name in ("slide_mpp_source", "pixel_source", "sampling", "patch")}
         return {
             "weights_sha256": self.weights_sha256,
             "card_sha256": self.card_sha256,
@@ -134,6 +137,7 @@ class Identity:
             background=None if background is None else (background[0], background[1], background[2]),
             level=_pair(values.get("level")),
             sampling=values.get("sampling"),
+            patch=values.get("patch"),
         )
 
 
@@ -275,24 +279,115 @@ class Prediction:
         )
 
 
-class Plane:
-    """One channel of a stored ``(c, y, x)`` array as a lazy float32 ``(y, x)`` array; reads only the pixels asked for."""
+class Pixels(Protocol):
+    """Where a `Plane` reads: something of a shape that two slices with steps of 1 cut a part out of."""
 
-    __slots__ = ("_array", "_channel", "dtype", "ndim", "shape")
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """``(h, w)``."""
+        ...
 
-    def __init__(self, array: zarr.Array[Any], channel: int) -> None:
-        self._array, self._channel = array, channel
-        _, height, width = array.shape
-        self.shape: tuple[int, int] = (height, width)
-        self.dtype = np.dtype(np.float32)
-        self.ndim = 2
+    def __getitem__(self, key: Any) -> Any: ...
+
+
+class Plane(NDArrayOperatorsMixin):
+    """A float32 (h, w) array, read-only, of which only the pixels that are asked for are read.
+
+    It takes part in numpy's functions, operators and indexing as an array does, and has an array's methods; these read all of it, while
+    basic slices read what they cover, and `strips` read one after the other. Whether it is in memory or on disk shows nowhere else.
+
+    Parameters
+    ----------
+    source
+        An array, or what reads parts of one.
+    """
+
+    __slots__ = ("_source",)
+
+    def __init__(self, source: Pixels) -> None:
+        self._source = source
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """``(h, w)`` in px."""
+        height, width = self._source.shape
+        return height, width
+
+    @property
+    def dtype(self) -> np.dtype[np.float32]:
+        """Always float32."""
+        return np.dtype(np.float32)
+
+    @property
+    def ndim(self) -> int:
+        """Always 2."""
+        return 2
+
+    @property
+    def size(self) -> int:
+        """Number of px."""
+        return self.shape[0] * self.shape[1]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all px."""
+        return 4 * self.size
+
+    def strips(self, rows: int = 512) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        """Yield the first row and the values (at most `rows`, w) of one strip after the other, from top to bottom."""
+        for y in range(0, self.shape[0], rows):
+            yield y, self[y : y + rows]
 
     def __getitem__(self, key: Any) -> Any:
-        rest = key if isinstance(key, tuple) else (key,)
-        return self._array[(self._channel, *rest)]
+        given = key if isinstance(key, tuple) else (key,)
+        if any(part is Ellipsis for part in given):
+            at = next(n for n, part in enumerate(given) if part is Ellipsis)
+            given = (*given[:at], *(slice(None),) * (3 - len(given)), *given[at + 1 :])
+        given += (slice(None),) * (2 - len(given))
+        if len(given) != 2 or not all(isinstance(part, slice) or _is_index(part) for part in given):
+            return np.asarray(self)[key]  # masks, lists of indices, new axes
+        window, rest = [], []
+        for part, size in zip(given, self.shape, strict=True):
+            index = range(size)[part]
+            low, high = (index, index + 1) if isinstance(index, int) else (min(index, default=0), max(index, default=-1) + 1)
+            window.append(slice(low, high))
+            rest.append(0 if isinstance(index, int) else slice(None, None, index.step))
+        values = np.asarray(self._source[tuple(window)], np.float32)[tuple(rest)]
+        if isinstance(values, np.ndarray):
+            values.flags.writeable = False
+        return values
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __iter__(self) -> Iterator[NDArray[np.float32]]:
+        for _, strip in self.strips():
+            yield from strip
+
+    def __bool__(self) -> bool:
+        return bool(np.asarray(self))
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
-        return np.asarray(self[:, :], dtype)
+        if copy is False and not isinstance(self._source, np.ndarray):
+            raise ValueError("the values are read when they are asked for: expected copy=None or copy=True")
+        return np.array(self[:, :], dtype) if copy else np.asarray(self[:, :], dtype)
+
+    def __array_ufunc__(self, function: np.ufunc, method: str, *inputs: Any, **options: Any) -> Any:
+        if any(isinstance(out, Plane) for out in options.get("out", ())):
+            return NotImplemented  # read-only
+        return getattr(function, method)(*(np.asarray(value) if isinstance(value, Plane) else value for value in inputs), **options)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_") or not hasattr(np.ndarray, name):
+            raise AttributeError(f"a Plane has no attribute {name!r}")
+        return getattr(np.asarray(self), name)
+
+    def __repr__(self) -> str:
+        return f"Plane({self.shape[0]} x {self.shape[1]} px, float32)"
+
+
+def _is_index(part: Any) -> bool:
+    return isinstance(part, int | np.integer) and not isinstance(part, bool)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -306,7 +401,7 @@ class SaliencyMap:
     method
         What the values are; see `REDUCTIONS`.
     values
-        float32 (h, w), an array or a lazy `Plane`.
+        float32 (h, w); an array given is wrapped as a `Plane`, so that maps in memory and on disk are of one type.
     step, origin
         ``(y, x)`` in level-0 pixels.
     coarser
@@ -314,10 +409,15 @@ class SaliencyMap:
     """
 
     method: Method
-    values: NDArray[np.float32] | Plane
+    values: Plane
     step: tuple[float, float]
     origin: tuple[float, float]
-    coarser: tuple[NDArray[np.float32] | Plane, ...] = ()
+    coarser: tuple[Plane, ...] = ()
+
+    def __post_init__(self) -> None:
+        values, coarser = self.values, tuple(level if isinstance(level, Plane) else Plane(level) for level in self.coarser)
+        object.__setattr__(self, "values", values if isinstance(values, Plane) else Plane(values))
+        object.__setattr__(self, "coarser", coarser)
 
     @property
     def reduction(self) -> str:
@@ -325,7 +425,7 @@ class SaliencyMap:
         return REDUCTIONS[self.method]
 
     @property
-    def levels(self) -> tuple[NDArray[np.float32] | Plane, ...]:
+    def levels(self) -> tuple[Plane, ...]:
         """`values` and its coarser forms, finest first."""
         return (self.values, *self.coarser)
 

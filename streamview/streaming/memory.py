@@ -4,33 +4,43 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import math
 import os
+import re
 
 from streamview.errors import MemoryBudgetError
 
 __all__ = ["Ceiling", "format_bytes", "free_memory", "parse_bytes", "return_freed_blocks", "treat_freed_blocks"]
 
-_UNITS = {"": 1, "B": 1, "KB": 2**10, "MB": 2**20, "GB": 2**30, "TB": 2**40}
+_UNITS = {"B": 1, "KB": 2**10, "MB": 2**20, "GB": 2**30, "TB": 2**40}
+_AMOUNT = re.compile(r"([0-9]+\.?[0-9]*|\.[0-9]+)\s*(?:([KMGT]?)(?:I?B)?|(%))", re.IGNORECASE)
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 
-def parse_bytes(text: str | int) -> int:
-    """Bytes of ``"2GB"``, ``"512 MB"`` or a plain number; GB = 2^30.
+def parse_bytes(text: str | int, total: int | None = None) -> int:
+    """Bytes of an amount of memory.
+
+    Parameters
+    ----------
+    text
+        ``"2GB"``, ``"2G"``, ``"2 GiB"`` (GB = 2^30 in every spelling), ``"512M"``, a share such as ``"50%"``, or a plain number of bytes.
+    total
+        Bytes that a share is of; default the memory of the machine (of the container, where that has less).
 
     Raises
     ------
     MemoryBudgetError
-        When it is not a positive amount.
+        When it is not a positive amount, or a share above 100%.
     """
-    compact = str(text).upper().replace(" ", "").replace("IB", "B")
-    number = compact.rstrip("KMGTB")
-    try:
-        amount = int(float(number) * _UNITS[compact[len(number) :]])
-    except (ValueError, KeyError, OverflowError):
-        amount = 0
-    if amount <= 0:
-        raise MemoryBudgetError(f"memory {text!r}: expected an amount such as 2GB or 500MB")
-    return amount
+    parts = _AMOUNT.fullmatch(str(text).strip())
+    number, prefix, percent = parts.groups() if parts is not None else ("0", "", None)
+    if percent and float(number) > 100:
+        raise MemoryBudgetError(f"memory {text!r}: expected a share of at most 100%, or an amount such as 2GB")
+    unit = (total or _total_memory()) / 100 if percent else _UNITS[f"{prefix or ''}B".upper()]
+    amount = float(number) * unit
+    if not 1 <= amount < math.inf:
+        raise MemoryBudgetError(f"memory {text!r}: expected an amount such as 2GB or 500MB, or a share of all memory such as 50%")
+    return int(amount)
 
 
 def format_bytes(amount: float) -> str:
@@ -48,6 +58,14 @@ def free_memory() -> int:
             return next(int(line.split()[1]) * 1024 for line in info if line.startswith("MemAvailable"))
     except (OSError, StopIteration):
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+
+
+def _total_memory() -> int:
+    """Bytes of memory that the machine has, or that the container may use."""
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    with contextlib.suppress(OSError, ValueError), open("/sys/fs/cgroup/memory.max") as limit:
+        return min(machine, int(limit.read()))  # "max" where there is no limit
+    return machine
 
 
 def treat_freed_blocks(how: str) -> None:
