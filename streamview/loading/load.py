@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -18,6 +18,7 @@ from streamview.loading.checkpoints import Weights, archive_kind, read_weights
 from streamview.loading.choices import SCALED, STATE, Choice, assume, choose, find_weights, read_card
 from streamview.loading.exported import read_exported
 from streamview.loading.fitting import check_finite, find_misfit, learn_outputs, strip_prefix
+from streamview.streaming.capture import Captures
 
 __all__ = ["Model", "load_card", "load_model"]
 
@@ -37,12 +38,15 @@ class Model:
         Hex digest of the file of weights; of names, types, shapes and values of the state where there is none.
     notes
         What was assumed or changed on the way, a sentence each: to be shown, for it bears on the answer.
+    captures
+        The network as the engine captured and checked it, for the next run.
     """
 
     module: nn.Module
     card: ModelCard
     sha256: str
     notes: tuple[str, ...] = ()
+    captures: Captures = field(default_factory=Captures, init=False, repr=False, compare=False)
 
 
 def load_card(spec: str | os.PathLike[str], *, untrained: bool = False) -> ModelCard:

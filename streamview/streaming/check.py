@@ -114,7 +114,7 @@ class _Difference:
 def _undisturbed(device: torch.device) -> Iterator[None]:
     """Ordinary autograd, whatever surrounds it; random states and warnings stay the caller's."""
     devices = [device.index or 0] if device.type == "cuda" else []
-    states = random.getstate(), np.random.get_state()
+    states = random.getstate(), np.random.get_state()  # noqa: NPY002 - the state that old code of networks draws from
     try:
         with (
             torch.random.fork_rng(devices=devices),
@@ -127,7 +127,7 @@ def _undisturbed(device: torch.device) -> Iterator[None]:
             yield
     finally:
         random.setstate(states[0])
-        np.random.set_state(states[1])
+        np.random.set_state(states[1])  # noqa: NPY002
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -140,9 +140,7 @@ class _Twin:
     device: torch.device
 
     @classmethod
-    def of(
-        cls, module: nn.Module, root: nn.Module, dtype: torch.dtype, device: torch.device, lower: Lower, *, weights: bool
-    ) -> _Twin:
+    def of(cls, module: nn.Module, root: nn.Module, dtype: torch.dtype, device: torch.device, lower: Lower, *, weights: bool) -> _Twin:
         """Copy a network, without hooks, and capture the copy; its weights require gradients as the network's do, or not at all."""
         memo: dict[int, Any] = {id(part): _converted(part, dtype) for part in parts_of(module) if isinstance(part, Tensor)}
         twin, twin_root = copy.deepcopy((module, root), memo)
@@ -212,7 +210,9 @@ class _Twin:
                 return "it draws random numbers, in another order than its capture does"
             layer = self._first_difference(image, values, tolerance, buffers)
             where = f"first at layer {layer}" if layer else "in what follows the streamed layers"
-            return _Difference(self.dtype, size, worst, f"its answer by {worst:.1g}, {where}")
+            shapes = [[tuple(t.shape) for t in tensors] for tensors in (answers, outputs)]
+            found = f"its answer by {worst:.1g}" if shapes[0] == shapes[1] else f"its answer of shape {shapes[0]} rather than {shapes[1]}"
+            return _Difference(self.dtype, size, worst, f"{found}, {where}")
         least = _SMALL * max((float(g.abs().max()) for g in expected if g is not None and g.numel()), default=0.0)
         for name, found, true in zip(["the image", *names], gradients, expected, strict=True):
             worst = _gradient_error(found, true, least, exact=exact)
@@ -237,13 +237,15 @@ class _Twin:
             self.module(image.clone())
         for handle in handles:
             handle.remove()
-        for value, node in enumerate(self.graph.lowered, 1):
+        for index, node in enumerate(self.graph.lowered, 1):
             calls = outputs.get(node.name, [])
             expected = calls.pop(0) if calls else None
-            fused = value in self.graph.nodes and isinstance(node.op, Relu) and not isinstance(self.graph.nodes[value].op, Relu | Rectified)
-            if value in values and not fused and isinstance(expected, Tensor) and expected.shape == values[value].shape:
-                if _worst([values[value]], [expected]) > tolerance:
-                    return node.name
+            found, fused = values.get(index), self.graph.nodes.get(index)
+            if isinstance(node.op, Relu) and fused is not None and not isinstance(fused.op, Relu | Rectified):
+                continue  # it acts behind the pooling that follows
+            comparable = found is not None and isinstance(expected, Tensor) and expected.shape == found.shape
+            if comparable and _worst([found], [expected]) > tolerance:
+                return node.name
         return ""
 
 
@@ -282,7 +284,8 @@ def _drop_hooks(part: nn.Module) -> None:
 def _sizes(graph: Graph) -> list[tuple[Size, float]]:
     """Sizes that the layers take, the best first, and about the multiplications of a forward pass."""
     shapes = [operand.shape for operand in graph.operands]
-    good, others = [], []
+    good: list[tuple[Size, float]] = []
+    others: list[tuple[Size, float]] = []
     for size in _SIZES:
         with contextlib.suppress(RegionError):
             bound = bind(graph, size)
@@ -305,7 +308,7 @@ def _operations(bound: Bound, shapes: Sequence[tuple[int, ...]]) -> float:
 
 def _seed(seed: int, device: torch.device) -> None:
     random.seed(seed)
-    np.random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
         with torch.cuda.device(device):

@@ -105,17 +105,18 @@ class _Walk:
             self.add(vars(value))
 
     def add_function(self, function: FunctionType) -> None:
-        """What a function holds, and plain values and functions among the globals that it names."""
+        """What a function holds, and plain values, dicts and functions among the globals that it names."""
         self.parts.append(function.__code__)
         self.add(function.__defaults__)
         for cell in function.__closure__ or ():
             with contextlib.suppress(ValueError):  # not yet filled
-                self.add(cell.cell_contents)
+                # a list outside the network is rather a record that grows with every call
+                (self.parts.append if isinstance(cell.cell_contents, list | set) else self.add)(cell.cell_contents)
         for name in function.__code__.co_names:
             value = function.__globals__.get(name)
             if isinstance(value, FunctionType):
                 self.parts.append(value)
-            elif isinstance(value, (*_PLAIN, *_CONTAINERS)):
+            elif isinstance(value, (*_PLAIN, tuple, dict)):
                 self.add(value)
 
     def add_class(self, kind: type) -> None:

@@ -239,8 +239,8 @@ def _refuse_fake_quantisation(module: nn.Module) -> None:
     for path, part in module.named_modules():
         if any(base.__name__ in ("FakeQuantizeBase", "ObserverBase") for base in type(part).__mro__):
             raise NotStreamableError(
-                f"{path or type(module).__name__} ({type(part).__name__}) quantises, or watches the range of what it sees: stream the network "
-                "as it was before it was prepared for quantisation"
+                f"{path or type(module).__name__} ({type(part).__name__}) quantises, or watches the range of what it sees: stream the "
+                "network as it was before it was prepared for quantisation"
             )
 
 
