@@ -214,8 +214,8 @@ class _Twin:
             found = f"its answer by {worst:.1g}" if shapes[0] == shapes[1] else f"its answer of shape {shapes[0]} rather than {shapes[1]}"
             return _Difference(self.dtype, size, worst, f"{found}, {where}")
         least = _SMALL * max((float(g.abs().max()) for g in expected if g is not None and g.numel()), default=0.0)
-        for name, found, true in zip(["the image", *names], gradients, expected, strict=True):
-            worst = _gradient_error(found, true, least, exact=exact)
+        for name, gradient, true in zip(["the image", *names], gradients, expected, strict=True):
+            worst = _gradient_error(gradient, true, least, exact=exact)
             if worst > tolerances[1]:
                 return _Difference(self.dtype, size, worst, f"the gradient of {name} by {worst:.1g}")
         return None
@@ -243,8 +243,9 @@ class _Twin:
             found, fused = values.get(index), self.graph.nodes.get(index)
             if isinstance(node.op, Relu) and fused is not None and not isinstance(fused.op, Relu | Rectified):
                 continue  # it acts behind the pooling that follows
-            comparable = found is not None and isinstance(expected, Tensor) and expected.shape == found.shape
-            if comparable and _worst([found], [expected]) > tolerance:
+            if found is None or not isinstance(expected, Tensor) or expected.shape != found.shape:
+                continue
+            if _worst([found], [expected]) > tolerance:
                 return node.name
         return ""
 

@@ -173,7 +173,7 @@ def test_networks_prepared_for_quantisation_are_refused() -> None:
         def forward(self, input: Tensor) -> Tensor:
             return self._conv_forward(input, self.weight_fake_quant(self.weight), self.bias)
 
-    with pytest.raises(NotStreamableError, match="weight_fake_quant .* quantises"):
+    with pytest.raises(NotStreamableError, match="weight_fake_quant"):
         stream(pooled(Rounded(3, 4, 3)).float())
 
 

@@ -22,6 +22,7 @@ from streamview.streaming.capture import Captures
 
 IMAGE = torch.randn(1, 3, 24, 30, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 SCALES = {"a": 2.0}
+NINE = {"temperature": torch.tensor(9.0)}
 
 
 def double(x: Tensor) -> Tensor:
@@ -70,7 +71,7 @@ def _replace_twice(m: Frozen) -> None:
 
 CHANGES: dict[str, Callable[[Frozen], Any]] = {
     "load_state_dict": _load,
-    "load_state_dict by assignment": lambda m: m.load_state_dict({k: v.clone() for k, v in m.state_dict().items()} | {"temperature": torch.tensor(9.0)}, assign=True),
+    "load_state_dict by assignment": lambda m: m.load_state_dict({k: v.clone() for k, v in m.state_dict().items()} | NINE, assign=True),
     "buffer in place": lambda m: m.temperature.mul_(3),
     "buffer through data": lambda m: m.temperature.data.mul_(3),
     "element of a buffer": lambda m: m.table.__setitem__(1, 7.0),
@@ -115,10 +116,10 @@ def test_changes_are_seen_at_the_next_call(change: str, network: Frozen) -> None
     CHANGES[change](network)
     expected = network(IMAGE)
     assert torch.allclose(streamed(IMAGE), expected, rtol=1e-12)
-    assert change == "requires_grad" or change == "number of a module" or not torch.allclose(before, expected)
+    assert change in ("requires_grad", "parametrization") or not torch.allclose(before, expected)
     parameters = [p for p in network.parameters() if p.requires_grad]
-    grads = [torch.autograd.grad(m(IMAGE).sum(), parameters) for m in (streamed, network)]
-    assert all(torch.allclose(a, b, rtol=1e-9, atol=1e-12) for a, b in zip(*grads, strict=True))
+    grads = [torch.autograd.grad(m(IMAGE).sum(), parameters, allow_unused=True) for m in (streamed, network)]
+    assert all(b is None or torch.allclose(a, b, rtol=1e-9, atol=1e-12) for a, b in zip(*grads, strict=True))
 
 
 def test_nothing_is_captured_anew_without_need(network: Frozen) -> None:
