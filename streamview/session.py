@@ -122,10 +122,12 @@ class Session:
         # the caller's module stays where it is
         module = model.module if where.type == "cpu" else copy.deepcopy(model.module).to(where)
         try:
-            graph = capture(module, channels=3)
+            graph = model.captures.graph(model.module, channels=3)
         except OtherChannels:
             found = f"the model {card.name} takes images of {capture(module).channels[0]} channels, a slide has 3"
             raise ModelError(f"{found}: use a model for RGB") from None
+        if module is not model.module:
+            graph = capture(module, channels=3)
         refuse_hooks(module, graph)
         try:
             bound = bind(graph, sampler.shape)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -18,6 +18,7 @@ from streamview.loading.choices import SCALED, STATE, Choice, assume, choose, fi
 from streamview.loading.exported import read_exported
 from streamview.loading.fitting import check_finite, find_fit, learn_outputs
 from streamview.loading.hashing import hash_tensors
+from streamview.streaming.capture import Captures
 
 __all__ = ["Model", "as_model", "load_card", "load_model"]
 
@@ -39,6 +40,8 @@ class Model:
         What was assumed or changed on the way, a sentence each: to be shown, for it bears on the answer.
     file, file_sha256
         Name of the file of weights without its folder, and the hex digest of its bytes; empty: they came from no file.
+    captures
+        The network as the engine captured and checked it, for the next run.
     """
 
     module: nn.Module
@@ -47,6 +50,7 @@ class Model:
     notes: tuple[str, ...] = ()
     file: str = ""
     file_sha256: str = ""
+    captures: Captures = field(default_factory=Captures, init=False, repr=False, compare=False)
 
 
 def as_model(model: object) -> Model:

@@ -8,18 +8,21 @@ on reductions of maps whose result a later local call needs becomes part of a *b
 from __future__ import annotations
 
 import contextlib
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Any
 
-from torch import nn
+from torch import fx, nn
 
 from streamview.errors import NotStreamableError
+from streamview.streaming.check import check as compare
 from streamview.streaming.division import divide
+from streamview.streaming.fingerprint import Fingerprint
 from streamview.streaming.graph import Graph
 from streamview.streaming.lowering import Lowering
 from streamview.streaming.ops import OtherChannels
 from streamview.streaming.trace import is_container, trace
 
-__all__ = ["capture", "refuse_hooks"]
+__all__ = ["Captures", "capture", "refuse_hooks"]
 
 _MOST_CHANNELS = 129
 
@@ -51,7 +54,7 @@ def refuse_hooks(module: nn.Module, graph: Graph | None = None) -> None:
             )
 
 
-def capture(module: nn.Module, *, channels: int | None = None, reduce: bool = True) -> Graph:
+def capture(module: nn.Module, *, channels: int | None = None, reduce: bool = True, check: bool = False) -> Graph:
     """Capture a network in its present mode.
 
     Parameters
@@ -62,6 +65,8 @@ def capture(module: nn.Module, *, channels: int | None = None, reduce: bool = Tr
         Of the image; None: the number that fits, three if any does.
     reduce
         Whether a global pooling at the cut is streamed; if not, the map before it is handed to the head.
+    check
+        Whether the capture is compared with the network itself on a small image (see `check`).
 
     Returns
     -------
@@ -70,21 +75,69 @@ def capture(module: nn.Module, *, channels: int | None = None, reduce: bool = Tr
     Raises
     ------
     NotStreamableError
-        When the network cannot be traced, takes more than one image, or has no local part worth streaming.
+        When the network cannot be traced, takes more than one image, has no local part worth streaming, or differs from its capture.
     """
     refuse_hooks(module)
-    calls, root = trace(module, channels or 3)
-    images = [node for node in calls.nodes if node.op == "placeholder" and not node.args and node.type is not type(None)]
+    calls, root, frozen = trace(module, channels or 3)
+    images = _images(calls)
     if len(images) != 1:
         raise NotStreamableError(f"{type(module).__name__} takes {len(images)} inputs: only networks of one image can be streamed")
     for count in (3, 1, 2, *range(4, _MOST_CHANNELS)) if channels is None else (channels,):
         with contextlib.suppress(OtherChannels):
-            # torch.export dissolves every layer, also those of the head
-            dissolved = {} if root is module else dict(module.named_modules())
-            lowering = Lowering(root, calls, type(module).__name__, modules=dissolved)
-            lowering.walk(images[0], count)
-            graph = divide(lowering, reduce)
-            refuse_hooks(module, graph)
-            return graph if root is module else replace(graph, tracer="torch.export")
+            untouched = _copied(calls)
+            graph = _divided(module, root, calls, count, reduce)
+            graph = replace(graph, frozen=frozen, tracer="torch.fx" if root is module else "torch.export")
+            if not check:
+                return replace(graph, unchecked="not asked for")
+
+            def again(twin: nn.Module, twin_root: nn.Module, count: int = count, calls: fx.Graph = untouched) -> Graph:
+                return _divided(twin, twin_root, _copied(calls), count, reduce)
+
+            return replace(graph, unchecked=compare(module, root, graph, again))
     wanted = f"{channels} channels" if channels is not None else f"fewer than {_MOST_CHANNELS} channels"
     raise OtherChannels(f"{type(module).__name__} fits no image of {wanted}")
+
+
+def _images(calls: fx.Graph) -> list[fx.Node]:
+    """The inputs without a default."""
+    return [node for node in calls.nodes if node.op == "placeholder" and not node.args and node.type is not type(None)]
+
+
+def _copied(calls: fx.Graph) -> fx.Graph:
+    """The same calls: a walk over them may change which reads which."""
+    copied = fx.Graph()
+    copied.output(copied.graph_copy(calls, {}))
+    return copied
+
+
+def _divided(module: nn.Module, root: nn.Module, calls: fx.Graph, channels: int, reduce: bool) -> Graph:
+    """Lower and divide the calls of a network."""
+    # torch.export dissolves every layer, also those of the head
+    dissolved = {} if root is module else dict(module.named_modules())
+    lowering = Lowering(root, calls, type(module).__name__, modules=dissolved)
+    lowering.walk(_images(calls)[0], channels)
+    graph = divide(lowering, reduce)
+    refuse_hooks(module, graph)
+    return graph
+
+
+@dataclass(slots=True)
+class Captures:
+    """The last capture of a network, used again while nothing that it depends on has changed."""
+
+    _last: tuple[Any, Fingerprint, Graph] | None = None
+
+    def __reduce__(self) -> tuple[type[Captures], tuple[()]]:
+        """Copies begin anew: a capture refers to the very network."""
+        return Captures, ()
+
+    def graph(self, module: nn.Module, *, channels: int | None = None, reduce: bool = True, check: bool = True) -> Graph:
+        """As `capture`, which runs only where the network is another one, or was changed: a layer, a mode, an attribute of its own."""
+        if self._last is not None:
+            key, fingerprint, graph = self._last
+            if key == (reduce, check) and channels in (None, graph.channels[0]) and fingerprint.fits(module):
+                return graph
+        graph = capture(module, channels=channels, reduce=reduce, check=check)
+        # taken afterwards, since a trace may leave its mark on the network
+        self._last = (reduce, check), Fingerprint.of(module, graph.frozen), graph
+        return graph

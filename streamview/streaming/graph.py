@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from streamview.errors import RegionError
 from streamview.streaming.ops import Op, Size, Statistic, Weight
@@ -82,6 +82,11 @@ class Bridge:
     takes: tuple[Key, ...]
     gives: tuple[str, ...] = ()
 
+    @property
+    def weights(self) -> list[Tensor]:
+        """Parameters that it reads, each once, and other tensors that require a gradient."""
+        return [*self.module.parameters(), *(buffer for buffer in self.module.buffers() if buffer.requires_grad)]
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Graph:
@@ -107,6 +112,10 @@ class Graph:
         Calls that the head makes because they are not local, and why.
     tracer
         What recorded the calls, ``"torch.fx"`` or ``"torch.export"``.
+    frozen
+        Tensors of the network whose numbers are constants of the graph.
+    unchecked
+        Why the graph was not compared with the network itself; empty if it was, and agreed.
     """
 
     lowered: tuple[Node, ...]
@@ -119,6 +128,8 @@ class Graph:
     modules: Mapping[str, nn.Module]
     refusals: tuple[str, ...]
     tracer: str = "torch.fx"
+    frozen: tuple[Tensor, ...] = ()
+    unchecked: str = ""
 
     @property
     def passes(self) -> int:
@@ -135,6 +146,11 @@ class Graph:
     def weights(self) -> list[Weight]:
         """The operands that do not depend on the image."""
         return [operand for operand in self.operands if isinstance(operand, Weight)]
+
+    @property
+    def between(self) -> list[Tensor]:
+        """What the bridges read that gradients are asked of; each once, however many of them read it."""
+        return list({id(weight): weight for bridge in self.bridges for weight in bridge.weights}.values())
 
     def last_reader(self, value: int) -> int:
         """Phase of the last pass that reads a value."""
@@ -286,7 +302,7 @@ def demands(graph: Graph, image: bool, weights: Sequence[bool]) -> Demands:
         if phase < len(graph.bridges):
             bridge = graph.bridges[phase]
             needs = any(values[key.value] if isinstance(key, Sink) else given[key] for key in bridge.takes)
-            needs = needs or any(p.requires_grad for p in bridge.module.parameters())
+            needs = needs or any(weight.requires_grad for weight in bridge.weights)
             for name in bridge.gives:
                 given[name] = needs
                 if name in index:

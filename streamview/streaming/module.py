@@ -8,10 +8,11 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import is_fake
 
 from streamview.errors import NotStreamableError, RegionError
 from streamview.streaming.calibration import measure
-from streamview.streaming.capture import capture, refuse_hooks
+from streamview.streaming.capture import Captures, refuse_hooks
 from streamview.streaming.cuda import free_memory_of, reserved_memory
 from streamview.streaming.graph import Bound, Demands, Graph, Key, Sink, bind, demands
 from streamview.streaming.lazy import LazyImage
@@ -37,6 +38,7 @@ def stream(
     barriers: str = "auto",
     body: nn.Module | None = None,
     head: nn.Module | None = None,
+    check: bool = True,
 ) -> Streamed:
     """Wrap a network so that its local part runs in pieces, exactly.
 
@@ -57,6 +59,9 @@ def stream(
     body, head
         Parts of `module`, where it cannot be traced as a whole: the network is then ``head(body(image))``, and only `body` is
         traced.
+    check
+        Whether what is captured is compared with the network itself, values and gradients, on one small image; each time it is
+        captured, which is once while nothing but weights changes.
 
     Returns
     -------
@@ -66,7 +71,7 @@ def stream(
     Raises
     ------
     NotStreamableError
-        When the network has no local part; the message names the layer and the reason.
+        When the network has no local part, or was captured as another than it is; the message names the layer and the reason.
 
     Notes
     -----
@@ -77,7 +82,7 @@ def stream(
         raise ValueError("body and head divide a network together: give both or neither")
     if body is not None and head is not None:
         module = Split(body, head).train(module.training)
-    return Streamed(module, None if memory is None else parse_bytes(memory), tile, barriers)
+    return Streamed(module, None if memory is None else parse_bytes(memory), tile, barriers, check)
 
 
 class Streamed(nn.Module):
@@ -92,7 +97,9 @@ class Streamed(nn.Module):
         a pooling behind it is not streamed, so that the whole map passes.
     """
 
-    def __init__(self, module: nn.Module, memory: int | None, tile: tuple[int, int] | None, barriers: str = "auto") -> None:
+    def __init__(
+        self, module: nn.Module, memory: int | None, tile: tuple[int, int] | None, barriers: str = "auto", check: bool = True
+    ) -> None:
         super().__init__()
         if barriers not in ("auto", "kept", "spilled", "regenerated"):
             raise ValueError(f"barriers {barriers!r}: expected auto, kept, spilled or regenerated")
@@ -101,25 +108,22 @@ class Streamed(nn.Module):
         self.module = module
         self.cut = nn.Identity()
         self._memory, self._tile, self._barriers = memory, tile, barriers
-        self._captured: tuple[Any, Graph] | None = None
+        self._captures, self._check = Captures(), check
         self._plans: dict[Any, Plan] = {}
         self.graph()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the captured graph, which refers to this very network: a copy captures its own."""
-        return {**self.__dict__, "_captured": None, "_plans": {}}
+        """Without plans, which refer to this very network: a copy makes its own."""
+        return {**self.__dict__, "_plans": {}}
 
     def graph(self, channels: int | None = None) -> Graph:
         """The captured network in its present mode, for an image of so many channels.
 
-        It is captured anew when a mode, a submodule or a parameter object changed.
+        It is captured anew when something that it depends on changed: a mode, a submodule, a parameter object, an attribute, code, or a
+        buffer whose number the code asks for.
         """
         reduce = not (self.cut._forward_hooks or self.cut._forward_pre_hooks or self.cut._backward_hooks)
-        tensors = (*self.module.parameters(), *self.module.buffers())
-        key = (reduce, *map(_attributes, self.module.modules()), *map(id, tensors))
-        if self._captured is None or self._captured[0] != key or channels not in (None, self._captured[1].channels[0]):
-            self._captured = key, capture(self.module, reduce=reduce, channels=channels)
-        return self._captured[1]
+        return self._captures.graph(self.module, channels=channels, reduce=reduce, check=self._check)
 
     def forward(self, image: Tensor | LazyImage, done: Callable[[], None] = lambda: None) -> Any:
         """Run the network.
@@ -143,6 +147,10 @@ class Streamed(nn.Module):
         NotStreamableError
             When the local part or a container has hooks, which would be skipped.
         """
+        if _is_traced(image):
+            if self.cut._forward_hooks or self.cut._forward_pre_hooks or self.cut._backward_hooks:
+                raise NotStreamableError("`cut` of a streamed module inside another network has a hook, which would be skipped: remove it")
+            return self.module(image)
         return self.head(self.features(image, done))
 
     def head(self, features: Sequence[Tensor]) -> Any:
@@ -167,6 +175,8 @@ class Streamed(nn.Module):
         RegionError, NotStreamableError
             As `forward`.
         """
+        if _is_traced(image):
+            raise NotStreamableError("a network calls `features` of a streamed module inside it: stream the outer one alone")
         if isinstance(image, Tensor) and (image.dim() != 4 or not image.is_floating_point()):
             raise RegionError(f"image of shape {tuple(image.shape)} and dtype {image.dtype}: expected a float tensor (N, C, H, W)")
         given = image if isinstance(image, Tensor) else None
@@ -175,7 +185,7 @@ class Streamed(nn.Module):
         graph = self._graph_of(channels)
         weights = [weight.read() for weight in graph.weights]
         _refuse_transforms([*weights, *([] if given is None else [given])])
-        between = [p for bridge in graph.bridges for p in bridge.module.parameters()]
+        between = graph.between
         needs = _demands(graph, given is not None and given.requires_grad, weights, between)
         bound = bind(graph, (height, width))
         plan = self._plan(bound, images, source.dtype, needs, weights)
@@ -234,7 +244,7 @@ class Streamed(nn.Module):
         """
         graph = self._graph_of(shape[1])
         weights = [weight.read() for weight in graph.weights]
-        between = [p for bridge in graph.bridges for p in bridge.module.parameters()]
+        between = graph.between
         needs = _demands(graph, image_gradient, weights, between)
         bound = bind(graph, (shape[2], shape[3]))
         dtype = next((w.dtype for w in weights if w.is_floating_point()), torch.float32)
@@ -347,10 +357,9 @@ def _demands(graph: Graph, image: bool, weights: Sequence[Tensor], between: Sequ
     return demands(graph, image, [w.requires_grad for w in weights])
 
 
-def _attributes(module: nn.Module) -> tuple[Any, ...]:
-    """What a capture of a module depends on: itself, its mode, its numbers, and tensors that are no parameters."""
-    plain = ((name, value) for name, value in vars(module).items() if isinstance(value, int | float | str | tuple))
-    return (id(module), *plain, *(id(value) for value in vars(module).values() if isinstance(value, Tensor)))
+def _is_traced(image: Any) -> bool:
+    """Whether an image is what another network's capture has in its place."""
+    return isinstance(image, fx.Proxy) or (isinstance(image, Tensor) and is_fake(image))
 
 
 def _refuse_transforms(tensors: Sequence[Tensor]) -> None:

@@ -63,7 +63,7 @@ def streamability(module: nn.Module, *, side: int = 8192) -> Streamability:
     """
     title = type(module).__name__
     try:
-        graph = capture(module)
+        graph = capture(module, check=True)
         refuse_hooks(module, graph)
     except NotStreamableError as refused:
         return _refused(module, str(refused))

@@ -6,11 +6,12 @@ Normalisations over whole maps are rewritten as the means they consist of, so th
 from __future__ import annotations
 
 import builtins
+import contextlib
 import operator
 import threading
 import types
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 from unittest import mock
 
@@ -19,17 +20,59 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.fx.experimental import _config
 from torch.fx.proxy import GraphAppendingTracer
+from torch.nn.utils import parametrize
+from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree
 
 from streamview.errors import NotStreamableError
 from streamview.streaming.ops.pointwise import of_channels
+from streamview.streaming.origin import runs_torch_code
 
 __all__ = ["Split", "admit", "is_container", "trace"]
 
 _EXAMPLE = (512, 768)  # height and width of the image that torch.export sees
 
 # torch.fx and torch.export change torch itself while they work, so there is one at a time in a process
-_TRACING = threading.Lock()
+_TRACING = threading.RLock()
+
+# what these say of a tensor does not depend on its numbers
+_OF_SHAPE = {
+    "size", "dim", "ndimension", "numel", "nelement", "stride", "storage_offset", "element_size", "get_device", "is_floating_point",
+    "is_complex", "is_contiguous", "__len__", "__hash__", "__repr__", "has_names", "is_same_size", "data_ptr",
+}  # fmt: skip
+_OF_NUMBERS = {"data", "real", "imag", "T", "mT", "H", "mH"}  # properties
+
+
+@contextlib.contextmanager
+def _alone() -> Iterator[None]:
+    """The only trace of the process, and not one inside another, which would see the other's stand-ins for tensors."""
+    if _TRACING._is_owned():  # type: ignore[attr-defined]
+        raise NotStreamableError("a network is streamed by the code of another that is being captured: stream the outer one alone")
+    with _TRACING:
+        yield
+
+
+class _Numbers(TorchFunctionMode):
+    """Tensors that a trace computes with, so that their numbers become constants of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.read: dict[int, Tensor] = {}
+        self._made: dict[int, Tensor] = {}
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        name = getattr(func, "__name__", "")
+        if name == "__get__":
+            counts = getattr(getattr(func, "__self__", None), "__name__", "") in _OF_NUMBERS
+        else:
+            counts = name not in _OF_SHAPE and name != "__set__"
+        inputs = _pytree.tree_leaves((args, kwargs))
+        if counts and not any(isinstance(a, fx.Proxy) for a in inputs):
+            tensors = [a for a in inputs if isinstance(a, Tensor)]
+            self.read.update((id(a), a) for a in tensors if id(a) not in self._made)
+            self._made.update((id(a), a) for a in _pytree.tree_leaves(result) if isinstance(a, Tensor) and id(a) not in self.read)
+        return result
 
 
 class Split(nn.Module):
@@ -102,7 +145,9 @@ class _Tracer(fx.Tracer):
         return _Proxy(node, self)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return m is self._head or bool(getattr(m, "streams_whole", False)) or super().is_leaf_module(m, module_qualified_name)
+        if m is self._head or getattr(m, "streams_whole", False):
+            return True
+        return super().is_leaf_module(m, module_qualified_name) and runs_torch_code(m)
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         if _contexts() != self._contexts:
@@ -121,7 +166,32 @@ def is_container(module: nn.Module, path: str) -> bool:
     return not path or not _Tracer().is_leaf_module(module, path)
 
 
-def trace(module: nn.Module, channels: int) -> tuple[fx.Graph, nn.Module]:
+class _Called(nn.Module):
+    """Calls a network, for a trace that would otherwise run the forward of its class."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, image: Tensor) -> Any:
+        return self.module(image)
+
+
+def _record(module: nn.Module) -> fx.Graph:
+    """Trace by torch.fx."""
+    tracer = _Tracer(module.head if isinstance(module, Split) else None)
+    if "forward" not in vars(module) and type(module).__call__ is nn.Module.__call__:
+        return tracer.trace(module)
+    graph = tracer.trace(_Called(module))
+    for node in graph.nodes:
+        if node.op in ("call_module", "get_attr"):
+            node.target = node.target.removeprefix("module.")
+        stack = node.meta.get("nn_module_stack", {})
+        node.meta["nn_module_stack"] = {key: (path.removeprefix("module").removeprefix("."), kind) for key, (path, kind) in stack.items()}
+    return graph
+
+
+def trace(module: nn.Module, channels: int) -> tuple[fx.Graph, nn.Module, tuple[Tensor, ...]]:
     """Record the calls that a network makes.
 
     Parameters
@@ -134,14 +204,15 @@ def trace(module: nn.Module, channels: int) -> tuple[fx.Graph, nn.Module]:
     Returns
     -------
     tuple
-        The graph, and the module that its targets are paths in.
+        The graph, the module that its targets are paths in, and tensors whose numbers became constants of the graph.
 
     Raises
     ------
     NotStreamableError
         When neither way succeeds; the message gives both reasons.
     """
-    root = module
+    root, numbers = module, _Numbers()
+    _refuse_fake_quantisation(module)
     if isinstance(module, fx.GraphModule):
         graph = fx.Graph()
         output = graph.graph_copy(module.graph, {})
@@ -149,17 +220,28 @@ def trace(module: nn.Module, channels: int) -> tuple[fx.Graph, nn.Module]:
         spec = module.graph._codegen
     else:
         try:
-            with _TRACING:
-                graph = _Tracer(module.head if isinstance(module, Split) else None).trace(module)
+            with _alone(), numbers:
+                graph = _record(module)
             spec = None
-        except (fx.proxy.TraceError, TypeError, ValueError, RuntimeError, AttributeError, AssertionError, KeyError) as error:
-            with _TRACING:
+        except (fx.proxy.TraceError, TypeError, ValueError, RuntimeError, AttributeError, AssertionError, LookupError, NameError) as error:
+            numbers = _Numbers()
+            with _alone():
                 root = _export(module, channels, error)
             graph, spec = root.graph, root.graph._codegen
     if isinstance(spec, fx.graph._PyTreeCodeGen):
         _restore_outputs(graph, spec.pytree_info.out_spec)
     _rewrite(graph, root)
-    return graph, root
+    return graph, root, tuple(numbers.read.values())
+
+
+def _refuse_fake_quantisation(module: nn.Module) -> None:
+    """Refuse networks prepared for quantisation, whose layers round weights and maps and watch their range."""
+    for path, part in module.named_modules():
+        if any(base.__name__ in ("FakeQuantizeBase", "ObserverBase") for base in type(part).__mro__):
+            raise NotStreamableError(
+                f"{path or type(module).__name__} ({type(part).__name__}) quantises, or watches the range of what it sees: stream the "
+                "network as it was before it was prepared for quantisation"
+            )
 
 
 def _export(module: nn.Module, channels: int, reason: Exception) -> fx.GraphModule:
@@ -342,11 +424,15 @@ def _of_module(graph: fx.Graph, module: nn.Module, path: str, tracer: GraphAppen
     """How a call of a module is rewritten, its weights read where they are."""
 
     def tensor(name: str) -> Any:
+        if parametrize.is_parametrized(module, name):
+            return tracer.create_proxy("call_module", f"{path}.parametrizations.{name}", (), {})
         return None if getattr(module, name) is None else fx.Proxy(graph.get_attr(f"{path}.{name}"), tracer)
 
     def of(x: Any, channels: int) -> Any:
         return tracer.create_proxy("call_function", of_channels, (x, channels), {})
 
+    if not runs_torch_code(module):
+        return None
     if isinstance(module, nn.GroupNorm):
         norm = module
         return lambda x: _group_norm(of(x, norm.num_channels), norm.num_groups, tensor("weight"), tensor("bias"), norm.eps)

@@ -154,7 +154,7 @@ class _Twin:
         self.device = next((t.device for t in (*self.module.parameters(), *self.module.buffers())), torch.device("cpu"))
         self._rate = 0.0
         self.train(True)
-        stream(self.module, tile=(1, 1))  # refuses at once what cannot be streamed
+        stream(self.module, tile=(1, 1), check=False)  # refuses at once what cannot be streamed
 
     def train(self, wanted: bool) -> None:
         """Ask for the weights' gradients, or not; the mode stays."""
@@ -174,7 +174,7 @@ class _Twin:
 
     def streamed(self, tile: Size, memory: int | None, barriers: str = "kept") -> Streamed:
         """The copy, streamed; with memory it keeps what the reverse pass needs, without it computes it again."""
-        return stream(self.module, tile=tile, memory=memory, barriers=barriers)
+        return stream(self.module, tile=tile, memory=memory, barriers=barriers, check=False)
 
     def cost(self, size: tuple[int, int]) -> int:
         """Bytes that the plain network's two passes take on an image, by what an earlier one saved."""

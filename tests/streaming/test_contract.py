@@ -115,7 +115,7 @@ def test_nothing_is_saved_under_no_grad(network: nn.Module, image: Tensor, monke
     forward = run.Forward
     monkeypatch.setattr(run, "Forward", lambda *args: calls.append(forward(*args)) or calls[-1])
     with torch.no_grad():
-        out = stream(network, tile=TILE)(image.requires_grad_())
+        out = stream(network, tile=TILE, check=False)(image.requires_grad_())
     assert not out.requires_grad
     assert not calls[0].carries
     assert not calls[0].tapes

@@ -9,7 +9,7 @@ from networks import Excite, Response, seed_network
 from oracle import errors
 from torch import nn
 
-from streamview.streaming import run, schedule, sinks, stores
+from streamview.streaming import graph, run, schedule, sinks, stores
 from streamview.streaming.ops import margins, registry, resample, reshape, window
 
 pytestmark = pytest.mark.usefixtures("fine_rows")
@@ -233,3 +233,11 @@ def test_gradients_that_share_memory(image: torch.Tensor, monkeypatch: pytest.Mo
     assert max(errors(network, image, tile=(99, 99))) < 1e-10
     monkeypatch.setattr(torch.Tensor, "clone", lambda self, **_: self)
     assert _broken(network, image, tile=(99, 99))
+
+
+def test_a_weight_between_passes_listed_for_every_use(image: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    gate = Excite(4)
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), gate, nn.ReLU(), nn.Conv2d(4, 4, 3), gate).double()
+    assert max(errors(network, image, tile=(8, 11))) < 1e-10
+    monkeypatch.setattr(graph.Graph, "between", property(lambda self: [weight for bridge in self.bridges for weight in bridge.weights]))
+    assert _broken(network, image)

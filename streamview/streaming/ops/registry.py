@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from streamview.streaming.ops.layouts import Layout, canonical, is_canonical
+from streamview.streaming.origin import runs_code_of
 from streamview.streaming.schedule import Axis
 
 __all__ = [
@@ -333,6 +334,8 @@ def lower(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Lowered
     name = _name(target)
     if isinstance(target, nn.Module):
         kind = next((base for base in type(target).__mro__ if base in _MODULES), None)
+        if kind is not None and not runs_code_of(target, kind):
+            raise NotLocal(f"{name} runs other code than {kind.__name__}, which it derives from")
         found = None if kind is None else _MODULES[kind]
         args = (target, *args)
     else:
