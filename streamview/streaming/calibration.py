@@ -79,7 +79,9 @@ def measure(
     if gathered not in (None, dtype):
         small = narrowed(small)
     device = weights[0].device if weights else torch.device("cpu")
-    image = torch.rand((images, bound.graph.channels[0], height, width), device=device).to(dtype, memory_format=torch.channels_last)
+    generator = torch.Generator(device).manual_seed(0)  # the caller's random state stays as it is
+    shape = images, bound.graph.channels[0], height, width
+    image = torch.rand(shape, device=device, generator=generator).to(dtype, memory_format=torch.channels_last)
 
     def read(rows: Span, cols: Span) -> Tensor:
         return image[:, :, rows[0] : rows[1], cols[0] : cols[1]]

@@ -22,6 +22,7 @@ from torch.fx.proxy import GraphAppendingTracer
 from torch.utils import _pytree
 
 from streamview.errors import NotStreamableError
+from streamview.streaming.intact import attributes_restored, state_restored
 from streamview.streaming.ops.pointwise import of_channels
 
 __all__ = ["Split", "admit", "is_container", "trace"]
@@ -149,11 +150,11 @@ def trace(module: nn.Module, channels: int) -> tuple[fx.Graph, nn.Module]:
         spec = module.graph._codegen
     else:
         try:
-            with _TRACING:
+            with _TRACING, attributes_restored(module):
                 graph = _Tracer(module.head if isinstance(module, Split) else None).trace(module)
             spec = None
         except (fx.proxy.TraceError, TypeError, ValueError, RuntimeError, AttributeError, AssertionError, KeyError) as error:
-            with _TRACING:
+            with _TRACING, state_restored(module), attributes_restored(module):
                 root = _export(module, channels, error)
             graph, spec = root.graph, root.graph._codegen
     if isinstance(spec, fx.graph._PyTreeCodeGen):
