@@ -379,7 +379,11 @@ def _rewrite(graph: fx.Graph, root: nn.Module) -> None:
 def _dissolved(node: fx.Node) -> Callable[..., Any] | None:
     """The code of a function outside torch that a trace kept whole (``fx.wrap``); None from it where that cannot be traced."""
     target: Any = node.target
-    if target in (of_channels, spread, positions) or not isinstance(target, types.FunctionType) or target.__module__.split(".")[0] in ("torch", "_operator"):
+    if (
+        target in (of_channels, spread, positions)
+        or not isinstance(target, types.FunctionType)
+        or target.__module__.split(".")[0] in ("torch", "_operator")
+    ):
         return None
 
     def write(*args: Any, **kwargs: Any) -> Any:

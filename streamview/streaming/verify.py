@@ -453,9 +453,7 @@ def _compare(twin: _Twin, image: Tensor, place: Size, tile: Size, generator: tor
     )
 
 
-def _decide(
-    twin: _Twin, image: Tensor, cotangents: list[Tensor], seed: int, tensor: Tensor, streamed: Tensor, plain: Tensor
-) -> str:
+def _decide(twin: _Twin, image: Tensor, cotangents: list[Tensor], seed: int, tensor: Tensor, streamed: Tensor, plain: Tensor) -> str:
     """Which of two gradients of a tensor finite differences of the plain network agree with, along the direction in which they differ.
 
     `tensor` is the image or a parameter of the network; it is moved and put back.

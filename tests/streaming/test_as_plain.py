@@ -121,7 +121,9 @@ def old_spectral_norm(layer: nn.Module) -> nn.Module:
 @pytest.mark.parametrize("second", [nn.LeakyReLU(0.2), nn.BatchNorm2d(4)], ids=["activation", "frozen batch norm"])
 def test_state_advances_once_a_call_as_in_plain_torch(norm: Callable[[nn.Module], nn.Module], second: nn.Module, image: Tensor) -> None:
     torch.manual_seed(0)
-    network, twin = (pooled(norm(nn.Conv2d(3, 4, 3)), second.__class__(*([0.2] if second.__class__ is nn.LeakyReLU else [4]))) for _ in "ab")
+    network, twin = (
+        pooled(norm(nn.Conv2d(3, 4, 3)), second.__class__(*([0.2] if second.__class__ is nn.LeakyReLU else [4]))) for _ in "ab"
+    )
     twin.load_state_dict(network.state_dict())
     for each in (network, twin):
         each.train()
