@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from torch import nn
+from torch.nn.parameter import UninitializedTensorMixin
 from torch.nn.utils.parametrize import ParametrizationList
 
 from streamview.errors import NotStreamableError
@@ -22,7 +23,7 @@ _OWN = "_tensor_constant"  # what torch.fx names tensors that a forward makes, w
 def state_restored(module: nn.Module) -> Iterator[None]:
     """Undo changes of buffers by modules in training mode, such as the power iteration of a spectral norm."""
     buffers = [t for m in module.modules() if m.training for t in m.buffers(recurse=False)]
-    copies = [(t, t._version, t.detach().clone()) for t in buffers if not isinstance(t, nn.parameter.UninitializedTensorMixin)]
+    copies = [(t, t._version, t.detach().clone()) for t in buffers if not isinstance(t, UninitializedTensorMixin)]
     try:
         yield
     finally:
@@ -43,15 +44,15 @@ def attributes_restored(module: nn.Module) -> Iterator[None]:
         When forward changes a buffer in place, which torch.fx does not record.
     """
     modules = dict(module.named_modules())
-    before = {path: dict(vars(m)) for path, m in modules.items()}
-    contents = [(value, value.copy()) for m in modules.values() for value in vars(m).values() if isinstance(value, _CONTAINERS)]
+    before = {path: dict(m.__dict__) for path, m in modules.items()}
+    contents = [(value, value.copy()) for m in modules.values() for value in m.__dict__.values() if isinstance(value, _CONTAINERS)]
     versions = [(path, name, t, t._version) for path, m in modules.items() if _counts(m) for name, t in m.named_buffers(recurse=False)]
     for m in modules.values():
-        vars(m).pop("_compiled_call_impl", None)  # a compiled module computes the same
+        m.__dict__.pop("_compiled_call_impl", None)  # a compiled module computes the same
     try:
         yield
         for path, m in modules.items():
-            for name, value in vars(m).items():
+            for name, value in m.__dict__.items():
                 earlier = before[path].get(name)
                 if isinstance(earlier, int | float) and isinstance(value, int | float) and earlier != value and name != "training":
                     raise NotStreamableError(
@@ -63,7 +64,7 @@ def attributes_restored(module: nn.Module) -> Iterator[None]:
                 raise ValueError(f"forward changes the buffer {path}.{name}".replace(" .", " "))
     finally:
         for path, m in modules.items():
-            current = vars(m)
+            current = m.__dict__
             for name in [name for name in current if name not in before[path] and not name.startswith(_OWN)]:
                 del current[name]
             current.update({name: value for name, value in before[path].items() if current.get(name, before) is not value})

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, fx, nn
+from torch._compile import _disable_dynamo
 
 from streamview.errors import MemoryBudgetError, NotStreamableError, RegionError
 from streamview.streaming.calibration import measure
@@ -122,7 +123,7 @@ class Streamed(nn.Module):
             self._captured = key, capture(self.module, reduce=reduce, channels=channels)
         return self._captured[1]
 
-    @torch._disable_dynamo  # torch.compile would trace every step; torch.compiler.disable would import the compiler here
+    @_disable_dynamo  # torch.compile would trace every step; torch.compiler.disable would import the compiler here
     def forward(self, image: Tensor | LazyImage, done: Callable[[], None] = lambda: None) -> Any:
         """Run the network.
 
@@ -151,7 +152,7 @@ class Streamed(nn.Module):
         """Run what follows the local part on what `features` gave."""
         return self.graph().head.module(*features)
 
-    @torch._disable_dynamo
+    @_disable_dynamo
     def features(self, image: Tensor | LazyImage, done: Callable[[], None] = lambda: None) -> list[Tensor]:
         """Run the local part alone.
 
@@ -185,7 +186,7 @@ class Streamed(nn.Module):
         kind = source.device.type
         autocast = (kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind))
         layers = [part for m in graph.modules.values() for part in m.modules()]
-        guards = [t for part in layers for t in part.parameters(recurse=False)]
+        guards: list[Tensor] = [t for part in layers for t in part.parameters(recurse=False)]
         # in training mode a local layer's buffers are the state of its weight's parametrization, which every call advances
         guards += [t for part in layers if not part.training for t in part.buffers(recurse=False)]
         values = [w.detach() for w in weights]

@@ -256,7 +256,8 @@ def _variance(x: Any, dim: Any = None, unbiased: bool = True, keepdim: bool = Fa
     if less:
         count = x.tracer.create_proxy("call_function", positions, (x, dim, keepdim), {}).detach()
         variance = variance * (count / (count - less).clamp(min=0))
-    return variance.type_as(x.mean(dim, keepdim))
+    result: Tensor = variance.type_as(x.mean(dim, keepdim))
+    return result
 
 
 def _deviation(x: Any, *args: Any, **kwargs: Any) -> Tensor | None:

@@ -406,7 +406,7 @@ def test_distributed_networks_are_refused_with_the_way_out(tmp_path: Any) -> Non
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
 def test_a_script_is_refused_with_the_way_out(image: Tensor) -> None:
-    with pytest.raises(NotStreamableError, match="compiled by torch.jit.*the nn.Module that it was made from"):
+    with pytest.raises(NotStreamableError, match=r"compiled by torch\.jit.*the nn\.Module that it was made from"):
         stream(torch.jit.trace(pooled(nn.Conv2d(3, 4, 3)), image))
 
 

@@ -372,8 +372,8 @@ def _batch_norm(
 ) -> Local:  # fmt: skip
     if running_mean is None or running_var is None:
         raise NotLocal(
-            "BatchNorm without running statistics (track_running_stats=False) needs those of the whole map at every call, also after .eval(): "
-            "only one that has them can be streamed"
+            "BatchNorm without running statistics (track_running_stats=False) needs those of the whole map at every call, also after "
+            ".eval(): only one that has them can be streamed"
         )
     if training:
         raise NotLocal("BatchNorm in training mode needs the statistics of the whole map; call .eval() to use its running statistics")
