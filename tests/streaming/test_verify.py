@@ -396,17 +396,15 @@ def test_json_and_table(network: nn.Module) -> None:
 
 
 class Transposed(nn.Module):
-    """BatchNorm in eval mode, or instance norm, in front of a permuted map, for whose gradient some derivatives of torch are wrong."""
+    """BatchNorm in eval mode, or instance norm, in front of a permuted map: torch 2.13 is wrong on the CPU about gradients that lie so."""
 
     def __init__(self, batch: bool) -> None:
         super().__init__()
-        self.first, self.norm, self.last = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4) if batch else None, nn.Linear(4, 2)
+        self.first, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4) if batch else None
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.first(x)
-        if self.norm is not None:
-            return self.last(self.norm(x).flatten(2).transpose(1, 2)).tanh().mean(1)
-        return self.last(F.instance_norm(x).permute(0, 2, 3, 1)).relu().mean((1, 2))
+        return F.instance_norm(x).permute(0, 2, 3, 1) if self.norm is None else self.norm(x).flatten(2).transpose(1, 2)
 
 
 @pytest.mark.parametrize("batch", [True, False])
