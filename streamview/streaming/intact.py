@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from torch import nn
-from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import ParametrizationList
 
 from streamview.errors import NotStreamableError
@@ -23,7 +23,7 @@ _OWN = "_tensor_constant"  # what torch.fx names tensors that a forward makes, w
 def state_restored(module: nn.Module) -> Iterator[None]:
     """Undo changes of buffers by modules in training mode, such as the power iteration of a spectral norm."""
     buffers = [t for m in module.modules() if m.training for t in m.buffers(recurse=False)]
-    copies = [(t, t._version, t.detach().clone()) for t in buffers if not isinstance(t, UninitializedTensorMixin)]
+    copies = [(t, t._version, t.detach().clone()) for t in buffers if not is_lazy(t)]
     try:
         yield
     finally:

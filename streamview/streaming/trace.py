@@ -263,7 +263,10 @@ def _variance(x: Any, dim: Any = None, unbiased: bool = True, keepdim: bool = Fa
 def _deviation(x: Any, *args: Any, **kwargs: Any) -> Tensor | None:
     """``torch.std`` over rows and columns, with torch's gradient of zero at zero."""
     variance = _variance(x, *args, **kwargs)
-    return None if variance is None else torch.where(variance > 0, variance, 1).sqrt() * (variance > 0)
+    if variance is None:
+        return None
+    root: Tensor = torch.where(variance > 0, variance, 1).sqrt() * (variance > 0)
+    return root
 
 
 def _group_norm(
