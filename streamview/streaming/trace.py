@@ -300,7 +300,8 @@ def _instance_norm(
     shift = -mean * scale
     if bias is not None:
         shift = shift + bias.view(1, -1, 1, 1)
-    return input * scale.to(input.dtype) + shift.to(input.dtype)
+    out: Tensor = input * scale.to(input.dtype) + shift.to(input.dtype)
+    return out
 
 
 def _norm(x: Tensor, dim: Any, keepdim: bool) -> Tensor:
