@@ -57,6 +57,7 @@ TITLES: Mapping[Method, str] = {
     "patches": "Patches (an answer each)",
 }
 
+_ROWS = 256  # of a picture that are compared with glass at once
 _OVERVIEW = 2048  # px: the cap is taken from the finest level no larger than this
 _RESOLVED = 4.0  # px: a blur this wide loses nothing visible to the grid it is computed on
 _COARSE, _MEASURED = 1024, 1.0  # px: or from the finest level no larger than this, where the blur is this wide
@@ -380,7 +381,9 @@ def glass_mask(rgb: NDArray[np.uint8], background: tuple[int, int, int], smalles
         bool (h, w), True on glass.
     """
     # Stain absorbs at least one channel; the largest loss against glass, lightly blurred, tells tissue from JPEG noise.
-    loss = (np.array(background, np.float32) - rgb).max(axis=-1)
+    loss = np.empty(rgb.shape[:2], np.float32)
+    for y in range(0, rgb.shape[0], _ROWS):  # three times the size at once would be much beside the picture
+        loss[y : y + _ROWS] = (np.array(background, np.float32) - rgb[y : y + _ROWS]).max(axis=-1)
     clear = ndimage.gaussian_filter(loss, 1.5) < 22
     labels, count = ndimage.label(clear)
     sizes = np.bincount(labels.ravel(), minlength=count + 1)

@@ -13,6 +13,7 @@ from streamview.loading import Model
 from streamview.machine import free_disk
 from streamview.results import Precision
 from streamview.session import Session, Source
+from streamview.shares import step_shares
 from streamview.streaming.calibration import SAMPLE, format_seconds, measure
 from streamview.streaming.cuda import full_float32
 from streamview.streaming.memory import format_bytes
@@ -113,7 +114,8 @@ def forecast(
     if height * width >= 4 * SAMPLE[0] * SAMPLE[1]:
         with full_float32(session.device):
             speed = measure(session.bound, plan, needs, session.weights, 1, session.dtype, torch.float32)
-        forward, backward = speed.seconds(plan, (height, width))
+        shares = step_shares(session.slide, session.sampler, session.kept, session.bound, plan, session.weights)
+        forward, backward = speed.seconds(plan, (height, width), shares.computed, shares.reversed)
         seconds = forward + (maps * backward if explain else 0) + _reading_seconds(session) * (1 + maps if explain else 1)
     peak = base + plan.peak_bytes + session.reserve(plan.tile)
     made = maps if explain else 0

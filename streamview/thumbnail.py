@@ -13,7 +13,7 @@ from streamview.slides import Slide
 
 __all__ = ["thumbnail"]
 
-_STRIP_BYTES = 64 * 2**20
+_STRIP_BYTES = 16 * 2**20
 
 
 def thumbnail(slide: Slide, region: Region, shape: tuple[int, int]) -> NDArray[np.uint8]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import re
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -27,7 +29,7 @@ from streamview.results import open_saliency
 from streamview.session import Session
 from streamview.slides.array import ArraySlide
 from streamview.streaming.ops.window import Convolution
-from streamview.synthetic import synthetic_region
+from streamview.synthetic import synthetic_region, write_synthetic_slide
 
 TILE = (48, 80)
 
@@ -362,3 +364,63 @@ def test_networks_of_several_passes_are_read_ahead(pixels: NDArray[np.uint8], mo
     monkeypatch.setattr(Session, "reads_ahead", True)
     found = saliency(model, pixels, target=1, tile=TILE)
     assert np.array_equal(found.maps["signed"].values, expected.maps["signed"].values)
+
+
+# ------------------------------------------------------------------------------------------------- the bound is of the whole process
+
+PICTURE = """
+import sys
+from dataclasses import replace
+import numpy as np
+import streamview
+from streamview.display import PRESETS
+from streamview.export.png import render_png
+from streamview.machine import peak_memory, resident_memory
+from streamview.results import Saliency, SaliencyMap, Target
+from streamview.slides.array import ArraySlide
+
+side = 3072
+slide = ArraySlide(np.random.default_rng(0).integers(90, 255, (side, side, 3), np.uint8))
+prediction = streamview.predict(streamview.load_model("demo"), slide, streamview.Region(0, 0, 256, 256), mpp=0.5)
+prediction = replace(prediction, region=streamview.Region(0, 0, side, side), shape=(side, side))
+values = np.zeros((side // 2, side // 2), np.float32)
+values[300:900, 200:800] = 1
+saliency_map = SaliencyMap("absolute", values, (2, 2), (0.5, 0.5))
+saliency = Saliency(prediction, Target("lesion", 1), (1.0, 1.0, 1.0), (255, 255, 255), {"absolute": saliency_map})
+before = resident_memory()
+render_png(slide, saliency, PRESETS["paper"], sys.argv[1])
+print((peak_memory() - before) // 2**20)
+"""
+
+
+def test_a_picture_takes_less_than_what_is_set_aside_beside_the_steps(tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", PICTURE, str(tmp_path / "picture.png")], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) < 150  # MB; 128 are set aside for decoding, and what the steps took is free again
+
+
+COMMAND = """
+import sys
+from streamview.cli import main
+from streamview.machine import peak_memory
+status = main(sys.argv[1:])
+print("PEAK", peak_memory() // 2**20)
+sys.exit(status)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("memory", [520, 560, 640])
+@pytest.mark.parametrize("display", ["evidence", "paper"])
+def test_saliency_keeps_a_small_budget_picture_included(tmp_path: Path, memory: int, display: str) -> None:
+    write_synthetic_slide(tmp_path / "slide.svs", size=(4096, 4096))
+    command = ["saliency", "-m", "demo", "-i", "slide.svs", "-o", "job", "--memory", f"{memory}MB", "--display", display]
+    done = subprocess.run([sys.executable, "-c", COMMAND, *command], cwd=tmp_path, capture_output=True, text=True, check=False)
+    peak = int(done.stdout.split("PEAK")[1])
+    assert peak <= memory
+    assert done.returncode == 0 or "give more" in done.stderr  # where the libraries alone leave too little
+
+
+def test_a_budget_below_what_the_libraries_take_is_refused(pixels: NDArray[np.uint8], model: Model) -> None:
+    with pytest.raises(MemoryBudgetError, match=r"^memory 100 MB: the process needs \d+ MB before the first step; give more$"):
+        saliency(model, pixels, memory="100MB")

@@ -18,6 +18,7 @@ from scipy import ndimage
 from streamview import atomic
 from streamview.display import HALO_COLOUR, OUTLINE_COLOUR, TITLES, Recipe, Shown, colours, empty_reason, glass_mask, show
 from streamview.errors import StreamviewError
+from streamview.machine import return_freed_memory
 from streamview.results.types import RESEARCH_USE, Saliency
 from streamview.slides import Slide
 from streamview.thumbnail import thumbnail
@@ -29,6 +30,8 @@ _MARGIN, _GAP, _BAR_COLUMN, _FOOTER = 48, 28, 196, 112
 _SMALLEST = 1000  # px: smaller regions are enlarged to this, so that the text beside them stays in proportion
 _INK, _GREY, _WARNING_INK, _WARNING_FILL = "#1b1f24", "#57606a", "#5c3a1e", "#fdf0dc"
 _TITLE, _TEXT, _SMALL = 44, 28, 24
+_BAND_PX = 2**18  # px of a picture that are coloured at once
+_SOFT = 16  # px by which the outline's distances reach beyond its halo
 _HOLE = 0.0005  # share of the picture below which a clear spot is a hole in the tissue, not glass
 
 
@@ -90,6 +93,7 @@ def draw_png(slide: Slide, saliency: Saliency, recipe: Recipe, path: str | os.Pa
     region = saliency.prediction.region
     lines = _header(slide, saliency, shown)
     blocks, top, (height, width) = _layout(lines, region.shape, size)
+    return_freed_memory()  # what the run freed would count beside the picture
     tissue = thumbnail(slide, region, (height, width))
     picture, behind = overlay(tissue, saliency, shown, slide.background)
     empty = _why_empty(tissue, saliency, shown, slide.background) if np.array_equal(picture, tissue) else None
@@ -171,26 +175,43 @@ def overlay(
     """
     height, width = tissue.shape[:2]
     glass = _glass(tissue, background)
-    values = np.where(glass & shown.recipe.glass, 0, _on_picture(saliency, shown, (height, width)))
-    mean = tissue[~glass].mean(axis=0) if not glass.all() else np.array(background)
-    red, green, blue = (int(value) for value in mean)
-    rgb, alpha = colours(shown.recipe, values)
-    picture = _over(tissue, rgb * 255, alpha * shown.recipe.opacity * shown.recipe.heat)
-    if shown.recipe.outline and values.any():
-        picture = _outlined(picture, values > 0)
-    return np.asarray(np.rint(picture), np.uint8), (red, green, blue)
+    # in bands, since colours and distances take many times the picture itself
+    rows = max(_BAND_PX // width, 1)
+    bands = [(first, min(first + rows, height)) for first in range(0, height, rows)]
+    total, count = np.zeros(3), 0
+    values = np.empty((height, width), np.float32)
+    for first, stop in bands:
+        clear = glass[first:stop]
+        values[first:stop] = np.where(clear & shown.recipe.glass, 0, _on_picture(saliency, shown, (height, width), (first, stop)))
+        total += tissue[first:stop][~clear].sum(axis=0, dtype=np.int64)
+        count += int(np.count_nonzero(~clear))
+    red, green, blue = (int(value) for value in (total / count if count else background))
+    picture = np.empty((height, width, 3), np.uint8)
+    line = max(1.5, max(height, width) / 1000)  # half width of the outline: 3 px, or 4 on a picture of 2000
+    reach = math.ceil(2 * line) + _SOFT
+    for first, stop in bands:
+        rgb, alpha = colours(shown.recipe, values[first:stop])
+        band = _over(tissue[first:stop], rgb * 255, alpha * shown.recipe.opacity * shown.recipe.heat)
+        if shown.recipe.outline:
+            top = max(first - reach, 0)
+            band = _outlined(band, values[top : stop + reach] > 0, first - top, line)
+        picture[first:stop] = np.rint(band)
+    return picture, (red, green, blue)
 
 
-def _on_picture(saliency: Saliency, shown: Shown, shape: tuple[int, int]) -> NDArray[np.float32]:
-    """Resample the shown overview onto the picture's pixels, linearly; what the threshold hides stays hidden."""
+def _on_picture(saliency: Saliency, shown: Shown, shape: tuple[int, int], rows: tuple[int, int]) -> NDArray[np.float32]:
+    """Resample the shown overview onto these rows of a picture of this shape, linearly; what the threshold hides stays hidden."""
     index, region = shown.fitting(max(2048, *shape)), saliency.prediction.region
     (sy, sx), (oy, ox) = shown.steps[index], shown.origins[index]
     ty, tx = region.height / shape[0], region.width / shape[1]
     # Picture pixel i is centred at level-0 position region.y + (i + 0.5) * t - 0.5; see SaliencyMap for the map's pixels.
-    offset = (region.y + 0.5 * ty - 0.5 - oy) / sy, (region.x + 0.5 * tx - 0.5 - ox) / sx
+    y, x = (region.y + (rows[0] + 0.5) * ty - 0.5 - oy) / sy, (region.x + 0.5 * tx - 0.5 - ox) / sx
     level = shown.levels[index].without_threshold()
+    top = min(max(math.floor(y) - 1, 0), level.shape[0] - 1)
+    bottom = max(math.ceil(y + (rows[1] - rows[0]) * ty / sy) + 2, top + 1)
+    part = level[top:bottom, :]
     order = 0 if shown.recipe.method == "patches" else 1  # a patch has one value
-    values = ndimage.affine_transform(level[:, :], (ty / sy, tx / sx), offset, shape, order=order, mode="nearest")
+    values = ndimage.affine_transform(part, (ty / sy, tx / sx), (y - top, x), (rows[1] - rows[0], shape[1]), order=order, mode="nearest")
     return np.where(values >= max(shown.threshold, np.float32(1e-6)), values, np.float32(0))
 
 
@@ -199,11 +220,12 @@ def _over(below: NDArray[np.uint8] | NDArray[np.float32], rgb: NDArray[np.float3
     return np.asarray(below * (1 - share) + rgb * share, np.float32)
 
 
-def _outlined(picture: NDArray[np.float32], mask: NDArray[np.bool_]) -> NDArray[np.float32]:
-    """Draw the outline of a mask: a line over a halo of double width, both with soft edges."""
+def _outlined(picture: NDArray[np.float32], mask: NDArray[np.bool_], first: int, line: float) -> NDArray[np.float32]:
+    """Draw the outline of a mask on those of its rows that start at `first`: a line over a halo of double width, both with soft edges."""
+    if mask.all() or not mask.any():
+        return picture
     inside, outside = ndimage.distance_transform_edt(mask), ndimage.distance_transform_edt(~mask)
-    distance = np.abs(ndimage.gaussian_filter((outside - inside).astype(np.float32), 1.0))
-    line = max(1.5, max(picture.shape[:2]) / 1000)  # half width: 3 px, or 4 on a picture of 2000
+    distance = np.abs(ndimage.gaussian_filter((outside - inside).astype(np.float32), 1.0))[first : first + picture.shape[0]]
     for colour, half in ((HALO_COLOUR, 2 * line), (OUTLINE_COLOUR, line)):
         rgb = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)], np.float32)
         picture = _over(picture, rgb, np.clip(half + 0.5 - distance, 0, 1))

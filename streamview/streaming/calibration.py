@@ -38,11 +38,14 @@ class Speed:
     forward: float
     backward: float
 
-    def seconds(self, plan: Plan, size: Size) -> tuple[float, float]:
-        """Seconds of a forward and of a reverse pass over an image of this height and width by a plan."""
+    def seconds(self, plan: Plan, size: Size, computed: float = 1.0, reversed: float = 1.0) -> tuple[float, float]:
+        """Seconds of a forward and of a reverse pass over an image of this height and width by a plan.
+
+        `computed` and `reversed` are the shares of the steps that each pass computes: others repeat an earlier step or get no gradient.
+        """
         again = (plan.steps - plan.tapes) / plan.steps
         px = size[0] * size[1]
-        return self.forward * px, (self.backward + again * self.forward) * px if self.backward else 0.0
+        return self.forward * px * computed, (self.backward + again * self.forward) * px * reversed if self.backward else 0.0
 
 
 def measure(
@@ -82,7 +85,9 @@ def measure(
         small, (height, width) = bound, bound.sizes[0]
     if gathered not in (None, dtype):
         small = narrowed(small)
-    image = torch.rand((images, bound.graph.channels[0], height, width), device=device).to(dtype, memory_format=torch.channels_last)
+    generator = torch.Generator(device).manual_seed(0)  # the caller's random state stays as it is
+    shape = images, bound.graph.channels[0], height, width
+    image = torch.rand(shape, device=device, generator=generator).to(dtype, memory_format=torch.channels_last)
 
     def read(rows: Span, cols: Span) -> Tensor:
         return image[:, :, rows[0] : rows[1], cols[0] : cols[1]]

@@ -8,16 +8,21 @@ on reductions of maps whose result a later local call needs becomes part of a *b
 from __future__ import annotations
 
 import contextlib
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import fx, nn
+from torch.nn.utils.prune import BasePruningMethod
 
 from streamview.errors import NotStreamableError
 from streamview.streaming.check import check as compare
 from streamview.streaming.division import divide
 from streamview.streaming.fingerprint import Fingerprint
 from streamview.streaming.graph import Graph
+from streamview.streaming.intact import state_restored
 from streamview.streaming.lowering import Lowering
 from streamview.streaming.ops import OtherChannels
 from streamview.streaming.trace import is_container, trace
@@ -25,10 +30,21 @@ from streamview.streaming.trace import is_container, trace
 __all__ = ["Captures", "capture", "refuse_hooks"]
 
 _MOST_CHANNELS = 129
+_GLOBAL_HOOKS = ("_global_forward_hooks", "_global_forward_pre_hooks", "_global_backward_hooks", "_global_backward_pre_hooks")
+_WRAPPERS = {
+    "DataParallel": "module",
+    "DistributedDataParallel": "module",
+    "FullyShardedDataParallel": "module",
+    "AveragedModel": "module",
+    "ModelEma": "module",
+    "ModelEmaV2": "module",
+    "ModelEmaV3": "module",
+    "OptimizedModule": "_orig_mod",
+}
 
 
 def refuse_hooks(module: nn.Module, graph: Graph | None = None) -> None:
-    """Raise where hooks would be skipped: on containers, which a trace dissolves, and on layers that the nodes of a graph replace.
+    """Raise where hooks would be skipped: global ones, on containers, which a trace dissolves, and on layers that a graph's nodes replace.
 
     Hooks of weight and spectral norm are run instead.
 
@@ -37,11 +53,23 @@ def refuse_hooks(module: nn.Module, graph: Graph | None = None) -> None:
     NotStreamableError
         Naming the module.
     """
+    _refuse_wrappers(module)
+    if any(not _observes(hook) for hooks in _GLOBAL_HOOKS for hook in getattr(nn.modules.module, hooks).values()):
+        raise NotStreamableError(
+            "a global hook of all modules is registered (torch.nn.modules.module.register_module_...), which streaming would skip: remove "
+            "it while the network is streamed, or hook `cut` of the streamed module"
+        )
     replaced = dict(graph.modules) if graph is not None else {}
     replaced.update((path, m) for path, m in module.named_modules() if is_container(m, path))
     for path, replacement in replaced.items():
         found = [*replacement._forward_hooks.values(), *replacement._backward_hooks.values(), *replacement._backward_pre_hooks.values()]
         for hook in replacement._forward_pre_hooks.values():
+            if isinstance(hook, BasePruningMethod):
+                name = path or type(module).__name__
+                raise NotStreamableError(
+                    f"{name} is pruned by a hook of torch.nn.utils.prune, which streaming would skip: make the pruning permanent by "
+                    f'torch.nn.utils.prune.remove(layer, "{hook._tensor_name}") for every pruned layer'
+                )
             if type(hook).__module__ in ("torch.nn.utils.weight_norm", "torch.nn.utils.spectral_norm"):
                 hook(replacement, ())
             else:
@@ -54,6 +82,37 @@ def refuse_hooks(module: nn.Module, graph: Graph | None = None) -> None:
             )
 
 
+def _state_restored(capture: Callable[..., Graph]) -> Callable[..., Graph]:
+    """Leave what layers in training mode advance at every call, such as a spectral norm's power iteration, as it was."""
+
+    @functools.wraps(capture)
+    def restored(module: nn.Module, **options: Any) -> Graph:
+        with state_restored(module):
+            return capture(module, **options)
+
+    return restored
+
+
+def _observes(hook: Callable[..., Any]) -> bool:
+    """Whether a global hook is one by which torch itself counts and names modules, such as that of FlopCounterMode."""
+    return (getattr(hook, "__module__", None) or type(hook).__module__).startswith(("torch.utils.", "torch.distributed._tools."))
+
+
+def _refuse_wrappers(module: nn.Module) -> None:
+    """Raise where a network is inside something that runs it in another way."""
+    for path, part in module.named_modules():
+        names = {base.__name__ for base in type(part).__mro__}
+        kind, attribute = next(((kind, inner) for kind, inner in _WRAPPERS.items() if kind in names), ("", ""))
+        if kind and isinstance(getattr(part, attribute, None), nn.Module):
+            remedy = f"give the network inside, its .{attribute}" if not path else f"put {path}.{attribute} in its place"
+            raise NotStreamableError(f"{path or 'the network'} is inside {kind}, which runs it in its own way: {remedy}")
+        if isinstance(part, torch.jit.ScriptModule):
+            raise NotStreamableError(
+                f"{path or 'the network'} was compiled by torch.jit, which cannot be captured: give the nn.Module that it was made from"
+            )
+
+
+@_state_restored
 def capture(module: nn.Module, *, channels: int | None = None, reduce: bool = True, check: bool = False) -> Graph:
     """Capture a network in its present mode.
 

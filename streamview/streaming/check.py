@@ -378,7 +378,7 @@ def _streamed(
         if part is not None:
             gradient[:, :, rows[0] : rows[1], cols[0] : cols[1]] = part
 
-    operands, bridged = run.backward(read, given, write, between)
+    operands, bridged, _ = run.backward(read, given, write, between)
     of_weights = [grad for grad, operand in zip(operands, graph.operands, strict=True) if operand in graph.weights]
     live = [(w, g.to(w.dtype)) for w, g in zip(weights, of_weights, strict=True) if w.requires_grad and g is not None]
     through = _gradients([w for w, _ in live], [g for _, g in live], parameters)

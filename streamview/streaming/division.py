@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from streamview.errors import NotStreamableError, RegionError
 from streamview.streaming.calls import asks_shape, asserts, in_place, name_of, path_of, picks
@@ -57,7 +58,9 @@ def divide(capture: Lowering, reduce: bool) -> Graph:
     crossing = {
         v for index, made in enumerate(capture.made) for v in made.inputs if capture.phases[v] < capture.phases[index + 1]
     }  # what a later pass reads is not fused away
-    nodes = _fuse(capture.made, {sink.value for sink in sinks} | crossing)
+    # folding reads a kernel twice, which would advance the state of a parametrization (spectral norm) twice a call
+    advancing = {name for name, layer in capture.modules.items() if layer.training and is_parametrized(layer)}
+    nodes = _fuse(capture.made, {sink.value for sink in sinks} | crossing, advancing)
     operands = list(dict.fromkeys(weight for made in nodes.values() for weight in made.weights))
     number = {weight: index for index, weight in enumerate(operands)}
 
@@ -169,6 +172,8 @@ class _Writer:
             return self.argument(node.name)
         if node in capture.refusals and isinstance(capture.known.get(node.all_input_nodes[0]), tuple) and picks(node):
             raise NotStreamableError(f"{capture.title} cannot be streamed: {capture.refusals[node]}")
+        if "retype" in node.meta:
+            return self.graph.output(self.graph.call_function(node.meta["retype"], (fx.node.map_arg(node.args[0], self.copy),)))
         return self.graph.node_copy(node, self.copy)
 
     def _readers(self, node: fx.Node) -> list[fx.Node]:
@@ -214,7 +219,7 @@ def _head(capture: Lowering, live: set[fx.Node]) -> Bridge:
     return writer.bridge()
 
 
-def _fuse(made: Sequence[Made], wanted: set[int]) -> dict[int, Made]:
+def _fuse(made: Sequence[Made], wanted: set[int], unfolded: Collection[str] = ()) -> dict[int, Made]:
     """Drop what no sink needs, fold BatchNorm into the convolution before it, and let ReLU act in place on the value before it, or
     on that behind a max-pool.
 
@@ -235,6 +240,8 @@ def _fuse(made: Sequence[Made], wanted: set[int]) -> dict[int, Made]:
         node = nodes[index]
         source = nodes.get(node.inputs[0])
         if source is None or readers[node.inputs[0]] != [index] or node.inputs[0] in wanted:
+            continue
+        if isinstance(node.op, BatchNorm) and isinstance(source.op, Convolution) and source.name in unfolded:
             continue
         if isinstance(node.op, BatchNorm) and isinstance(source.op, Convolution):
             weights = _folded(source.weights, node.weights, node.op.eps)

@@ -51,8 +51,8 @@ class Sink:
     value
         The value.
     kind
-        ``"map"`` (assembled whole), ``"mean"``, ``"sum"``, ``"max"`` (running reductions to (N, C, 1, 1)) or ``"shape"`` (only its
-        shape is asked).
+        ``"map"`` (assembled whole), ``"mean"``, ``"sum"``, ``"max"``, ``"spread"``, ``"positions"`` (running reductions to (N, C, 1, 1);
+        see `Reduction`) or ``"shape"`` (only its shape is asked).
     dtype
         Of a sum or mean, if not that of the map.
     """

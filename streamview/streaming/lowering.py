@@ -23,6 +23,7 @@ from streamview.streaming.trace import admit
 
 __all__ = ["Lowering", "Made", "Result", "shaped", "values_of"]
 
+_JOINS = "it joins a map with the result of a layer that needs the whole map"
 _NOMINAL = (10007, 4099, 6151)  # images, height and width where only a shape must be known: primes that no layer has
 
 
@@ -115,7 +116,7 @@ class Lowering:
         """Lower one call on values or numbers."""
         for source in node.all_input_nodes:
             if source in self.results and (self.results[source].whole or self._shape(source) is None):
-                raise NotLocal(f"it joins a map with the result of a layer that needs the whole map{self._cause(source)}")
+                raise NotLocal(f"{_JOINS}{self._cause(source)}")
         operands: Any = {s: self._operand(s) for s in node.all_input_nodes}
         args: Any = fx.node.map_arg(node.args, operands.__getitem__)
         kwargs: Any = fx.node.map_arg(node.kwargs, operands.__getitem__)
@@ -144,7 +145,8 @@ class Lowering:
                 return ""
             node = next((s for s in sources if self.results[s].whole), sources[0])
         reason = self.refusals[node]
-        return f" ({reason})" if "(" not in reason else reason[reason.index("(") - 1 :]
+        inherited = reason.partition(f"{_JOINS} (")[2]
+        return f" ({inherited or reason + ')'}"
 
     def _operand(self, node: fx.Node) -> Any:
         if node in self.known:

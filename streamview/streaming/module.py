@@ -8,15 +8,17 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, fx, nn
+from torch._compile import _disable_dynamo
 from torch._subclasses.fake_tensor import is_fake
 
-from streamview.errors import NotStreamableError, RegionError
+from streamview.errors import MemoryBudgetError, NotStreamableError, RegionError
 from streamview.streaming.calibration import measure
 from streamview.streaming.capture import Captures, refuse_hooks
 from streamview.streaming.cuda import free_memory_of, reserved_memory
 from streamview.streaming.graph import Bound, Demands, Graph, Key, Sink, bind, demands
+from streamview.streaming.intact import state_restored
 from streamview.streaming.lazy import LazyImage
-from streamview.streaming.memory import parse_bytes
+from streamview.streaming.memory import format_bytes, parse_bytes
 from streamview.streaming.ops import OtherChannels, Size, Statistic
 from streamview.streaming.plan import Plan, make_plan
 from streamview.streaming.run import Run
@@ -48,8 +50,9 @@ def stream(
         A CNN that takes an image (N, C, H, W) of floating point values. It stays the owner of its parameters; its mode, weights
         and ``requires_grad`` are read at every call.
     memory
-        Bound on the growth of memory over a forward and backward pass, in bytes or as ``"2GB"`` (GB = 2^30); the step is chosen
-        to keep it, and the C library is told what to do with freed memory. Default: half of what the machine has free.
+        Bound on the growth of memory over a forward and backward pass, the image's gradient included where it is asked for, in bytes or
+        as ``"2GB"`` (GB = 2^30); the step is chosen to keep it, and the C library is told what to do with freed memory. Default: half of
+        what the machine has free.
     tile
         Rows and columns of a step in pixels of the image, instead of `memory`; may be larger than the image.
     barriers
@@ -125,6 +128,7 @@ class Streamed(nn.Module):
         reduce = not (self.cut._forward_hooks or self.cut._forward_pre_hooks or self.cut._backward_hooks)
         return self._captures.graph(self.module, channels=channels, reduce=reduce, check=self._check)
 
+    @_disable_dynamo  # torch.compile would trace every step; torch.compiler.disable would import the compiler here
     def forward(self, image: Tensor | LazyImage, done: Callable[[], None] = lambda: None) -> Any:
         """Run the network.
 
@@ -157,6 +161,7 @@ class Streamed(nn.Module):
         """Run what follows the local part on what `features` gave."""
         return self.graph().head.module(*features)
 
+    @_disable_dynamo
     def features(self, image: Tensor | LazyImage, done: Callable[[], None] = lambda: None) -> list[Tensor]:
         """Run the local part alone.
 
@@ -191,7 +196,10 @@ class Streamed(nn.Module):
         plan = self._plan(bound, images, source.dtype, needs, weights)
         kind = source.device.type
         autocast = (kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind))
-        guards = [t for m in graph.modules.values() for t in (*m.parameters(), *m.buffers())]
+        layers = [part for m in graph.modules.values() for part in m.modules()]
+        guards: list[Tensor] = [t for part in layers for t in part.parameters(recurse=False)]
+        # in training mode a local layer's buffers are the state of its weight's parametrization, which every call advances
+        guards += [t for part in layers if not part.training for t in part.buffers(recurse=False)]
         values = [w.detach() for w in weights]
         barriers = "spilled" if self._barriers == "auto" and plan.barriers == "kept" else plan.barriers
 
@@ -201,7 +209,7 @@ class Streamed(nn.Module):
         def begin(plan: Plan) -> Run:
             return Run(bound, plan, values, needs)
 
-        limit = reserved_memory(source.device) + plan.budget if source.device.type == "cuda" and plan.budget is not None else None
+        limit = reserved_memory(source.device) + self._memory if source.device.type == "cuda" and self._memory is not None else None
         keys = [key for key in graph.head.takes if not isinstance(key, Sink) or key.kind != "shape"]
         call = _Call(begin(plan), keys, between, autocast, guards, begin, replan, done, source if given is None else None, limit)
         if needs is not None:
@@ -242,8 +250,9 @@ class Streamed(nn.Module):
         RegionError
             When the image is too small for the network, or has the wrong number of channels.
         """
-        graph = self._graph_of(shape[1])
-        weights = [weight.read() for weight in graph.weights]
+        with state_restored(self.module):
+            graph = self._graph_of(shape[1])
+            weights = [weight.read() for weight in graph.weights]
         between = graph.between
         needs = _demands(graph, image_gradient, weights, between)
         bound = bind(graph, (shape[2], shape[3]))
@@ -263,18 +272,27 @@ class Streamed(nn.Module):
         device = next((w.device for w in weights), torch.device("cpu"))
         plan = self._plans.pop(key, None)
         if plan is None or (self._memory is None and plan.peak_bytes > free_memory_of(device) // 2):
+            height, width = bound.sizes[0]
+            gradient = images * bound.graph.channels[0] * height * width * dtype.itemsize if needs is not None and needs.values[0] else 0
+            memory = None if self._memory is None else self._memory - gradient
+            if memory is not None and memory <= 0:
+                raise MemoryBudgetError(
+                    f"memory {format_bytes(self._memory or 0)}: the gradient of an image of {height} x {width} px alone takes "
+                    f"{format_bytes(gradient)}: give more memory or a smaller region"
+                )
             plan = make_plan(
                 bound,
                 images,
                 dtype,
                 needs,
                 weights,
-                memory=self._memory,
+                memory=memory,
                 tile=self._tile,
                 barriers=self._barriers,
                 computed=self._computed(weights),
                 forecast=forecast,
             )
+            plan = replace(plan, peak_bytes=plan.peak_bytes + gradient if plan.peak_bytes else 0)
         self._plans = dict([*self._plans.items(), (key, plan)][-_PLANS:])
         return plan
 
@@ -380,8 +398,11 @@ class _StreamedBody(torch.autograd.Function):
         ctx.call = call
         # the guards are saved only so that torch notices when a weight is changed in place before the reverse pass
         ctx.save_for_backward(image, *weights, *call.guards)
+        ctx.set_materialize_grads(False)  # an output that is not used has no gradient, nor has what only it depends on
         # new tensors: autograd marks those it returns, and the call must not hold what holds the call
-        return tuple(t.detach() for t in call.forward(call.pixels(image)))
+        results = tuple(t.detach() for t in call.forward(call.pixels(image)))
+        ctx.mark_non_differentiable(*(t for t, key in zip(results, call.keys, strict=True) if not call.run.tensors[key].requires_grad))
+        return results
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -475,10 +496,10 @@ class _Call:
 
         given = dict(zip(self.keys, grads, strict=True))
         write_image = None if found is None else write
-        operands, between = self.run.backward(pixels.read, given, write_image, self.between, self.done, release=release)
+        operands, between, image_used = self.run.backward(pixels.read, given, write_image, self.between, self.done, release=release)
         summed = [
             None if grad is None else grad.to(value.dtype)
             for grad, value, operand in zip(operands, self.run.operands, self.run.bound.graph.operands, strict=True)
             if not isinstance(operand, Statistic)
         ]
-        return [found, *summed, *between]
+        return [found if image_used else None, *summed, *between]

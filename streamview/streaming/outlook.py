@@ -12,6 +12,7 @@ from streamview.errors import MemoryBudgetError, RegionError
 from streamview.streaming.calibration import Speed, measure
 from streamview.streaming.capture import capture
 from streamview.streaming.graph import Bound, Demands, bind, demands
+from streamview.streaming.intact import state_restored
 from streamview.streaming.plan import Plan, make_plan
 from streamview.streaming.report import Outlook
 
@@ -32,7 +33,8 @@ def outlook(module: nn.Module, sides: Sequence[int] = SIDES) -> tuple[Outlook, .
         In px; those of images that the network does not take are left out.
     """
     graph = capture(module)
-    weights = [w.read().detach() for w in graph.weights]
+    with state_restored(module):
+        weights = [w.read().detach() for w in graph.weights]
     image = demands(graph, True, [False] * len(weights))
     speed: Speed | None = None
     found = []

@@ -78,7 +78,7 @@ class Plan:
         What becomes of the maps between passes: ``"none"`` (there are none), ``"kept"`` in memory, ``"spilled"`` to disk, or
         ``"regenerated"`` from the image.
     peak_bytes
-        Predicted growth of memory over the call, without the image and its gradient.
+        Predicted growth of memory over the call, without the image; that of a `Streamed` counts the image's gradient.
     keeps
         What a tape holds: ``"nothing"`` (no gradient is wanted), ``"bits"`` (of a network that is linear piece by piece, for the
         image's gradient) or ``"maps"``.

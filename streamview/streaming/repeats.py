@@ -16,10 +16,11 @@ from streamview.streaming.graph import Program
 from streamview.streaming.ops.pointwise import Around, Pointwise
 from streamview.streaming.schedule import Window
 
-__all__ = ["Repeats", "alike_everywhere", "even"]
+__all__ = ["REMEMBERED", "Repeats", "alike_everywhere", "even"]
 
 _Result = TypeVar("_Result")
-_REMEMBERED = 4  # deep values wait for rows worth computing, so that steps differ in turn
+REMEMBERED = 4  # deep values wait for rows worth computing, so that steps differ in turn
+"""Results that are remembered."""
 
 
 class Repeats(Generic[_Result]):
@@ -40,7 +41,7 @@ class Repeats(Generic[_Result]):
         """Keep a result in place of that of the same geometry, or of the one that was not asked for longest."""
         self._known[key] = given, result
         self._known.move_to_end(key)
-        if len(self._known) > _REMEMBERED:
+        if len(self._known) > REMEMBERED:
             self._known.popitem(last=False)
 
 

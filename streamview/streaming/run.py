@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from streamview.streaming.execute import Backward, Forward
-from streamview.streaming.graph import Bound, Demands, Key, Program, Sink
+from streamview.streaming.graph import Bound, Demands, Graph, Key, Program, Sink
 from streamview.streaming.memory import Ceiling, return_freed_blocks, treat_freed_blocks
 from streamview.streaming.ops import Statistic
 from streamview.streaming.plan import Plan
@@ -178,7 +178,7 @@ class Run:
         done: Callable[[], None] = lambda: None,
         release: bool = False,
         see: Watch | None = None,
-    ) -> tuple[list[Tensor | None], list[Tensor | None]]:
+    ) -> tuple[list[Tensor | None], list[Tensor | None], bool]:
         """Run all passes in reverse.
 
         Parameters
@@ -202,7 +202,8 @@ class Run:
         Returns
         -------
         tuple
-            Gradients of the graph's operands (None for statistics), and of `parameters`.
+            Gradients of the graph's operands (None for statistics), and of `parameters`; None, as in plain torch, where nothing that has a
+            gradient depends on them. Last whether it depends on the image.
         """
         graph = self.bound.graph
         if self.needs is None:
@@ -210,9 +211,11 @@ class Run:
         given = {key: grad for key, grad in grads.items() if grad is not None}
         totals: list[Tensor | None] = [None] * len(self.operands)
         found = _Gradients(self, write)
+        reached: set[int] = set()
         for phase in reversed(range(graph.passes)):
             passed, sinks = self._passed[phase]
             sink_grads = self._through_bridges(phase, given)
+            _reach(graph, [sink.value for sink, grad in sink_grads.items() if grad is not None], reached)
             if self.plan.passes[phase].again:
                 passed = self._pass(passed.program, phase, remember=True)
                 with torch.no_grad():
@@ -226,7 +229,11 @@ class Run:
                     done,
                     _renumbered(see, passed.program.values),
                 )
+            used = {index for value in reached if value and graph.phases[value] == phase for index in graph.nodes[value].weights}
             for index, (grad, operand) in enumerate(zip(backward.weight_grads, graph.operands, strict=True)):
+                if grad is None and index in used and self.needs.operands[index]:
+                    # where nothing came in nothing was computed, but a gradient of zero is not an absent one
+                    grad = torch.zeros_like(self.operands[index])
                 if grad is None:
                     continue
                 if isinstance(operand, Statistic):
@@ -240,10 +247,7 @@ class Run:
             if release:
                 self._forget(phase - 1)
         self._leave()
-        # where nothing came in nothing was computed, but a gradient of zero is not an absent one
-        zeros = [torch.zeros_like(o) if t is None and w else t for o, t, w in zip(self.operands, totals, self.needs.operands, strict=True)]
-        between = zip(parameters, self._gradients(given, parameters), strict=True)
-        return zeros, [torch.zeros_like(p) if grad is None and p.requires_grad else grad for p, grad in between]
+        return totals, self._gradients(given, parameters), 0 in reached
 
     def _through_bridges(self, phase: int, given: Mapping[Key, Tensor]) -> dict[Sink, Tensor | None]:
         """Gradients of what a pass gathered, given those of what the bridges and the head made of it."""
@@ -258,6 +262,16 @@ class Run:
         outputs, cotangents = zip(*roots, strict=True)
         found = iter(torch.autograd.grad(outputs, asked, cotangents, retain_graph=True, allow_unused=True))
         return [next(found) if tensor.requires_grad else None for tensor in inputs]
+
+
+def _reach(graph: Graph, values: Sequence[int], reached: set[int]) -> None:
+    """Add these values and all that they are made of to those that a gradient reaches."""
+    pending = list(values)
+    while pending:
+        value = pending.pop()
+        if value not in reached:
+            reached.add(value)
+            pending += graph.nodes[value].inputs if value else ()
 
 
 def _renumbered(see: Watch | None, values: Sequence[int]) -> Watch | None:

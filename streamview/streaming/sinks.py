@@ -16,7 +16,7 @@ from streamview.streaming.graph import Program, Sink
 from streamview.streaming.step import Grid
 from streamview.streaming.stores import Held, Store
 
-__all__ = ["RunningMax", "RunningMean", "Sinks"]
+__all__ = ["RunningMax", "RunningMean", "RunningSpread", "Sinks"]
 
 Span = tuple[int, int]
 
@@ -44,6 +44,42 @@ class RunningMean:
     def vjp(self, grad: Tensor, rows: Span, cols: Span) -> Tensor:
         """Gradient of the piece of these rows and columns; a view, not to be changed."""
         return (grad / self._count).to(self._dtype).expand(-1, -1, rows[1] - rows[0], cols[1] - cols[0])
+
+
+class RunningSpread:
+    """Variance of a map (N, C, H, W) that arrives in pieces, or with `count` None the number of its positions; the result has shape
+    (N, C, 1, 1), and no gradient.
+
+    Sums are those of differences from the first position, so that a map far from zero loses no digits.
+    """
+
+    def __init__(self, count: int | None, dtype: torch.dtype | None = None) -> None:
+        self._count, self._dtype = count, dtype or torch.float64
+        self._first: Tensor | None = None
+        self._sums: tuple[Tensor, Tensor] | None = None
+        self._seen = 0
+
+    def add(self, piece: Tensor, rows: Span, cols: Span) -> None:
+        """Take the piece of these rows and columns."""
+        self._seen += piece.shape[2] * piece.shape[3]
+        if self._first is None:
+            self._first = piece[:, :, :1, :1].to(torch.promote_types(piece.dtype, torch.float32))
+        if self._count is None:
+            return
+        away = piece - self._first
+        total = away.sum((2, 3), keepdim=True, dtype=torch.float64)
+        square = away.square_().sum((2, 3), keepdim=True, dtype=torch.float64)
+        self._sums = (total, square) if self._sums is None else (self._sums[0] + total, self._sums[1] + square)
+
+    def result(self) -> Tensor:
+        """The reduced map."""
+        if self._first is None:
+            raise AssertionError("no piece was added")
+        if self._count is None or self._sums is None:
+            return torch.full_like(self._first, self._seen, dtype=self._dtype)
+        total, square = self._sums
+        mean = total / self._count
+        return (square / self._count - mean * mean).clamp(min=0).to(self._dtype)
 
 
 class RunningMax:
@@ -106,10 +142,10 @@ class Sinks:
         self, program: Program, grid: Grid, stores: Mapping[int, Store], hold: bool = True, dtype: torch.dtype | None = None
     ) -> None:
         self._program = program
-        self._gathered: list[tuple[int, Sink | None, Store | RunningMean | RunningMax]] = []
+        self._gathered: list[tuple[int, Sink | None, Store | RunningMean | RunningMax | RunningSpread]] = []
         for value, sink in program.sinks:
             size = grid.size(value)
-            found: Store | RunningMean | RunningMax
+            found: Store | RunningMean | RunningMax | RunningSpread
             if sink is not None and sink.kind == "map" and not hold:
                 continue
             if sink is None:
@@ -118,6 +154,8 @@ class Sinks:
                 found = Held(size, dtype)
             elif sink.kind == "max":
                 found = RunningMax(size, dtype)
+            elif sink.kind in ("spread", "positions"):
+                found = RunningSpread(size[0] * size[1] if sink.kind == "spread" else None, sink.dtype)
             else:
                 found = RunningMean(size[0] * size[1] if sink.kind == "mean" else 1, sink.dtype or dtype)
             self._gathered.append((value, sink, found))

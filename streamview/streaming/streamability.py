@@ -15,6 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from streamview.errors import NotStreamableError, RegionError
 from streamview.streaming.capture import capture, refuse_hooks
 from streamview.streaming.graph import Bound, Bridge, Graph, Sink, bind, placed
+from streamview.streaming.intact import state_restored
 from streamview.streaming.ops import Piece, Size, Statistic
 from streamview.streaming.ops.combine import Add, Channels, Concatenate
 from streamview.streaming.ops.margins import Pad
@@ -64,7 +65,8 @@ def streamability(module: nn.Module, *, side: int = 8192) -> Streamability:
     title = type(module).__name__
     try:
         graph = capture(module, check=True)
-        refuse_hooks(module, graph)
+        with state_restored(module):
+            refuse_hooks(module, graph)
     except NotStreamableError as refused:
         return _refused(module, str(refused))
     binder = _Binder(graph)

@@ -25,7 +25,10 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree
 
 from streamview.errors import NotStreamableError
+from streamview.streaming.answers import retyped
+from streamview.streaming.intact import attributes_restored, state_restored
 from streamview.streaming.ops.pointwise import of_channels
+from streamview.streaming.ops.reduce import positions, spread
 from streamview.streaming.origin import runs_torch_code
 
 __all__ = ["Split", "admit", "is_container", "trace"]
@@ -125,6 +128,7 @@ class _Tracer(fx.Tracer):
         self._contexts = _contexts()
         self._head = head
         self._thread = threading.get_ident()
+        self.retype: Callable[[Any], Any] | None = None  # plain dicts of the answer to those that the network returned
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if threading.get_ident() != self._thread:
@@ -139,7 +143,19 @@ class _Tracer(fx.Tracer):
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
         # sizes of paddings are often the larger of two numbers (TensorFlow's `same`)
         with mock.patch.multiple(builtins, max=_recorded(max), min=_recorded(min)):
-            return super().trace(root, concrete_args)
+            graph = super().trace(root, concrete_args)
+        _remember_types(graph, self.retype)
+        return graph
+
+    def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
+        function, args = super().create_args_for_root(root_fn, is_module, concrete_args)
+
+        def run(*args: Any) -> Any:
+            answer = function(*args)
+            self.retype = retyped(answer)
+            return answer
+
+        return run, args
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return _Proxy(node, self)
@@ -220,12 +236,12 @@ def trace(module: nn.Module, channels: int) -> tuple[fx.Graph, nn.Module, tuple[
         spec = module.graph._codegen
     else:
         try:
-            with _alone(), numbers:
+            with _alone(), numbers, attributes_restored(module):
                 graph = _record(module)
             spec = None
         except (fx.proxy.TraceError, TypeError, ValueError, RuntimeError, AttributeError, AssertionError, LookupError, NameError) as error:
             numbers = _Numbers()
-            with _alone():
+            with _alone(), state_restored(module), attributes_restored(module):
                 root = _export(module, channels, error)
             graph, spec = root.graph, root.graph._codegen
     if isinstance(spec, fx.graph._PyTreeCodeGen):
@@ -289,21 +305,60 @@ def _restore_outputs(graph: fx.Graph, spec: _pytree.TreeSpec | None) -> None:
         return
     (output,) = (node for node in graph.nodes if node.op == "output")
     leaves = output.args[0] if isinstance(output.args[0], tuple | list) else (output.args[0],)
-    output.args = (_pytree.tree_unflatten(list(leaves), spec),)
+    answer = _pytree.tree_unflatten(list(leaves), spec)
+    output.args = (answer,)
+    _remember_types(graph, retyped(answer))
+
+
+def _remember_types(graph: fx.Graph, retype: Callable[[Any], Any] | None) -> None:
+    """Leave with the output of a graph how its plain dicts become those that the network returned."""
+    if retype is not None:
+        (output,) = (node for node in graph.nodes if node.op == "output")
+        output.meta["retype"] = retype
 
 
 # ----------------------------------------------------------------------------------------------------------------------------------
 
 
+def _moments(x: Any, dim: Any, keepdim: bool) -> tuple[Any, Any]:
+    """Mean and variance over a map, float64."""
+    mean = x.mean(dim, keepdim, dtype=torch.float64)
+    # the difference of the means has the variance's gradient, but loses its digits far from zero
+    difference = (x * x).mean(dim, keepdim, dtype=torch.float64) - mean * mean
+    exact = x.tracer.create_proxy("call_function", spread, (x, dim, keepdim), {})
+    return mean, difference + (exact - difference).detach()
+
+
+def _variance(x: Any, dim: Any = None, unbiased: bool = True, keepdim: bool = False, *, correction: Any = None) -> Tensor | None:
+    """``torch.var`` over rows and columns."""
+    if not isinstance(dim, tuple | list) or len(dim) != 2 or not all(isinstance(d, int) for d in dim):
+        return None
+    less = (1 if unbiased else 0) if correction is None else correction
+    variance: Tensor = _moments(x, dim, keepdim)[1]
+    if less:
+        count = x.tracer.create_proxy("call_function", positions, (x, dim, keepdim), {}).detach()
+        variance = variance * (count / (count - less).clamp(min=0))
+    result: Tensor = variance.type_as(x.mean(dim, keepdim))
+    return result
+
+
+def _deviation(x: Any, *args: Any, **kwargs: Any) -> Tensor | None:
+    """``torch.std`` over rows and columns, with torch's gradient of zero at zero."""
+    variance = _variance(x, *args, **kwargs)
+    if variance is None:
+        return None
+    root: Tensor = torch.where(variance > 0, variance, 1).sqrt() * (variance > 0)
+    return root
+
+
 def _group_norm(
     x: Tensor, groups: int, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5, cudnn_enabled: bool = True
 ) -> Tensor:
-    """``F.group_norm`` by running means: ``(x - mean) / sqrt(mean of squares - mean^2 + eps)`` (Wu and He, ECCV 2018)."""
-    # in float64, since the difference of the two loses digits
-    mean = x.mean((2, 3), True, dtype=torch.float64).unflatten(1, (groups, -1))
-    square = (x * x).mean((2, 3), True, dtype=torch.float64).unflatten(1, (groups, -1))
+    """``F.group_norm`` by running means: ``(x - mean) / sqrt(variance + eps)`` (Wu and He, ECCV 2018)."""
+    mean, variance = (moment.unflatten(1, (groups, -1)) for moment in _moments(x, (2, 3), True))
     centre = mean.mean(2, True)
-    scale = torch.rsqrt((square.mean(2, True) - centre * centre).clamp(min=0) + eps)
+    apart = mean - centre
+    scale = torch.rsqrt((variance + apart * apart).mean(2, True) + eps)
     scale, centre = scale.expand_as(mean).flatten(1, 2), centre.expand_as(mean).flatten(1, 2)
     if weight is not None:
         scale = scale * weight.view(1, -1, 1, 1)
@@ -320,15 +375,15 @@ def _instance_norm(
 ) -> Tensor:  # fmt: skip
     if not use_input_stats:
         return F.batch_norm(input, running_mean, running_var, weight, bias, False, 0.0, eps)
-    mean = input.mean((2, 3), True, dtype=torch.float64)
-    variance = (input * input).mean((2, 3), True, dtype=torch.float64) - mean * mean
-    scale = torch.rsqrt(variance.clamp(min=0) + eps)
+    mean, variance = _moments(input, (2, 3), True)
+    scale = torch.rsqrt(variance + eps)
     if weight is not None:
         scale = scale * weight.view(1, -1, 1, 1)
     shift = -mean * scale
     if bias is not None:
         shift = shift + bias.view(1, -1, 1, 1)
-    return input * scale.to(input.dtype) + shift.to(input.dtype)
+    out: Tensor = input * scale.to(input.dtype) + shift.to(input.dtype)
+    return out
 
 
 def _norm(x: Tensor, dim: Any, keepdim: bool) -> Tensor:
@@ -360,6 +415,12 @@ _FUNCTIONS: dict[Any, Callable[..., Any]] = {
     torch.ops.aten.group_norm.default: _group_norm,
     F.instance_norm: _instance_norm,
     torch.instance_norm: _instance_norm,
+    torch.var: _variance,
+    "var": _variance,
+    torch.ops.aten.var.correction: _variance,
+    torch.std: _deviation,
+    "std": _deviation,
+    torch.ops.aten.std.correction: _deviation,
     torch.norm: _spatial_norm,
     torch.functional.norm: _spatial_norm,
     "norm": _spatial_norm,
@@ -405,7 +466,11 @@ def _rewrite(graph: fx.Graph, root: nn.Module) -> None:
 def _dissolved(node: fx.Node) -> Callable[..., Any] | None:
     """The code of a function outside torch that a trace kept whole (``fx.wrap``); None from it where that cannot be traced."""
     target: Any = node.target
-    if target is of_channels or not isinstance(target, types.FunctionType) or target.__module__.split(".")[0] in ("torch", "_operator"):
+    if (
+        target in (of_channels, spread, positions)
+        or not isinstance(target, types.FunctionType)
+        or target.__module__.split(".")[0] in ("torch", "_operator")
+    ):
         return None
 
     def write(*args: Any, **kwargs: Any) -> Any:

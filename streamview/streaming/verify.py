@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from streamview.errors import MemoryBudgetError, ModelError, RegionError
 from streamview.streaming.certificate import Certificate, Comparison, Line
@@ -35,6 +36,7 @@ _SIDE = 256  # largest side of a window, px, of a network that takes smaller one
 _AREA = 2**20  # px that a window is to have at most to hold a border between steps that were given
 _PEAK = 2.5  # peak of the plain network's two passes over what its forward pass saves
 _SMALL = 1e-3  # a weight whose gradient is below this share of the largest weight's is measured against that share
+_DECIDED = 0.01  # share of the difference of two gradients that finite differences may be off
 _BARRIERS = ("kept", "spilled", "regenerated")
 _REFUSALS = (RuntimeError, ValueError, AssertionError)  # how networks refuse a size
 
@@ -199,7 +201,7 @@ class _Twin:
 
         height, width = image.shape[2:]
         try:
-            with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), _ContiguousCotangents():
                 # of a clone, since a network may change its input in place
                 return _tensors(self.module(image.clone()), self.name)
         except torch.OutOfMemoryError:
@@ -228,6 +230,24 @@ class _Twin:
             if plain is None:
                 raise
         return plain
+
+
+class _ContiguousCotangents(TorchFunctionMode):
+    """Hands every function's derivative a contiguous gradient.
+
+    Torch's own derivatives of normalisations are wrong on the CPU for some that lie otherwise (torch 2.13: `batch_norm` in eval mode and
+    `instance_norm` in front of a flattened and transposed or a permuted map).
+    """
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = function(*args, **(kwargs or {}))
+        if isinstance(out, Tensor) and out.requires_grad and not out.is_leaf:
+            out.register_hook(_contiguous)
+        return out
+
+
+def _contiguous(grad: Tensor) -> Tensor:
+    return grad.contiguous()
 
 
 def _first(error: BaseException) -> str:
@@ -404,6 +424,16 @@ def _compare(twin: _Twin, image: Tensor, place: Size, tile: Size, generator: tor
     worst = max(range(len(weights)), key=weights.__getitem__, default=None)
     rows, cols = (_beside_borders(n, t) for n, t in zip(errors.shape, tile, strict=True))
     beside = rows[:, None] | cols[None, :]
+    gradient = float(errors.max())
+    differences = None
+    if output <= TOLERANCE < max(gradient, 0.0 if worst is None else weights[worst]):
+        if worst is None or gradient >= weights[worst]:
+            pixels = max((one.pixels for one in found), key=lambda grad: float((grad - plain.pixels).abs().max()))
+            disputed = image, pixels, plain.pixels
+        else:
+            disputed = parameters[worst], found[0].weights[worst], plain.weights[worst]
+        twin.train(False)
+        differences = _decide(twin, image, cotangents, seed, *disputed)
     return Comparison(
         *place,
         height,
@@ -412,7 +442,7 @@ def _compare(twin: _Twin, image: Tensor, place: Size, tile: Size, generator: tor
         kept,
         barriers,
         output=output,
-        gradient=float(errors.max()),
+        gradient=gradient,
         weights=None if worst is None else weights[worst],
         parameter=None if worst is None else twin.parameters[worst][0],
         row=_line(errors.amax(1), rows),
@@ -420,7 +450,40 @@ def _compare(twin: _Twin, image: Tensor, place: Size, tile: Size, generator: tor
         borders=float(errors[beside].max()) if beside.any() else None,
         elsewhere=float(errors[~beside].max()) if not beside.all() else None,
         blank=not plain.pixels.any(),
+        differences=differences,
     )
+
+
+def _decide(twin: _Twin, image: Tensor, cotangents: list[Tensor], seed: int, tensor: Tensor, streamed: Tensor, plain: Tensor) -> str:
+    """Which of two gradients of a tensor finite differences of the plain network agree with, along the direction in which they differ.
+
+    `tensor` is the image or a parameter of the network; it is moved and put back.
+    """
+    direction = (streamed - plain).double()
+    gap = float(direction.norm())
+    if not math.isfinite(gap) or not gap:
+        return "neither"
+    direction /= gap
+    slopes = {"streamed": float((streamed * direction).sum()), "plain": float((plain * direction).sum())}
+    before, scale = tensor.detach().clone(), max(float(tensor.detach().abs().max()), 1e-3)
+
+    def score(step: float) -> float:
+        with torch.no_grad():
+            tensor.copy_(before + step * direction)
+            twin.seed(seed)
+            outputs = _tensors(twin.module(image.clone()), twin.name)
+            return sum(float((out * cotangent).sum()) for out, cotangent in zip(outputs, cotangents, strict=True))
+
+    try:
+        for step in (1e-3 * scale, 1e-4 * scale, 1e-5 * scale, 1e-6 * scale):
+            slope = (score(step) - score(-step)) / (2 * step)
+            for name, expected in slopes.items():
+                if abs(slope - expected) <= _DECIDED * gap:
+                    return name
+    finally:
+        with torch.no_grad():
+            tensor.copy_(before)
+    return "neither"
 
 
 def _relative(found: Tensor, expected: Tensor) -> Tensor:

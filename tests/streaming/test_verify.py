@@ -5,11 +5,13 @@ from __future__ import annotations
 import copy
 import json
 import math
+import sys
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from networks import seed_network
 from torch import Tensor, nn
 
@@ -391,3 +393,47 @@ def test_json_and_table(network: nn.Module) -> None:
     del values["seed"]
     with pytest.raises(StreamviewError, match=r"damaged certificate \(KeyError: 'seed'\)"):
         Certificate.from_json(values)
+
+
+class Transposed(nn.Module):
+    """BatchNorm in eval mode, or instance norm, in front of a permuted map: torch 2.13 is wrong on the CPU about gradients that lie so."""
+
+    def __init__(self, batch: bool) -> None:
+        super().__init__()
+        self.first, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4) if batch else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        return F.instance_norm(x).permute(0, 2, 3, 1) if self.norm is None else self.norm(x).flatten(2).transpose(1, 2)
+
+
+@pytest.mark.parametrize("batch", [True, False])
+def test_plain_torch_gets_contiguous_gradients(batch: bool) -> None:
+    torch.manual_seed(0)
+    certificate = verify(Transposed(batch).eval(), 96, windows=1)
+    assert certificate.passed, certificate.verdict
+    assert certificate.comparisons[0].differences is None
+
+
+@pytest.mark.parametrize("wrong", ["plain", "streamed"])
+def test_finite_differences_decide_where_gradients_disagree(wrong: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Tanh(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    module = sys.modules["streamview.streaming.verify"]
+    original = module._passes
+    calls = []
+
+    def passes(outputs: list[Tensor], *args: Any) -> Any:
+        calls.append(1)
+        result = original(outputs, *args)
+        if (len(calls) == 1) == (wrong == "plain"):  # the plain network comes first
+            result.pixels.mul_(1.5)
+        return result
+
+    monkeypatch.setattr(module, "_passes", passes)
+    certificate = verify(network, 96, windows=1)
+    (comparison,) = certificate.comparisons
+    assert comparison.differences == {"plain": "streamed", "streamed": "plain"}[wrong]
+    assert certificate.passed == (wrong == "plain")
+    assert ("finite differences agree with the streamed one" in certificate.verdict) == (wrong == "plain")
+    assert Certificate.from_json(certificate.to_json()) == certificate

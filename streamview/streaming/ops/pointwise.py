@@ -370,7 +370,12 @@ def _batch_norm(
     input: Value, running_mean: Weight | None, running_var: Weight | None, weight: Weight | None = None, bias: Weight | None = None,
     training: bool = False, momentum: float = 0.1, eps: float = 1e-5,
 ) -> Local:  # fmt: skip
-    if training or running_mean is None or running_var is None:
+    if running_mean is None or running_var is None:
+        raise NotLocal(
+            "BatchNorm without running statistics (track_running_stats=False) needs those of the whole map at every call, also after "
+            ".eval(): only one that has them can be streamed"
+        )
+    if training:
         raise NotLocal("BatchNorm in training mode needs the statistics of the whole map; call .eval() to use its running statistics")
     fits(input, running_mean.shape[0])
     affine = [w for w in (weight, bias) if w is not None]

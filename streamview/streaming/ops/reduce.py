@@ -3,16 +3,44 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from streamview.streaming.ops.mixing import over_channels
 from streamview.streaming.ops.registry import Local, NotLocal, Reduction, Value, lowers, lowers_module
 
-__all__: list[str] = []
+__all__ = ["positions", "spread"]
+
+
+def spread(map: Tensor, dim: Any, keepdim: bool) -> Tensor:
+    """Variance over some dimensions in float64, which no gradient runs through; `dim` and `keepdim` as for ``torch.var``."""
+    return map.detach().double().var(dim, correction=0, keepdim=keepdim)
+
+
+def positions(map: Tensor, dim: Any, keepdim: bool) -> Tensor:
+    """How many numbers of a map `spread` takes together, in its shape."""
+    return torch.ones_like(map, dtype=torch.float64).sum(dim, keepdim)
+
+
+@lowers(spread, any_layout=True)
+def _spread(input: Value, dim: Any, keepdim: bool) -> Any:
+    return _over_map("spread", input, dim, keepdim)
+
+
+@lowers(positions, any_layout=True)
+def _positions(input: Value, dim: Any, keepdim: bool) -> Any:
+    return _over_map("positions", input, dim, keepdim)
+
+
+def _over_map(kind: str, input: Value, dim: Any, keepdim: bool) -> Any:
+    reduction = _reduction("mean", input, dim, keepdim, torch.float64)
+    if not isinstance(reduction, Reduction):
+        raise NotLocal(f"a variance over dimensions {dim} rather than over rows and columns")
+    return replace(reduction, kind=kind)
 
 
 def _is_one(output_size: Any) -> bool:

@@ -264,7 +264,7 @@ class Reduction:
     Parameters
     ----------
     kind
-        ``"mean"``, ``"sum"`` or ``"max"``.
+        ``"mean"``, ``"sum"`` or ``"max"``; ``"spread"`` (variance) and ``"positions"`` (how many there are), which have no gradient.
     value
         The map.
     keepdim
