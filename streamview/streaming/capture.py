@@ -7,7 +7,6 @@ on reductions of maps whose result a later local call needs becomes part of a *b
 
 from __future__ import annotations
 
-import contextlib
 from dataclasses import replace
 
 from torch import nn
@@ -22,6 +21,7 @@ from streamview.streaming.trace import is_container, trace
 __all__ = ["capture", "refuse_hooks"]
 
 _MOST_CHANNELS = 129
+_REFUSALS = 16  # numbers of channels that are tried where a layer refuses for another reason
 
 
 def refuse_hooks(module: nn.Module, graph: Graph | None = None) -> None:
@@ -51,7 +51,7 @@ def refuse_hooks(module: nn.Module, graph: Graph | None = None) -> None:
             )
 
 
-def capture(module: nn.Module, *, channels: int | None = None, reduce: bool = True) -> Graph:
+def capture(module: nn.Module, *, channels: int | None = None, reduce: bool = True, exported: bool = False) -> Graph:
     """Capture a network in its present mode.
 
     Parameters
@@ -62,6 +62,8 @@ def capture(module: nn.Module, *, channels: int | None = None, reduce: bool = Tr
         Of the image; None: the number that fits, three if any does.
     reduce
         Whether a global pooling at the cut is streamed; if not, the map before it is handed to the head.
+    exported
+        Whether to use torch.export without trying torch.fx.
 
     Returns
     -------
@@ -70,21 +72,41 @@ def capture(module: nn.Module, *, channels: int | None = None, reduce: bool = Tr
     Raises
     ------
     NotStreamableError
-        When the network cannot be traced, takes more than one image, or has no local part worth streaming.
+        When the network cannot be traced, takes more than one image, has layers that do not fit each other, or has no local part worth
+        streaming.
+    OtherChannels
+        When it takes no image of `channels` channels.
     """
     refuse_hooks(module)
-    calls, root = trace(module, channels or 3)
+    title = type(module).__name__
+    counts = _counts(module) if channels is None else [channels]
+    calls, root, known = trace(module, counts, exported)
     images = [node for node in calls.nodes if node.op == "placeholder" and not node.args and node.type is not type(None)]
     if len(images) != 1:
-        raise NotStreamableError(f"{type(module).__name__} takes {len(images)} inputs: only networks of one image can be streamed")
-    for count in (3, 1, 2, *range(4, _MOST_CHANNELS)) if channels is None else (channels,):
-        with contextlib.suppress(OtherChannels):
-            # torch.export dissolves every layer, also those of the head
-            dissolved = {} if root is module else dict(module.named_modules())
-            lowering = Lowering(root, calls, type(module).__name__, modules=dissolved)
+        raise NotStreamableError(f"{title} takes {len(images)} inputs: only networks of one image can be streamed")
+    # torch.export dissolves every layer, also those of the head
+    dissolved = {} if root is module else dict(module.named_modules())
+    refusals: list[tuple[int, Exception]] = []  # with the number of calls that were lowered
+    for count in counts if known is None else (known,):
+        lowering = Lowering(root, calls, title, modules=dict(dissolved))
+        try:
             lowering.walk(images[0], count)
             graph = divide(lowering, reduce)
             refuse_hooks(module, graph)
             return graph if root is module else replace(graph, tracer="torch.export")
-    wanted = f"{channels} channels" if channels is not None else f"fewer than {_MOST_CHANNELS} channels"
-    raise OtherChannels(f"{type(module).__name__} fits no image of {wanted}")
+        except (OtherChannels, NotStreamableError) as refusal:
+            refusals.append((len(lowering.known), refusal))
+        if sum(isinstance(refusal, NotStreamableError) for _, refusal in refusals) == _REFUSALS:
+            break
+    # the number of channels that the network takes gets furthest
+    refusal = max(refusals, key=lambda r: (r[0], isinstance(r[1], NotStreamableError)))[1]
+    if channels is None and isinstance(refusal, OtherChannels):
+        raise NotStreamableError(f"{title} cannot be streamed: {refusal}") from None
+    raise refusal
+
+
+def _counts(module: nn.Module) -> list[int]:
+    """Numbers of channels that an image may have: the usual ones, then lengths that the network's tensors have, then all others."""
+    tensors = (*module.parameters(), *module.buffers())
+    lengths = {n for t in tensors if not isinstance(t, nn.parameter.UninitializedTensorMixin) for n in t.shape if n < _MOST_CHANNELS}
+    return list(dict.fromkeys([3, 1, 4, 2, *sorted(lengths - {0}), *range(1, _MOST_CHANNELS)]))

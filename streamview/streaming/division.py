@@ -157,7 +157,7 @@ class _Writer:
             return node.args[0]
         if node in capture.reductions:
             found = capture.reductions[node]
-            gathered = self.argument(Sink(found.value.index, found.kind, found.dtype))
+            gathered = self.argument(Sink(found.value.index, found.kind, found.dtype, found.count))
             layout, dropped = reduced(found.value.layout, found.keepdim, found.value.channels)
             if is_canonical(layout) and dropped in ((), (2, 3)):
                 return self.graph.call_function(torch.flatten, (gathered, 1)) if dropped else gathered

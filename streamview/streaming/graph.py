@@ -51,15 +51,18 @@ class Sink:
     value
         The value.
     kind
-        ``"map"`` (assembled whole), ``"mean"``, ``"sum"``, ``"max"`` (running reductions to (N, C, 1, 1)) or ``"shape"`` (only its
-        shape is asked).
+        ``"map"`` (assembled whole); ``"mean"``, ``"sum"``, ``"max"``, ``"attention"`` (running reductions to (N, C, 1, 1)), ``"top"``,
+        ``"bottom"`` (to (N, C, count, 1)); or ``"shape"`` (only its shape is asked).
     dtype
         Of a sum or mean, if not that of the map.
+    count
+        Numbers per channel.
     """
 
     value: int
     kind: str
     dtype: torch.dtype | None = None
+    count: int = 1
 
 
 Key = Sink | str

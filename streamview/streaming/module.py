@@ -36,6 +36,7 @@ def stream(
     barriers: str = "auto",
     body: nn.Module | None = None,
     head: nn.Module | None = None,
+    channels: int | None = None,
 ) -> Streamed:
     """Wrap a network so that its local part runs in pieces, exactly.
 
@@ -56,6 +57,8 @@ def stream(
     body, head
         Parts of `module`, where it cannot be traced as a whole: the network is then ``head(body(image))``, and only `body` is
         traced.
+    channels
+        Of the image, where the network does not tell; default: the number that its layers take, 3 if any fits.
 
     Returns
     -------
@@ -76,7 +79,7 @@ def stream(
         raise ValueError("body and head divide a network together: give both or neither")
     if body is not None and head is not None:
         module = Split(body, head).train(module.training)
-    return Streamed(module, None if memory is None else parse_bytes(memory), tile, barriers)
+    return Streamed(module, None if memory is None else parse_bytes(memory), tile, barriers, channels)
 
 
 class Streamed(nn.Module):
@@ -91,18 +94,25 @@ class Streamed(nn.Module):
         a pooling behind it is not streamed, so that the whole map passes.
     """
 
-    def __init__(self, module: nn.Module, memory: int | None, tile: tuple[int, int] | None, barriers: str = "auto") -> None:
+    def __init__(
+        self, module: nn.Module, memory: int | None, tile: tuple[int, int] | None, barriers: str = "auto", channels: int | None = None
+    ) -> None:
         super().__init__()
         if barriers not in ("auto", "kept", "spilled", "regenerated"):
             raise ValueError(f"barriers {barriers!r}: expected auto, kept, spilled or regenerated")
         if tile is not None and (len(tile) != 2 or min(tile) < 1):
             raise ValueError(f"tile {tile}: expected (rows, columns), both positive, in pixels of the image")
+        if channels is not None and channels < 1:
+            raise ValueError(f"channels {channels}: expected a positive number")
         self.module = module
         self.cut = nn.Identity()
-        self._memory, self._tile, self._barriers = memory, tile, barriers
+        self._memory, self._tile, self._barriers, self._channels = memory, tile, barriers, channels
         self._captured: tuple[Any, Graph] | None = None
         self._plans: dict[Any, Plan] = {}
-        self.graph()
+        try:
+            self.graph()
+        except OtherChannels as refusal:
+            raise NotStreamableError(f"{type(module).__name__} takes no images of {channels} channels: {refusal}") from None
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the captured graph, which refers to this very network: a copy captures its own."""
@@ -117,7 +127,7 @@ class Streamed(nn.Module):
         tensors = (*self.module.parameters(), *self.module.buffers())
         key = (reduce, *map(_attributes, self.module.modules()), *map(id, tensors))
         if self._captured is None or self._captured[0] != key or channels not in (None, self._captured[1].channels[0]):
-            self._captured = key, capture(self.module, reduce=reduce, channels=channels)
+            self._captured = key, capture(self.module, reduce=reduce, channels=channels or self._channels)
         return self._captured[1]
 
     def forward(self, image: Tensor | LazyImage, done: Callable[[], None] = lambda: None) -> Any:
@@ -331,8 +341,11 @@ class Streamed(nn.Module):
         """The captured network for an image of so many channels, after a look at its hooks."""
         try:
             graph = self.graph(channels)
-        except OtherChannels:
-            raise RegionError(f"image of {channels} channels: the network takes {self.graph().channels[0]}") from None
+        except (OtherChannels, NotStreamableError):
+            taken = self.graph().channels[0]
+            if taken == channels:
+                raise
+            raise RegionError(f"image of {channels} channels: the network takes {taken}") from None
         refuse_hooks(self.module, graph)
         return graph
 

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import builtins
 import operator
+import re
 import threading
 import types
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 from unittest import mock
 
@@ -27,6 +28,8 @@ from streamview.streaming.ops.pointwise import of_channels
 __all__ = ["Split", "admit", "is_container", "trace"]
 
 _EXAMPLE = (512, 768)  # height and width of the image that torch.export sees
+_EXPORTS = 8  # numbers of channels that torch.export tries
+_UNFIT = re.compile(r"channels|normalized_shape|size of tensor|sizes of tensors|is invalid for input|cannot be multiplied|reduction dim")
 
 # torch.fx and torch.export change torch itself while they work, so there is one at a time in a process
 _TRACING = threading.Lock()
@@ -104,12 +107,26 @@ class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return m is self._head or bool(getattr(m, "streams_whole", False)) or super().is_leaf_module(m, module_qualified_name)
 
+    def create_arg(self, a: Any) -> Any:
+        # torch.fx would leave a tensor made in `forward` as an attribute on the user's network
+        if isinstance(a, Tensor) and a not in self.tensor_attrs:
+            if all(a is not tensor for tensor in (*self.root.parameters(), *self.root.buffers())):
+                return self.create_node("call_function", _constant(a), (), {})
+        return super().create_arg(a)
+
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         if _contexts() != self._contexts:
             raise NotStreamableError(
                 "the network switches gradients or autocast within itself: freeze by requires_grad, and put autocast around the call"
             )
         return super().create_node(*args, **kwargs)
+
+
+def _constant(tensor: Tensor) -> Callable[[], Tensor]:
+    def constant() -> Tensor:
+        return tensor.clone()  # a network may change it in place after it made it
+
+    return constant
 
 
 def _contexts() -> tuple[bool, ...]:
@@ -121,27 +138,29 @@ def is_container(module: nn.Module, path: str) -> bool:
     return not path or not _Tracer().is_leaf_module(module, path)
 
 
-def trace(module: nn.Module, channels: int) -> tuple[fx.Graph, nn.Module]:
+def trace(module: nn.Module, counts: Sequence[int], exported: bool = False) -> tuple[fx.Graph, nn.Module, int | None]:
     """Record the calls that a network makes.
 
     Parameters
     ----------
     module
         The network, in its present mode.
-    channels
-        Of the image, for torch.export, which needs an example.
+    counts
+        Of channels that the image may have, likeliest first, for torch.export, which needs an example.
+    exported
+        Whether to use torch.export without trying torch.fx.
 
     Returns
     -------
     tuple
-        The graph, and the module that its targets are paths in.
+        The graph, the module that its targets are paths in, and the number of channels that torch.export was given.
 
     Raises
     ------
     NotStreamableError
         When neither way succeeds; the message gives both reasons.
     """
-    root = module
+    root, channels = module, None
     if isinstance(module, fx.GraphModule):
         graph = fx.Graph()
         output = graph.graph_copy(module.graph, {})
@@ -149,44 +168,56 @@ def trace(module: nn.Module, channels: int) -> tuple[fx.Graph, nn.Module]:
         spec = module.graph._codegen
     else:
         try:
+            if exported:
+                raise ValueError("it was not tried")
             with _TRACING:
                 graph = _Tracer(module.head if isinstance(module, Split) else None).trace(module)
             spec = None
         except (fx.proxy.TraceError, TypeError, ValueError, RuntimeError, AttributeError, AssertionError, KeyError) as error:
             with _TRACING:
-                root = _export(module, channels, error)
+                root, channels = _export(module, counts, error)
             graph, spec = root.graph, root.graph._codegen
     if isinstance(spec, fx.graph._PyTreeCodeGen):
         _restore_outputs(graph, spec.pytree_info.out_spec)
     _rewrite(graph, root)
-    return graph, root
+    return graph, root, channels
 
 
-def _export(module: nn.Module, channels: int, reason: Exception) -> fx.GraphModule:
+def _export(module: nn.Module, counts: Sequence[int], reason: Exception) -> tuple[fx.GraphModule, int]:
+    """Capture by torch.export for the first number of channels that fits."""
+    refusals: list[Exception] = []
+    for channels in counts[:_EXPORTS]:
+        try:
+            return _exported(module, channels), channels
+        except Exception as error:  # noqa: BLE001 - torch.export raises whatever the network's code and its own do
+            refusals.append(error)
+    # a network that takes other images refuses these by the shapes of its weights, which says nothing of why it cannot be captured
+    refusal = next((error for error in refusals if not _UNFIT.search(str(error))), refusals[0])
+    raise NotStreamableError(
+        f"{type(module).__name__} cannot be traced: {_first_line(reason)} (torch.fx); {_first_line(refusal)} (torch.export). Control "
+        "flow that depends on the image keeps a network from being streamed; stream a submodule without it, or give body= and head="
+    ) from refusal
+
+
+def _exported(module: nn.Module, channels: int) -> fx.GraphModule:
     """Capture by torch.export with height and width left open."""
     first = next((t for t in (*module.parameters(), *module.buffers()) if t.is_floating_point()), torch.empty(0))
     example = torch.zeros(2, channels, *_EXAMPLE, dtype=first.dtype, device=first.device)
     dims = {0: torch.export.Dim.AUTO, 2: torch.export.Dim.AUTO, 3: torch.export.Dim.AUTO}
-    try:
-        # by default torch.export takes it that nothing depends on whether a length is one
-        with warnings.catch_warnings(), _config.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]
-            warnings.simplefilter("ignore")
-            exported = torch.export.export(module, (example,), dynamic_shapes=(dims,), strict=False)
-        found = exported.module()
-        image = next(node for node in exported.graph.nodes if node.name in exported.graph_signature.user_inputs)
-        fixed = [n for n in image.meta["val"].shape[2:] if isinstance(n, int)]
-        if fixed:
-            raise ValueError(f"torch.export finds that it takes only images of {_EXAMPLE[0]} x {_EXAMPLE[1]} px")
-        for images in (1, 3):
-            admit(found._guards_fn, images, channels, _EXAMPLE)  # type: ignore[arg-type]
-    except Exception as error:  # torch.export raises whatever the network's code and its own do
-        raise NotStreamableError(
-            f"{type(module).__name__} cannot be traced: {_first_line(reason)} (torch.fx); {_first_line(error)} (torch.export). Control "
-            "flow that depends on the image keeps a network from being streamed; stream a submodule without it, or give body= and head="
-        ) from error
-    if not isinstance(found, fx.GraphModule):
+    # by default torch.export takes it that nothing depends on whether a length is one
+    with warnings.catch_warnings(), _config.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]
+        warnings.simplefilter("ignore")
+        exported = torch.export.export(module, (example,), dynamic_shapes=(dims,), strict=False)
+    result = exported.module()
+    image = next(node for node in exported.graph.nodes if node.name in exported.graph_signature.user_inputs)
+    fixed = [n for n in image.meta["val"].shape[2:] if isinstance(n, int)]
+    if fixed:
+        raise ValueError(f"torch.export finds that it takes only images of {_EXAMPLE[0]} x {_EXAMPLE[1]} px")
+    for images in (1, 3):
+        admit(result._guards_fn, images, channels, _EXAMPLE)  # type: ignore[arg-type]
+    if not isinstance(result, fx.GraphModule):
         raise AssertionError("torch.export returned no graph")
-    return found
+    return result
 
 
 def admit(guards: nn.Module, images: int, channels: int, size: tuple[int, int]) -> None:
@@ -314,6 +345,7 @@ def _rewrite(graph: fx.Graph, root: nn.Module) -> None:
             part = node.prev
             while part is not before:
                 part.meta = dict(node.meta) | ({"rewritten": str(node.target)} if node.op == "call_module" else {})
+                part.meta.pop("val", None)  # the shape is that of the whole
                 pending.append(part)  # its own parts in their turn
                 part = part.prev
             node.replace_all_uses_with(found.node)
