@@ -103,6 +103,8 @@ class Lowering:
             if widened is not None:
                 self.known[node] = self._add(name, widened, slices)
                 continue
+            if unfinished and not node.users:
+                continue
             if not read and not unfinished and not all(s in self.known or s in self.constants for s in sources):
                 self.results[node] = self._result(node)
                 self._rename(node, target)
@@ -258,9 +260,9 @@ class Lowering:
             others = [a for a in _pytree.tree_leaves(rest) if isinstance(a, Value)]
             made = name in _NEW and not others
             return made or (name in ("to", "type_as") and isinstance(first, Weight) and len(others) == 1 and not isinstance(first, Value))
-        return any(isinstance(a, Weight | Trait) for a in leaves) and not picks(node)
+        return any(isinstance(a, Weight | Trait) for a in leaves) and (isinstance(first, Weight) or not picks(node))
 
-    def _deferred(self, target: Any, args: Any, kwargs: Any) -> Weight:
+    def _deferred(self, target: Any, args: Any, kwargs: Any) -> Any:
         """A tensor made of weights, numbers, and the type and device of the image, which are taken to be those of the network."""
         if not any(t.is_floating_point() for t in (*self.root.parameters(), *self.root.buffers())):
             raise NotLocal("it depends on the type of the image, and the network has no weights that tell it")
@@ -277,9 +279,10 @@ class Lowering:
             result: Tensor = getattr(given[0], target)(*given[1:], **named) if isinstance(target, str) else target(*given, **named)
             return result
 
-        if not isinstance(read(), Tensor):
-            raise NotLocal("a number that depends on the type of the image")
-        return Weight(read)
+        example = read()
+        if isinstance(example, torch.dtype | torch.device):
+            raise NotLocal("a type or device that depends on the image's")
+        return Weight(read) if isinstance(example, Tensor) else example
 
     def _gathers(self, node: fx.Node) -> bool:
         """Whether a result comes from a reduction, or from a whole map, rather than from sizes alone."""

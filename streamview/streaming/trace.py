@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.fx.experimental import _config
 from torch.fx.proxy import GraphAppendingTracer
+from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree
 
 from streamview.errors import NotStreamableError
@@ -183,6 +184,36 @@ def trace(module: nn.Module, counts: Sequence[int], exported: bool = False) -> t
     return graph, root, channels
 
 
+class _OwnSize(TorchFunctionMode):
+    """Pooling by a window of the map's own size as the reduction that it is: torch.export would take the size for a fixed one."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        named = dict(kwargs or {})
+        reduce = _OWN_SIZE.get(func)
+        if reduce is not None:
+            names = ("input", "kernel_size", "stride", "padding")
+            given = dict(zip(names, args, strict=False)) | named
+            x, kernel = given.get("input"), given.get("kernel_size")
+            others = [given[name] for name in given if name not in names[:3]]
+            plain = len(args) <= 4 and all(a in (0, (0, 0), [0, 0], False, None) or (func in _MAXIMA and a == 1) for a in others)
+            sizes = x.shape[-2:] if isinstance(x, Tensor) else ()
+            if plain and isinstance(kernel, tuple | list) and len(kernel) == len(sizes) and all(map(_is_same, kernel, sizes)):
+                return reduce(x)
+        return func(*args, **named)
+
+
+def _is_same(a: Any, b: Any) -> bool:
+    """Whether two lengths are one symbol of torch.export; asking whether they are equal would bind it."""
+    return isinstance(a, torch.SymInt) and isinstance(b, torch.SymInt) and bool(a.node.expr == b.node.expr)
+
+
+_MAXIMA = (F.max_pool2d, torch.max_pool2d)
+_OWN_SIZE: dict[Any, Callable[[Tensor], Tensor]] = {
+    F.avg_pool2d: lambda x: x.mean((2, 3), keepdim=True),
+    **dict.fromkeys(_MAXIMA, lambda x: F.adaptive_max_pool2d(x, 1)),
+}
+
+
 def _export(module: nn.Module, counts: Sequence[int], reason: Exception) -> tuple[fx.GraphModule, int]:
     """Capture by torch.export for the first number of channels that fits."""
     refusals: list[Exception] = []
@@ -205,7 +236,7 @@ def _exported(module: nn.Module, channels: int) -> fx.GraphModule:
     example = torch.zeros(2, channels, *_EXAMPLE, dtype=first.dtype, device=first.device)
     dims = {0: torch.export.Dim.AUTO, 2: torch.export.Dim.AUTO, 3: torch.export.Dim.AUTO}
     # by default torch.export takes it that nothing depends on whether a length is one
-    with warnings.catch_warnings(), _config.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]
+    with warnings.catch_warnings(), _config.patch(backed_size_oblivious=True), _OwnSize():  # type: ignore[attr-defined,no-untyped-call]
         warnings.simplefilter("ignore")
         exported = torch.export.export(module, (example,), dynamic_shapes=(dims,), strict=False)
     result = exported.module()
@@ -303,10 +334,19 @@ def _padded_convolution(module: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tens
     return F.conv2d(padded, weight, bias, module.stride, 0, module.dilation, module.groups)
 
 
+def _lp_pool2d(input: Tensor, norm_type: Any, kernel_size: Any, stride: Any = None, ceil_mode: bool = False) -> Tensor:
+    """``F.lp_pool2d`` by the mean of powers, as torch computes it."""
+    high, wide = kernel_size if isinstance(kernel_size, tuple | list) else (kernel_size, kernel_size)
+    mean = F.avg_pool2d(input.pow(norm_type), kernel_size, stride, 0, ceil_mode)
+    total: Tensor = (torch.sign(mean) * F.relu(torch.abs(mean))).mul(wide * high).pow(1.0 / norm_type)
+    return total
+
+
 _FUNCTIONS: dict[Any, Callable[..., Any]] = {
     F.group_norm: _group_norm,
     torch.group_norm: _group_norm,
     torch.ops.aten.group_norm.default: _group_norm,
+    F.lp_pool2d: _lp_pool2d,
     F.instance_norm: _instance_norm,
     torch.instance_norm: _instance_norm,
     torch.norm: _spatial_norm,
@@ -397,6 +437,9 @@ def _of_module(graph: fx.Graph, module: nn.Module, path: str, tracer: GraphAppen
             0.0,
             instance.eps,
         )
+    if isinstance(module, nn.LPPool2d):
+        pool = module
+        return lambda x: _lp_pool2d(x, float(pool.norm_type), pool.kernel_size, pool.stride, pool.ceil_mode)
     if isinstance(module, nn.Conv2d) and not isinstance(module, nn.LazyConv2d) and module.padding_mode not in ("zeros", "circular"):
         convolution = module
         return lambda x: _padded_convolution(convolution, x, tensor("weight"), tensor("bias"))

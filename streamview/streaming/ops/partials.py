@@ -74,10 +74,9 @@ class Softmax:
             return Weighted(self.score, others[0])
         if name in ("matmul", "bmm") and len(args) == 2 and len(others) == 1 and isinstance(others[0], Value):
             (map,), last = others, isinstance(args[0], Softmax)
-            score = self.score.layout if self.score.channels > 1 or len(self.score.layout) == 3 else ()
             expected = ("N", (1, 1), "HW") if last else ("N", "HW", (1, 1))
-            if score == expected and map.layout == (("N", "HW", (1, map.channels)) if last else ("N", (1, map.channels), "HW")):
-                return _attention(self.score, map, True)
+            if self.score.layout == expected and map.layout == (("N", "HW", (1, map.channels)) if last else ("N", (1, map.channels), "HW")):
+                return _attention(replace(self.score, layout=map.layout), map, True)
         raise NotLocal(f"softmax over positions, then {name}")
 
 

@@ -85,8 +85,8 @@ def _length(input: Value, dim: str | Part) -> Any:
 
 
 @lowers("permute", torch.permute, any_layout=True)
-def _permute(input: Value, *dims: Any) -> Value:
-    order = dims[0] if len(dims) == 1 else dims
+def _permute(input: Value, *given: Any, dims: Any = None) -> Value:
+    order = dims if dims is not None else given[0] if len(given) == 1 else given
     return replace(input, layout=tuple(input.layout[d] for d in order))
 
 
