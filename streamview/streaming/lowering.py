@@ -117,7 +117,7 @@ class Lowering:
                 raise OtherChannels(f"{name}: {reason}") from None
             except NotLocal as reason:
                 self.refusals[node] = f"{name}: {reason}"
-                self.refusals |= {s: f"{path_of(s)}: {reason}" for s in unfinished}
+                self._unfinish(unfinished, reason)
                 self.results[node] = self._result(node)
                 self._spoil(node, target, slices, spoilt)
                 continue
@@ -182,6 +182,12 @@ class Lowering:
             return computed(target, args, kwargs)
         except (TypeError, AttributeError, IndexError, RuntimeError, AssertionError) as error:
             raise NotLocal(f"{node.name}: {error}") from None
+
+    def _unfinish(self, nodes: Sequence[fx.Node], reason: NotLocal) -> None:
+        """Refuse calls that would have been streamed, had a later call completed them to a reduction."""
+        for node in nodes:
+            self.refusals[node] = f"{path_of(node)}: {reason}"
+            self._unfinish([s for s in node.all_input_nodes if s in self.partials], reason)
 
     def _cause(self, node: fx.Node) -> str:
         """Which call made a result that is not local, and why; in brackets, or nothing."""

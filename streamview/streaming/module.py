@@ -184,7 +184,7 @@ class Streamed(nn.Module):
         graph = self._graph_of(channels)
         weights = [weight.read() for weight in graph.weights]
         _refuse_transforms([*weights, *([] if given is None else [given])])
-        between = [p for bridge in graph.bridges for p in bridge.module.parameters()]
+        between = list(dict.fromkeys(p for bridge in graph.bridges for p in bridge.module.parameters()))
         needs = _demands(graph, given is not None and given.requires_grad, weights, between)
         bound = bind(graph, (height, width))
         plan = self._plan(bound, images, source.dtype, needs, weights)
@@ -242,7 +242,7 @@ class Streamed(nn.Module):
         """
         graph = self._graph_of(shape[1])
         weights = [weight.read() for weight in graph.weights]
-        between = [p for bridge in graph.bridges for p in bridge.module.parameters()]
+        between = list(dict.fromkeys(p for bridge in graph.bridges for p in bridge.module.parameters()))
         needs = _demands(graph, image_gradient, weights, between)
         bound = bind(graph, (shape[2], shape[3]))
         dtype = next((w.dtype for w in weights if w.is_floating_point()), torch.float32)

@@ -77,7 +77,7 @@ class Softmax:
             expected = ("N", (1, 1), "HW") if last else ("N", "HW", (1, 1))
             if self.score.layout == expected and map.layout == (("N", "HW", (1, map.channels)) if last else ("N", (1, map.channels), "HW")):
                 return _attention(replace(self.score, layout=map.layout), map, True)
-        raise NotLocal(f"softmax over positions, then {name}")
+        raise NotLocal(f"softmax over all positions rather than over channels, then {name}: a weighted sum over them can be streamed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +93,7 @@ class Weighted:
             total = lower("sum", (self.map, *args[1:]), {k: v for k, v in kwargs.items() if k != "dtype"})
             if isinstance(total, Reduction) and total.dtype is None and kwargs.get("dtype") is None:
                 return _attention(self.score, self.map, total.keepdim)
-        raise NotLocal(f"softmax over positions times a map, then {name}")
+        raise NotLocal(f"softmax over all positions rather than over channels, times a map, then {name}: the sum over them can be streamed")
 
 
 PARTIALS = (Picked, Along, Softmax, Weighted)
