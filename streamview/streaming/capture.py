@@ -99,14 +99,14 @@ def capture(module: nn.Module, *, channels: int | None = None, reduce: bool = Tr
         if sum(isinstance(refusal, NotStreamableError) for _, refusal in refusals) == _REFUSALS:
             break
     # the number of channels that the network takes gets furthest
-    refusal = max(refusals, key=lambda r: (r[0], isinstance(r[1], NotStreamableError)))[1]
-    if channels is None and isinstance(refusal, OtherChannels):
-        raise NotStreamableError(f"{title} cannot be streamed: {refusal}") from None
-    raise refusal
+    furthest = max(refusals, key=lambda r: (r[0], isinstance(r[1], NotStreamableError)))[1]
+    if channels is None and isinstance(furthest, OtherChannels):
+        raise NotStreamableError(f"{title} cannot be streamed: {furthest}") from None
+    raise furthest
 
 
 def _counts(module: nn.Module) -> list[int]:
     """Numbers of channels that an image may have: the usual ones, then lengths that the network's tensors have, then all others."""
     tensors = (*module.parameters(), *module.buffers())
-    lengths = {n for t in tensors if not isinstance(t, nn.parameter.UninitializedTensorMixin) for n in t.shape if n < _MOST_CHANNELS}
+    lengths = {n for t in tensors if not nn.parameter.is_lazy(t) for n in t.shape if n < _MOST_CHANNELS}
     return list(dict.fromkeys([3, 1, 4, 2, *sorted(lengths - {0}), *range(1, _MOST_CHANNELS)]))

@@ -140,7 +140,7 @@ class Lowering:
             elif "rewritten" in node.meta:
                 self.modules[node.meta["rewritten"]] = self.root.get_submodule(node.meta["rewritten"])
             changed = self._changed(node)
-            if isinstance(lowered, list):
+            if isinstance(lowered, list) and any(isinstance(local, Local) for local in lowered):
                 self.known[node] = tuple(self._add(name, local, slices) for local in lowered)
             else:
                 self.known[node] = self._add(name, lowered, slices) if isinstance(lowered, Local) else lowered
@@ -236,9 +236,11 @@ class Lowering:
     def _compare(self, node: fx.Node, lowered: Any) -> None:
         """Refuse a call whose result would not have the shape that torch.export recorded."""
         recorded = node.meta.get("val")
-        parts = list(zip(lowered, recorded, strict=False)) if isinstance(lowered, list) and isinstance(recorded, list | tuple) else [
-            (lowered, recorded)
-        ]
+        parts = (
+            list(zip(lowered, recorded, strict=False))
+            if isinstance(lowered, list) and isinstance(recorded, list | tuple)
+            else [(lowered, recorded)]
+        )
         for part, like in parts:
             if isinstance(part, Reduction):
                 layout, dropped = reduced(part.value.layout, part.keepdim, part.value.channels)
@@ -261,9 +263,10 @@ class Lowering:
         leaves = _pytree.tree_leaves((args, kwargs))
         if any(isinstance(a, Statistic | Extent) or a is BATCH for a in leaves):
             return False
-        name, (first, *rest) = name_of(node), (*args, *kwargs.values(), None)
+        name, given = name_of(node), [*args, *kwargs.values()]
+        first: Any = given[0] if given else None
         if any(isinstance(a, Value) for a in leaves):
-            others = [a for a in _pytree.tree_leaves(rest) if isinstance(a, Value)]
+            others = [a for a in _pytree.tree_leaves(given[1:]) if isinstance(a, Value)]
             made = name in _NEW and not others
             return made or (name in ("to", "type_as") and isinstance(first, Weight) and len(others) == 1 and not isinstance(first, Value))
         return any(isinstance(a, Weight | Trait) for a in leaves) and (isinstance(first, Weight) or not picks(node))

@@ -212,7 +212,9 @@ class Sinks:
             elif sink.kind in ("top", "bottom"):
                 found = RunningTop(size, sink.count, sink.kind == "top", dtype)
             elif sink.kind == "attention":
-                found = RunningAttention(program.channels[value], program.channels[program.nodes[value - len(program.sources)].inputs[1]], dtype)
+                found = RunningAttention(
+                    program.channels[value], program.channels[program.nodes[value - len(program.sources)].inputs[1]], dtype
+                )
             else:
                 found = RunningMean(size[0] * size[1] if sink.kind == "mean" else 1, sink.dtype or dtype)
             self._gathered.append((value, sink, found))

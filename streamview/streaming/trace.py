@@ -110,9 +110,9 @@ class _Tracer(fx.Tracer):
 
     def create_arg(self, a: Any) -> Any:
         # torch.fx would leave a tensor made in `forward` as an attribute on the user's network
-        if isinstance(a, Tensor) and a not in self.tensor_attrs:
-            if all(a is not tensor for tensor in (*self.root.parameters(), *self.root.buffers())):
-                return self.create_node("call_function", _constant(a), (), {})
+        own = (*self.root.parameters(), *self.root.buffers())
+        if isinstance(a, Tensor) and a not in self.tensor_attrs and all(a is not tensor for tensor in own):
+            return self.create_node("call_function", _constant(a), (), {})
         return super().create_arg(a)
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
@@ -197,7 +197,13 @@ class _OwnSize(TorchFunctionMode):
             others = [given[name] for name in given if name not in names[:3]]
             plain = len(args) <= 4 and all(a in (0, (0, 0), [0, 0], False, None) or (func in _MAXIMA and a == 1) for a in others)
             sizes = x.shape[-2:] if isinstance(x, Tensor) else ()
-            if plain and isinstance(kernel, tuple | list) and len(kernel) == len(sizes) and all(map(_is_same, kernel, sizes)):
+            if (
+                plain
+                and isinstance(x, Tensor)
+                and isinstance(kernel, tuple | list)
+                and len(kernel) == len(sizes)
+                and all(map(_is_same, kernel, sizes))
+            ):
                 return reduce(x)
         return func(*args, **named)
 
@@ -236,7 +242,7 @@ def _exported(module: nn.Module, channels: int) -> fx.GraphModule:
     example = torch.zeros(2, channels, *_EXAMPLE, dtype=first.dtype, device=first.device)
     dims = {0: torch.export.Dim.AUTO, 2: torch.export.Dim.AUTO, 3: torch.export.Dim.AUTO}
     # by default torch.export takes it that nothing depends on whether a length is one
-    with warnings.catch_warnings(), _config.patch(backed_size_oblivious=True), _OwnSize():  # type: ignore[attr-defined,no-untyped-call]
+    with warnings.catch_warnings(), _config.patch(backed_size_oblivious=True), _OwnSize():  # type: ignore[attr-defined]
         warnings.simplefilter("ignore")
         exported = torch.export.export(module, (example,), dynamic_shapes=(dims,), strict=False)
     result = exported.module()

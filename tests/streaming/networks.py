@@ -150,7 +150,8 @@ class RandomNetwork(nn.Module):
                 mode = ("bilinear", "nearest", "area")[layer % 3]
                 values.append(torch.cat([a, F.interpolate(b, size=a.shape[-2:], mode=mode)], 1))
             elif kind == "expanded":
-                values.append(torch.cat([a, values[sources[1]].mean((2, 3), keepdim=True).expand(-1, -1, a.size(2), a.size(3))], 1))
+                b = values[sources[1]].mean((2, 3), keepdim=True)
+                values.append(torch.cat([a, b.expand(-1, -1, a.size(2), a.size(3))], 1))
             elif kind == "attention":
                 values.append(a + _summed(a, values[sources[1]])[:, :, None, None].tanh())
             elif kind == "top":
@@ -210,7 +211,8 @@ class Case:
     def __repr__(self) -> str:
         network = self.network
         how = f"image={tuple(self.image.shape)}, tile={self.tile}, {self.barriers}, {self.worthwhile} positions at once, "
-        how += f"{self.tapes} of the tapes, segments of {self.segment}{' in a file' * self.spill}, head={network.head}, {'torch.export' if self.exported else 'torch.fx'}"
+        how += f"{self.tapes} of the tapes, segments of {self.segment}{' in a file' * self.spill}, head={network.head}, "
+        how += "torch.export" if self.exported else "torch.fx"
         return f"Case({how}, {network.steps}, {network.layers})"
 
 
@@ -284,8 +286,8 @@ def _layers(draw: st.DrawFn, channels: int) -> nn.Module:
 
 _KINDS = (
     *["layer"] * 8, "add", "iadd", "sub", "mul", "cat", "half", "scalar", "swap", "split", "shuffle", "nearest", "bilinear", "fit", "gate",
-    "again", "again", "halves", "own", "pooled", "expanded", "attention", "top", "area", "flip", "order", "alternate", "convert", "constant",
-    "maximum",
+    "again", "again", "halves", "own", "pooled", "expanded", "attention", "top", "area", "flip", "order", "alternate", "convert",
+    "constant", "maximum",
 )  # fmt: skip
 
 
@@ -297,7 +299,13 @@ _WHOLE = ("gate", "halves", "own", "attention", "maximum")  # with a number for 
 def cases(draw: st.DrawFn, exported: float = 0) -> Case:
     """A random network of two to nine layers with branches, an odd image and a tile, all of float64; a share captured by torch.export."""
     torch.manual_seed(draw(st.integers(0, 2**20)))
-    image = torch.randn(draw(st.integers(1, 2)), draw(st.sampled_from([3, 3, 3, 1, 4])), draw(st.integers(7, 29)), draw(st.integers(7, 29)), dtype=torch.float64)
+    image = torch.randn(
+        draw(st.integers(1, 2)),
+        draw(st.sampled_from([3, 3, 3, 1, 4])),
+        draw(st.integers(7, 29)),
+        draw(st.integers(7, 29)),
+        dtype=torch.float64,
+    )
     layers: list[nn.Module] = []
     steps: list[tuple[str, int, tuple[int, ...]]] = []
     values = [image]

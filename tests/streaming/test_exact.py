@@ -28,9 +28,9 @@ def outcome(case: Case) -> str:
     except RuntimeError:
         return "torch itself refuses it"  # the image, or a value needed for the reverse pass, was changed in place
     try:
-        with captured(case.exported), mock.patch.object(step, "_WORTHWHILE", case.worthwhile):
-            with remembering(case.tapes, case.segment, case.spill):
-                worst = max(errors(case.network, case.image, tile=case.tile, barriers=case.barriers))
+        worthwhile, remembered = mock.patch.object(step, "_WORTHWHILE", case.worthwhile), remembering(case.tapes, case.segment, case.spill)
+        with captured(case.exported), worthwhile, remembered:
+            worst = max(errors(case.network, case.image, tile=case.tile, barriers=case.barriers))
     except StreamviewError as refusal:
         return re.sub(r"[\w.]*\d[\w.]*", "#", str(refusal))
     assert worst < TOLERANCE

@@ -202,9 +202,9 @@ def _getitem(input: Value, index: Any) -> Local | Value:
     index = index if isinstance(index, tuple) else (index,)
     if len(index) > 1 and index[0] == slice(None) and isinstance(index[1], list | Weight) and all(_is_whole(i) for i in index[2:]):
         return _channels_by(input, index[1])
-    if len(index) > 1 and _is_whole(index[0]) and isinstance(index[1], slice) and index[1].step not in (None, 1):
-        if all(_is_whole(i) for i in index[2:]) and all(isinstance(n, int | None) for n in (index[1].start, index[1].stop, index[1].step)):
-            return _reordered(input, range(input.channels)[index[1]])
+    steps = len(index) > 1 and isinstance(index[1], slice) and index[1].step not in (None, 1)
+    if steps and all(map(_is_whole, (index[0], *index[2:]))) and isinstance(index[1].step, int):
+        return _reordered(input, range(input.channels)[index[1]])
     if len(index) == 2 and index[0] == slice(None) and isinstance(index[1], int):
         return _select(input, 1, index[1])
     if not all(i is Ellipsis or (isinstance(i, slice) and i.step in (None, 1)) for i in index) or index.count(Ellipsis) > 1:

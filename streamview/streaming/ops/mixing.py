@@ -48,7 +48,7 @@ def _softmax_function(input: Value, dim: int | None = None, _stacklevel: int = 3
 
 
 @lowers(F.log_softmax, torch.log_softmax, "log_softmax", any_layout=True)
-def _log_softmax_function(input: Value, dim: int | None = None, _stacklevel: int = 3, dtype: torch.dtype | None = None) -> Local:
+def _log_softmax_function(input: Value, dim: int | None = None, _stacklevel: int = 3, dtype: torch.dtype | None = None) -> Local | Partial:
     return _softmax(torch.log_softmax, input, dim, dtype)
 
 

@@ -222,10 +222,10 @@ def elementwise(function: Callable[..., Tensor], args: tuple[Any, ...], kwargs: 
     def replace(a: Any) -> Any:
         return slots[a] if isinstance(a, Value | Weight | Statistic) else a
 
-    for shape in (w.shape for w in weights if broadcasts):
-        if len(shape) in (3, 4) and all(is_canonical(v.layout) for v in values) and shape[-3] > 1:
-            if max(v.channels for v in values) > 1:
-                fits(max(values, key=lambda v: v.channels), shape[-3])
+    widest = max(values, key=lambda v: v.channels)
+    for shape in (w.shape for w in weights if broadcasts and all(is_canonical(v.layout) for v in values)):
+        if len(shape) in (3, 4) and min(shape[-3], widest.channels) > 1:
+            fits(widest, shape[-3])
     if any(isinstance(w, Statistic) for w in weights) and not broadcasts:
         raise NotLocal(f"{function.__name__} with an argument that depends on the whole map")
     plain = all(is_canonical(v.layout) for v in values)

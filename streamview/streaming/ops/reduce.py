@@ -134,4 +134,3 @@ def _topk(input: Value, k: Any, dim: int = -1, largest: bool = True, sorted: boo
     if not isinstance(k, int) or k < 1 or not over_positions(input, dim):
         raise NotLocal(f"the {k} largest over dimension {dim}: a fixed number over all positions (after flatten) can be streamed")
     return Picked(Reduction("top" if largest else "bottom", input, True, count=k))
-
