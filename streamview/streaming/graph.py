@@ -17,7 +17,7 @@ from streamview.errors import RegionError
 from streamview.streaming.ops import Op, Size, Statistic, Weight
 from streamview.streaming.ops.registry import Sized
 
-__all__ = ["Bound", "Bridge", "Demands", "Graph", "Key", "Node", "Program", "Sink", "bind", "demands", "placed"]
+__all__ = ["Bound", "Bridge", "Demands", "Graph", "Key", "Node", "Program", "Sink", "bind", "demands", "gathered", "placed"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,6 +259,12 @@ def bind(graph: Graph, size: Size) -> Bound:
             fused = graph.nodes[index + 1].op
             ops[index + 1] = op if callable(fused) else fused
     return Bound(graph, tuple(sizes), ops)
+
+
+def gathered(bound: Bound, sink: Sink) -> tuple[int, Size]:
+    """Channels, and height and width, of what a sink gives."""
+    value = bound.graph.lowered[sink.value - 1].inputs[0] if sink.kind == "attention" else sink.value
+    return bound.graph.channels[value], bound.sizes[sink.value] if sink.kind in ("map", "shape") else (sink.count, 1)
 
 
 @dataclass(frozen=True, slots=True)

@@ -122,13 +122,13 @@ class RunningAttention:
     Parameters
     ----------
     channels
-        Of the pieces: C of the map, S of the scores and as many that are not read. The result has shape (N, C, 1, 1).
+        Of the pieces: C of the map, S of the scores and 2 S that are not read. The result has shape (N, C, 1, 1).
     scores
         S.
     """
 
     def __init__(self, channels: int, scores: int, dtype: torch.dtype | None = None) -> None:
-        self._split, self._result_dtype = [channels - 2 * scores, scores, scores], dtype
+        self._split, self._result_dtype = [channels - 3 * scores, scores, 2 * scores], dtype
         self._dtype = torch.float32
         self._greatest: Tensor | None = None
         self._weight: Tensor | None = None  # sum of exp(score - greatest)
@@ -161,8 +161,10 @@ class RunningAttention:
         product = grad * (self._total / self._weight)
         if self._split[1] < self._split[0]:
             product = product.sum(1, keepdim=True)
-        parts = torch.cat([grad.to(torch.float64), self._greatest + self._weight.log(), product.to(torch.float64)], 1)
-        return parts.to(self._dtype).expand(-1, -1, rows[1] - rows[0], cols[1] - cols[0])
+        logarithm = self._greatest + self._weight.log()
+        rounded = logarithm.to(self._dtype)
+        parts = torch.cat([grad.to(self._dtype), rounded, (logarithm - rounded).to(self._dtype), product.to(self._dtype)], 1)
+        return parts.expand(-1, -1, rows[1] - rows[0], cols[1] - cols[0])
 
 
 def _scattered(grad: Tensor, where: Tensor, width: int, rows: Span, cols: Span) -> Tensor:

@@ -6,6 +6,7 @@ Normalisations over whole maps are rewritten as the means they consist of, so th
 from __future__ import annotations
 
 import builtins
+import logging
 import operator
 import re
 import threading
@@ -242,7 +243,8 @@ def _exported(module: nn.Module, channels: int) -> fx.GraphModule:
     example = torch.zeros(2, channels, *_EXAMPLE, dtype=first.dtype, device=first.device)
     dims = {0: torch.export.Dim.AUTO, 2: torch.export.Dim.AUTO, 3: torch.export.Dim.AUTO}
     # by default torch.export takes it that nothing depends on whether a length is one
-    with warnings.catch_warnings(), _config.patch(backed_size_oblivious=True), _OwnSize():  # type: ignore[attr-defined]
+    quiet = mock.patch.object(logging.getLogger("torch._subclasses.fake_tensor"), "disabled", True)  # it shows tracebacks of refusals
+    with warnings.catch_warnings(), quiet, _config.patch(backed_size_oblivious=True), _OwnSize():  # type: ignore[attr-defined]
         warnings.simplefilter("ignore")
         exported = torch.export.export(module, (example,), dynamic_shapes=(dims,), strict=False)
     result = exported.module()

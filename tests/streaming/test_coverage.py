@@ -1,4 +1,4 @@
-"""Calls that networks are written with beyond layers: each streams exactly, whichever tracer recorded it, and nothing stays on the network."""
+"""Calls that networks are written with beyond layers: each streams exactly by either tracer, and nothing stays on the network."""
 
 from __future__ import annotations
 

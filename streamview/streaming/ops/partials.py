@@ -104,7 +104,7 @@ def _attention(score: Value, map: Value, keepdim: bool) -> Reduction:
     """The sum of a map's positions by the softmax of scores, which are one for each position or one for each element."""
     if _shape_of(score.layout) != _shape_of(map.layout) or score.channels not in (1, map.channels):
         raise NotLocal("softmax over positions of a map in another layout than the map that it weighs")
-    before = Local(Scored(), (map, score), (), map.channels + 2 * score.channels, None)
+    before = Local(Scored(), (map, score), (), map.channels + 3 * score.channels, None)
     return Reduction("attention", map, keepdim, None, before)
 
 
@@ -114,10 +114,11 @@ def _shape_of(layout: Layout) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """A map (N, C, h, w), its scores (N, S, h, w) and S channels of zeros, for a sum by the softmax of the scores.
+    """A map (N, C, h, w), its scores (N, S, h, w) three times, for a sum by the softmax of the scores.
 
     The gradient that comes back is that of no output: at every position it holds the sum's gradient g (C channels), the scores' log of
-    summed exponentials (S), and g times the sum (S), with which the softmax of each position and its gradient are local.
+    summed exponentials (S, and S for what is lost by rounding it), and g times the sum (S), with which the softmax of each position and
+    its gradient are local.
     """
 
     rows: Window = field(default=IDENTITY, init=False)
@@ -126,14 +127,14 @@ class Scored:
     def run(self, inputs: Sequence[Tensor], weights: Sequence[Tensor], piece: Piece, wants: Wants | None) -> tuple[Tensor, Any]:
         """Join both."""
         map, score = inputs
-        return torch.cat([map, score, torch.zeros_like(score)], 1), None if wants is None else (map, score)
+        return torch.cat([map, *[score] * 3], 1), None if wants is None else (map, score)
 
     def vjp(self, grad: Tensor, saved: Any, weights: Sequence[Tensor], piece: Piece, wants: Wants) -> Gradients:
         """With p the softmax, p g for the map, and p (g map - g sum) for the scores, summed over channels that share a score."""
         map, score = saved
         channels, scores = map.shape[1], score.shape[1]
-        g, logarithm, total = grad.split([channels, scores, scores], 1)
-        share = (score - logarithm).clamp(max=0).exp()
+        g, logarithm, rest, total = grad.split([channels, scores, scores, scores], 1)
+        share = (score - logarithm - rest).clamp(max=0).exp()
         product = g * map
         if scores < channels:
             product = product.sum(1, keepdim=True)
