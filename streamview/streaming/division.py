@@ -281,7 +281,7 @@ def _shrinks(module: nn.Module, node: fx.Node) -> bool:
     """Whether a call makes a whole map small at once, so that it is worth assembling whatever its size."""
     if node.op == "call_module":
         return isinstance(module.get_submodule(str(node.target)), _POOLS | nn.Flatten)
-    name = str(getattr(node.target, "__name__", node.target))
+    name = name_of(node)
     return name.startswith("adaptive_") or name in ("mean", "sum", "amax", "amin") or (name == "flatten" and node.args[1:] == (1,))
 
 

@@ -36,11 +36,12 @@ from streamview.streaming.ops.pointwise import Copy, Pointwise, Slot
 from streamview.streaming.ops.registry import BATCH, Size, Sized
 from streamview.streaming.ops.reshape import reduced
 from streamview.streaming.schedule import Window
-from streamview.streaming.trace import admit
+from streamview.streaming.trace import admit, quiet
 
 __all__ = ["Lowering", "Made", "Result", "shaped", "values_of"]
 
 _WIDENING = {"interpolate", "upsample", "upsample_nearest2d", "upsample_bilinear2d", "upsample_bicubic2d", "expand", "repeat"}
+_WIDENING |= {"adaptive_avg_pool2d"}  # how torch.export records interpolation by area
 _NEW = {"new_tensor", "new_full", "new_zeros", "new_ones"}
 _NOMINAL = (10007, 4099, 6151)  # images, height and width where only a shape must be known: primes that no layer has
 
@@ -236,11 +237,12 @@ class Lowering:
     def _compare(self, node: fx.Node, lowered: Any) -> None:
         """Refuse a call whose result would not have the shape that torch.export recorded."""
         recorded = node.meta.get("val")
-        parts = (
-            list(zip(lowered, recorded, strict=False))
-            if isinstance(lowered, list) and isinstance(recorded, list | tuple)
-            else [(lowered, recorded)]
-        )
+        if recorded is None:
+            return
+        several = isinstance(lowered, list) and any(isinstance(part, Local) for part in lowered)
+        if several and not isinstance(recorded, list | tuple):
+            raise NotLocal("it would have several results where torch.export recorded one")
+        parts = zip(lowered, recorded, strict=False) if several else [(lowered, recorded)]
         for part, like in parts:
             if isinstance(part, Reduction):
                 layout, dropped = reduced(part.value.layout, part.keepdim, part.value.channels)
@@ -250,8 +252,6 @@ class Lowering:
             elif isinstance(part, Value):
                 layout = part.layout
             else:
-                continue
-            if recorded is None:
                 continue
             lengths = like.shape if isinstance(like, Tensor) else ()
             pairs = zip(layout, lengths, strict=False)
@@ -397,13 +397,18 @@ class Lowering:
         if node.op == "call_module":
             target = self._without_effect(self.root.get_submodule(target))
         nominal: Any = {s: self._nominal(s) for s in node.all_input_nodes}
+        unknown = next((s for s in nominal if s in self.failures), None)
+        if unknown is not None:
+            self.failures[node] = self.failures[unknown]
+            return None
         args: Any = fx.node.map_arg(node.args, nominal.__getitem__)
         kwargs: Any = fx.node.map_arg(node.kwargs, nominal.__getitem__)
         try:
-            with self.fakes, torch.no_grad():
+            with quiet(), self.fakes, torch.no_grad():
                 return getattr(args[0], target)(*args[1:], **kwargs) if isinstance(target, str) else target(*args, **kwargs)
         except Exception as error:  # noqa: BLE001 - whatever fails on a nominal shape is left to the head, which runs on true ones
-            self.failures[node] = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+            reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+            self.failures[node] = f"{path_of(node)}: {reason.replace(str(_NOMINAL[0]), 'N')}"
             return None
 
     def _without_effect(self, module: nn.Module) -> Callable[..., Any]:

@@ -13,6 +13,7 @@ import threading
 import types
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 from unittest import mock
 
@@ -27,7 +28,7 @@ from torch.utils import _pytree
 from streamview.errors import NotStreamableError
 from streamview.streaming.ops.pointwise import of_channels
 
-__all__ = ["Split", "admit", "is_container", "trace"]
+__all__ = ["Split", "admit", "is_container", "quiet", "trace"]
 
 _EXAMPLE = (512, 768)  # height and width of the image that torch.export sees
 _EXPORTS = 8  # numbers of channels that torch.export tries
@@ -185,6 +186,11 @@ def trace(module: nn.Module, counts: Sequence[int], exported: bool = False) -> t
     return graph, root, channels
 
 
+def quiet() -> AbstractContextManager[Any]:
+    """Keep torch from showing the tracebacks of calls that fail on tensors without memory: these are asked for what fits."""
+    return mock.patch.object(logging.getLogger("torch._subclasses.fake_tensor"), "disabled", True)
+
+
 class _OwnSize(TorchFunctionMode):
     """Pooling by a window of the map's own size as the reduction that it is: torch.export would take the size for a fixed one."""
 
@@ -243,8 +249,7 @@ def _exported(module: nn.Module, channels: int) -> fx.GraphModule:
     example = torch.zeros(2, channels, *_EXAMPLE, dtype=first.dtype, device=first.device)
     dims = {0: torch.export.Dim.AUTO, 2: torch.export.Dim.AUTO, 3: torch.export.Dim.AUTO}
     # by default torch.export takes it that nothing depends on whether a length is one
-    quiet = mock.patch.object(logging.getLogger("torch._subclasses.fake_tensor"), "disabled", True)  # it shows tracebacks of refusals
-    with warnings.catch_warnings(), quiet, _config.patch(backed_size_oblivious=True), _OwnSize():  # type: ignore[attr-defined]
+    with warnings.catch_warnings(), quiet(), _config.patch(backed_size_oblivious=True), _OwnSize():  # type: ignore[attr-defined]
         warnings.simplefilter("ignore")
         exported = torch.export.export(module, (example,), dynamic_shapes=(dims,), strict=False)
     result = exported.module()

@@ -286,7 +286,6 @@ _ACTIVATIONS = [
     "hardshrink",
     "softshrink",
     "relu6",
-    "prelu",
 ]
 _UNARY = [
     "sigmoid",
@@ -332,7 +331,6 @@ _register(torch.mul, operator.mul, operator.imul, "multiply", "multiply_", torch
 _register(torch.div, operator.truediv, operator.itruediv, "divide", "divide_", torch.divide, broadcasts=True)
 _register(torch.pow, operator.pow)
 _register(torch.neg, operator.neg)
-_register(torch.prelu, "prelu", torch.prelu)
 
 
 def _expanded(tensor: Tensor, map: Tensor) -> Tensor:
@@ -354,9 +352,16 @@ def _relu_module(module: nn.ReLU, input: Value) -> Local:
     return Local(Relu(), (input,))
 
 
+@lowers(F.prelu, torch.prelu, "prelu")
+def _prelu(input: Value, weight: Any) -> Local:
+    if isinstance(weight, Weight) and max(weight.shape, default=1) > 1:
+        fits(input, weight.shape[0])
+    return elementwise(F.prelu, (input, weight), {})
+
+
 @lowers_module(nn.PReLU)
 def _prelu_module(module: nn.PReLU, input: Value) -> Local:
-    return elementwise(F.prelu, (input, Weight.of(module, "weight")), {})
+    return _prelu(input, Weight.of(module, "weight"))
 
 
 @lowers_module(
