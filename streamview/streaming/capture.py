@@ -80,7 +80,7 @@ def capture(module: nn.Module, *, channels: int | None = None, reduce: bool = Tr
     refuse_hooks(module)
     title = type(module).__name__
     counts = _counts(module) if channels is None else [channels]
-    calls, root, known = trace(module, counts, exported)
+    calls, root, known = trace(module, counts if channels is not None else [*_first_layer(module), *counts], exported)
     images = [node for node in calls.nodes if node.op == "placeholder" and not node.args and node.type is not type(None)]
     if len(images) != 1:
         raise NotStreamableError(f"{title} takes {len(images)} inputs: only networks of one image can be streamed")
@@ -103,6 +103,15 @@ def capture(module: nn.Module, *, channels: int | None = None, reduce: bool = Tr
     if channels is None and isinstance(furthest, OtherChannels):
         raise NotStreamableError(f"{title} cannot be streamed: {furthest}") from None
     raise furthest
+
+
+def _first_layer(module: nn.Module) -> list[int]:
+    """Channels that the first layer which says so takes: the likeliest of the image, where each trial is costly."""
+    for layer in module.modules():
+        count = getattr(layer, "in_channels", None) or getattr(layer, "num_features", None)
+        if isinstance(layer, nn.Conv2d | nn.modules.batchnorm._BatchNorm) and count:
+            return [count]
+    return []
 
 
 def _counts(module: nn.Module) -> list[int]:

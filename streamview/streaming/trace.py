@@ -31,7 +31,7 @@ from streamview.streaming.ops.pointwise import of_channels
 __all__ = ["Split", "admit", "is_container", "quiet", "trace"]
 
 _EXAMPLE = (512, 768)  # height and width of the image that torch.export sees
-_EXPORTS = 8  # numbers of channels that torch.export tries
+_EXPORTS = 5  # numbers of channels that torch.export tries
 _UNFIT = re.compile(r"channels|normalized_shape|size of tensor|sizes of tensors|is invalid for input|cannot be multiplied|reduction dim")
 
 # torch.fx and torch.export change torch itself while they work, so there is one at a time in a process
@@ -230,7 +230,7 @@ _OWN_SIZE: dict[Any, Callable[[Tensor], Tensor]] = {
 def _export(module: nn.Module, counts: Sequence[int], reason: Exception) -> tuple[fx.GraphModule, int]:
     """Capture by torch.export for the first number of channels that fits."""
     refusals: list[Exception] = []
-    for channels in counts[:_EXPORTS]:
+    for channels in list(dict.fromkeys(counts))[:_EXPORTS]:
         try:
             return _exported(module, channels), channels
         except Exception as error:  # noqa: BLE001 - torch.export raises whatever the network's code and its own do

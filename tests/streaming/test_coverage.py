@@ -290,8 +290,7 @@ class Viewed(nn.Module):
         return x.view(n, self.channels, 1, h, w).flatten(1, 2)
 
 
-@pytest.mark.parametrize("channels", [1, 4, 9])
-@pytest.mark.parametrize("first", [Gated, ChannelsLast, Viewed, Plain])
+@pytest.mark.parametrize(("first", "channels"), [(f, c) for f in (Gated, ChannelsLast, Viewed) for c in (1, 4, 9)] + [(Plain, 4)])
 def test_networks_of_other_channels(first: type[nn.Module], channels: int) -> None:
     torch.manual_seed(0)
     network = nn.Sequential(first(channels), nn.Conv2d(channels, 4, 3), nn.ReLU()).double().eval()
