@@ -27,7 +27,7 @@ from streamview.slides.sampling import Sampler
 from streamview.streaming import Streamed, stream
 from streamview.streaming.capture import capture
 from streamview.streaming.cuda import free_memory_of, reserved_memory
-from streamview.streaming.graph import Sink, bind
+from streamview.streaming.graph import Sink, bind, gathered
 from streamview.streaming.memory import format_bytes, parse_bytes, return_freed_blocks
 
 __all__ = ["Prepared", "prepare"]
@@ -267,9 +267,9 @@ def _feature_bytes(module: nn.Module, shapes: Sequence[tuple[int, int]]) -> int:
     graph = capture(module, channels=3)
     total = 0
     for shape in shapes:
-        sizes = bind(graph, shape).sizes
+        bound = bind(graph, shape)
         for sink in graph.head.takes:
             if isinstance(sink, Sink) and sink.kind != "shape":
-                height, width = sizes[sink.value] if sink.kind == "map" else (1, 1)
-                total += 8 * graph.channels[sink.value] * height * width
+                channels, (height, width) = gathered(bound, sink)
+                total += 8 * channels * height * width
     return total

@@ -7,8 +7,8 @@ on reductions of maps whose result a later local call needs becomes part of a *b
 
 from __future__ import annotations
 
-import contextlib
 import functools
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -41,6 +41,7 @@ _WRAPPERS = {
     "ModelEmaV3": "module",
     "OptimizedModule": "_orig_mod",
 }
+_REFUSALS = 16  # numbers of channels that are tried where a layer refuses for another reason
 
 
 def refuse_hooks(module: nn.Module, graph: Graph | None = None) -> None:
@@ -112,8 +113,15 @@ def _refuse_wrappers(module: nn.Module) -> None:
             )
 
 
+@functools.cache
+def _one_thread_after_a_fork() -> None:
+    """Have processes that are forked from this one compute with one thread: torch waits for ever for threads that a fork does not copy."""
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=functools.partial(torch.set_num_threads, 1))
+
+
 @_state_restored
-def capture(module: nn.Module, *, channels: int | None = None, reduce: bool = True, check: bool = False) -> Graph:
+def capture(module: nn.Module, *, channels: int | None = None, reduce: bool = True, check: bool = False, exported: bool = False) -> Graph:
     """Capture a network in its present mode.
 
     Parameters
@@ -126,6 +134,8 @@ def capture(module: nn.Module, *, channels: int | None = None, reduce: bool = Tr
         Whether a global pooling at the cut is streamed; if not, the map before it is handed to the head.
     check
         Whether the capture is compared with the network itself on a small image (see `check`).
+    exported
+        Whether to use torch.export without trying torch.fx.
 
     Returns
     -------
@@ -134,27 +144,59 @@ def capture(module: nn.Module, *, channels: int | None = None, reduce: bool = Tr
     Raises
     ------
     NotStreamableError
-        When the network cannot be traced, takes more than one image, has no local part worth streaming, or differs from its capture.
+        When the network cannot be traced, takes more than one image, has layers that do not fit each other, has no local part worth
+        streaming, or differs from its capture.
+    OtherChannels
+        When it takes no image of `channels` channels.
     """
+    _one_thread_after_a_fork()
     refuse_hooks(module)
-    calls, root, frozen = trace(module, channels or 3)
+    title = type(module).__name__
+    counts = _counts(module) if channels is None else [channels]
+    calls, root, known, frozen = trace(module, counts if channels is not None else [*_first_layer(module), *counts], exported)
     images = _images(calls)
     if len(images) != 1:
-        raise NotStreamableError(f"{type(module).__name__} takes {len(images)} inputs: only networks of one image can be streamed")
-    for count in (3, 1, 2, *range(4, _MOST_CHANNELS)) if channels is None else (channels,):
-        with contextlib.suppress(OtherChannels):
-            untouched = _copied(calls)
-            graph = _divided(module, root, calls, count, reduce)
-            graph = replace(graph, frozen=frozen, tracer="torch.fx" if root is module else "torch.export")
-            if not check:
-                return replace(graph, unchecked="not asked for")
+        raise NotStreamableError(f"{title} takes {len(images)} inputs: only networks of one image can be streamed")
+    refusals: list[tuple[int, Exception]] = []  # with the number of calls that were lowered
+    for count in counts if known is None else (known,):
+        untouched = _copied(calls)
+        lowering = _lowering(module, root, calls)
+        try:
+            graph = _divided(module, lowering, count, reduce)
+        except (OtherChannels, NotStreamableError) as refusal:
+            refusals.append((len(lowering.known), refusal))
+            if sum(isinstance(other, NotStreamableError) for _, other in refusals) == _REFUSALS:
+                break
+            continue
+        graph = replace(graph, frozen=frozen, tracer="torch.fx" if root is module else "torch.export")
+        if not check:
+            return replace(graph, unchecked="not asked for")
 
-            def again(twin: nn.Module, twin_root: nn.Module, count: int = count, calls: fx.Graph = untouched) -> Graph:
-                return _divided(twin, twin_root, _copied(calls), count, reduce)
+        def again(twin: nn.Module, twin_root: nn.Module, count: int = count, calls: fx.Graph = untouched) -> Graph:
+            return _divided(twin, _lowering(twin, twin_root, _copied(calls)), count, reduce)
 
-            return replace(graph, unchecked=compare(module, root, graph, again))
-    wanted = f"{channels} channels" if channels is not None else f"fewer than {_MOST_CHANNELS} channels"
-    raise OtherChannels(f"{type(module).__name__} fits no image of {wanted}")
+        return replace(graph, unchecked=compare(module, root, graph, again))
+    # the number of channels that the network takes gets furthest
+    furthest = max(refusals, key=lambda r: (r[0], isinstance(r[1], NotStreamableError)))[1]
+    if channels is None and isinstance(furthest, OtherChannels):
+        raise NotStreamableError(f"{title} cannot be streamed: {furthest}") from None
+    raise furthest
+
+
+def _first_layer(module: nn.Module) -> list[int]:
+    """Channels that the first layer which says so takes: the likeliest of the image, where each trial is costly."""
+    for layer in module.modules():
+        count = getattr(layer, "in_channels", None) or getattr(layer, "num_features", None)
+        if isinstance(layer, nn.Conv2d | nn.modules.batchnorm._BatchNorm) and count:
+            return [count]
+    return []
+
+
+def _counts(module: nn.Module) -> list[int]:
+    """Numbers of channels that an image may have: the usual ones, then lengths that the network's tensors have, then all others."""
+    tensors = (*module.parameters(), *module.buffers())
+    lengths = {n for t in tensors if not nn.parameter.is_lazy(t) for n in t.shape if n < _MOST_CHANNELS}
+    return list(dict.fromkeys([3, 1, 4, 2, *sorted(lengths - {0}), *range(1, _MOST_CHANNELS)]))
 
 
 def _images(calls: fx.Graph) -> list[fx.Node]:
@@ -169,12 +211,16 @@ def _copied(calls: fx.Graph) -> fx.Graph:
     return copied
 
 
-def _divided(module: nn.Module, root: nn.Module, calls: fx.Graph, channels: int, reduce: bool) -> Graph:
-    """Lower and divide the calls of a network."""
+def _lowering(module: nn.Module, root: nn.Module, calls: fx.Graph) -> Lowering:
+    """The walk over the calls of a network."""
     # torch.export dissolves every layer, also those of the head
     dissolved = {} if root is module else dict(module.named_modules())
-    lowering = Lowering(root, calls, type(module).__name__, modules=dissolved)
-    lowering.walk(_images(calls)[0], channels)
+    return Lowering(root, calls, type(module).__name__, modules=dissolved)
+
+
+def _divided(module: nn.Module, lowering: Lowering, channels: int, reduce: bool) -> Graph:
+    """Lower and divide the calls of a network."""
+    lowering.walk(_images(lowering.calls)[0], channels)
     graph = divide(lowering, reduce)
     refuse_hooks(module, graph)
     return graph

@@ -78,7 +78,7 @@ def divide(capture: Lowering, reduce: bool) -> Graph:
         modules=capture.modules,
         refusals=tuple(capture.refusals[n] for n in capture.refusals if not asks_shape(n)),
     )
-    _refuse_large_maps(capture, graph)
+    _refuse_large_maps(capture, graph, live | inner)
     return graph
 
 
@@ -160,7 +160,7 @@ class _Writer:
             return node.args[0]
         if node in capture.reductions:
             found = capture.reductions[node]
-            gathered = self.argument(Sink(found.value.index, found.kind, found.dtype))
+            gathered = self.argument(Sink(found.value.index, found.kind, found.dtype, found.count))
             layout, dropped = reduced(found.value.layout, found.keepdim, found.value.channels)
             if is_canonical(layout) and dropped in ((), (2, 3)):
                 return self.graph.call_function(torch.flatten, (gathered, 1)) if dropped else gathered
@@ -288,24 +288,24 @@ def _shrinks(module: nn.Module, node: fx.Node) -> bool:
     """Whether a call makes a whole map small at once, so that it is worth assembling whatever its size."""
     if node.op == "call_module":
         return isinstance(module.get_submodule(str(node.target)), _POOLS | nn.Flatten)
-    name = str(getattr(node.target, "__name__", node.target))
+    name = name_of(node)
     return name.startswith("adaptive_") or name in ("mean", "sum", "amax", "amin") or (name == "flatten" and node.args[1:] == (1,))
 
 
-def _attention(capture: Lowering) -> str:
-    """Path of the first attention over a map, if the head has any."""
+def _attention(capture: Lowering, live: set[fx.Node]) -> str:
+    """Path of the first attention over a map among these calls, if there is any."""
     names = ("scaled_dot_product_attention", "softmax", "Softmax", "MultiheadAttention", "multi_head_attention_forward")
     for node, found in capture.results.items():
         called: Any = type(capture.root.get_submodule(str(node.target))).__name__ if node.op == "call_module" else name_of(node)
         # a softmax over a map itself says better what is wrong
-        if found.whole and called in names and not (node in capture.refusals and called.lower() == "softmax"):
+        if node in live and found.whole and called in names and not (node in capture.refusals and called.lower() == "softmax"):
             return path_of(node)
     return ""
 
 
-def _refuse_large_maps(capture: Lowering, graph: Graph) -> None:
+def _refuse_large_maps(capture: Lowering, graph: Graph, live: set[fx.Node]) -> None:
     """Refuse a network whose head needs a map as large as the image for a layer that is not local, or is all but the whole network."""
-    attention = _attention(capture)
+    attention = _attention(capture, live)
     if attention and len(graph.nodes) <= _EMBEDDING:
         raise NotStreamableError(
             f"{capture.title} cannot be streamed: {attention}: attention over the whole image behind nothing but a patch embedding; apply "

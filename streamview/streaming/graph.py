@@ -17,7 +17,7 @@ from streamview.errors import RegionError
 from streamview.streaming.ops import Op, Size, Statistic, Weight
 from streamview.streaming.ops.registry import Sized
 
-__all__ = ["Bound", "Bridge", "Demands", "Graph", "Key", "Node", "Program", "Sink", "bind", "demands", "placed"]
+__all__ = ["Bound", "Bridge", "Demands", "Graph", "Key", "Node", "Program", "Sink", "bind", "demands", "gathered", "placed"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,15 +51,18 @@ class Sink:
     value
         The value.
     kind
-        ``"map"`` (assembled whole), ``"mean"``, ``"sum"``, ``"max"``, ``"spread"``, ``"positions"`` (running reductions to (N, C, 1, 1);
-        see `Reduction`) or ``"shape"`` (only its shape is asked).
+        ``"map"`` (assembled whole); ``"mean"``, ``"sum"``, ``"max"``, ``"spread"``, ``"positions"``, ``"attention"`` (running reductions
+        to (N, C, 1, 1); see `Reduction`), ``"top"``, ``"bottom"`` (to (N, C, count, 1)); or ``"shape"`` (only its shape is asked).
     dtype
         Of a sum or mean, if not that of the map.
+    count
+        Numbers per channel.
     """
 
     value: int
     kind: str
     dtype: torch.dtype | None = None
+    count: int = 1
 
 
 Key = Sink | str
@@ -272,6 +275,12 @@ def bind(graph: Graph, size: Size) -> Bound:
             fused = graph.nodes[index + 1].op
             ops[index + 1] = op if callable(fused) else fused
     return Bound(graph, tuple(sizes), ops)
+
+
+def gathered(bound: Bound, sink: Sink) -> tuple[int, Size]:
+    """Channels, and height and width, of what a sink gives."""
+    value = bound.graph.lowered[sink.value - 1].inputs[0] if sink.kind == "attention" else sink.value
+    return bound.graph.channels[value], bound.sizes[sink.value] if sink.kind in ("map", "shape") else (sink.count, 1)
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,19 +11,39 @@ import torch
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call
+from torch.utils import _pytree
 
 from streamview.errors import NotStreamableError, RegionError
 from streamview.streaming.calls import VIEWS, asks_shape, asserts, constants_of, in_place, memory_of, name_of, path_of, picks
-from streamview.streaming.ops import Extent, Local, NotLocal, Op, OtherChannels, Reduction, Statistic, Value, Weight, computed, lower
-from streamview.streaming.ops.layouts import canonical, is_canonical, to_layout
-from streamview.streaming.ops.pointwise import Copy
+from streamview.streaming.ops import (
+    Extent,
+    Local,
+    NotLocal,
+    Op,
+    OtherChannels,
+    Partial,
+    Reduction,
+    Statistic,
+    Trait,
+    Value,
+    Weight,
+    computed,
+    lower,
+)
+from streamview.streaming.ops.layouts import Layout, canonical, is_canonical, to_layout
+from streamview.streaming.ops.partials import PARTIALS
+from streamview.streaming.ops.pointwise import Copy, Pointwise, Slot
 from streamview.streaming.ops.registry import BATCH, Size, Sized
 from streamview.streaming.ops.reshape import reduced
-from streamview.streaming.trace import admit
+from streamview.streaming.schedule import Window
+from streamview.streaming.trace import admit, quiet
 
 __all__ = ["Lowering", "Made", "Result", "shaped", "values_of"]
 
 _JOINS = "it joins a map with the result of a layer that needs the whole map"
+_WIDENING = {"interpolate", "upsample", "upsample_nearest2d", "upsample_bilinear2d", "upsample_bicubic2d", "expand", "repeat"}
+_WIDENING |= {"adaptive_avg_pool2d"}  # how torch.export records interpolation by area
+_NEW = {"new_tensor", "new_full", "new_zeros", "new_ones"}
 _NOMINAL = (10007, 4099, 6151)  # images, height and width where only a shape must be known: primes that no layer has
 
 
@@ -62,6 +82,8 @@ class Lowering:
     modules: dict[str, nn.Module] = field(default_factory=dict)
     constants: dict[fx.Node, Callable[[], Any]] = field(default_factory=dict)
     shapes: dict[fx.Node, Any] = field(default_factory=dict)  # results of calls on tensors without memory
+    partials: dict[fx.Node, Partial] = field(default_factory=dict)  # results that later calls may complete to reductions
+    failures: dict[fx.Node, str] = field(default_factory=dict)  # why the shape of a result is not known
     fakes: FakeTensorMode = field(default_factory=lambda: FakeTensorMode(allow_non_fake_inputs=True))
 
     def walk(self, image: fx.Node, channels: int) -> None:
@@ -78,17 +100,26 @@ class Lowering:
             target: Any = self.root.get_submodule(node.target) if node.op == "call_module" else node.target
             name = path_of(node)
             read = [v.index for s in sources for v in values_of(self.known.get(s))]
-            if not read and not all(s in self.known or s in self.constants for s in sources):
+            unfinished = [s for s in sources if s in self.partials]
+            widened = self._widened(node)
+            if widened is not None:
+                self.known[node] = self._add(name, widened, slices)
+                continue
+            if unfinished and not node.users:
+                continue
+            if not read and not unfinished and not all(s in self.known or s in self.constants for s in sources):
                 self.results[node] = self._result(node)
                 self._rename(node, target)
                 self._spoil(node, target, slices, spoilt)
                 continue
             try:
                 lowered = self._lower(node, target)
+                self._compare(node, lowered)
             except OtherChannels as reason:
                 raise OtherChannels(f"{name}: {reason}") from None
             except NotLocal as reason:
                 self.refusals[node] = f"{name}: {reason}"
+                self._unfinish(unfinished, reason)
                 self.results[node] = self._result(node)
                 self._spoil(node, target, slices, spoilt)
                 continue
@@ -96,15 +127,22 @@ class Lowering:
             if late is not None:
                 raise NotStreamableError(f"{late} changes a value in place that {name} reads: do not do it in place")
             if isinstance(lowered, Reduction):
+                if lowered.before is not None:
+                    index = self._add(name, lowered.before, slices).index
+                    lowered = replace(lowered, value=replace(lowered.value, index=index), before=None)
                 self.reductions[node] = lowered
                 self.results[node] = Result(self.phases[lowered.value.index], False)
+                continue
+            if isinstance(lowered, PARTIALS):
+                self.partials[node] = lowered
+                self.results[node] = self._result(node)
                 continue
             if node.op == "call_module":
                 self.modules[name] = target
             elif "rewritten" in node.meta:
                 self.modules[node.meta["rewritten"]] = self.root.get_submodule(node.meta["rewritten"])
             changed = self._changed(node)
-            if isinstance(lowered, list):
+            if isinstance(lowered, list) and any(isinstance(local, Local) for local in lowered):
                 self.known[node] = tuple(self._add(name, local, slices) for local in lowered)
             else:
                 self.known[node] = self._add(name, lowered, slices) if isinstance(lowered, Local) else lowered
@@ -115,14 +153,24 @@ class Lowering:
     def _lower(self, node: fx.Node, target: Any) -> Any:
         """Lower one call on values or numbers."""
         for source in node.all_input_nodes:
-            if source in self.results and (self.results[source].whole or self._shape(source) is None):
+            if source in self.partials or source not in self.results:
+                continue
+            if self.results[source].whole:
                 raise NotLocal(f"{_JOINS}{self._cause(source)}")
+            if self._shape(source) is None:
+                reason = f" ({self.failures[source]})" if source in self.failures else self._cause(source)
+                raise NotLocal(f"it joins a map with the result of {path_of(source)}, whose shape is not known{reason}")
         operands: Any = {s: self._operand(s) for s in node.all_input_nodes}
         args: Any = fx.node.map_arg(node.args, operands.__getitem__)
         kwargs: Any = fx.node.map_arg(node.kwargs, operands.__getitem__)
         args, kwargs = _plain(args), _plain(kwargs)
         if node.op == "call_module" and node.target == "_guards_fn":
             return _guarded(target, args[0])
+        for partial in (operands[s] for s in node.all_input_nodes if s in self.partials):
+            result: Any = partial.then(name_of(node), target, args, kwargs)
+            return result
+        if self._is_constant(node, args, kwargs):
+            return self._deferred(target, args, kwargs)
         if any(isinstance(operands[s], Value) or values_of(operands[s]) for s in operands) and not (
             picks(node) and isinstance(args[0], tuple)
         ):
@@ -136,6 +184,12 @@ class Lowering:
             return computed(target, args, kwargs)
         except (TypeError, AttributeError, IndexError, RuntimeError, AssertionError) as error:
             raise NotLocal(f"{node.name}: {error}") from None
+
+    def _unfinish(self, nodes: Sequence[fx.Node], reason: NotLocal) -> None:
+        """Refuse calls that would have been streamed, had a later call completed them to a reduction."""
+        for node in nodes:
+            self.refusals[node] = f"{path_of(node)}: {reason}"
+            self._unfinish([s for s in node.all_input_nodes if s in self.partials], reason)
 
     def _cause(self, node: fx.Node) -> str:
         """Which call made a result that is not local, and why; in brackets, or nothing."""
@@ -151,22 +205,23 @@ class Lowering:
     def _operand(self, node: fx.Node) -> Any:
         if node in self.known:
             return self.known[node]
+        if node in self.partials:
+            return self.partials[node]
         if node in self.constants:
             value = self.constants[node]()
             return Weight(self.constants[node]) if isinstance(value, Tensor) else value
         fake = self._shape(node)
         if not isinstance(fake, Tensor):
             raise NotLocal(f"{node.name} is a number or tuple that depends on the size of the image")
+        if not self._gathers(node):
+            raise NotLocal(f"{node.name} is a tensor that depends on the size of the image")
         return Statistic(node.name, tuple(0 if n == _NOMINAL[0] else n for n in fake.shape))
 
     def _add(self, name: str, local: Local, slices: dict[int, int]) -> Value:
         """Append an operation and return the value that it makes."""
         self.made.append(Made(name, local.op, tuple(v.index for v in local.inputs), local.weights))
-        first = local.inputs[0]
+        first, layout = local.inputs[0], _layout_of(local)
         channels = first.channels if local.channels is None else local.channels
-        layout = local.layout
-        if layout is None:
-            layout = canonical(channels) if is_canonical(first.layout) else first.layout
         statistics = {w.name for w in local.weights if isinstance(w, Statistic)}
         self.channels.append(channels)
         self.phases.append(
@@ -178,7 +233,95 @@ class Lowering:
         index = len(self.made)
         if local.shares:
             slices[index] = first.index
-        return Value(index, channels, layout)
+        same = not callable(local.op) and _keeps_length(local.op.rows) and _keeps_length(local.op.cols)
+        return Value(index, channels, layout, first.like if same else index)
+
+    def _compare(self, node: fx.Node, lowered: Any) -> None:
+        """Refuse a call whose result would not have the shape that torch.export recorded."""
+        recorded = node.meta.get("val")
+        if recorded is None:
+            return
+        several = isinstance(lowered, list) and any(isinstance(part, Local) for part in lowered)
+        if several and not isinstance(recorded, list | tuple):
+            raise NotLocal("it would have several results where torch.export recorded one")
+        parts = zip(lowered, recorded, strict=False) if several else [(lowered, recorded)]
+        for part, like in parts:
+            if isinstance(part, Reduction):
+                layout, dropped = reduced(part.value.layout, part.keepdim, part.value.channels)
+                layout = tuple(d for i, d in enumerate(layout) if i not in dropped)
+            elif isinstance(part, Local):
+                layout = _layout_of(part)
+            elif isinstance(part, Value):
+                layout = part.layout
+            else:
+                continue
+            lengths = like.shape if isinstance(like, Tensor) else ()
+            pairs = zip(layout, lengths, strict=False)
+            if len(layout) != len(lengths) or any(isinstance(d, tuple) and isinstance(n, int) and d[1] != n for d, n in pairs):
+                raise NotLocal(f"its result would not have the shape {tuple(map(str, lengths))} that torch.export recorded")
+
+    def _is_constant(self, node: fx.Node, args: Any, kwargs: Any) -> bool:
+        """Whether a call takes of maps their type or device alone, and makes a tensor."""
+        leaves = _pytree.tree_leaves((args, kwargs))
+        if any(isinstance(a, Statistic | Extent) or a is BATCH for a in leaves):
+            return False
+        name, given = name_of(node), [*args, *kwargs.values()]
+        first: Any = given[0] if given else None
+        if any(isinstance(a, Value) for a in leaves):
+            others = [a for a in _pytree.tree_leaves(given[1:]) if isinstance(a, Value)]
+            made = name in _NEW and not others
+            return made or (name in ("to", "type_as") and isinstance(first, Weight) and len(others) == 1 and not isinstance(first, Value))
+        return any(isinstance(a, Weight | Trait) for a in leaves) and (isinstance(first, Weight) or not picks(node))
+
+    def _deferred(self, target: Any, args: Any, kwargs: Any) -> Any:
+        """A tensor made of weights, numbers, and the type and device of the image, which are taken to be those of the network."""
+        if not any(t.is_floating_point() for t in (*self.root.parameters(), *self.root.buffers())):
+            raise NotLocal("it depends on the type of the image, and the network has no weights that tell it")
+
+        def value(a: Any) -> Any:
+            if isinstance(a, Weight):
+                return a.read()
+            example = torch.empty((), dtype=self._dtype, device=self._device)
+            return getattr(example, a.name) if isinstance(a, Trait) else example if isinstance(a, Value) else a
+
+        def read() -> Tensor:
+            given: Any = _pytree.tree_map(value, args)
+            named: Any = _pytree.tree_map(value, kwargs)
+            result: Tensor = getattr(given[0], target)(*given[1:], **named) if isinstance(target, str) else target(*given, **named)
+            return result
+
+        example = read()
+        if isinstance(example, torch.dtype | torch.device):
+            raise NotLocal("a type or device that depends on the image's")
+        return Weight(read) if isinstance(example, Tensor) else example
+
+    def _gathers(self, node: fx.Node) -> bool:
+        """Whether a result comes from a reduction, or from a whole map, rather than from sizes alone."""
+        if node in self.reductions or self.results[node].whole:
+            return True
+        return any(self._gathers(s) for s in node.all_input_nodes if s in self.results)
+
+    def _widened(self, node: fx.Node) -> Local | None:
+        """A result of one position, given the height and width of a map: pooled branches that are interpolated or expanded."""
+        sources = [s for s in node.all_input_nodes if s in self.results]
+        if len(sources) != 1 or name_of(node) not in _WIDENING or node.op == "call_module" or node.args[:1] != (sources[0],):
+            return None
+        known = {s: self.known.get(s) for s in node.all_input_nodes if s is not sources[0]}
+        arguments: Any = fx.node.map_arg((node.args[1:], node.kwargs), known.get)
+        like = [a.like for a in _pytree.tree_leaves(arguments) if isinstance(a, Extent)]
+        axes = [a.axis for a in _pytree.tree_leaves(arguments) if isinstance(a, Extent)]
+        maps = [a for a in _pytree.tree_leaves(arguments) if isinstance(a, Value)]
+        if name_of(node) == "expand_as" or len(maps) + len(like) == 0 or self.results[sources[0]].whole or not self._gathers(sources[0]):
+            return None
+        shape, widened = self._shape(sources[0]), self._shape(node)
+        if not isinstance(shape, Tensor) or shape.dim() != 4 or tuple(shape.shape[2:]) != (1, 1) or not isinstance(widened, Tensor):
+            return None
+        if axes != [0, 1] or None in like or like[0] != like[1] or widened.shape[1] != shape.shape[1]:
+            return None
+        statistic = Statistic(sources[0].name, tuple(0 if n == _NOMINAL[0] else n for n in shape.shape))
+        channels = int(shape.shape[1])
+        first = Value.plain(int(like[0] or 0), self.channels[int(like[0] or 0)])
+        return Local(Pointwise(_everywhere, (Slot(0), Slot(1)), {}), (first,), (statistic,), channels)
 
     def _spoil(self, node: fx.Node, target: Any, slices: Mapping[int, int], spoilt: dict[int, str]) -> None:
         """Remember what value the head changes in place, which local calls behind may then not read."""
@@ -250,18 +393,26 @@ class Lowering:
             found = self.reductions[node]
             layout, dropped = reduced(found.value.layout, found.keepdim, found.value.channels)
             with self.fakes:
-                gathered = torch.empty(_NOMINAL[0], found.value.channels, 1, 1, dtype=found.dtype or self._dtype, device=self._device)
-                return shaped(gathered, layout, dropped)
+                empty = torch.empty(
+                    _NOMINAL[0], found.value.channels, found.count, 1, dtype=found.dtype or self._dtype, device=self._device
+                )
+                return shaped(empty, layout, dropped)
         target: Any = node.target
         if node.op == "call_module":
             target = self._without_effect(self.root.get_submodule(target))
         nominal: Any = {s: self._nominal(s) for s in node.all_input_nodes}
+        unknown = next((s for s in nominal if s in self.failures), None)
+        if unknown is not None:
+            self.failures[node] = self.failures[unknown]
+            return None
         args: Any = fx.node.map_arg(node.args, nominal.__getitem__)
         kwargs: Any = fx.node.map_arg(node.kwargs, nominal.__getitem__)
         try:
-            with self.fakes, torch.no_grad():
+            with quiet(), self.fakes, torch.no_grad():
                 return getattr(args[0], target)(*args[1:], **kwargs) if isinstance(target, str) else target(*args, **kwargs)
-        except Exception:  # noqa: BLE001 - whatever fails on a nominal shape is left to the head, which runs on true ones
+        except Exception as error:  # noqa: BLE001 - whatever fails on a nominal shape is left to the head, which runs on true ones
+            reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+            self.failures[node] = f"{path_of(node)}: {reason.replace(str(_NOMINAL[0]), 'N')}"
             return None
 
     def _without_effect(self, module: nn.Module) -> Callable[..., Any]:
@@ -288,15 +439,20 @@ class Lowering:
             return _NOMINAL[1 + known.axis]
         if known is BATCH:
             return _NOMINAL[0]
+        if isinstance(known, Weight):
+            return self.fakes.from_tensor(known.read().detach())
+        if isinstance(known, Trait):
+            return self._dtype if known.name == "dtype" else torch.device("cpu")
         return tuple(map(self._nominal_of, known)) if isinstance(known, tuple) else known
 
     @property
     def _dtype(self) -> torch.dtype:
-        return next((p.dtype for p in self.root.parameters() if p.is_floating_point()), torch.float32)
+        tensors = (*self.root.parameters(), *self.root.buffers())
+        return next((t.dtype for t in tensors if t.is_floating_point()), torch.float32)
 
     @property
     def _device(self) -> torch.device:
-        return next((p.device for p in self.root.parameters()), torch.device("cpu"))
+        return next((t.device for t in (*self.root.parameters(), *self.root.buffers())), torch.device("cpu"))
 
 
 class _Plain(nn.Module):
@@ -324,6 +480,24 @@ def values_of(known: Any) -> list[Value]:
     if isinstance(known, tuple | list):
         return [value for part in known for value in values_of(part)]
     return [known] if isinstance(known, Value) else []
+
+
+def _layout_of(local: Local) -> Layout:
+    """Layout of the tensor that an operation's output stands for."""
+    first = local.inputs[0]
+    if local.layout is not None:
+        return local.layout
+    return canonical(first.channels if local.channels is None else local.channels) if is_canonical(first.layout) else first.layout
+
+
+def _keeps_length(axis: Any) -> bool:
+    """Whether there are as many outputs as inputs, whatever their number."""
+    return isinstance(axis, Window) and axis.stride == 1 and axis.before + axis.after == axis.extent - 1
+
+
+def _everywhere(map: Tensor, statistic: Tensor) -> Tensor:
+    """A statistic at every position of a map."""
+    return statistic.expand(map.shape[0], -1, *map.shape[2:])
 
 
 def _base(value: int, slices: Mapping[int, int]) -> int:

@@ -41,6 +41,7 @@ def stream(
     body: nn.Module | None = None,
     head: nn.Module | None = None,
     check: bool = True,
+    channels: int | None = None,
 ) -> Streamed:
     """Wrap a network so that its local part runs in pieces, exactly.
 
@@ -65,6 +66,8 @@ def stream(
     check
         Whether what is captured is compared with the network itself, values and gradients, on one small image; each time it is
         captured, which is once while nothing but weights changes.
+    channels
+        Of the image, where the network does not tell; default: the number that its layers take, 3 if any fits.
 
     Returns
     -------
@@ -85,7 +88,7 @@ def stream(
         raise ValueError("body and head divide a network together: give both or neither")
     if body is not None and head is not None:
         module = Split(body, head).train(module.training)
-    return Streamed(module, None if memory is None else parse_bytes(memory), tile, barriers, check)
+    return Streamed(module, None if memory is None else parse_bytes(memory), tile, barriers, check, channels)
 
 
 class Streamed(nn.Module):
@@ -101,19 +104,30 @@ class Streamed(nn.Module):
     """
 
     def __init__(
-        self, module: nn.Module, memory: int | None, tile: tuple[int, int] | None, barriers: str = "auto", check: bool = True
+        self,
+        module: nn.Module,
+        memory: int | None,
+        tile: tuple[int, int] | None,
+        barriers: str = "auto",
+        check: bool = True,
+        channels: int | None = None,
     ) -> None:
         super().__init__()
         if barriers not in ("auto", "kept", "spilled", "regenerated"):
             raise ValueError(f"barriers {barriers!r}: expected auto, kept, spilled or regenerated")
         if tile is not None and (len(tile) != 2 or min(tile) < 1):
             raise ValueError(f"tile {tile}: expected (rows, columns), both positive, in pixels of the image")
+        if channels is not None and channels < 1:
+            raise ValueError(f"channels {channels}: expected a positive number")
         self.module = module
         self.cut = nn.Identity()
-        self._memory, self._tile, self._barriers = memory, tile, barriers
+        self._memory, self._tile, self._barriers, self._channels = memory, tile, barriers, channels
         self._captures, self._check = Captures(), check
         self._plans: dict[Any, Plan] = {}
-        self.graph()
+        try:
+            self.graph()
+        except OtherChannels as refusal:
+            raise NotStreamableError(f"{type(module).__name__} takes no images of {channels} channels: {refusal}") from None
 
     def __getstate__(self) -> dict[str, Any]:
         """Without plans, which refer to this very network: a copy makes its own."""
@@ -126,7 +140,7 @@ class Streamed(nn.Module):
         buffer whose number the code asks for.
         """
         reduce = not (self.cut._forward_hooks or self.cut._forward_pre_hooks or self.cut._backward_hooks)
-        return self._captures.graph(self.module, channels=channels, reduce=reduce, check=self._check)
+        return self._captures.graph(self.module, channels=channels or self._channels, reduce=reduce, check=self._check)
 
     @_disable_dynamo  # torch.compile would trace every step; torch.compiler.disable would import the compiler here
     def forward(self, image: Tensor | LazyImage, done: Callable[[], None] = lambda: None) -> Any:
@@ -362,8 +376,11 @@ class Streamed(nn.Module):
         """The captured network for an image of so many channels, after a look at its hooks."""
         try:
             graph = self.graph(channels)
-        except OtherChannels:
-            raise RegionError(f"image of {channels} channels: the network takes {self.graph().channels[0]}") from None
+        except (OtherChannels, NotStreamableError):
+            taken = self.graph().channels[0]
+            if taken == channels:
+                raise
+            raise RegionError(f"image of {channels} channels: the network takes {taken}") from None
         refuse_hooks(self.module, graph)
         return graph
 

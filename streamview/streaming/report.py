@@ -23,7 +23,8 @@ class Cut:
     layer
         What makes the map: path of a module, or of the module around a function with the function's name.
     kind
-        ``"map"`` (assembled whole), or a running reduction that never holds it: ``"mean"``, ``"sum"``, ``"max"``.
+        ``"map"`` (assembled whole), or a running reduction that never holds it: ``"mean"``, ``"sum"``, ``"max"``, ``"top"`` and
+        ``"bottom"`` (the k largest or smallest), ``"attention"`` (the sum by a softmax over all positions).
     channels
         Of the map.
     stride

@@ -14,7 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from streamview.errors import NotStreamableError, RegionError
 from streamview.streaming.capture import capture, refuse_hooks
-from streamview.streaming.graph import Bound, Bridge, Graph, Sink, bind, placed
+from streamview.streaming.graph import Bound, Bridge, Graph, Sink, bind, gathered, placed
 from streamview.streaming.intact import state_restored
 from streamview.streaming.ops import Piece, Size, Statistic
 from streamview.streaming.ops.combine import Add, Channels, Concatenate
@@ -130,7 +130,7 @@ def _cut(binder: _Binder, bound: Bound, key: Sink) -> Cut:
     field = _field(binder, value)
     whole = graph.phases[value] > 0  # made with a number of the whole map
     stride = placed(bound, value)[0]
-    return Cut(layer, key.kind, graph.channels[value], stride, None if whole else field, field)
+    return Cut(layer, key.kind, gathered(bound, key)[0], stride, None if whole else field, field)
 
 
 def _barrier(bound: Bound, phase: int) -> Barrier:
@@ -140,14 +140,14 @@ def _barrier(bound: Bound, phase: int) -> Barrier:
     given = {i for i, operand in enumerate(graph.operands) if isinstance(operand, Statistic) and operand.name in bridge.gives}
     names = [node.name for node in graph.nodes.values() if given & set(node.weights)] or list(bridge.gives)
     layers = [name if name in graph.modules else name.rpartition(".")[0] or name for name in names]
-    gathered = [
-        f"{'map' if key.kind == 'map' else key.kind} of {graph.channels[key.value]} channels"
+    taken = [
+        f"{'map' if key.kind == 'map' else key.kind} of {gathered(bound, key)[0]} channels"
         for key in bridge.takes
         if isinstance(key, Sink) and key.kind != "shape"
     ]
     crossing = [value for value in graph.crossing if graph.phases[value] <= phase < graph.last_reader(value)]
     size = sum(_bytes(bound, value) for value in crossing)
-    return Barrier(tuple(dict.fromkeys(layers)), tuple(dict.fromkeys(gathered)), size)
+    return Barrier(tuple(dict.fromkeys(layers)), tuple(dict.fromkeys(taken)), size)
 
 
 def _bytes(bound: Bound, value: int) -> int:
@@ -314,9 +314,10 @@ class _Takes:
         if not self._tries:
             return True
         maps = [key for key in bound.graph.head.takes if isinstance(key, Sink)]
-        sizes = tuple(bound.sizes[key.value] if key.kind in ("map", "shape") else (1, 1) for key in maps)
+        shapes = [gathered(bound, key) for key in maps]
+        sizes = tuple(size for _, size in shapes)
         if sizes not in self._known:
-            self._known[sizes] = self._head_takes([bound.graph.channels[key.value] for key in maps], sizes)
+            self._known[sizes] = self._head_takes([channels for channels, _ in shapes], sizes)
         return self._known[sizes]
 
     def _head_takes(self, channels: Sequence[int], sizes: Sequence[Size]) -> bool:

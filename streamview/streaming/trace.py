@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import builtins
 import contextlib
+import logging
 import operator
+import re
 import threading
 import types
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 from unittest import mock
 
@@ -31,9 +34,11 @@ from streamview.streaming.ops.pointwise import of_channels
 from streamview.streaming.ops.reduce import positions, spread
 from streamview.streaming.origin import runs_torch_code
 
-__all__ = ["Split", "admit", "is_container", "trace"]
+__all__ = ["Split", "admit", "is_container", "quiet", "trace"]
 
 _EXAMPLE = (512, 768)  # height and width of the image that torch.export sees
+_EXPORTS = 5  # numbers of channels that torch.export tries
+_UNFIT = re.compile(r"channels|normalized_shape|size of tensor|sizes of tensors|is invalid for input|cannot be multiplied|reduction dim")
 
 # torch.fx and torch.export change torch itself while they work, so there is one at a time in a process
 _TRACING = threading.RLock()
@@ -165,12 +170,26 @@ class _Tracer(fx.Tracer):
             return True
         return super().is_leaf_module(m, module_qualified_name) and runs_torch_code(m)
 
+    def create_arg(self, a: Any) -> Any:
+        # torch.fx would leave a tensor made in `forward` as an attribute on the user's network
+        own = (*self.root.parameters(), *self.root.buffers())
+        if isinstance(a, Tensor) and a not in self.tensor_attrs and all(a is not tensor for tensor in own):
+            return self.create_node("call_function", _constant(a), (), {})
+        return super().create_arg(a)
+
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         if _contexts() != self._contexts:
             raise NotStreamableError(
                 "the network switches gradients or autocast within itself: freeze by requires_grad, and put autocast around the call"
             )
         return super().create_node(*args, **kwargs)
+
+
+def _constant(tensor: Tensor) -> Callable[[], Tensor]:
+    def constant() -> Tensor:
+        return tensor.clone()  # a network may change it in place after it made it
+
+    return constant
 
 
 def _contexts() -> tuple[bool, ...]:
@@ -207,27 +226,30 @@ def _record(module: nn.Module) -> fx.Graph:
     return graph
 
 
-def trace(module: nn.Module, channels: int) -> tuple[fx.Graph, nn.Module, tuple[Tensor, ...]]:
+def trace(module: nn.Module, counts: Sequence[int], exported: bool = False) -> tuple[fx.Graph, nn.Module, int | None, tuple[Tensor, ...]]:
     """Record the calls that a network makes.
 
     Parameters
     ----------
     module
         The network, in its present mode.
-    channels
-        Of the image, for torch.export, which needs an example.
+    counts
+        Of channels that the image may have, likeliest first, for torch.export, which needs an example.
+    exported
+        Whether to use torch.export without trying torch.fx.
 
     Returns
     -------
     tuple
-        The graph, the module that its targets are paths in, and tensors whose numbers became constants of the graph.
+        The graph, the module that its targets are paths in, the number of channels that torch.export was given (None: torch.fx was
+        used), and tensors whose numbers became constants of the graph.
 
     Raises
     ------
     NotStreamableError
         When neither way succeeds; the message gives both reasons.
     """
-    root, numbers = module, _Numbers()
+    root, channels, numbers = module, None, _Numbers()
     _refuse_fake_quantisation(module)
     if isinstance(module, fx.GraphModule):
         graph = fx.Graph()
@@ -236,18 +258,20 @@ def trace(module: nn.Module, channels: int) -> tuple[fx.Graph, nn.Module, tuple[
         spec = module.graph._codegen
     else:
         try:
+            if exported:
+                raise ValueError("it was not tried")
             with _alone(), numbers, attributes_restored(module):
                 graph = _record(module)
             spec = None
         except (fx.proxy.TraceError, TypeError, ValueError, RuntimeError, AttributeError, AssertionError, LookupError, NameError) as error:
             numbers = _Numbers()
             with _alone(), state_restored(module), attributes_restored(module):
-                root = _export(module, channels, error)
+                root, channels = _export(module, counts, error)
             graph, spec = root.graph, root.graph._codegen
     if isinstance(spec, fx.graph._PyTreeCodeGen):
         _restore_outputs(graph, spec.pytree_info.out_spec)
     _rewrite(graph, root)
-    return graph, root, tuple(numbers.read.values())
+    return graph, root, channels, tuple(numbers.read.values())
 
 
 def _refuse_fake_quantisation(module: nn.Module) -> None:
@@ -260,31 +284,82 @@ def _refuse_fake_quantisation(module: nn.Module) -> None:
             )
 
 
-def _export(module: nn.Module, channels: int, reason: Exception) -> fx.GraphModule:
+def quiet() -> AbstractContextManager[Any]:
+    """Keep torch from showing the tracebacks of calls that fail on tensors without memory: these are asked for what fits."""
+    return mock.patch.object(logging.getLogger("torch._subclasses.fake_tensor"), "disabled", True)
+
+
+class _OwnSize(TorchFunctionMode):
+    """Pooling by a window of the map's own size as the reduction that it is: torch.export would take the size for a fixed one."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        named = dict(kwargs or {})
+        reduce = _OWN_SIZE.get(func)
+        if reduce is not None:
+            names = ("input", "kernel_size", "stride", "padding")
+            given = dict(zip(names, args, strict=False)) | named
+            x, kernel = given.get("input"), given.get("kernel_size")
+            others = [given[name] for name in given if name not in names[:3]]
+            plain = len(args) <= 4 and all(a in (0, (0, 0), [0, 0], False, None) or (func in _MAXIMA and a == 1) for a in others)
+            sizes = x.shape[-2:] if isinstance(x, Tensor) else ()
+            if (
+                plain
+                and isinstance(x, Tensor)
+                and isinstance(kernel, tuple | list)
+                and len(kernel) == len(sizes)
+                and all(map(_is_same, kernel, sizes))
+            ):
+                return reduce(x)
+        return func(*args, **named)
+
+
+def _is_same(a: Any, b: Any) -> bool:
+    """Whether two lengths are one symbol of torch.export; asking whether they are equal would bind it."""
+    return isinstance(a, torch.SymInt) and isinstance(b, torch.SymInt) and bool(a.node.expr == b.node.expr)
+
+
+_MAXIMA = (F.max_pool2d, torch.max_pool2d)
+_OWN_SIZE: dict[Any, Callable[[Tensor], Tensor]] = {
+    F.avg_pool2d: lambda x: x.mean((2, 3), keepdim=True),
+    **dict.fromkeys(_MAXIMA, lambda x: F.adaptive_max_pool2d(x, 1)),
+}
+
+
+def _export(module: nn.Module, counts: Sequence[int], reason: Exception) -> tuple[fx.GraphModule, int]:
+    """Capture by torch.export for the first number of channels that fits."""
+    refusals: list[Exception] = []
+    for channels in list(dict.fromkeys(counts))[:_EXPORTS]:
+        try:
+            return _exported(module, channels), channels
+        except Exception as error:  # noqa: BLE001 - torch.export raises whatever the network's code and its own do
+            refusals.append(error)
+    # a network that takes other images refuses these by the shapes of its weights, which says nothing of why it cannot be captured
+    refusal = next((error for error in refusals if not _UNFIT.search(str(error))), refusals[0])
+    raise NotStreamableError(
+        f"{type(module).__name__} cannot be traced: {_first_line(reason)} (torch.fx); {_first_line(refusal)} (torch.export). Control "
+        "flow that depends on the image keeps a network from being streamed; stream a submodule without it, or give body= and head="
+    ) from refusal
+
+
+def _exported(module: nn.Module, channels: int) -> fx.GraphModule:
     """Capture by torch.export with height and width left open."""
     first = next((t for t in (*module.parameters(), *module.buffers()) if t.is_floating_point()), torch.empty(0))
     example = torch.zeros(2, channels, *_EXAMPLE, dtype=first.dtype, device=first.device)
     dims = {0: torch.export.Dim.AUTO, 2: torch.export.Dim.AUTO, 3: torch.export.Dim.AUTO}
-    try:
-        # by default torch.export takes it that nothing depends on whether a length is one
-        with warnings.catch_warnings(), _config.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]
-            warnings.simplefilter("ignore")
-            exported = torch.export.export(module, (example,), dynamic_shapes=(dims,), strict=False)
-        found = exported.module()
-        image = next(node for node in exported.graph.nodes if node.name in exported.graph_signature.user_inputs)
-        fixed = [n for n in image.meta["val"].shape[2:] if isinstance(n, int)]
-        if fixed:
-            raise ValueError(f"torch.export finds that it takes only images of {_EXAMPLE[0]} x {_EXAMPLE[1]} px")
-        for images in (1, 3):
-            admit(found._guards_fn, images, channels, _EXAMPLE)  # type: ignore[arg-type]
-    except Exception as error:  # torch.export raises whatever the network's code and its own do
-        raise NotStreamableError(
-            f"{type(module).__name__} cannot be traced: {_first_line(reason)} (torch.fx); {_first_line(error)} (torch.export). Control "
-            "flow that depends on the image keeps a network from being streamed; stream a submodule without it, or give body= and head="
-        ) from error
-    if not isinstance(found, fx.GraphModule):
+    # by default torch.export takes it that nothing depends on whether a length is one
+    with warnings.catch_warnings(), quiet(), _config.patch(backed_size_oblivious=True), _OwnSize():  # type: ignore[attr-defined]
+        warnings.simplefilter("ignore")
+        exported = torch.export.export(module, (example,), dynamic_shapes=(dims,), strict=False)
+    result = exported.module()
+    image = next(node for node in exported.graph.nodes if node.name in exported.graph_signature.user_inputs)
+    fixed = [n for n in image.meta["val"].shape[2:] if isinstance(n, int)]
+    if fixed:
+        raise ValueError(f"torch.export finds that it takes only images of {_EXAMPLE[0]} x {_EXAMPLE[1]} px")
+    for images in (1, 3):
+        admit(result._guards_fn, images, channels, _EXAMPLE)  # type: ignore[arg-type]
+    if not isinstance(result, fx.GraphModule):
         raise AssertionError("torch.export returned no graph")
-    return found
+    return result
 
 
 def admit(guards: nn.Module, images: int, channels: int, size: tuple[int, int]) -> None:
@@ -409,10 +484,19 @@ def _padded_convolution(module: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tens
     return F.conv2d(padded, weight, bias, module.stride, 0, module.dilation, module.groups)
 
 
+def _lp_pool2d(input: Tensor, norm_type: Any, kernel_size: Any, stride: Any = None, ceil_mode: bool = False) -> Tensor:
+    """``F.lp_pool2d`` by the mean of powers, as torch computes it."""
+    high, wide = kernel_size if isinstance(kernel_size, tuple | list) else (kernel_size, kernel_size)
+    mean = F.avg_pool2d(input.pow(norm_type), kernel_size, stride, 0, ceil_mode)
+    total: Tensor = (torch.sign(mean) * F.relu(torch.abs(mean))).mul(wide * high).pow(1.0 / norm_type)
+    return total
+
+
 _FUNCTIONS: dict[Any, Callable[..., Any]] = {
     F.group_norm: _group_norm,
     torch.group_norm: _group_norm,
     torch.ops.aten.group_norm.default: _group_norm,
+    F.lp_pool2d: _lp_pool2d,
     F.instance_norm: _instance_norm,
     torch.instance_norm: _instance_norm,
     torch.var: _variance,
@@ -457,6 +541,7 @@ def _rewrite(graph: fx.Graph, root: nn.Module) -> None:
             part = node.prev
             while part is not before:
                 part.meta = dict(node.meta) | ({"rewritten": str(node.target)} if node.op == "call_module" else {})
+                part.meta.pop("val", None)  # the shape is that of the whole
                 pending.append(part)  # its own parts in their turn
                 part = part.prev
             node.replace_all_uses_with(found.node)
@@ -516,6 +601,9 @@ def _of_module(graph: fx.Graph, module: nn.Module, path: str, tracer: GraphAppen
             0.0,
             instance.eps,
         )
+    if isinstance(module, nn.LPPool2d):
+        pool = module
+        return lambda x: _lp_pool2d(x, float(pool.norm_type), pool.kernel_size, pool.stride, pool.ceil_mode)
     if isinstance(module, nn.Conv2d) and not isinstance(module, nn.LazyConv2d) and module.padding_mode not in ("zeros", "circular"):
         convolution = module
         return lambda x: _padded_convolution(convolution, x, tensor("weight"), tensor("bias"))

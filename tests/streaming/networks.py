@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -74,8 +75,24 @@ class Normalised(nn.Module):
         return self.norm(x.tanh())
 
 
+class Powered(nn.Module):
+    """LPPool2d of something positive, since its gradient is undefined where a window is zero."""
+
+    def __init__(self, kernel: tuple[int, int], stride: int) -> None:
+        super().__init__()
+        self.pool = nn.LPPool2d(3, kernel, stride, ceil_mode=stride == 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.pool(x.abs() + 0.1)
+
+
+def _summed(x: Tensor, score: Tensor) -> Tensor:
+    """The sum of a map's positions by the softmax of a score, (N, C)."""
+    return (score.flatten(2).softmax(-1) * x.flatten(2)).sum(-1)
+
+
 class RandomNetwork(nn.Module):
-    """Layers applied to earlier values: `steps` holds (kind, index of the layer, indices of the values it takes)."""
+    """Layers applied to earlier values: `steps` holds (kind, index of the layer or another number, indices of the values it takes)."""
 
     def __init__(self, layers: list[nn.Module], steps: list[tuple[str, int, tuple[int, ...]]], head: str, channels: int) -> None:
         super().__init__()
@@ -84,7 +101,7 @@ class RandomNetwork(nn.Module):
         self.scale = nn.Parameter(torch.randn(1, channels, 1, 1))
         self.last = nn.Linear(channels, 3)
 
-    def forward(self, image: Tensor) -> Tensor:
+    def forward(self, image: Tensor) -> Any:
         values = [image]
         for kind, layer, sources in self.steps:
             a = values[sources[0]]
@@ -123,6 +140,36 @@ class RandomNetwork(nn.Module):
                 values.append(F.pad(a, [dx // 2, dx - dx // 2, dy // 2, dy - dy // 2]))
             elif kind == "gate":
                 values.append(a * values[sources[1]].mean((2, 3), keepdim=True).sigmoid())
+            elif kind == "halves":
+                values.append(a * values[sources[1]].mean(-1).mean(-1)[:, :, None, None].sigmoid())
+            elif kind == "own":
+                b = values[sources[1]]
+                values.append(a * F.avg_pool2d(b, (b.size(2), b.size(3))).sigmoid() + F.max_pool2d(b, b.shape[2:]).tanh())
+            elif kind == "pooled":
+                b = F.adaptive_avg_pool2d(values[sources[1]], 1).tanh()
+                mode = ("bilinear", "nearest", "area")[layer % 3]
+                values.append(torch.cat([a, F.interpolate(b, size=a.shape[-2:], mode=mode)], 1))
+            elif kind == "expanded":
+                b = values[sources[1]].mean((2, 3), keepdim=True)
+                values.append(torch.cat([a, b.expand(-1, -1, a.size(2), a.size(3))], 1))
+            elif kind == "attention":
+                values.append(a + _summed(a, values[sources[1]])[:, :, None, None].tanh())
+            elif kind == "top":
+                values.append(a * a.flatten(2).topk(layer, 2)[0].mean(2)[:, :, None, None].sigmoid())
+            elif kind == "area":
+                values.append(F.interpolate(a, size=values[sources[1]].shape[-2:], mode="area"))
+            elif kind == "flip":
+                values.append(a.flip(1))
+            elif kind == "order":
+                values.append(a[:, [(layer + 3 * i) % a.size(1) for i in range(1 + layer % 4)]])
+            elif kind == "alternate":
+                values.append(torch.cat([a[:, ::2], a[:, 1::2].roll(1, 1)], 1))
+            elif kind == "convert":
+                values.append(a.type_as(self.scale).to(image.dtype).to(self.scale.device))
+            elif kind == "constant":
+                values.append((a - torch.tensor([0.5] * a.size(1), dtype=a.dtype).view(1, -1, 1, 1)) / torch.tensor(2.0))
+            elif kind == "maximum":
+                values.append(a - values[sources[1]].max(-1, keepdim=True)[0].max(-2, keepdim=True)[0].tanh())
             else:
                 values.append(1.5 - a.mul(0.5) / 2)
         out = values[-1] * self.scale
@@ -132,6 +179,16 @@ class RandomNetwork(nn.Module):
             return self.last(out.mean((2, 3)))
         if self.head == "max":
             return self.last(nn.functional.adaptive_max_pool2d(out, 1).flatten(1))
+        if self.head == "gem":
+            return self.last(F.avg_pool2d(out.clamp(min=1e-3).pow(2), out.shape[-2:]).flatten(1))
+        if self.head == "attention":
+            return self.last(_summed(out, out[:, :1]))
+        if self.head == "top":
+            return self.last(out.flatten(2).topk(1, -1).values.mean(-1))
+        if self.head == "flat":
+            return self.last(out.flatten(2).max(2)[0] + out.sum(3).sum(2) / (out.size(2) * out.size(3)))
+        if self.head == "several":
+            return {"map": out, "answers": (self.last(out.mean((2, 3))), [image.mean((2, 3)), out.max(3)[0].max(2)[0]])}
         if self.head == "both":
             return self.last(nn.functional.adaptive_avg_pool2d(out, 1).flatten(1)) + out.amax((2, 3)).mean(1, keepdim=True)
         return nn.functional.adaptive_avg_pool2d(out, 2).sum((2, 3)) + out.size(2)
@@ -149,11 +206,13 @@ class Case:
     tapes: float
     segment: int
     spill: bool
+    exported: bool = False
 
     def __repr__(self) -> str:
         network = self.network
         how = f"image={tuple(self.image.shape)}, tile={self.tile}, {self.barriers}, {self.worthwhile} positions at once, "
-        how += f"{self.tapes} of the tapes, segments of {self.segment}{' in a file' * self.spill}, head={network.head}"
+        how += f"{self.tapes} of the tapes, segments of {self.segment}{' in a file' * self.spill}, head={network.head}, "
+        how += "torch.export" if self.exported else "torch.fx"
         return f"Case({how}, {network.steps}, {network.layers})"
 
 
@@ -170,7 +229,7 @@ def _layers(draw: st.DrawFn, channels: int) -> nn.Module:
 
     kind = draw(
         st.sampled_from(
-            [*["conv"] * 3, *["act"] * 2, *["up"] * 2, "same", "max", "avg", "norm", "pad", "mirror", "spread", "local", "whole"]
+            [*["conv"] * 3, *["act"] * 2, *["up"] * 2, "same", "max", "avg", "norm", "pad", "mirror", "spread", "local", "whole", "power"]
         )
     )
     if kind == "conv":
@@ -178,6 +237,8 @@ def _layers(draw: st.DrawFn, channels: int) -> nn.Module:
         out = groups * draw(st.integers(1, max(1, 6 // groups)))
         dilation = pair(1, 2)
         return nn.Conv2d(channels, out, pair(1, 7), pair(1, 3), pair(0, 3), dilation, groups, bias=draw(st.booleans()))
+    if kind == "power":
+        return Powered(pair(1, 3), draw(st.integers(1, 2)))
     if kind == "same":
         return nn.Conv2d(channels, draw(st.integers(1, 5)), pair(1, 6), padding="same", dilation=pair(1, 2))
     if kind == "act":
@@ -216,7 +277,7 @@ def _layers(draw: st.DrawFn, channels: int) -> nn.Module:
     if kind == "avg":
         return nn.AvgPool2d(kernel, stride, padding, ceil, draw(st.booleans()), draw(st.sampled_from([None, 5])))
     if kind == "norm":
-        norm = nn.BatchNorm2d(channels, affine=draw(st.booleans()))
+        norm = draw(st.sampled_from([nn.BatchNorm2d, nn.SyncBatchNorm]))(channels, affine=draw(st.booleans()))
         nn.init.normal_(norm.running_mean)
         nn.init.uniform_(norm.running_var, 0.5, 2)
         return norm
@@ -225,14 +286,26 @@ def _layers(draw: st.DrawFn, channels: int) -> nn.Module:
 
 _KINDS = (
     *["layer"] * 8, "add", "iadd", "sub", "mul", "cat", "half", "scalar", "swap", "split", "shuffle", "nearest", "bilinear", "fit", "gate",
+    "again", "again", "halves", "own", "pooled", "expanded", "attention", "top", "area", "flip", "order", "alternate", "convert",
+    "constant", "maximum",
 )  # fmt: skip
 
 
+_SIZED = ("nearest", "bilinear", "fit", "area")  # to the size of another value
+_WHOLE = ("gate", "halves", "own", "attention", "maximum")  # with a number for each channel of another value
+
+
 @st.composite
-def cases(draw: st.DrawFn) -> Case:
-    """A random network of two to nine layers with branches, an odd image and a tile, all of float64."""
+def cases(draw: st.DrawFn, exported: float = 0) -> Case:
+    """A random network of two to nine layers with branches, an odd image and a tile, all of float64; a share captured by torch.export."""
     torch.manual_seed(draw(st.integers(0, 2**20)))
-    image = torch.randn(draw(st.integers(1, 2)), 3, draw(st.integers(7, 29)), draw(st.integers(7, 29)), dtype=torch.float64)
+    image = torch.randn(
+        draw(st.integers(1, 2)),
+        draw(st.sampled_from([3, 3, 3, 1, 4])),
+        draw(st.integers(7, 29)),
+        draw(st.integers(7, 29)),
+        dtype=torch.float64,
+    )
     layers: list[nn.Module] = []
     steps: list[tuple[str, int, tuple[int, ...]]] = []
     values = [image]
@@ -243,14 +316,17 @@ def cases(draw: st.DrawFn) -> Case:
         joins = [i for i in twins if values[i].shape[1] in (a.shape[1], 1)]
         kind = draw(st.sampled_from(_KINDS))
         second = draw(st.sampled_from(twins if kind == "cat" else joins))
-        if kind in ("nearest", "bilinear", "fit"):
+        if kind in (*_SIZED, "pooled", "expanded"):
             second = draw(st.integers(0, len(values) - 1))
-        if kind == "gate":
+        if kind in _WHOLE and kind != "attention":
             second = draw(st.sampled_from([i for i, v in enumerate(values) if v.shape[1] in (a.shape[1], 1)]))
         if (kind == "iadd" and first == 0) or (kind in ("swap", "shuffle") and a.shape[1] % 2) or (kind == "split" and a.shape[1] < 2):
             continue
-        if kind == "layer":
-            layer = draw(_layers(a.shape[1])).double().eval()
+        if kind == "attention":
+            second = draw(st.sampled_from([i for i in twins if values[i].shape[1] in (a.shape[1], 1)]))
+        if kind == "layer" or (kind == "again" and layers):
+            number = len(layers) if kind == "layer" else draw(st.integers(0, len(layers) - 1))
+            layer = draw(_layers(a.shape[1])).double().eval() if kind == "layer" else layers[number]
             try:
                 with torch.no_grad():
                     out = layer(a.clone())
@@ -259,24 +335,34 @@ def cases(draw: st.DrawFn) -> Case:
             # torch corrupts memory in the reverse pass of a max-pool window that a dilation keeps from meeting the map: minus infinity
             if min(out.shape[2:]) < 1 or out.numel() > 20000 or out.isinf().any():
                 continue
-            layers.append(layer)
-            steps.append(("layer", len(layers) - 1, (first,)))
+            layers = layers if layer in layers else [*layers, layer]
+            steps.append(("layer", number, (first,)))
             values.append(out)
             continue
         b = values[second]
         if kind == "fit" and any(n + 6 < m for n, m in zip(b.shape[2:], a.shape[2:], strict=True)):
             continue
-        steps.append((kind, 0, (first, second)))
-        if kind in ("nearest", "bilinear", "fit"):
+        if kind == "again" or (kind == "alternate" and a.shape[1] < 2):
+            continue
+        many = a.shape[2] * a.shape[3]
+        number = draw(st.integers(1, min(3, many)) if kind == "top" else st.integers(0, 11) if kind in ("order", "pooled") else st.just(0))
+        steps.append((kind, number, (first, second)))
+        if kind in _SIZED:
             values.append(a[:, :, :1, :1].expand(-1, -1, *b.shape[2:]))
             continue
         values.append(
-            torch.cat([a, b], 1) if kind == "cat" else a[:, :1] if kind == "half" else a + b if kind in ("add", "sub", "mul", "iadd") else a
-        )
-    head = draw(st.sampled_from(["map", "mean", "max", "both", "grid"]))
+            torch.cat([a, b], 1) if kind == "cat"
+            else torch.cat([a, b[:, :, :1, :1].expand(-1, -1, *a.shape[2:])], 1) if kind in ("pooled", "expanded")
+            else a[:, :1] if kind == "half"
+            else a[:, [0] * (1 + number % 4)] if kind == "order"
+            else a + b if kind in ("add", "sub", "mul", "iadd")
+            else a
+        )  # fmt: skip
+    head = draw(st.sampled_from(["map", "mean", "max", "both", "grid", "gem", "attention", "top", "flat", "several"]))
     network = RandomNetwork(layers, steps, head, values[-1].shape[1]).double().eval()
     tile = draw(st.integers(1, image.shape[2] + 9)), draw(st.integers(1, image.shape[3] + 9))
-    if draw(st.booleans()):
+    ties = head == "top" or any(kind == "top" for kind, *_ in steps)  # of which torch takes any
+    if draw(st.booleans()) and not ties:
         image[:, :, : draw(st.integers(0, 29)), draw(st.integers(0, 7)) :] = 0.7  # even background
     return Case(
         network,
@@ -287,4 +373,5 @@ def cases(draw: st.DrawFn) -> Case:
         tapes=draw(st.sampled_from([0.0, 0.0, 0.4, 1.0])),
         segment=draw(st.sampled_from([0, 0, 1, 2, 3])),
         spill=draw(st.booleans()),
+        exported=draw(st.floats(0, 1)) < exported,
     )

@@ -5,16 +5,20 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 from unittest import mock
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree
 
+from streamview.streaming import capture as capturing
 from streamview.streaming import module, stream
+from streamview.streaming.capture import capture
 from streamview.streaming.plan import Plan, make_plan
 
-__all__ = ["errors", "gradients", "remembering"]
+__all__ = ["captured", "errors", "gradients", "joined", "remembering"]
 
 
 @contextlib.contextmanager
@@ -31,10 +35,22 @@ def remembering(tapes: float, segment: int, spill: bool = False) -> Iterator[Non
         yield
 
 
+@contextlib.contextmanager
+def captured(exported: bool) -> Iterator[None]:
+    """Have `stream` capture by torch.export without trying torch.fx."""
+    with mock.patch.object(capturing, "capture", partial(capture, exported=exported)):
+        yield
+
+
+def joined(out: Any) -> Tensor:
+    """A network's output, if it is one tensor, or all of its tensors in one."""
+    return out if isinstance(out, Tensor) else torch.cat([t.flatten() for t in _pytree.tree_leaves(out)])
+
+
 def gradients(network: nn.Module, image: Tensor, parameters: list[Tensor], cotangent: Tensor | None) -> list[Tensor | None]:
     """Output, gradient of the image and of every parameter, for a given gradient of the output."""
     leaf = image.clone().requires_grad_()
-    out = network(leaf)
+    out = joined(network(leaf))
     return [out.detach(), *torch.autograd.grad(out, [leaf, *parameters], cotangent, allow_unused=True)]
 
 
@@ -45,7 +61,7 @@ def errors(network: nn.Module, image: Tensor, **how: Any) -> list[float]:
     """
     parameters = [p for p in network.parameters() if p.requires_grad]
     with torch.no_grad():
-        shape = network(image.clone())
+        shape = joined(network(image.clone()))
     cotangent = torch.randn_like(shape)
     expected = gradients(network, image, parameters, cotangent)
     found = gradients(stream(network, **{"check": False, **how}), image, parameters, cotangent)  # what is compared here is the engine

@@ -216,7 +216,7 @@ def test_the_head_gets_maps_in_their_layout() -> None:
         (lambda m, x: x.softmax(2), "rather than over channels"),
         (lambda m, x: x.permute(0, 1, 3, 2).softmax(3), "rather than over channels"),
         (lambda m, x: x.flatten(2).softmax(-1).reshape(x.shape), "rather than over channels"),
-        (lambda m, x: x.transpose(0, 1).flip(0), "flip"),
+        (lambda m, x: x.transpose(0, 1).flip(2), "flip"),
         (lambda m, x: x.view(x.size(0), 8, 25, 21), "new shape"),
         (lambda m, x: x.view(x.size(0), 4, -1, x.size(2) * x.size(3)), "new shape|mixes height and width|depends on the size"),
         (lambda m, x: F.conv2d(x.transpose(2, 3), m.before.weight.transpose(0, 1)), "permuted"),

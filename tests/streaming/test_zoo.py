@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from oracle import errors, gradients
+from oracle import captured, errors, gradients
 from torch import Tensor, nn
 from zoo import import_timm, import_torchvision
 
@@ -181,6 +181,25 @@ def label(case: Any) -> str | None:
 @pytest.mark.parametrize(("name", "arguments", "passes"), FAST, ids=label)
 def test_networks(name: str, arguments: dict[str, Any], passes: int) -> None:
     check(name, arguments, passes)
+
+
+def check_by_torch_export(name: str, arguments: dict[str, Any]) -> None:
+    network, (size, _) = build(name, **arguments), ALIGNED if name in NEED_ALIGNED else ODD
+    with captured(True):
+        assert stream(network).graph().tracer == "torch.export"
+        assert max(errors(network, image(size), tile=TILES)) < TOLERANCE
+
+
+@pytest.mark.parametrize(("name", "arguments"), [("timm/resnet10t", {}), ("timm/seresnet18", {"layers": (1, 1, 1, 1)})], ids=label)
+def test_networks_by_torch_export(name: str, arguments: dict[str, Any]) -> None:
+    check_by_torch_export(name, arguments)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize(("name", "arguments", "passes"), FAST, ids=label)
+def test_more_networks_by_torch_export(name: str, arguments: dict[str, Any], passes: int) -> None:
+    check_by_torch_export(name, arguments)
 
 
 @pytest.mark.slow

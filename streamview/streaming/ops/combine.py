@@ -13,8 +13,9 @@ from torch import Tensor
 
 from streamview.streaming.ops.layouts import Layout, is_canonical, split
 from streamview.streaming.ops.margins import Pad
-from streamview.streaming.ops.pointwise import elementwise
-from streamview.streaming.ops.registry import Local, NotLocal, Piece, Value, Wants, lowers
+from streamview.streaming.ops.pointwise import Pointwise, Slot, elementwise
+from streamview.streaming.ops.registry import Local, NotLocal, OtherChannels, Piece, Value, Wants, Weight, lowers
+from streamview.streaming.ops.reshape import Shuffle
 from streamview.streaming.schedule import IDENTITY, Window
 
 __all__ = ["Add", "Channels", "Concatenate"]
@@ -125,9 +126,85 @@ def _channels(input: Value, start: int, stop: int) -> Local:
     return Local(Channels(start, stop), (input,), (), found, layout, shares=True)
 
 
+def _reordered(input: Value, order: Sequence[int]) -> Local:
+    """A map's channels by number, some of them several times or not at all."""
+    count = input.channels
+    if not all(-count <= i < count for i in order):
+        raise OtherChannels(f"it picks channels {list(order)}, its map has {count}")
+    layout: Layout = tuple((1, len(order)) if isinstance(d, tuple) else d for d in input.layout)
+    return Local(Shuffle(tuple(i % count for i in order)), (input,), (), len(order), layout)
+
+
+def _picked(x: Tensor, index: Tensor) -> Tensor:
+    return x[:, index]
+
+
+def _channels_by(input: Value, index: Any) -> Local:
+    """A map's channels by a list of numbers, or by a tensor of them that belongs to the network."""
+    if isinstance(index, range | tuple | list) and all(isinstance(i, int) and not isinstance(i, bool) for i in index):
+        return _reordered(input, list(index))
+    if not isinstance(index, Weight) or len(index.shape) != 1 or not is_canonical(input.layout):
+        raise NotLocal("channels picked by what depends on the image")
+    numbers = index.read()
+    if numbers.is_floating_point():
+        raise NotLocal("channels picked by numbers that are not whole")
+    channels = int(numbers.sum()) if numbers.dtype == torch.bool else len(numbers)
+    return Local(Pointwise(_picked, (Slot(0), Slot(1)), {}), (input,), (index,), channels)
+
+
+@lowers("index_select", torch.index_select)
+def _index_select(input: Value, dim: int, index: Any) -> Local:
+    if dim % 4 != 1:
+        raise NotLocal("picking images, rows or columns of a map by number")
+    return _channels_by(input, index)
+
+
+@lowers(torch.ops.aten.index.Tensor)
+def _aten_index(input: Value, indices: Sequence[Any]) -> Local:
+    if len(indices) < 2 or any(i is not None for i in (indices[0], *indices[2:])):
+        raise NotLocal("picking images, rows or columns of a map by number")
+    return _channels_by(input, indices[1])
+
+
+@lowers("flip", torch.flip, any_layout=True)
+def _flip(input: Value, *given: Any, dims: Any = None) -> Local:
+    dims = given if dims is None else (dims,)
+    axes = dims[0] if len(dims) == 1 and isinstance(dims[0], tuple | list) else dims
+    if len(axes) != 1 or len(input.layout) != 4 or not isinstance(input.layout[axes[0]], tuple):
+        raise NotLocal(f"a flip over dimensions {tuple(axes)}: rows and columns would be read from their ends; channels can be flipped")
+    return _reordered(input, range(input.channels)[::-1])
+
+
+@lowers("roll", torch.roll, any_layout=True)
+def _roll(input: Value, shifts: Any, dims: Any = ()) -> Local:
+    (shift, *more), (dim, *others) = ((a if isinstance(a, tuple | list) else (a,)) or (None,) for a in (shifts, dims))
+    if more or others or not isinstance(shift, int) or dim is None or len(input.layout) != 4 or not isinstance(input.layout[dim], tuple):
+        raise NotLocal(f"a roll over dimensions {dims}: what leaves at one border enters at the other; channels can be rolled")
+    return _reordered(input, [(i - shift) % input.channels for i in range(input.channels)])
+
+
+@lowers("narrow", torch.narrow)
+def _narrow(input: Value, dim: int, start: int, length: int) -> Local | Value:
+    if dim % 4 != 1 or not isinstance(start, int) or not isinstance(length, int):
+        raise NotLocal("a part of a map's rows or columns by their numbers")
+    return _channels(input, start, start + length)
+
+
+@lowers("unbind", torch.unbind)
+def _unbind(input: Value, dim: int = 0) -> list[Local]:
+    if dim % 4 != 1:
+        raise NotLocal("images, rows or columns of a map apart")
+    return [_select(input, 1, index) for index in range(input.channels)]
+
+
 @lowers(operator.getitem)
 def _getitem(input: Value, index: Any) -> Local | Value:
     index = index if isinstance(index, tuple) else (index,)
+    if len(index) > 1 and index[0] == slice(None) and isinstance(index[1], list | Weight) and all(_is_whole(i) for i in index[2:]):
+        return _channels_by(input, index[1])
+    steps = len(index) > 1 and isinstance(index[1], slice) and index[1].step not in (None, 1)
+    if steps and all(map(_is_whole, (index[0], *index[2:]))) and isinstance(index[1].step, int):
+        return _reordered(input, range(input.channels)[index[1]])
     if len(index) == 2 and index[0] == slice(None) and isinstance(index[1], int):
         return _select(input, 1, index[1])
     if not all(i is Ellipsis or (isinstance(i, slice) and i.step in (None, 1)) for i in index) or index.count(Ellipsis) > 1:
@@ -147,6 +224,10 @@ def _getitem(input: Value, index: Any) -> Local | Value:
     return _channels(input, channels.start or 0, channels.stop if channels.stop is not None else input.channels)
 
 
+def _is_whole(index: Any) -> bool:
+    return index is Ellipsis or (isinstance(index, slice) and index == slice(None))
+
+
 @lowers("select", torch.select)
 def _select(input: Value, dim: int, index: int) -> Local:
     if dim % 4 != 1 or not isinstance(index, int):
@@ -160,7 +241,7 @@ def _slice(input: Value, dim: int = 0, start: int | None = None, end: int | None
     stop = None if isinstance(end, int) and end >= 2**62 else end
     if start in (None, 0) and stop is None and step == 1:
         return input
-    return _getitem(input, (*[slice(None)] * (dim % 4), slice(start, stop, step)))
+    return _getitem(input, (*[slice(None)] * (dim % 4), slice(start, stop, None if step == 1 else step)))
 
 
 def _split_at(input: Value, sizes: Sequence[int], dim: int, call: str) -> list[Local]:

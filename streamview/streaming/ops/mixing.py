@@ -10,10 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from streamview.streaming.ops.layouts import Layout, parts
+from streamview.streaming.ops.partials import Softmax
 from streamview.streaming.ops.pointwise import Pointwise, Slot, elementwise
-from streamview.streaming.ops.registry import Local, NotLocal, Value, Weight, lowers, lowers_module
+from streamview.streaming.ops.registry import Local, NotLocal, Partial, Value, Weight, fits, lowers, lowers_module
 
-__all__ = ["over_channels"]
+__all__ = ["over_channels", "over_positions"]
 
 
 def _within(function: Callable[[Tensor], Tensor], input: Value, output: Layout, channels: int, weights: Sequence[Weight] = ()) -> Local:
@@ -34,23 +35,25 @@ def _over_channels(module: nn.Module, input: Value) -> Local:
     return elementwise(module.forward, (input,), {})
 
 
-def _softmax(function: Callable[..., Tensor], input: Value, dim: int | None, dtype: torch.dtype | None = None) -> Local:
+def _softmax(function: Callable[..., Tensor], input: Value, dim: int | None, dtype: torch.dtype | None = None) -> Local | Partial:
+    if function is torch.softmax and dtype is None and over_positions(input, dim):
+        return Softmax(input)
     at = _dimension(input, dim, "softmax")
     return _within(lambda x: function(x, dim=at, dtype=dtype), input, input.layout, input.channels)
 
 
 @lowers(F.softmax, torch.softmax, "softmax", any_layout=True)
-def _softmax_function(input: Value, dim: int | None = None, _stacklevel: int = 3, dtype: torch.dtype | None = None) -> Local:
+def _softmax_function(input: Value, dim: int | None = None, _stacklevel: int = 3, dtype: torch.dtype | None = None) -> Local | Partial:
     return _softmax(torch.softmax, input, dim, dtype)
 
 
 @lowers(F.log_softmax, torch.log_softmax, "log_softmax", any_layout=True)
-def _log_softmax_function(input: Value, dim: int | None = None, _stacklevel: int = 3, dtype: torch.dtype | None = None) -> Local:
+def _log_softmax_function(input: Value, dim: int | None = None, _stacklevel: int = 3, dtype: torch.dtype | None = None) -> Local | Partial:
     return _softmax(torch.log_softmax, input, dim, dtype)
 
 
 @lowers_module(nn.Softmax, nn.LogSoftmax, any_layout=True)
-def _softmax_module(module: nn.Softmax | nn.LogSoftmax, input: Value) -> Local:
+def _softmax_module(module: nn.Softmax | nn.LogSoftmax, input: Value) -> Local | Partial:
     return _softmax(torch.softmax if isinstance(module, nn.Softmax) else torch.log_softmax, input, module.dim)
 
 
@@ -59,6 +62,8 @@ def _layer_norm(
     input: Value, normalized_shape: Sequence[int], weight: Weight | None = None, bias: Weight | None = None, eps: float = 1e-5,
     cudnn_enable: bool = True,
 ) -> Local:  # fmt: skip
+    if len(normalized_shape) == 1 and isinstance(input.layout[-1], tuple) and len(input.layout) in (3, 4):
+        fits(input, normalized_shape[0])
     if tuple(normalized_shape) != (input.channels,) or input.layout[-1] != (1, input.channels):
         raise NotLocal(f"LayerNorm over {tuple(normalized_shape)} rather than over the channels of each position")
     if weight is None and bias is not None:
@@ -93,6 +98,11 @@ def over_channels(function: Callable[..., Tensor], input: Value, dim: int, keepd
     return _within(lambda x: function(x, dim=at, keepdim=keepdim), input, output, channels)
 
 
+def over_positions(input: Value, dim: Any) -> bool:
+    """Whether a dimension of a map holds all positions."""
+    return isinstance(dim, int) and -len(input.layout) <= dim < len(input.layout) and input.layout[dim] == "HW"
+
+
 @lowers("amax", torch.amax, any_layout=True)
 def _amax(input: Value, dim: Any = (), keepdim: bool = False) -> Local:
     return over_channels(torch.amax, input, *_single(dim), keepdim)
@@ -105,13 +115,6 @@ def _amin(input: Value, dim: Any = (), keepdim: bool = False) -> Local:
 
 def _largest(x: Tensor, dim: int, keepdim: bool) -> Tensor:
     return torch.max(x, dim, keepdim)[0]
-
-
-@lowers("max", torch.max, any_layout=True)
-def _max(input: Value, dim: Any = None, keepdim: bool = False) -> list[Local] | Local:
-    if isinstance(dim, Value):
-        return elementwise(torch.maximum, (input, dim), {}, True)
-    return [over_channels(_largest, input, *_single(dim), keepdim)]
 
 
 def _single(dim: Any) -> tuple[int]:

@@ -23,6 +23,7 @@ from streamview.streaming.ops.registry import (
     Op,
     Piece,
     Statistic,
+    Trait,
     Value,
     Wants,
     Weight,
@@ -221,6 +222,10 @@ def elementwise(function: Callable[..., Tensor], args: tuple[Any, ...], kwargs: 
     def replace(a: Any) -> Any:
         return slots[a] if isinstance(a, Value | Weight | Statistic) else a
 
+    widest = max(values, key=lambda v: v.channels)
+    for shape in (w.shape for w in weights if broadcasts and all(is_canonical(v.layout) for v in values)):
+        if len(shape) in (3, 4) and min(shape[-3], widest.channels) > 1:
+            fits(widest, shape[-3])
     if any(isinstance(w, Statistic) for w in weights) and not broadcasts:
         raise NotLocal(f"{function.__name__} with an argument that depends on the whole map")
     plain = all(is_canonical(v.layout) for v in values)
@@ -281,7 +286,6 @@ _ACTIVATIONS = [
     "hardshrink",
     "softshrink",
     "relu6",
-    "prelu",
 ]
 _UNARY = [
     "sigmoid",
@@ -305,6 +309,14 @@ _UNARY = [
     "reciprocal",
     "softplus",
     "hardswish",
+    "sign",
+    "sinh",
+    "cosh",
+    "atan",
+    "log2",
+    "log10",
+    "exp2",
+    "sinc",
 ]
 _ARITHMETIC = ["mul", "div", "true_divide", "maximum", "minimum", "rsub", "addcmul"]
 
@@ -319,7 +331,6 @@ _register(torch.mul, operator.mul, operator.imul, "multiply", "multiply_", torch
 _register(torch.div, operator.truediv, operator.itruediv, "divide", "divide_", torch.divide, broadcasts=True)
 _register(torch.pow, operator.pow)
 _register(torch.neg, operator.neg)
-_register(torch.prelu, "prelu", torch.prelu)
 
 
 def _expanded(tensor: Tensor, map: Tensor) -> Tensor:
@@ -341,9 +352,16 @@ def _relu_module(module: nn.ReLU, input: Value) -> Local:
     return Local(Relu(), (input,))
 
 
+@lowers(F.prelu, torch.prelu, "prelu")
+def _prelu(input: Value, weight: Any) -> Local:
+    if isinstance(weight, Weight) and max(weight.shape, default=1) > 1:
+        fits(input, weight.shape[0])
+    return elementwise(F.prelu, (input, weight), {})
+
+
 @lowers_module(nn.PReLU)
 def _prelu_module(module: nn.PReLU, input: Value) -> Local:
-    return elementwise(F.prelu, (input, Weight.of(module, "weight")), {})
+    return _prelu(input, Weight.of(module, "weight"))
 
 
 @lowers_module(
@@ -392,8 +410,8 @@ def _aten_batch_norm(
     return _batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
 
 
-@lowers_module(nn.BatchNorm2d)
-def _batch_norm_module(module: nn.BatchNorm2d, input: Value) -> Local:
+@lowers_module(nn.BatchNorm2d, nn.SyncBatchNorm)
+def _batch_norm_module(module: nn.BatchNorm2d | nn.SyncBatchNorm, input: Value) -> Local:
     mean, variance, scale, shift = (
         None if getattr(module, name) is None else Weight.of(module, name) for name in ("running_mean", "running_var", "weight", "bias")
     )
@@ -439,3 +457,53 @@ def _cloned(input: Value, *, memory_format: Any = None) -> Local:
 @lowers("contiguous", any_layout=True)
 def _contiguous(input: Value, *, memory_format: Any = None) -> Local:
     return Local(Copy(), (input,), shares=True)
+
+
+def _converted(x: Tensor, dtype: torch.dtype | None, device: torch.device | str | None) -> Tensor:
+    # forecasts run on the device without memory
+    return x.to(dtype=dtype, device=None if x.device.type == "meta" else device)
+
+
+def _as(x: Tensor, other: Tensor) -> Tensor:
+    return _converted(x, other.dtype, other.device)
+
+
+def _convert(input: Value, dtype: Any, device: Any) -> Local | Value:
+    if isinstance(dtype, torch.dtype) and not dtype.is_floating_point:
+        raise NotLocal(f"a conversion to {dtype}, which has no gradient")
+    dtype, device = (None if isinstance(a, Trait) else a for a in (dtype, device))
+    if dtype is None and device is None:
+        return input
+    return elementwise(_converted, (input, dtype, device), {})
+
+
+@lowers("to", any_layout=True)
+def _to(input: Value, *target: Any, **how: Any) -> Local | Value:
+    if target and isinstance(target[0], Value | Weight):
+        return _type_as(input, target[0])
+    dtype = next((t for t in target if isinstance(t, torch.dtype)), how.get("dtype"))
+    device = next((t for t in target if isinstance(t, torch.device | str)), how.get("device"))
+    return _convert(input, dtype, device)
+
+
+@lowers(torch.ops.aten.to.dtype, torch.ops.aten.to.dtype_layout, torch.ops.aten.to.device, any_layout=True)
+def _aten_to(input: Value, *target: Any, **how: Any) -> Local | Value:
+    return _to(input, *target, **how)
+
+
+@lowers("type_as", any_layout=True)
+def _type_as(input: Value, other: Value | Weight) -> Local | Value:
+    return elementwise(_as, (input, other), {})
+
+
+@lowers("type", any_layout=True)
+def _type(input: Value, dtype: Any) -> Local | Value:
+    return _convert(input, dtype, None)
+
+
+def _lower_named(name: str, dtype: torch.dtype) -> None:
+    lowers(name, any_layout=True)(lambda input, **how: _convert(input, dtype, None))
+
+
+for _name, _dtype in (("float", torch.float32), ("double", torch.float64), ("half", torch.float16), ("bfloat16", torch.bfloat16)):
+    _lower_named(_name, _dtype)

@@ -21,10 +21,12 @@ __all__ = [
     "NotLocal",
     "Op",
     "OtherChannels",
+    "Partial",
     "Piece",
     "Reduction",
     "Size",
     "Statistic",
+    "Trait",
     "Value",
     "Wants",
     "Weight",
@@ -56,6 +58,13 @@ BATCH = _Batch()
 
 
 @dataclass(frozen=True, slots=True)
+class Trait:
+    """Stands for the ``dtype`` or the ``device`` of a map."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
 class Value:
     """A streamed value, standing for a tensor in a call that is being lowered.
 
@@ -67,16 +76,19 @@ class Value:
         C.
     layout
         Dimensions of the tensor it stands for, if not (N, C, H, W) itself.
+    like
+        The earliest value that has the same height and width, whatever the image.
     """
 
     index: int
     channels: int
     layout: Layout
+    like: int
 
     @classmethod
     def plain(cls, index: int, channels: int) -> Value:
         """A value that stands for (N, C, H, W)."""
-        return cls(index, channels, canonical(channels))
+        return cls(index, channels, canonical(channels), index)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -91,11 +103,14 @@ class Extent:
         The number, given that length of every value.
     value
         The value whose plain length it is, if it is one.
+    like
+        The earliest value that has the same height and width as that one, whatever the image.
     """
 
     axis: int
     of: Callable[[Sequence[int]], Any]
     value: int | None = None
+    like: int | None = None
 
     def __eq__(self, other: object) -> bool:
         raise NotLocal("a comparison with the size of a map")
@@ -259,27 +274,41 @@ class Local:
 
 @dataclass(frozen=True, slots=True)
 class Reduction:
-    """A lowered call that reduces a whole map to one number per channel.
+    """A lowered call that reduces a whole map to one number per channel, or to a few.
 
     Parameters
     ----------
     kind
-        ``"mean"``, ``"sum"`` or ``"max"``; ``"spread"`` (variance) and ``"positions"`` (how many there are), which have no gradient.
+        ``"mean"``, ``"sum"``, ``"max"``, ``"top"``, ``"bottom"`` or ``"attention"``; ``"spread"`` (variance) and ``"positions"`` (how many
+        there are), which have no gradient.
     value
         The map.
     keepdim
         Whether rows and columns stay as dimensions of length one.
     dtype
         Of the result, if not that of the map.
+    before
+        An operation of the map's size whose output is gathered in the place of the map.
+    count
+        Numbers per channel.
     """
 
     kind: str
     value: Value
     keepdim: bool
     dtype: torch.dtype | None = None
+    before: Local | None = None
+    count: int = 1
 
 
-Lowered = Local | Reduction | Value | list[Local] | tuple[Any, ...] | int
+class Partial(Protocol):
+    """A lowered call whose result is no map and is streamed only if later calls complete it to a reduction."""
+
+    def then(self, name: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Reduction | Partial:
+        """What a call that takes this makes of it; raises `NotLocal` where that is no reduction of a map."""
+
+
+Lowered = Local | Reduction | Partial | Trait | Value | list[Local] | tuple[Any, ...] | int
 _Lowering = TypeVar("_Lowering", bound=Callable[..., Lowered])
 _FUNCTIONS: dict[Any, Callable[..., Lowered]] = {}
 _MODULES: dict[type[nn.Module], Callable[..., Lowered]] = {}

@@ -214,6 +214,17 @@ def _nearest_taps(n: int, m: int, scale: float | None, mode: str, other: int) ->
     return table, ((single, ()),), ((double, ()),), ((cuda, ()),)
 
 
+def _area_taps(n: int, m: int) -> tuple[Table, Taps]:
+    """Means of the windows of ``adaptive_avg_pool2d``, which may overlap by one and differ in length by one."""
+    spans = [(o * n // m, -(-(o + 1) * n // m)) for o in range(m)]
+    taps = tuple(
+        (tuple(min(a + t, b - 1) for a, b in spans), tuple(1 / (b - a) if a + t < b else 0.0 for a, b in spans))
+        for t in range(max(b - a for a, b in spans))
+    )
+    step = n / m
+    return Table.of([a for a, _ in spans], [b - 1 for _, b in spans], step, step / 2 - 0.5), taps
+
+
 def _interpolated(
     input: Value, lengths: Sequence[Callable[[Sequence[Size], int], tuple[int, float | None]]], mode: str, align: bool
 ) -> Local:
@@ -230,7 +241,7 @@ def _interpolated(
             elif mode.startswith("nearest"):
                 found.append(_nearest_taps(n, m, scale, mode, wanted[1 - axis][0]))
             else:
-                table, single = _linear_taps(n, m, scale, align)
+                table, single = _area_taps(n, m) if mode == "area" else _linear_taps(n, m, scale, align)
                 found.append((table, single, single, single))
         (rows, row_taps, row_double, row_cuda), (cols, col_taps, col_double, col_cuda) = found
         return Resample(rows, cols, row_taps, col_taps, (row_double, col_double), (row_cuda, col_cuda))
@@ -243,8 +254,9 @@ def _interpolate(
     input: Value, size: Any = None, scale_factor: Any = None, mode: str = "nearest", align_corners: bool | None = None,
     recompute_scale_factor: bool | None = None, antialias: bool = False,
 ) -> Local:  # fmt: skip
-    if mode not in ("nearest", "nearest-exact", "bilinear") or antialias:
-        raise NotLocal(f"interpolation with mode={mode!r}{' and antialias' if antialias else ''}: nearest and bilinear can be streamed")
+    if mode not in ("nearest", "nearest-exact", "bilinear", "area") or antialias:
+        how = f"mode={mode!r}{' and antialias' if antialias else ''}"
+        raise NotLocal(f"interpolation with {how}: nearest, bilinear and area can be streamed")
     targets = pair(size) if size is not None else pair(scale_factor)
 
     def of(axis: int) -> Callable[[Sequence[Size], int], tuple[int, float | None]]:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from streamview.errors import NotStreamableError
 from streamview.streaming.ops.layouts import Layout, Part, merged, split
 from streamview.streaming.ops.pointwise import Copy
-from streamview.streaming.ops.registry import BATCH, Extent, Local, NotLocal, Piece, Size, Value, Wants, lowers, lowers_module
+from streamview.streaming.ops.registry import BATCH, Extent, Local, NotLocal, Piece, Size, Trait, Value, Wants, lowers, lowers_module
 from streamview.streaming.schedule import IDENTITY, Window
 
 __all__ = ["Shuffle", "reduced"]
@@ -27,7 +27,7 @@ Gradients = tuple[list[Tensor | None], list[Tensor | None]]
 
 @dataclass(frozen=True, slots=True)
 class Shuffle:
-    """Channels in another order: output channel ``i`` is input channel ``order[i]``."""
+    """Some channels in another order: output channel ``i`` is input channel ``order[i]``."""
 
     order: tuple[int, ...]
     rows: Window = field(default=IDENTITY, init=False)
@@ -35,12 +35,15 @@ class Shuffle:
 
     def run(self, inputs: Sequence[Tensor], weights: Sequence[Tensor], piece: Piece, wants: Wants | None) -> tuple[Tensor, Any]:
         """Copy the channels in their new order."""
-        return inputs[0][:, list(self.order)], None
+        return inputs[0][:, list(self.order)], None if wants is None else inputs[0].shape
 
     def vjp(self, grad: Tensor, saved: Any, weights: Sequence[Tensor], piece: Piece, wants: Wants) -> Gradients:
         """Copy them back."""
-        back = sorted(range(len(self.order)), key=self.order.__getitem__)
-        return [grad[:, back]], []
+        if len(self.order) == saved[1] == len(set(self.order)):
+            back = sorted(range(len(self.order)), key=self.order.__getitem__)
+            return [grad[:, back]], []
+        whole = grad.new_zeros(saved)
+        return [whole.index_add_(1, torch.tensor(self.order, device=grad.device), grad)], []
 
 
 @lowers("size", any_layout=True)
@@ -60,6 +63,8 @@ def _getattr(input: Value, name: str) -> Any:
         return _size(input)
     if name == "ndim":
         return len(input.layout)
+    if name in ("dtype", "device"):
+        return Trait(name)
     raise NotLocal(f"attribute {name} of a map")
 
 
@@ -76,12 +81,12 @@ def _length(input: Value, dim: str | Part) -> Any:
     if dim == "HW":
         raise NotLocal("the number of positions of a map")
     axis, index = int(dim == "W"), input.index
-    return Extent(axis, lambda lengths: lengths[index], index)
+    return Extent(axis, lambda lengths: lengths[index], index, input.like)
 
 
 @lowers("permute", torch.permute, any_layout=True)
-def _permute(input: Value, *dims: Any) -> Value:
-    order = dims[0] if len(dims) == 1 else dims
+def _permute(input: Value, *given: Any, dims: Any = None) -> Value:
+    order = dims if dims is not None else given[0] if len(given) == 1 else given
     return replace(input, layout=tuple(input.layout[d] for d in order))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,9 +12,13 @@ from torch import Tensor, nn
 
 from streamview.streaming.ops.bits import Bits, divide, pack, unpack
 from streamview.streaming.ops.registry import (
+    Extent,
     Local,
     NotLocal,
+    Op,
     Piece,
+    Reduction,
+    Size,
     Value,
     Wants,
     Weight,
@@ -341,21 +345,47 @@ def _linear_module(module: nn.Linear, input: Value) -> Local:
     return _linear(input, Weight.of(module, "weight"), None if module.bias is None else Weight.of(module, "bias"))
 
 
+def _of_own_size(input: Value, kernel: Sequence[Any], padding: Sequence[Any], ceil_mode: bool) -> bool:
+    """Whether a window is as large as the map, whatever the image: there is one output."""
+    own = [isinstance(k, Extent) and k.axis == axis and k.like == input.like for axis, k in enumerate(kernel)]
+    return all(own) and not any(padding) and not ceil_mode
+
+
+def _windows(
+    input: Value, kernel: Sequence[Any], stride: Any, padding: Sequence[Any], dilation: Sequence[int], ceil_mode: bool,
+    make: Callable[[Window, Window], Op],
+) -> Local:  # fmt: skip
+    """A pooling whose window and stride may follow from the sizes of maps."""
+    strides = pair(stride) if stride is not None and stride != [] else kernel
+
+    def sized(sizes: Sequence[Size]) -> Op:
+        def number(a: Any) -> int:
+            return int(a.of([s[a.axis] for s in sizes])) if isinstance(a, Extent) else a
+
+        rows, cols = (
+            Window(number(kernel[i]), number(strides[i]), dilation[i], number(padding[i]), number(padding[i]), ceil_mode) for i in (0, 1)
+        )
+        return make(rows, cols)
+
+    known = not any(isinstance(a, Extent) for a in (*kernel, *strides, *padding))
+    return Local(sized([]) if known else sized, (input,))
+
+
 @lowers(F.max_pool2d, torch.max_pool2d)
 def _max_pool2d(
     input: Value, kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1, ceil_mode: bool = False,
     return_indices: bool = False,
-) -> Local:  # fmt: skip
+) -> Local | Reduction:  # fmt: skip
     if return_indices:
         raise NotLocal("max pooling that returns indices of the whole map")
     kernel, padding, dilation = pair(kernel_size), pair(padding), pair(dilation)
-    stride = pair(stride) if stride else kernel
-    rows, cols = (Window(kernel[i], stride[i], dilation[i], padding[i], padding[i], ceil_mode) for i in (0, 1))
-    return Local(MaxPool(rows, cols), (input,))
+    if _of_own_size(input, kernel, padding, ceil_mode) and dilation == (1, 1):
+        return Reduction("max", input, True)
+    return _windows(input, kernel, stride, padding, dilation, ceil_mode, MaxPool)
 
 
 @lowers_module(nn.MaxPool2d)
-def _max_pool2d_module(module: nn.MaxPool2d, input: Value) -> Local:
+def _max_pool2d_module(module: nn.MaxPool2d, input: Value) -> Local | Reduction:
     return _max_pool2d(input, module.kernel_size, module.stride, module.padding, module.dilation, module.ceil_mode, module.return_indices)
 
 
@@ -363,15 +393,19 @@ def _max_pool2d_module(module: nn.MaxPool2d, input: Value) -> Local:
 def _avg_pool2d(
     input: Value, kernel_size: Any, stride: Any = None, padding: Any = 0, ceil_mode: bool = False, count_include_pad: bool = True,
     divisor_override: int | None = None,
-) -> Local:  # fmt: skip
+) -> Local | Reduction:  # fmt: skip
     kernel, padding = pair(kernel_size), pair(padding)
-    stride = pair(stride) if stride else kernel
-    rows, cols = (Window(kernel[i], stride[i], 1, padding[i], padding[i], ceil_mode) for i in (0, 1))
-    return Local(AveragePool(rows, cols, count_include_pad, divisor_override), (input,))
+    if isinstance(divisor_override, Extent):
+        raise NotLocal("average pooling with a divisor that depends on the size of the map")
+    if _of_own_size(input, kernel, padding, ceil_mode) and divisor_override is None:
+        return Reduction("mean", input, True)
+    return _windows(
+        input, kernel, stride, padding, (1, 1), ceil_mode, lambda rows, cols: AveragePool(rows, cols, count_include_pad, divisor_override)
+    )
 
 
 @lowers_module(nn.AvgPool2d)
-def _avg_pool2d_module(module: nn.AvgPool2d, input: Value) -> Local:
+def _avg_pool2d_module(module: nn.AvgPool2d, input: Value) -> Local | Reduction:
     return _avg_pool2d(
         input, module.kernel_size, module.stride, module.padding, module.ceil_mode, module.count_include_pad, module.divisor_override
     )
