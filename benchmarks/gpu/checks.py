@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from networks import Case, Excite, cases
-from oracle import errors, gradients, remembering
+from oracle import errors, gradients, joined, remembering
 from streamview_models import MODELS
 from torch import Tensor, nn
 
 import streamview
-from streamview.errors import NotStreamableError
+from streamview.errors import StreamviewError
 from streamview.finetuning import Settings, finetune
 from streamview.labels import read_labels
 from streamview.session import Session
@@ -75,7 +75,7 @@ def random_networks(device: torch.device, count: int = 100) -> str:
         nonlocal worst, done, strayed
         network, image = case.network.to(device), case.image.to(device)
         try:
-            network(image.clone().requires_grad_()).sum().backward()
+            joined(network(image.clone().requires_grad_())).sum().backward()
         except RuntimeError:
             return  # torch itself refuses
         how: dict[str, Any] = {"tile": case.tile, "barriers": case.barriers}
@@ -85,7 +85,7 @@ def random_networks(device: torch.device, count: int = 100) -> str:
                 if error >= EXACT and _far_from_cpu(network, image, how) < _STRAY:
                     strayed += 1
                     return
-        except NotStreamableError:
+        except StreamviewError:
             return
         assert error < EXACT, f"{error:.1e}: {case}"
         worst, done = max(worst, error), done + 1
@@ -98,7 +98,7 @@ def random_networks(device: torch.device, count: int = 100) -> str:
 def _far_from_cpu(network: nn.Module, image: Tensor, how: dict[str, Any]) -> float:
     """Largest difference between the streamed network where it is and the plain one on the CPU, relative to the largest value of each."""
     parameters = [p for p in network.parameters() if p.requires_grad]
-    cotangent = torch.randn_like(network(image.clone()))
+    cotangent = torch.randn_like(joined(network(image.clone())))
     streamed = gradients(streamview.stream(network, **how), image, parameters, cotangent)
     plain = copy.deepcopy(network).cpu()
     expected = gradients(plain, image.cpu(), [p for p in plain.parameters() if p.requires_grad], cotangent.cpu())
