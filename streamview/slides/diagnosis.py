@@ -7,6 +7,7 @@ import shlex
 import stat
 from pathlib import Path
 
+from streamview import filekinds
 from streamview.errors import SlideError
 
 __all__ = ["check_kind", "describe_file", "describe_folder"]
@@ -17,22 +18,8 @@ _SPECIAL = (
     (stat.S_ISCHR, "a device"),
     (stat.S_ISBLK, "a disk device"),
 )
-_STARTS = (
-    (b"version https://git-lfs", "a git-lfs pointer, not the file itself: fetch it with git lfs pull"),
-    (b"\x89PNG", "a PNG picture, not a slide: save it as a tiled TIFF"),
-    (b"\xff\xd8\xff", "a JPEG picture, not a slide: save it as a tiled TIFF"),
-    (b"GIF8", "a GIF picture, not a slide: save it as a tiled TIFF"),
-    (b"BM", "a BMP picture, not a slide: save it as a tiled TIFF"),
-    (b"\0\0\0\x0cjP  ", "a JPEG 2000 picture, not a slide: save it as a tiled TIFF"),
-    (b"ZISRAWFILE", "a Zeiss CZI, which is not read: convert it to an OME-TIFF, with bfconvert or QuPath"),
-    (b"\x89HDF", "an HDF5 file, not a slide"),
-    (b"%PDF", "a PDF document, not a slide"),
-    (b"\x1f\x8b", "a gzip archive: unpack it"),
-    (b"7z\xbc\xaf", "a 7z archive: unpack it"),
-    (b"Rar!", "a RAR archive: unpack it"),
-    (b"\xfd7zXZ", "an xz archive: unpack it"),
-    (b"\x93NUMPY", "an array of numpy, not a slide"),
-)
+_TEXTS = ((b"<?xml", "an XML document"), (b"{", "a JSON document"), (b"[", "a JSON document"))
+_REMEDIES = {" picture": "save it as a tiled TIFF", " CZI": "convert it to an OME-TIFF, with bfconvert or QuPath"}
 
 
 def check_kind(path: Path) -> None:
@@ -57,28 +44,15 @@ def check_kind(path: Path) -> None:
 
 
 def describe_file(path: Path) -> str:
-    """Say what a file is by how it begins: ``"a web page, not a slide: ..."``."""
+    """Say what a file is by how it begins: ``"a PNG picture, not a slide: save it as a tiled TIFF"``."""
     with path.open("rb") as file:
         start = file.read(512)
-        file.seek(257)
-        tar = file.read(5) == b"ustar"
-    if not start:
-        return "an empty file: copy or download it again"
-    for beginning, words in _STARTS:
-        if start.startswith(beginning):
-            return words
-    if tar:
-        return "a tar archive: unpack it"
-    text = start.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
-    if text.startswith((b"<!doctype html", b"<html", b"<head")) or b"<html" in text:
-        return "a web page, not a slide: the download gave a page in its place, log in and download it again"
-    if text.startswith(b"<?xml"):
-        return "an XML document, not a slide: a download may have given an error in its place"
-    if text.startswith((b"{", b"[")):
-        return "JSON, not a slide: a download may have given an error in its place"
-    if not start.strip(b"\0"):
-        return "a file of zeros, not a slide: the copy or download failed, get it again"
-    return f"not a slide (it begins with {start[:16]!r})"
+    text = start.removeprefix(b"\xef\xbb\xbf").lstrip()
+    kind = filekinds.describe_file(start) or next((words for beginning, words in _TEXTS if text.startswith(beginning)), "")
+    if not kind:
+        return f"not a slide (it begins with {start[:16]!r})"
+    remedy = next((remedy for ending, remedy in _REMEDIES.items() if kind.endswith(ending)), "")
+    return kind if ":" in kind else f"{kind}, not a slide{remedy and f': {remedy}'}"
 
 
 def describe_folder(path: Path) -> str:

@@ -11,7 +11,7 @@ import torch
 
 from streamview.streaming.memory import free_memory
 
-__all__ = ["bounded", "free_memory_of", "full_float32", "release_cache", "reserved_memory"]
+__all__ = ["bounded", "free_memory_of", "full_float32", "release_cache", "reserved_memory", "rounds_to_tf32"]
 
 
 def free_memory_of(device: torch.device) -> int:
@@ -55,6 +55,12 @@ def bounded(device: torch.device, limit: int | None) -> Iterator[None]:
         yield
     finally:
         torch.cuda.set_per_process_memory_fraction(before, device)
+
+
+def rounds_to_tf32() -> bool:
+    """Whether cuDNN now rounds the operands of float32 convolutions to TF32."""
+    cudnn: Any = torch.backends.cudnn
+    return bool(cudnn.conv.fp32_precision == "tf32")
 
 
 class _Float32Precision:

@@ -69,9 +69,7 @@ def test_checkpoints_of_training_programs(cases, file, said):
     assert said in model.notes[0]
 
 
-@pytest.mark.parametrize(
-    ("file", "said"), [("lfs", "a pointer of git-lfs, not the file itself"), ("page", "a web page, not the file itself")]
-)
+@pytest.mark.parametrize(("file", "said"), [("lfs", "a git-lfs pointer, not the file itself"), ("page", "a web page, not the file itself")])
 def test_files_that_are_not_the_weights(cases, file, said, capsys):
     path = cases / f"06-names/{file}.safetensors"
     with pytest.raises(ModelError, match=said):

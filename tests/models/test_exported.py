@@ -130,7 +130,7 @@ def test_loading_gives_a_frozen_model_with_a_card(original: Path, tmp_path: Path
     for options in ({"untrained": True}, {"weights": original}):
         with pytest.raises(ModelError, match="holds a network with its weights"):
             load_model(original, **options)
-    with pytest.raises(ModelError, match=r"give it as the model itself: -m net\.pt2"):
+    with pytest.raises(ModelError, match=r"give it as the model itself: load_model\(.net\.pt2.\)"):
         load_model("demo", weights=original)
 
 

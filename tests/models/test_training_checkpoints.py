@@ -187,12 +187,12 @@ def test_other_tensors_are_another_network() -> None:
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "a pointer of git-lfs"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "a git-lfs pointer"),
         (b"<!DOCTYPE html><html></html>", "a web page"),
         (b"\n<html>", "a web page"),
         (b'<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>', "an error message of a file server"),
         (b"", "an empty file"),
-        (bytes(4096), "nothing but zeros"),
+        (bytes(4096), "a file of zeros"),
         (safetensors.torch.save(STATE)[:-10], "it is cut short: "),
         (b"\x89HDF\r\n\x1a\n" + bytes(9), "an HDF5 file"),
         (b"\x89PNG\r\n", "a PNG picture"),

@@ -134,7 +134,7 @@ def test_palettes_of_8_and_16_bits(tmp_path, dtype, bits):
     index = np.random.default_rng(0).integers(0, count, (150, 200)).astype(dtype)
     path = write(tmp_path / "a.tif", index, photometric="palette", colormap=colours * (257 if bits == 16 else 1))
     assert np.array_equal(read(path), colours.T[index])
-    with pytest.raises(SlideError, match="palette; leave out --channel"):
+    with pytest.raises(SlideError, match="palette; leave out channel="):
         open_slide(path, channel=0)
 
 

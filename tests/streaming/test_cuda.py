@@ -12,7 +12,7 @@ from torch.nn.grad import conv2d_input
 
 from streamview.streaming import plan, stream
 from streamview.streaming.capture import capture
-from streamview.streaming.cuda import full_float32
+from streamview.streaming.cuda import full_float32, rounds_to_tf32
 from streamview.streaming.ops import bits
 from streamview.streaming.ops.window import Convolution
 from streamview.streaming.schedule import Window
@@ -78,8 +78,10 @@ def test_float32_is_full_for_callers_that_overlap_and_as_before_afterwards() -> 
 
     before = flags()
     first, second = full_float32(CUDA), full_float32(CUDA)
+    assert rounds_to_tf32()
     first.__enter__()
     second.__enter__()
+    assert not rounds_to_tf32()
     assert flags() == (False, "ieee", "ieee")
     first.__exit__(None, None, None)  # the first to come leaves before the second
     assert flags() == (False, "ieee", "ieee")

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from streamview.streaming.cuda import rounds_to_tf32
 from streamview.streaming.ops.bits import Bits, divide, pack, unpack
 from streamview.streaming.ops.registry import (
     Extent,
@@ -126,8 +127,9 @@ class Convolution:
 
         In float32 without TF32, cuDNN's own kernels for it reach a tenth of the speed of its forward kernels, and take gigabytes.
         """
-        dense = all(axis.stride == 1 or axis.dilation == 1 for axis in (self.rows, self.cols))
-        return grad.device.type == "cuda" and grad.dtype == torch.float32 and dense
+        if grad.device.type != "cuda" or grad.dtype != torch.float32 or rounds_to_tf32():
+            return False
+        return all(axis.stride == 1 or axis.dilation == 1 for axis in (self.rows, self.cols))
 
     def _input_gradient(self, grad: Tensor, kernel: Tensor, native: tuple[int, int], shape: Sequence[int]) -> Tensor:
         """The gradient of an input of this shape, from forward convolutions alone.
