@@ -143,6 +143,8 @@ class _Tracer(fx.Tracer):
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
         if threading.get_ident() != self._thread:
             return attr_val
+        # by default torch.fx takes a buffer for a number; one that requires a gradient is part of the graph, as a parameter is
+        self.proxy_buffer_attributes = isinstance(attr_val, Tensor) and attr_val.requires_grad
         return super().getattr(attr, attr_val, parameter_proxy_cache)
 
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
