@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Run the tests of windows last: napari and Qt stay in memory, and other tests bound the memory of this same process."""
     items.sort(key=lambda item: "napari" in item.path.parts)
 
+
+# torch.export tells this logger of every tensor, and pytest would keep it all
+logging.getLogger("torch.__trace").disabled = True
 
 _SHARED = Path(__file__).resolve().parents[1] / "../shared/data"
 
