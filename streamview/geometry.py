@@ -179,6 +179,8 @@ def as_region(region: Any) -> Region:
     if isinstance(region, str):
         raise RegionError(f"region {region!r}: {remedy}; Region.parse reads X,Y,WIDTH,HEIGHT, and a class to explain is target={region!r}")
     shown = repr(region) if isinstance(region, tuple | list) else f"of type {type(region).__name__}"
+    if isinstance(region, type):
+        shown = f"is the class {region.__name__}"
     raise RegionError(f"region {shown}: {remedy}; the order of bare numbers is not guessed")
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from napari.utils.colormaps import Colormap
 
-from streamview.display import OUTLINE_COLOUR, PALETTES, PRESETS, TITLES, Preset, Recipe, Shown, colours, default_preset
+from streamview.display import OUTLINE_COLOUR, PALETTES, PRESETS, TITLES, Preset, Recipe, Shown, colours, default_preset, empty_reason
 from streamview.errors import StreamviewError
 from streamview.export.omezarr import stored_recipe
 from streamview.geometry import Region
@@ -253,7 +253,9 @@ def caption(saliency: Saliency, shown: Shown) -> str:
     recipe = shown.recipe
     blur = f"{shown.blur_px[0]:.3g} px" if saliency.mpp is None else f"{recipe.blur_um:g} µm ({shown.blur_px[0]:.3g} px)"
     note = "research use only" if saliency.prediction.trained else "untrained network | research use only"
-    empty = "" if shown.empty is None else f"\n{shown.empty}"
+    # looked for only where it can be: to blur the map once more takes time
+    reason = empty_reason(saliency, shown) if shown.cap <= 0 or recipe.cap is not None else None
+    empty = "" if reason is None else f"\n{reason}"
     return f"{TITLES[recipe.method]}: {saliency.target.name}\nblur {blur} | above {shown.threshold:.0%} of the cap\n{note}{empty}"
 
 

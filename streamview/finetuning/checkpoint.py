@@ -87,12 +87,11 @@ def locked(folder: Path) -> Iterator[None]:
     ------
     TrainingError
         When another process trains into it.
+    StreamviewError
+        When it cannot be made.
     """
-    try:
-        with atomic.disk_errors(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise TrainingError(f"{folder}: cannot be made ({error.strerror}); choose another folder") from None
+    with atomic.disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / ".lock", timeout=0)
     try:
         lock.acquire()

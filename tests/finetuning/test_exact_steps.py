@@ -127,7 +127,7 @@ def test_cached_features_change_nothing(monkeypatch):
     for cached in (True, False):
         with monkeypatch.context() as patch:
             if not cached:
-                patch.setattr(preparation, "free_memory", lambda: 0)
+                patch.setattr(preparation, "free_memory_of", lambda device: 0)
                 patch.setattr(Prepared, "budget", lambda self: 2**30)
             seen = prepare(model_of(module), examples, settings, force=True)
             assert seen.cached is cached

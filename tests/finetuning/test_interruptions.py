@@ -158,7 +158,7 @@ def test_a_path_that_cannot_be_a_folder_is_said(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(TrainingError, match="file: is a file; a tuned network needs a folder"):
         run(tmp_path / "file")
-    with pytest.raises(TrainingError, match="cannot be made"):
+    with pytest.raises(StreamviewError, match=r"tuned: cannot be written \(Not a directory\)"):
         run(tmp_path / "file" / "tuned")
 
 

@@ -75,7 +75,7 @@ def test_even_steps_are_computed_once(slide: Tensor, counted: dict[str, int]) ->
 def test_what_no_gradient_reaches_is_not_computed(slide: Tensor, counted: dict[str, int]) -> None:
     network = network_ending_in(nn.AdaptiveMaxPool2d(1)).requires_grad_(False)
     slide.requires_grad_()
-    out = stream(network, tile=TILE)(slide)
+    out = stream(network, tile=TILE, check=False)(slide)
     forward = counted["run_step"]
     out[0, 0].backward()
     assert counted["reverse_step"] < 180
