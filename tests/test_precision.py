@@ -223,7 +223,7 @@ def test_on_the_command_line(synthetic_slide: SyntheticSlide, tmp_path: Path, ca
     assert main(["saliency", *command, "--precision", "bf16"]) == 0
     assert "in bf16" in capsys.readouterr().out
     assert main(["predict", *command]) == 0
-    (record,) = (json.loads(path.read_text()) for path in (job / "slides").iterdir())
+    (record,) = (json.loads(path.read_text()) for path in (job / "slides").glob("*.json"))
     assert [r["prediction"]["identity"]["precision"] for r in record["regions"]] == ["bf16", "float32"]
     runs = [json.loads(path.read_text())["plan"]["synthetic.svs"]["precision"] for path in sorted((job / "runs").iterdir())]
     assert sorted(runs) == ["bf16", "float32"]

@@ -158,7 +158,7 @@ def test_whole_numbers_of_any_type_make_a_region() -> None:
         ([0, 0, 512, 512], "order of bare numbers is not guessed"),
         (np.array([0, 0, 512, 512]), "of type ndarray"),
         ("lesion", "a class to explain is target='lesion'"),
-        (Region, "of type type"),
+        (Region, "is the class Region"),
     ],
 )
 def test_what_is_no_region_is_refused_everywhere_with_the_remedy(wrong: object, remedy: str) -> None:
