@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import csv
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -227,8 +228,8 @@ def test_on_the_command_line(synthetic_slide: SyntheticSlide, tmp_path: Path, ca
     assert [r["prediction"]["identity"]["precision"] for r in record["regions"]] == ["bf16", "float32"]
     runs = [json.loads(path.read_text())["plan"]["synthetic.svs"]["precision"] for path in sorted((job / "runs").iterdir())]
     assert sorted(runs) == ["bf16", "float32"]
-    table = (job / "predictions.csv").read_text().splitlines()
-    assert [line.rsplit(",", 1)[1] for line in table] == ["precision", "bf16", "bf16", "float32", "float32"]
+    with (job / "predictions.csv").open(newline="") as table:
+        assert [row["precision"] for row in csv.DictReader(table)] == ["bf16", "bf16", "float32", "float32"]
     assert ", bf16 |" in (job / "summary.md").read_text()
     (stored,) = (job / "saliency" / "synthetic.svs").glob("*.ome.zarr")
     assert open_saliency(stored).prediction.identity.precision == "bf16"

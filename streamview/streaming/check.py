@@ -215,6 +215,8 @@ class _Twin:
             shapes = [[tuple(t.shape) for t in tensors] for tensors in (answers, outputs)]
             found = f"its answer by {worst:.1g}" if shapes[0] == shapes[1] else f"its answer of shape {shapes[0]} rather than {shapes[1]}"
             return _Difference(self.dtype, size, worst, f"{found}, {where}")
+        if not all(bool(out.isfinite().all()) for out in floating):
+            return "its answer to the pixels that were tried is not finite"  # where NaN stands, a maximum may be taken to be anywhere
         least = _SMALL * max((float(g.abs().max()) for g in expected if g is not None and g.numel()), default=0.0)
         for name, gradient, true in zip(["the image", *names], gradients, expected, strict=True):
             worst = _gradient_error(gradient, true, least, exact=exact)
