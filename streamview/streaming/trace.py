@@ -174,9 +174,10 @@ class _Tracer(fx.Tracer):
 
     def create_arg(self, a: Any) -> Any:
         # torch.fx would leave a tensor made in `forward` as an attribute on the user's network
-        own = (*self.root.parameters(), *self.root.buffers())
-        if isinstance(a, Tensor) and a not in self.tensor_attrs and all(a is not tensor for tensor in own):
-            return self.create_node("call_function", _constant(a), (), {})
+        if isinstance(a, Tensor) and a not in self.tensor_attrs:
+            own = (*self.root.parameters(), *self.root.buffers())
+            if all(a is not tensor for tensor in own):
+                return self.create_node("call_function", _constant(a), (), {})
         return super().create_arg(a)
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
