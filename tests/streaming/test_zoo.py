@@ -178,8 +178,13 @@ def label(case: Any) -> str | None:
     return case.replace("/", "-") if isinstance(case, str) else ""
 
 
-@pytest.mark.parametrize(("name", "arguments", "passes"), FAST, ids=label)
+@pytest.mark.parametrize(
+    ("name", "arguments", "passes"),
+    [of if at % 3 == 0 else pytest.param(*of, marks=pytest.mark.slow) for at, of in enumerate(FAST)],
+    ids=label,
+)
 def test_networks(name: str, arguments: dict[str, Any], passes: int) -> None:
+    """Every third of the list in each run, all of them before a release."""
     check(name, arguments, passes)
 
 
