@@ -154,23 +154,23 @@ def memory_runs_out(device: torch.device) -> str:
     image = torch.rand(1, 3, 2048, 1536, dtype=torch.float64, device=device)
     cotangent = first_logit(network, image[:, :, :256, :256])
     expected = gradients(streamview.stream(network, tile=(256, 1536)), image, [], cotangent)[1]
-    said: list[str] = []
+    refused_rows: list[str] = []
     original = shortage.smaller
 
     def smaller(tile: tuple[int, int], shape: tuple[int, int]) -> tuple[int, int] | None:
-        said.append(f"{tile[0]}")
+        refused_rows.append(f"{tile[0]}")
         return original(tile, shape)
 
     shortage.smaller = smaller
     try:
         with bounded(device, torch.cuda.memory_reserved(device) + 2**29):
-            found = gradients(streamview.stream(network, tile=(2048, 1536)), image, [], cotangent)[1]
+            gradient = gradients(streamview.stream(network, tile=(2048, 1536)), image, [], cotangent)[1]
     finally:
         shortage.smaller = original
-    assert said, "0.5 GB was enough for all"
-    difference = float((found - expected).abs().max() / expected.abs().max())
+    assert refused_rows, "0.5 GB was enough for all"
+    difference = float((gradient - expected).abs().max() / expected.abs().max())
     assert difference < EXACT, f"differs by {difference:.1e}"
-    return f"after steps of {', '.join(said)} rows; difference {difference:.1e}"
+    return f"after steps of {', '.join(refused_rows)} rows; difference {difference:.1e}"
 
 
 def memory_is_bounded(device: torch.device) -> str:
@@ -211,16 +211,16 @@ def half_precision(device: torch.device) -> str:
         path = Path(folder) / "slide.svs"
         write_synthetic_slide(path, size=(1024, 1024), seed=5)
         with streamview.open_slide(path) as slide:
-            found = {p: streamview.saliency(model, slide, device=str(device), precision=p) for p in ("float32", "bf16", "fp16")}
-    full = np.asarray(found["float32"].maps["absolute"].values)
-    said = []
+            results = {p: streamview.saliency(model, slide, device=str(device), precision=p) for p in ("float32", "bf16", "fp16")}
+    full = np.asarray(results["float32"].maps["absolute"].values)
+    lines = []
     for precision in ("bf16", "fp16"):
-        apart = float(np.abs(found[precision].prediction.probabilities - found["float32"].prediction.probabilities).max())
-        same = float(np.corrcoef(full.ravel(), np.asarray(found[precision].maps["absolute"].values).ravel())[0, 1])
+        apart = float(np.abs(results[precision].prediction.probabilities - results["float32"].prediction.probabilities).max())
+        same = float(np.corrcoef(full.ravel(), np.asarray(results[precision].maps["absolute"].values).ravel())[0, 1])
         assert apart < 0.05, f"{precision}: probability off by {apart:.3f}"
         assert same > 0.8, f"{precision}: correlation of the maps {same:.3f}"
-        said.append(f"{precision} probability off by {apart:.4f}, correlation of the maps {same:.3f}")
-    return "; ".join(said)
+        lines.append(f"{precision} probability off by {apart:.4f}, correlation of the maps {same:.3f}")
+    return "; ".join(lines)
 
 
 def fine_tuning(device: torch.device) -> str:

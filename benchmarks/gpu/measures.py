@@ -143,7 +143,7 @@ def measure_slide(device: torch.device, size: int = 8192, precision: str = "floa
         path = Path(folder) / "slide.svs"
         write_synthetic_slide(path, size=(size, size), seed=1)
         with streamview.open_slide(path, mpp=8.0) as slide:
-            said = forecast(model, slide, explain=True, device=str(device), precision=precision)
+            expected = forecast(model, slide, explain=True, device=str(device), precision=precision)
             calls = []
             for _ in range(2):  # the first call also pays for what is set up once
                 _settle(device)
@@ -170,7 +170,8 @@ def measure_slide(device: torch.device, size: int = 8192, precision: str = "floa
             computing = time.perf_counter() - start
     return {
         "size": size, "precision": precision, "seconds": min(calls), "first_seconds": calls[0], "peak_bytes": peak,
-        "forecast_seconds": said.seconds, "forecast_bytes": said.peak_bytes, "planning_seconds": planning, "reading_seconds": reading,
+        "forecast_seconds": expected.seconds, "forecast_bytes": expected.peak_bytes, "planning_seconds": planning,
+        "reading_seconds": reading,
         "forward_seconds": computing, "forward_with_reading_seconds": both,
         "overlap": max(0.0, min(1.0, (reading + computing - both) / min(reading, computing))),
     }  # fmt: skip
