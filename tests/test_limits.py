@@ -423,5 +423,5 @@ def test_saliency_keeps_a_small_budget_picture_included(tmp_path: Path, memory: 
 
 
 def test_a_budget_below_what_the_libraries_take_is_refused(pixels: NDArray[np.uint8], model: Model) -> None:
-    with pytest.raises(MemoryBudgetError, match=r"^memory 100 MB: the process needs \d+ MB before the first step; give more$"):
+    with pytest.raises(MemoryBudgetError, match=r"^memory 100 MB: the process needs [\d.]+ [MG]B before the first step; give more$"):
         saliency(model, pixels, memory="100MB")
