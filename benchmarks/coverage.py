@@ -32,8 +32,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from streamview.machine import peak_memory
 from streamview.streaming import PatchEncoder, stream
+from streamview.system.machine import peak_memory
 
 Row = dict[str, float | list[float] | str]
 

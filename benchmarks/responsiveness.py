@@ -71,8 +71,8 @@ def _open(place: Path) -> tuple[Any, Any]:
     from streamview_napari.view import add_layers, view
 
     from streamview.geometry import Region
-    from streamview.labels import Example
-    from streamview.synthetic import write_synthetic_slide
+    from streamview.labels.regions import Example
+    from streamview.slides.synthetic import write_synthetic_slide
 
     paths = [place / f"{name}.svs" for name in "ab"]
     for seed, path in enumerate(paths):

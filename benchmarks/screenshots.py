@@ -27,7 +27,7 @@ def main(folder: Path) -> None:
     with tempfile.TemporaryDirectory() as place:
         os.environ["NAPARI_CONFIG"] = str(Path(place) / "settings.yaml")
         from streamview.geometry import Region
-        from streamview.synthetic import write_synthetic_slide
+        from streamview.slides.synthetic import write_synthetic_slide
 
         path = Path(place) / "lymph-node.svs"
         mask = write_synthetic_slide(path, size=(4096, 4096), mpp=0.5, seed=6)
@@ -49,7 +49,7 @@ def take(path: Path, region: Any, folder: Path) -> None:
     from streamview_napari._regions import corners, fly_to
     from streamview_napari.view import view
 
-    from streamview import inference
+    from streamview.inference import explain as inference
 
     get_settings().application.save_window_geometry = False
     viewer = view(path)
@@ -113,7 +113,7 @@ def take_finetuning(place: Path, folder: Path) -> None:
     from streamview_napari.view import view
 
     from streamview.geometry import Region
-    from streamview.labels import Example, write_labels
+    from streamview.labels.regions import Example, write_labels
 
     labels = []
     for number in range(PATIENTS):

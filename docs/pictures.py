@@ -12,19 +12,19 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
-from streamview.annotations import Annotation, rasterise, read_annotations
 from streamview.cli import main
 from streamview.display import TEAL_LIME
 from streamview.evaluation import evaluate, write_evaluation
 from streamview.export.outlines import outline
 from streamview.geometry import Region
-from streamview.labels import Example
-from streamview.loading import load_model
+from streamview.labels.annotations import Annotation, rasterise, read_annotations
+from streamview.labels.regions import Example
+from streamview.networks import load_model
 from streamview.results import RESEARCH_USE
 from streamview.slides import open_slide
-from streamview.synthetic import write_synthetic_slide
-from streamview.thumbnail import thumbnail
-from streamview.tissue import find_tissue, tissue_region
+from streamview.slides.synthetic import write_synthetic_slide
+from streamview.slides.thumbnail import thumbnail
+from streamview.slides.tissue import find_tissue, tissue_region
 
 _IMAGES = Path(__file__).parent / "images"
 _YELLOW, _TEAL, _BLACK = (255, 225, 74), (10, 127, 140), (0, 0, 0)

@@ -13,13 +13,13 @@ if TYPE_CHECKING:
     from streamview.evaluation import evaluate
     from streamview.finetuning import finetune
     from streamview.geometry import Region
-    from streamview.inference import explain, predict, saliency
-    from streamview.labels import read_labels
-    from streamview.loading import load_model
-    from streamview.pyramid import build_pyramid, open_pyramid
+    from streamview.inference.explain import explain, predict, saliency
+    from streamview.inspection.verification import verify
+    from streamview.labels.regions import read_labels
+    from streamview.networks import load_model
     from streamview.slides import open_slide
+    from streamview.slides.pyramid import build_pyramid, open_pyramid
     from streamview.streaming import stream
-    from streamview.verification import verify
 
 __all__ = [
     "Region",
@@ -43,18 +43,18 @@ __version__ = "0.1.0"
 _HOMES = {
     "Region": "geometry",
     "StreamviewError": "errors",
-    "build_pyramid": "pyramid",
+    "build_pyramid": "slides.pyramid",
     "evaluate": "evaluation",
-    "explain": "inference",
+    "explain": "inference.explain",
     "finetune": "finetuning",
-    "load_model": "loading",
-    "open_pyramid": "pyramid",
+    "load_model": "networks",
+    "open_pyramid": "slides.pyramid",
     "open_slide": "slides",
-    "predict": "inference",
-    "read_labels": "labels",
-    "saliency": "inference",
+    "predict": "inference.explain",
+    "read_labels": "labels.regions",
+    "saliency": "inference.explain",
     "stream": "streaming",
-    "verify": "verification",
+    "verify": "inspection.verification",
 }
 
 

@@ -13,19 +13,19 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy import sparse
 
-from streamview import atomic
-from streamview.batch import Answer, Work, explain_slide, predict_slide, run_slides
+from streamview.cohort.run import Answer, Work, explain_slide, predict_slide, run_slides
 from streamview.display import PRESETS, Preset, blur
 from streamview.errors import StreamviewError
-from streamview.forecasts import Forecast
+from streamview.files import atomic
+from streamview.inference.forecast import Forecast
+from streamview.inference.patches import PatchPlan
 from streamview.jobs import Job, new_run_id
-from streamview.loading import load_model
-from streamview.patches import PatchPlan
+from streamview.networks import load_model
 from streamview.progress import Report
-from streamview.pyramid import build_pyramid
 from streamview.results import Plane, Precision, Saliency, SaliencyMap
 from streamview.slides import Slide, open_slide
-from streamview.synthetic import write_synthetic_slide
+from streamview.slides.pyramid import build_pyramid
+from streamview.slides.synthetic import write_synthetic_slide
 
 __all__ = ["DemoResult", "Localisation", "localise", "run_demo", "share_inside"]
 

@@ -20,16 +20,16 @@ from conftest import SyntheticSlide
 from streamview_models import folder
 from torch import nn
 
-from streamview import atomic
 from streamview.cli import main
 from streamview.errors import ModelError, SlideError, StreamviewError
 from streamview.export.job import export_job
-from streamview.inference import predict
+from streamview.files import atomic
+from streamview.inference.explain import predict
 from streamview.jobs import Job
-from streamview.loading import Model, load_model
+from streamview.networks import Model, load_model
 from streamview.progress import Step
-from streamview.pyramid import build_pyramid
 from streamview.slides import open_slide
+from streamview.slides.pyramid import build_pyramid
 
 Refusal = Callable[..., str]
 REGION = ("--region", "700,400,320,300")
@@ -217,7 +217,7 @@ def test_class_evidence_where_the_network_has_none(
         head = [nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2)]
         return Model(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), *head).eval().requires_grad_(False), load_model("demo").card, "0" * 64)
 
-    monkeypatch.setattr("streamview.loading.load_model", two_layers)
+    monkeypatch.setattr("streamview.networks.load_model", two_layers)
     command = ["saliency", "-i", synthetic_slide.path, "-o", job, "-m", "mine", *REGION]
     message = refusal(*command, "--display", "evidence")
     assert "does not end in pooling and one linear layer" in message

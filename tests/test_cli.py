@@ -24,13 +24,13 @@ from streamview import __version__
 from streamview.cli import main
 from streamview.cli.console import Bars
 from streamview.cli.parser import build_parser
-from streamview.doctor import Check, check_window, examine
 from streamview.errors import Cancelled, SlideWarning
 from streamview.geometry import Region
 from streamview.jobs import Job
 from streamview.progress import Step
-from streamview.pyramid import open_pyramid
 from streamview.results import open_saliency
+from streamview.slides.pyramid import open_pyramid
+from streamview.system.doctor import Check, check_window, examine
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -434,7 +434,7 @@ def test_saliency_of_several_targets(run: Run, synthetic_slide: SyntheticSlide, 
 
 
 def test_a_full_disk_is_foreseen(run: Run, synthetic_slide: SyntheticSlide, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("streamview.forecasts.free_disk", lambda path: 2**20)
+    monkeypatch.setattr("streamview.inference.forecast.free_disk", lambda path: 2**20)
     command = ["-i", synthetic_slide.path, "-o", tmp_path / "job", "-m", "demo", "--region", "600,300,300,300"]
     _, out, err = run("saliency", *command, "--target", "all")
     assert "writes at most 2 MB, 1 MB are free" in out
@@ -449,10 +449,8 @@ def test_what_was_assumed_of_a_model_is_said_once_and_kept(
 ) -> None:
     from dataclasses import replace
 
-    from streamview import loading
-
-    load, note = loading.load_model, "w.ckpt: 'model.' was taken off every name"
-    monkeypatch.setattr(loading, "load_model", lambda *args, **options: replace(load(*args, **options), notes=(note,)))
+    load, note = networks.load_model, "w.ckpt: 'model.' was taken off every name"
+    monkeypatch.setattr(networks, "load_model", lambda *args, **options: replace(load(*args, **options), notes=(note,)))
     twin, job = tmp_path / "twin.svs", tmp_path / "job"
     shutil.copy(synthetic_slide.path, twin)
     status, _, err = run("predict", "-i", synthetic_slide.path, twin, "-o", job, "-m", "demo", "--region", "600,300,256,256")
@@ -520,7 +518,7 @@ def test_models_inspect_takes_names_without_weights(run: Run) -> None:
 
 def test_the_doctor_says_what_is_missing_and_what_to_do(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     window = Check("napari and Qt", True, "napari", needed=False)
-    monkeypatch.setattr("streamview.doctor.check_window", lambda: window)
+    monkeypatch.setattr("streamview.system.doctor.check_window", lambda: window)
     status, out, _ = run("doctor")
     assert (status, out.splitlines()[-1]) == (0, "ready")
     for name in ("python", "torch", "cuda", "openslide", "tifffile", "zarr", "napari and Qt", "disk", "memory"):
@@ -539,12 +537,12 @@ def test_a_window_without_a_display_is_refused_before_qt_is_touched(run: Run, mo
     for key in ("DISPLAY", "WAYLAND_DISPLAY", "QT_QPA_PLATFORM"):
         monkeypatch.delenv(key, raising=False)
     monkeypatch.setattr(sys, "platform", "linux")
-    monkeypatch.setattr("streamview.doctor.importlib.util.find_spec", lambda name: object())
+    monkeypatch.setattr("streamview.system.doctor.importlib.util.find_spec", lambda name: object())
     assert not check_window().ok
     status, _, err = run("view", tmp_path)
     assert status == 1
     assert err.startswith("error: no window can be opened: installed, but there is no display; ")
-    monkeypatch.setattr("streamview.doctor.importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("streamview.system.doctor.importlib.util.find_spec", lambda name: None)
     assert "pip install 'streamview[napari]'" in run("view", tmp_path)[2]
 
 

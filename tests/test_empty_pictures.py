@@ -14,7 +14,7 @@ from streamview.display import PRESETS, Recipe, empty_reason, show
 from streamview.export.png import draw_png
 from streamview.results import Saliency, SaliencyMap
 from streamview.slides import as_slide
-from streamview.synthetic import write_synthetic_slide
+from streamview.slides.synthetic import write_synthetic_slide
 
 SIDE = 96
 TISSUE = np.full((SIDE, SIDE, 3), 150, np.uint8)

@@ -15,10 +15,10 @@ import streamview
 from streamview.cli.console import complain
 from streamview.errors import ModelError, RegionError, SlideError, StreamviewError, name_arguments, name_options
 from streamview.evaluation import evaluate
-from streamview.labels import Example
-from streamview.loading import Model
+from streamview.inspection.verification import verify
+from streamview.labels.regions import Example
+from streamview.networks import Model
 from streamview.slides.sampling import Sampler
-from streamview.verification import verify
 
 SPOKEN = [
     ("state the slide's with --mpp", "state the slide's with mpp="),

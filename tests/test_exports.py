@@ -18,7 +18,6 @@ import zarr
 from conftest import SyntheticSlide
 from PIL import Image
 
-from streamview.annotations import rasterise, read_annotations
 from streamview.cli import main
 from streamview.display import PRESETS, Recipe, glass_mask
 from streamview.errors import StreamviewError
@@ -29,9 +28,10 @@ from streamview.export.ometiff import write_ome_tiff
 from streamview.export.png import render_png
 from streamview.geometry import Region
 from streamview.jobs import Job, RegionResult, StoredMap
+from streamview.labels.annotations import rasterise, read_annotations
 from streamview.results import RESEARCH_USE, Identity, Prediction, Saliency, SaliencyMap, Target, open_saliency, save_saliency
 from streamview.slides import Slide, open_slide
-from streamview.thumbnail import thumbnail
+from streamview.slides.thumbnail import thumbnail
 
 RAW = Recipe("absolute", blur_um=0.0, cap_percentile=100.0, threshold=0.5, outline=False)
 OME = {"ome": "http://www.openmicroscopy.org/Schemas/OME/2016-06"}

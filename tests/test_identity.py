@@ -18,12 +18,12 @@ from numpy.typing import NDArray
 from torch import nn
 
 from streamview.geometry import Region
-from streamview.inference import predict
-from streamview.loading import Model, load_model
-from streamview.pyramid import build_pyramid, open_pyramid
+from streamview.inference.explain import predict
+from streamview.inference.session import identify
+from streamview.networks import Model, load_model
 from streamview.results import Identity, Prediction
-from streamview.session import identify
 from streamview.slides import Slide, as_slide, open_slide
+from streamview.slides.pyramid import build_pyramid, open_pyramid
 from streamview.slides.slide import Level, SlideBase, composite, output
 
 SIDE = 96

@@ -12,18 +12,18 @@ from networks import Excite, seed_network
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from streamview.cards import parse_card
 from streamview.errors import Cancelled, MemoryBudgetError, ModelError, RegionError, SlideError
-from streamview.forecasts import forecast
 from streamview.geometry import Region
-from streamview.inference import explain, find_target, find_targets, predict, saliency
-from streamview.loading import Model
+from streamview.inference.explain import explain, find_target, find_targets, predict, saliency
+from streamview.inference.forecast import forecast
+from streamview.inference.session import Session
+from streamview.networks import Model
+from streamview.networks.cards import parse_card
 from streamview.progress import Step
 from streamview.results import Target, open_saliency
-from streamview.session import Session
 from streamview.slides import as_slide
-from streamview.streaming.plan import Plan, make_plan
-from streamview.synthetic import synthetic_region
+from streamview.slides.synthetic import synthetic_region
+from streamview.streaming.plan.plan import Plan, make_plan
 
 MEAN, STD = (0.7, 0.5, 0.6), (0.2, 0.25, 0.3)
 

@@ -9,10 +9,9 @@ import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from streamview.cards import assumed_document, parse_card
 from streamview.errors import LabelError
 from streamview.geometry import Region
-from streamview.labels import (
+from streamview.labels.regions import (
     Example,
     count_labels,
     find_targets,
@@ -22,8 +21,9 @@ from streamview.labels import (
     unite_slides,
     write_labels,
 )
-from streamview.pyramid import build_pyramid
+from streamview.networks.cards import assumed_document, parse_card
 from streamview.slides import open_slide
+from streamview.slides.pyramid import build_pyramid
 
 
 def card(task="class", names=("normal", "tumour")):

@@ -21,15 +21,15 @@ from test_inference import Gated, distance, make_model
 from torch import Tensor, nn
 
 from streamview.errors import Cancelled, MemoryBudgetError, ModelError, SlideError
-from streamview.inference import explain, predict, saliency
-from streamview.loading import Model
+from streamview.inference.explain import explain, predict, saliency
+from streamview.inference.session import Session
+from streamview.networks import Model
 from streamview.progress import Step
-from streamview.readahead import ReadAhead
 from streamview.results import open_saliency
-from streamview.session import Session
 from streamview.slides.array import ArraySlide
+from streamview.slides.readahead import ReadAhead
+from streamview.slides.synthetic import synthetic_region, write_synthetic_slide
 from streamview.streaming.ops.window import Convolution
-from streamview.synthetic import synthetic_region, write_synthetic_slide
 
 TILE = (48, 80)
 
@@ -376,7 +376,7 @@ import numpy as np
 import streamview
 from streamview.display import PRESETS
 from streamview.export.png import render_png
-from streamview.machine import peak_memory, resident_memory
+from streamview.system.machine import peak_memory, resident_memory
 from streamview.results import Saliency, SaliencyMap, Target
 from streamview.slides.array import ArraySlide
 
@@ -403,7 +403,7 @@ def test_a_picture_takes_less_than_what_is_set_aside_beside_the_steps(tmp_path: 
 COMMAND = """
 import sys
 from streamview.cli import main
-from streamview.machine import peak_memory
+from streamview.system.machine import peak_memory
 status = main(sys.argv[1:])
 print("PEAK", peak_memory() // 2**20)
 sys.exit(status)

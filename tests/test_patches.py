@@ -13,14 +13,14 @@ import torch
 from PIL import Image
 from streamview_models import folder
 
-from streamview import patches as module
-from streamview.cards import card_document, parse_card
 from streamview.cli import main
 from streamview.errors import Cancelled, MemoryBudgetError, ModelError, RegionError
 from streamview.geometry import Region
+from streamview.inference import patches as module
+from streamview.inference.patches import predict_patches
 from streamview.jobs import Job
-from streamview.loading import Model, load_model
-from streamview.patches import predict_patches
+from streamview.networks import Model, load_model
+from streamview.networks.cards import card_document, parse_card
 from streamview.progress import Step
 from streamview.results import Target, open_saliency
 

@@ -21,10 +21,10 @@ from torch import Tensor, nn
 from streamview.cli import main
 from streamview.cli.parser import build_parser
 from streamview.errors import ModelError
-from streamview.forecasts import forecast
-from streamview.inference import explain, predict, saliency
+from streamview.inference.explain import explain, predict, saliency
+from streamview.inference.forecast import forecast
+from streamview.inference.session import PRECISIONS, Session
 from streamview.results import Precision, open_saliency
-from streamview.session import PRECISIONS, Session
 from streamview.streaming import stream
 from streamview.streaming.graph import Sink
 
@@ -144,7 +144,7 @@ def test_the_scale_is_a_power_of_two_that_brings_the_gradient_at_the_cut_into_ra
 
 
 def find(model: Any) -> Any:
-    from streamview.inference import find_target
+    from streamview.inference.explain import find_target
 
     return find_target(model, 1)
 

@@ -16,8 +16,8 @@ from pyramid_samples import rgb
 
 from streamview.errors import RegionError, SlideError
 from streamview.geometry import Region
-from streamview.pyramid import build_pyramid, open_pyramid, pyramid_shapes
 from streamview.slides import Slide, as_slide, open_slide
+from streamview.slides.pyramid import build_pyramid, open_pyramid, pyramid_shapes
 from streamview.slides.sampling import Sampler
 
 
@@ -355,7 +355,7 @@ def test_memory_does_not_grow_with_the_slide():
     program = """
 import resource, sys, tempfile
 import numpy as np
-from streamview.pyramid import build_pyramid
+from streamview.slides.pyramid import build_pyramid
 from streamview.slides import Level
 tile = np.random.default_rng(0).integers(0, 256, (2048, 2048, 3), np.uint8)
 class Endless:

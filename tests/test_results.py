@@ -15,8 +15,8 @@ import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from streamview import atomic
 from streamview.errors import StreamviewError
+from streamview.files import atomic
 from streamview.geometry import Region
 from streamview.results import Identity, MapWriter, Prediction, Saliency, SaliencyMap, Target, open_saliency, save_saliency
 

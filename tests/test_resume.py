@@ -12,11 +12,11 @@ import pytest
 import zarr
 from pyramid_samples import files, rgb, stop_at
 
-from streamview import pyramid as module
 from streamview.errors import Cancelled, SlideError
 from streamview.geometry import Region
-from streamview.pyramid import build_pyramid, discard_unfinished
 from streamview.slides import as_slide
+from streamview.slides import pyramid as module
+from streamview.slides.pyramid import build_pyramid, discard_unfinished
 
 
 @pytest.fixture
@@ -186,7 +186,7 @@ def test_a_second_writer_is_refused(stopped):
 CONVERT = """
 import sys, time
 import numpy as np
-from streamview import pyramid
+from streamview.slides import pyramid
 from streamview.slides import as_slide
 pyramid.SHARD, pyramid.CHUNK, pyramid.COARSEST = 128, 64, 100
 slide = as_slide(np.random.default_rng(0).integers(0, 256, (900, 1100, 3), np.uint8), 0.5)

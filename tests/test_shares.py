@@ -11,16 +11,16 @@ import torch
 from test_inference import make_model
 from torch import nn
 
-from streamview import forecasts
-from streamview.forecasts import forecast
-from streamview.inference import saliency
-from streamview.loading import Model
-from streamview.session import Session
-from streamview.shares import step_shares
+from streamview.inference import forecast as forecasts
+from streamview.inference.explain import saliency
+from streamview.inference.forecast import forecast
+from streamview.inference.session import Session
+from streamview.inference.shares import step_shares
+from streamview.networks import Model
 from streamview.slides.array import ArraySlide
-from streamview.streaming import execute
-from streamview.streaming.calibration import Speed
-from streamview.synthetic import synthetic_region
+from streamview.slides.synthetic import synthetic_region
+from streamview.streaming.plan.timing import Speed
+from streamview.streaming.run import passes as execute
 
 SIDE, TILE = 1024, (64, 64)
 

@@ -15,17 +15,17 @@ from hypothesis import strategies as st
 from PIL import Image
 from streamview_models.demo.train import stain_statistics
 
-from streamview.cards import ModelCard, Stain, card_document, parse_card
 from streamview.cli import main
 from streamview.errors import ModelError
 from streamview.export.job import export_job
 from streamview.geometry import Region
-from streamview.inference import predict, saliency
+from streamview.inference.explain import predict, saliency
 from streamview.jobs import Job
-from streamview.loading import Model, load_model
+from streamview.networks import Model, load_model
+from streamview.networks.cards import ModelCard, Stain, card_document, parse_card
+from streamview.networks.suitability import Overview, unsuitable
 from streamview.slides import open_slide
-from streamview.suitability import Overview, unsuitable
-from streamview.synthetic import synthetic_region
+from streamview.slides.synthetic import synthetic_region
 
 DARK, GLASS, STAIN = "The region is dark", "The region holds only glass", "The stain is not like the H&E"
 HE_WITHOUT_STATISTICS = Stain("H&E")
@@ -78,7 +78,7 @@ def test_networks_for_other_stains_are_left_alone(demo: Model) -> None:
     assert warned(fluorescence(), replace(demo.card, stain=Stain("fluorescence"))) == ()
     assert warned(immunohistochemistry(), replace(demo.card, stain=Stain("IHC"))) == ()
     image = immunohistochemistry()
-    from streamview.suitability import tissue_density
+    from streamview.networks.suitability import tissue_density
 
     mean = tissue_density(image.reshape(-1, 3)).mean(0)
     own = replace(demo.card, stain=Stain("Ki-67", tuple(mean), (0.005, 0.005, 0.005)))

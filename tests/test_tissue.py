@@ -21,8 +21,8 @@ from streamview.results import open_saliency
 from streamview.slides import as_slide, open_slide
 from streamview.slides.padding import PaddedSampler
 from streamview.slides.sampling import Sampler
-from streamview.synthetic import write_synthetic_slide
-from streamview.tissue import Tissue, covered, find_tissue, otsu, tissue_boxes, tissue_region, tissue_regions
+from streamview.slides.synthetic import write_synthetic_slide
+from streamview.slides.tissue import Tissue, covered, find_tissue, otsu, tissue_boxes, tissue_region, tissue_regions
 
 PINK = (196, 120, 172)
 
@@ -105,7 +105,7 @@ def test_real_tissue(shared_data: Path, name: str, low: float, high: float) -> N
 
 
 def test_memory_is_bounded_by_the_choice_of_the_level(synthetic_slide: SyntheticSlide, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("streamview.tissue._LARGEST", 2_000)
+    monkeypatch.setattr("streamview.slides.tissue._LARGEST", 2_000)
     with open_slide(synthetic_slide.path) as slide:
         coarse = find_tissue(slide)
         assert 1_800 <= coarse.mask.size <= 2_000

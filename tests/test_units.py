@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 
 from streamview.errors import MemoryBudgetError, RegionError, StreamviewError
 from streamview.geometry import Region, RegionText, as_region
-from streamview.inference import predict, saliency
-from streamview.loading import load_model
+from streamview.inference.explain import predict, saliency
+from streamview.networks import load_model
 from streamview.slides import as_slide
-from streamview.streaming.memory import format_bytes, parse_bytes
+from streamview.streaming.plan.memory import format_bytes, parse_bytes
 
 PREFIXES = ("", "K", "M", "G", "T")
 

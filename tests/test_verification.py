@@ -15,13 +15,13 @@ import streamview
 from streamview.cli import main
 from streamview.errors import Cancelled, MemoryBudgetError, RegionError
 from streamview.geometry import Region
-from streamview.loading import Model, load_model
+from streamview.inspection.certificate import Certificate
+from streamview.inspection.verification import _pixels
+from streamview.networks import Model, load_model
 from streamview.progress import Step
 from streamview.slides import open_slide
 from streamview.slides.sampling import Sampler
-from streamview.streaming.certificate import Certificate
-from streamview.streaming.step import reverse_step
-from streamview.verification import _pixels
+from streamview.streaming.run.step import reverse_step
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -106,7 +106,7 @@ def test_the_command_prints_and_keeps_the_certificate(run: Run, model: Model, sy
 
 
 def test_a_broken_engine_fails_the_command(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("streamview.streaming.execute.reverse_step", lambda *args: (reverse_step(*args)[0], [None] * 99))
+    monkeypatch.setattr("streamview.streaming.run.passes.reverse_step", lambda *args: (reverse_step(*args)[0], [None] * 99))
     status, out, _ = run("verify", "-m", "demo", "--windows", 1, "-o", tmp_path)
     assert status == 1
     assert "\nFAILED: worst relative error " in out

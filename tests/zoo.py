@@ -7,7 +7,7 @@ from types import ModuleType
 
 import pytest
 
-from streamview.loading.architectures import import_library
+from streamview.networks.architectures import import_library
 
 
 def import_torchvision() -> ModuleType:

@@ -19,12 +19,12 @@ from torch import Tensor, nn
 import streamview
 from streamview.errors import StreamviewError
 from streamview.finetuning import Settings, finetune
-from streamview.labels import read_labels
-from streamview.session import Session
-from streamview.streaming import shortage
+from streamview.inference.session import Session
+from streamview.labels.regions import read_labels
+from streamview.slides.synthetic import write_synthetic_slide
 from streamview.streaming.cuda import bounded
 from streamview.streaming.cuda import full_float32 as in_full_float32
-from streamview.synthetic import write_synthetic_slide
+from streamview.streaming.run import out_of_memory as shortage
 
 __all__ = ["CHECKS", "Check"]
 

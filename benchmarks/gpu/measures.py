@@ -16,11 +16,11 @@ from streamview_models import MODELS
 from torch import Tensor, nn
 
 import streamview
-from streamview.forecasts import forecast
-from streamview.session import Session
+from streamview.inference.forecast import forecast
+from streamview.inference.session import Session
+from streamview.slides.synthetic import write_synthetic_slide
 from streamview.streaming import stream
 from streamview.streaming.cuda import full_float32
-from streamview.synthetic import write_synthetic_slide
 
 __all__ = ["NETWORKS", "SIZES", "Case", "cases", "measure", "measure_slide"]
 

@@ -16,10 +16,10 @@ from streamview.results import RESEARCH_USE
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
-    from streamview.cards import ModelCard
     from streamview.evaluation import Figure, Metrics
     from streamview.finetuning import FinetuneResult
-    from streamview.labels import Example
+    from streamview.labels.regions import Example
+    from streamview.networks.cards import ModelCard
 
 __all__ = ["Answers", "Measured", "compare", "describe_result", "measured"]
 

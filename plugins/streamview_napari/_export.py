@@ -26,8 +26,8 @@ from qtpy.QtWidgets import (
     QVBoxLayout,
 )
 
-from streamview import atomic
 from streamview.errors import StreamviewError
+from streamview.files import atomic
 from streamview.results import RESEARCH_USE
 from streamview_napari._script import about, command, find_origin, python
 from streamview_napari._section import ERROR_STYLE, Section, labelled, quiet_label

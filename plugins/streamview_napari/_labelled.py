@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from streamview.errors import RegionError
-from streamview.labels import Example
+from streamview.labels.regions import Example
 from streamview_napari._drawing import thicken
 from streamview_napari._labelling import colour_of, of_slide, path_of, replace_drawn
 from streamview_napari._regions import corners, within

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from streamview.errors import LabelError, SlideError
-from streamview.labels import Example, count_labels, read_labels
+from streamview.labels.regions import Example, count_labels, read_labels
 from streamview_napari._regions import describe_size
 
 if TYPE_CHECKING:
-    from streamview.cards import ModelCard
+    from streamview.networks.cards import ModelCard
 
 __all__ = [
     "Mpp",
@@ -104,7 +104,7 @@ def load(path: str | os.PathLike[str], elsewhere: Path | None = None) -> tuple[t
     Raises
     ------
     LabelError
-        As `streamview.labels.read_labels`.
+        As `streamview.labels.regions.read_labels`.
     """
     try:
         labels = read_labels(path)

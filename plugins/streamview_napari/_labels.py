@@ -20,7 +20,7 @@ from qtpy.QtWidgets import (
 )
 
 from streamview.errors import StreamviewError
-from streamview.labels import Example, write_labels
+from streamview.labels.regions import Example, write_labels
 from streamview_napari._classes import ClassChooser
 from streamview_napari._labelled import LabelledLayers
 from streamview_napari._labelling import (

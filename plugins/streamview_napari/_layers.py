@@ -22,7 +22,7 @@ from streamview.geometry import Region
 from streamview.jobs import Job, RegionResult
 from streamview.results import RESEARCH_USE, Saliency, open_saliency
 from streamview.slides import as_slide, open_slide
-from streamview.thumbnail import thumbnail
+from streamview.slides.thumbnail import thumbnail
 from streamview_napari._pyramid import FULL, ShownMap, window
 
 if TYPE_CHECKING:

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 from streamview.results import RESEARCH_USE
 
 if TYPE_CHECKING:
-    from streamview.cards import ModelCard
-    from streamview.loading import Model
+    from streamview.inspection.report import Streamability
+    from streamview.networks import Model
+    from streamview.networks.cards import ModelCard
     from streamview.slides import Slide
-    from streamview.streaming.report import Streamability
 
 __all__ = ["Entry", "Loaded", "describe_card", "describe_fit", "describe_streaming", "known_models", "load"]
 
@@ -62,7 +62,7 @@ def known_models() -> list[Entry]:
     """Return the networks of the registry, trained ones first; loads no weights."""
     from streamview_models import MODELS, folder
 
-    from streamview.loading import load_card
+    from streamview.networks import load_card
 
     found = []
     for spec in MODELS:
@@ -79,8 +79,8 @@ def load(spec: str, *, untrained: bool) -> Loaded:
     ModelError
         As `streamview.load_model`.
     """
-    from streamview.loading import load_model
-    from streamview.streaming.streamability import streamability
+    from streamview.inspection.streamability import streamability
+    from streamview.networks import load_model
 
     place = Path(spec)
     model = load_model(place.parent if place.name in ("card.json", "config.json") else spec, untrained=untrained)

@@ -24,9 +24,9 @@ from streamview_napari._state import Answer, facts
 if TYPE_CHECKING:
     from napari.components import ViewerModel
 
+    from streamview.inspection.certificate import Certificate
     from streamview.progress import Report, Step
     from streamview.results import Prediction, Saliency
-    from streamview.streaming.certificate import Certificate
     from streamview_napari._state import State
     from streamview_napari._worker import Work
 
@@ -43,7 +43,7 @@ _LIKELIEST, _OTHER = "#ffe14a", "#8b98a5"
 
 def describe_seconds(seconds: float | None) -> str:
     """Say how long something took: ``"12 s"``; a dash where it is not known."""
-    from streamview.streaming.calibration import format_seconds
+    from streamview.streaming.plan.timing import format_seconds
 
     if seconds is None:
         return "–"
@@ -247,7 +247,7 @@ class ResultSection(Section):
         model = loaded.model
 
         def work(report: Report) -> Certificate:
-            from streamview import verification
+            from streamview.inspection import verification
 
             return verification.verify(model, slide, prediction.region, report=report)
 

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from streamview.forecasts import Forecast
-    from streamview.inference import Watch
+    from streamview.inference.explain import Watch
+    from streamview.inference.forecast import Forecast
     from streamview.slides import Slide
     from streamview_napari._models import Loaded
 
@@ -100,8 +100,8 @@ class Outlook:
     forecast: Forecast | None
 
     def __str__(self) -> str:
-        from streamview.streaming.calibration import format_seconds
-        from streamview.streaming.memory import format_bytes
+        from streamview.streaming.plan.memory import format_bytes
+        from streamview.streaming.plan.timing import format_seconds
 
         if self.forecast is None:
             return ""
@@ -129,7 +129,7 @@ def find_region(request: Request) -> Region:
     if request.choice == "whole":
         return Region(0, 0, *slide.shape)
     if request.choice == "tissue":
-        from streamview.tissue import find_tissue, tissue_region
+        from streamview.slides.tissue import find_tissue, tissue_region
 
         return tissue_region(find_tissue(slide), slide.name)
     if request.choice == "drawn":
@@ -145,9 +145,9 @@ def foresee(request: Request, folder: Path) -> Outlook:
     Raises
     ------
     StreamviewError
-        As `find_region` and `streamview.forecasts.forecast`.
+        As `find_region` and `streamview.inference.forecast.forecast`.
     """
-    from streamview.forecasts import forecast
+    from streamview.inference.forecast import forecast
 
     model, slide = request.loaded.model, request.slide
     region = find_region(request)
@@ -172,8 +172,8 @@ def compute(request: Request, region: Region, out: Path, report: Report, watch: 
     StreamviewError
         As `streamview.explain`.
     """
-    from streamview import inference
-    from streamview.session import Session
+    from streamview.inference import explain as inference
+    from streamview.inference.session import Session
 
     start = time.perf_counter()
     model, slide, device = request.loaded.model, request.slide, request.device

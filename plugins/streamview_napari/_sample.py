@@ -15,7 +15,7 @@ __all__ = ["synthetic_slide"]
 def synthetic_slide() -> list[LayerTuple]:
     """Write a synthetic H&E-like slide to a temporary folder and return it with the outline of its planted lesion."""
     from streamview.slides import open_slide
-    from streamview.synthetic import write_synthetic_slide
+    from streamview.slides.synthetic import write_synthetic_slide
     from streamview_napari._layers import mask_layer, slide_layer
 
     path = Path(tempfile.mkdtemp(prefix="streamview-")) / "synthetic.svs"

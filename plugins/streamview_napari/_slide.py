@@ -160,7 +160,7 @@ class SlideSection(Section):
             return
 
         def convert(report: Report) -> Slide:
-            from streamview.pyramid import build_pyramid
+            from streamview.slides.pyramid import build_pyramid
 
             return build_pyramid(slide, out, report=report)
 

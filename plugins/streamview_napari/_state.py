@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from napari.components import ViewerModel
     from napari.layers import Image, Layer
 
-    from streamview.labels import Example
+    from streamview.labels.regions import Example
     from streamview.results import Prediction, Saliency
     from streamview.slides import Slide
     from streamview_napari._models import Loaded

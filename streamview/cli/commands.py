@@ -20,11 +20,11 @@ __all__ = ["COMMANDS"]
 
 
 def _convert(options: Namespace, arguments: list[str]) -> int:
-    from streamview import atomic
+    from streamview.files import atomic
     from streamview.geometry import RegionText
-    from streamview.machine import free_disk
-    from streamview.pyramid import build_pyramid, discard_unfinished, pyramid_shapes
     from streamview.slides import open_slide
+    from streamview.slides.pyramid import build_pyramid, discard_unfinished, pyramid_shapes
+    from streamview.system.machine import free_disk
 
     start = time.monotonic()
     text = None if options.region is None else RegionText.parse(options.region)
@@ -111,10 +111,10 @@ def _jobs(options: Namespace, arguments: list[str]) -> int:
 
 def _verify(options: Namespace, arguments: list[str]) -> int:
     from streamview.geometry import Region, RegionText
+    from streamview.inspection.verification import verify, write_certificate
     from streamview.jobs import Job, region_id
-    from streamview.loading import load_model
+    from streamview.networks import load_model
     from streamview.slides import open_slide
-    from streamview.verification import verify, write_certificate
 
     if options.region is not None and options.slides is None:
         raise StreamviewError(f"--region {options.region}: there is no slide it could be a part of; name one with -i, or leave it out")
@@ -146,7 +146,7 @@ def _models(options: Namespace, arguments: list[str]) -> int:
 
 
 def _inspect(options: Namespace) -> int:
-    from streamview.onboarding import inspect_model
+    from streamview.inspection.model import inspect_model
 
     found = inspect_model(options.model, weights=options.weights, card=options.card, untrained=options.untrained, outlooks=True)
     say(json.dumps(found.to_json(), indent=2, ensure_ascii=False) if options.json else str(found))
@@ -156,7 +156,7 @@ def _inspect(options: Namespace) -> int:
 def _list_models() -> int:
     from streamview_models import ALIASES, MODELS
 
-    from streamview.loading import load_card
+    from streamview.networks import load_card
 
     rows = [("MODEL", "CLASSES", "MPP", "TRAINED", "LICENCE")]
     for name in MODELS:
@@ -174,7 +174,7 @@ def _list_models() -> int:
 
 
 def _doctor(options: Namespace, arguments: list[str]) -> int:
-    from streamview.doctor import examine
+    from streamview.system.doctor import examine
 
     fine = True
     for check in examine():
@@ -186,7 +186,7 @@ def _doctor(options: Namespace, arguments: list[str]) -> int:
 
 
 def _view(options: Namespace, arguments: list[str]) -> int:
-    from streamview.doctor import check_window
+    from streamview.system.doctor import check_window
 
     check = check_window()
     if not check.ok:

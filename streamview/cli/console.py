@@ -36,7 +36,7 @@ def warn(line: str) -> None:
 
 
 def amount(size: float) -> str:
-    """Bytes for people: ``"1.9 GB"``, ``"21 MB"``; as `streamview.streaming.plan.format_bytes`, without loading torch."""
+    """Bytes for people: ``"1.9 GB"``, ``"21 MB"``; as `streamview.streaming.plan.plan.format_bytes`, without loading torch."""
     return f"{size / 2**30:.1f} GB" if size >= 2**30 else f"{size / 2**20:.0f} MB" if size >= 2**20 else f"{size / 2**10:.0f} KB"
 
 

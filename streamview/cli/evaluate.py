@@ -13,8 +13,8 @@ from streamview.cli.console import Bars, complain, say, warn
 from streamview.cli.run import parse_tile, show_cost
 
 if TYPE_CHECKING:
-    from streamview.labels import Example
-    from streamview.loading import Model
+    from streamview.labels.regions import Example
+    from streamview.networks import Model
 
 __all__ = ["evaluate"]
 
@@ -24,9 +24,9 @@ def evaluate(options: Namespace, arguments: list[str]) -> int:
     from streamview.evaluation import evaluate as judge
     from streamview.evaluation import write_evaluation
     from streamview.evaluation.report import check_folder
-    from streamview.labels import find_targets, read_labels
-    from streamview.loading import load_model
-    from streamview.machine import describe_device, find_device
+    from streamview.labels.regions import find_targets, read_labels
+    from streamview.networks import load_model
+    from streamview.system.machine import describe_device, find_device
 
     start = time.monotonic()
     tile = None if options.tile is None else parse_tile(options.tile)
@@ -66,7 +66,7 @@ def evaluate(options: Namespace, arguments: list[str]) -> int:
 def _show_largest(model: Model, examples: Sequence[Example], tile: tuple[int, int] | None, options: Namespace) -> None:
     """Say how many regions there are and what the largest will take; one that cannot be read is spoken of when its turn comes."""
     from streamview.errors import RegionError, SlideError
-    from streamview.forecasts import forecast
+    from streamview.inference.forecast import forecast
 
     slides, patients = ({str(getattr(example, what)) for example in examples} for what in ("source", "case"))
     say(f"labels: {len(examples)} regions on {len(slides)} slides of {len(patients)} patients")

@@ -26,9 +26,9 @@ def finetune(options: Namespace, arguments: list[str]) -> int:
     """Fine-tune a network on labelled regions."""
     from streamview import finetuning
     from streamview.finetuning.checkpoint import check_folder
-    from streamview.labels import count_labels, read_labels
-    from streamview.loading import load_model
-    from streamview.machine import describe_device, find_device
+    from streamview.labels.regions import count_labels, read_labels
+    from streamview.networks import load_model
+    from streamview.system.machine import describe_device, find_device
 
     start = time.monotonic()
     settings = _settings(options)

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 from streamview.cli.console import Bars, amount, complain, one_line, say, warn
 
 if TYPE_CHECKING:
-    from streamview.batch import Answer, Work
+    from streamview.cohort.run import Answer, Work
     from streamview.errors import StreamviewError
-    from streamview.forecasts import Forecast
-    from streamview.loading import Model
-    from streamview.patches import PatchPlan
+    from streamview.inference.forecast import Forecast
+    from streamview.inference.patches import PatchPlan
+    from streamview.networks import Model
     from streamview.slides import Slide
 
 __all__ = ["parse_tile", "predict", "saliency", "show_answer", "show_cost", "show_forecast"]
@@ -24,7 +24,7 @@ __all__ = ["parse_tile", "predict", "saliency", "show_answer", "show_cost", "sho
 
 def predict(options: Namespace, arguments: list[str]) -> int:
     """Predict for every slide, or where the network is made for patches, for each patch of it."""
-    from streamview.batch import patch_slide, predict_slide
+    from streamview.cohort.run import patch_slide, predict_slide
 
     def is_per_patch(model: Model) -> bool:
         return (options.per or model.card.answers) == "patch"
@@ -40,8 +40,8 @@ def predict(options: Namespace, arguments: list[str]) -> int:
 
 def saliency(options: Namespace, arguments: list[str]) -> int:
     """Predict for every slide and map what the network saw."""
-    from streamview.batch import check_display, explain_slide
-    from streamview.inference import find_targets
+    from streamview.cohort.run import check_display, explain_slide
+    from streamview.inference.explain import find_targets
 
     def explain(work: Work, path: str | os.PathLike[str]) -> Answer:
         return explain_slide(work, path, targets=options.target or (), displays=[options.display] if options.display else None)
@@ -58,7 +58,7 @@ def saliency(options: Namespace, arguments: list[str]) -> int:
 def _check_patches(model: Model, options: Namespace) -> str:
     """What is said of answers for patches; refuses options that they have no use for."""
     from streamview.errors import StreamviewError
-    from streamview.patches import patch_side
+    from streamview.inference.patches import patch_side
 
     side = patch_side(model.card)
     for option, given in (("--tile", options.tile), ("--pad-to", options.pad_to), ("--precision", options.precision != "float32")):
@@ -99,7 +99,7 @@ def show_answer(answer: Answer, said: Collection[str] = (), *, place: bool = Fal
 
 def show_cost(seconds: float) -> None:
     """Say what the command took."""
-    from streamview.machine import peak_device_memory, peak_memory
+    from streamview.system.machine import peak_device_memory, peak_memory
 
     device = peak_device_memory()
     reserved = "" if device is None else f", {amount(device)} on the device"
@@ -113,13 +113,13 @@ def _run(
     check: Callable[[Model], str | None] | None = None,
 ) -> int:
     """Check all that concerns every slide, then work through them."""
-    from streamview.batch import Work, run_slides
+    from streamview.cohort.run import Work, run_slides
     from streamview.geometry import RegionText
     from streamview.jobs import Job, new_run_id
-    from streamview.loading import load_model
-    from streamview.machine import describe_device, find_device, total_memory
-    from streamview.streaming.calibration import format_seconds
-    from streamview.streaming.memory import parse_bytes
+    from streamview.networks import load_model
+    from streamview.streaming.plan.memory import parse_bytes
+    from streamview.streaming.plan.timing import format_seconds
+    from streamview.system.machine import describe_device, find_device, total_memory
 
     region = None if options.region is None else RegionText.parse(options.region)
     tile = None if options.tile is None else parse_tile(options.tile)

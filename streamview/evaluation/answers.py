@@ -12,12 +12,12 @@ from functools import partial
 
 import numpy as np
 
-from streamview.cards import ModelCard
 from streamview.errors import LabelError, RegionError, SlideError
 from streamview.evaluation.metrics import Metrics, measure
-from streamview.inference import predict
-from streamview.labels import Example, find_targets, identify_slides, labels_digest, unite_slides
-from streamview.loading import Model, as_model
+from streamview.inference.explain import predict
+from streamview.labels.regions import Example, find_targets, identify_slides, labels_digest, unite_slides
+from streamview.networks import Model, as_model
+from streamview.networks.cards import ModelCard
 from streamview.progress import Report, Step
 from streamview.results import Precision, Prediction
 from streamview.slides import Slide
@@ -63,7 +63,7 @@ class Evaluation:
     card, weights_sha256
         Of the network: with the labels, what the figures follow from.
     labels_sha256
-        `streamview.labels.labels_digest` of the examples.
+        `streamview.labels.regions.labels_digest` of the examples.
     precision
         Arithmetic of the streamed part.
     warnings
@@ -109,7 +109,7 @@ def evaluate(
     model
         From `streamview.load_model`.
     examples
-        Labelled regions, as from `streamview.labels.read_labels`; those of one slide are answered together, so that it is opened once.
+        Labelled regions, as from `streamview.labels.regions.read_labels`; those of one slide are answered together, so that it is opened once.
     memory, tile, device, precision
         As for `streamview.predict`.
     resamples, seed

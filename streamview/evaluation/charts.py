@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from streamview import atomic
 from streamview.evaluation.bootstrap import format_figure
 from streamview.evaluation.metrics import Metrics
+from streamview.files import atomic
 from streamview.results import RESEARCH_USE
 
 if TYPE_CHECKING:

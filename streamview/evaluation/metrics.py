@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit, logsumexp, softmax
 
-from streamview.cards import ModelCard, Task
 from streamview.evaluation.bootstrap import (
     Bootstrap,
     Figure,
@@ -23,6 +22,7 @@ from streamview.evaluation.bootstrap import (
     rank_correlation,
     ratio,
 )
+from streamview.networks.cards import ModelCard, Task
 
 __all__ = ["Bin", "Figure", "Metrics", "Output", "measure"]
 
@@ -211,7 +211,7 @@ def measure(
     logits
         (N, K): raw outputs for N regions.
     targets
-        What it should have answered, as `streamview.labels.find_targets` gives it.
+        What it should have answered, as `streamview.labels.regions.find_targets` gives it.
     patients
         N names: regions of one patient stay together in every resample.
     card

@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from streamview import atomic
 from streamview.errors import StreamviewError
 from streamview.evaluation import charts
 from streamview.evaluation.answers import Evaluation, Row
 from streamview.evaluation.bootstrap import format_figure
 from streamview.evaluation.metrics import Metrics
+from streamview.files import atomic
 from streamview.jobs import versions
-from streamview.labels import find_targets
+from streamview.labels.regions import find_targets
 from streamview.results import RESEARCH_USE
 
 if TYPE_CHECKING:

@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from streamview import atomic
-from streamview.annotations import Points, Polygon
 from streamview.display import Recipe, show
 from streamview.export.hotspots import Hotspot, find_hotspots
+from streamview.files import atomic
+from streamview.labels.annotations import Points, Polygon
 from streamview.results import RESEARCH_USE, Saliency
 
 __all__ = ["feature", "write_hotspots"]

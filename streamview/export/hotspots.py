@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from streamview.annotations import Polygon
 from streamview.display import Recipe, apply_recipe, blur, show
 from streamview.export.outlines import outline, signed_area
+from streamview.labels.annotations import Polygon
 from streamview.results import Saliency
 
 __all__ = ["Hotspot", "find_hotspots"]

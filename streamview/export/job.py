@@ -13,12 +13,12 @@ from functools import partial
 from pathlib import Path
 from typing import Literal, get_args
 
-from streamview import atomic
 from streamview.display import PRESETS, Preset, Recipe, default_preset, empty_reason, show
 from streamview.errors import StreamviewError
 from streamview.export.geojson import write_hotspots
 from streamview.export.ometiff import write_ome_tiff
 from streamview.export.png import draw_png
+from streamview.files import atomic
 from streamview.jobs import Job, RegionResult, SlideRecord, StoredMap
 from streamview.progress import Progress, Report
 from streamview.results import Method, Saliency, open_saliency

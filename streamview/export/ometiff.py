@@ -12,7 +12,7 @@ import numpy as np
 import tifffile
 from numpy.typing import NDArray
 
-from streamview import atomic
+from streamview.files import atomic
 from streamview.results import RESEARCH_USE, Method, Plane, Saliency
 from streamview.results.types import halve
 

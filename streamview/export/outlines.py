@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from streamview.annotations import Points, Polygon
+from streamview.labels.annotations import Points, Polygon
 
 __all__ = ["outline", "signed_area"]
 

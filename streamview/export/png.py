@@ -15,13 +15,13 @@ from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 from scipy import ndimage
 
-from streamview import atomic
 from streamview.display import HALO_COLOUR, OUTLINE_COLOUR, TITLES, Recipe, Shown, colours, empty_reason, glass_mask, show
 from streamview.errors import StreamviewError
-from streamview.machine import return_freed_memory
+from streamview.files import atomic
 from streamview.results.types import RESEARCH_USE, Saliency
 from streamview.slides import Slide
-from streamview.thumbnail import thumbnail
+from streamview.slides.thumbnail import thumbnail
+from streamview.system.machine import return_freed_memory
 
 __all__ = ["Picture", "draw_png", "overlay", "render_png"]
 

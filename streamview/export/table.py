@@ -7,9 +7,9 @@ import io
 import os
 from pathlib import Path
 
-from streamview import atomic
 from streamview.display import Recipe
 from streamview.export.hotspots import find_hotspots
+from streamview.files import atomic
 from streamview.results import RESEARCH_USE, Saliency
 
 __all__ = ["write_hotspot_table"]

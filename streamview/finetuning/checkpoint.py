@@ -23,10 +23,10 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from torch import Tensor
 
-from streamview import atomic
 from streamview.errors import TrainingError
+from streamview.files import atomic
 from streamview.finetuning.history import Epoch, History
-from streamview.loading.hashing import hash_tensors
+from streamview.networks.hashing import hash_tensors
 
 __all__ = [
     "Checkpoint",

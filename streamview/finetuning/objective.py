@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, huber_loss
 
-from streamview.cards import Task
+from streamview.networks.cards import Task
 
 __all__ = ["Objective", "make_objective"]
 
@@ -55,7 +55,7 @@ def make_objective(task: Task, targets: NDArray[np.float64] | NDArray[np.int64],
     task, classes
         Of the card; K.
     targets
-        Of the training regions, as `streamview.labels.find_targets` gives them.
+        Of the training regions, as `streamview.labels.regions.find_targets` gives them.
     balanced
         Whether classes weigh the same however many regions they have: ``N / (K n_k)``; of labels, presence weighs ``(N - n_k) / n_k``.
         A class without a region has the weight 1.

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from streamview.errors import TrainingError
 from streamview.finetuning.settings import Part
-from streamview.streaming.capture import capture
+from streamview.streaming.capture.capture import capture
 from streamview.streaming.graph import Graph, bind, placed
 from streamview.streaming.ops import Weight
 

@@ -13,22 +13,22 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from streamview.cards import Task
 from streamview.errors import LabelError, MemoryBudgetError, RegionError, SlideError
 from streamview.finetuning.objective import Objective, make_objective
 from streamview.finetuning.parts import choose_weights, head_dropout
 from streamview.finetuning.settings import Settings
 from streamview.finetuning.split import CASES, Split, divide, scarcity
-from streamview.labels import Example, find_targets, identify_slides, labels_digest, unite_slides
-from streamview.loading import Model, as_model
-from streamview.loading.heads import with_classes
-from streamview.machine import find_device, resident_memory, total_memory
+from streamview.labels.regions import Example, find_targets, identify_slides, labels_digest, unite_slides
+from streamview.networks import Model, as_model
+from streamview.networks.cards import Task
+from streamview.networks.heads import with_classes
 from streamview.slides.sampling import Sampler
 from streamview.streaming import Streamed, stream
-from streamview.streaming.capture import capture
+from streamview.streaming.capture.capture import capture
 from streamview.streaming.cuda import free_memory_of, reserved_memory
 from streamview.streaming.graph import Sink, bind, gathered
-from streamview.streaming.memory import format_bytes, parse_bytes, return_freed_blocks
+from streamview.streaming.plan.memory import format_bytes, parse_bytes, return_freed_blocks
+from streamview.system.machine import find_device, resident_memory, total_memory
 
 __all__ = ["Prepared", "prepare"]
 

@@ -14,17 +14,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from streamview import atomic
-from streamview.cards import ModelCard, card_document, parse_card
 from streamview.evaluation import Metrics, measure
+from streamview.files import atomic
 from streamview.finetuning.checkpoint import write_json, write_tensors
 from streamview.finetuning.curves import draw_history
 from streamview.finetuning.history import History
 from streamview.finetuning.preparation import Prepared
 from streamview.jobs import versions
-from streamview.labels import Example
-from streamview.loading import Model
-from streamview.loading.hashing import hash_tensors
+from streamview.labels.regions import Example
+from streamview.networks import Model
+from streamview.networks.cards import ModelCard, card_document, parse_card
+from streamview.networks.hashing import hash_tensors
 from streamview.results import RESEARCH_USE
 
 __all__ = ["Compared", "Tuned", "compare", "publish"]
@@ -56,7 +56,7 @@ class Tuned:
     state
         All tensors of the network, by name.
     sha256
-        Of these, as in `streamview.loading.Model`.
+        Of these, as in `streamview.networks.Model`.
     document
         The card as JSON.
     before, after

@@ -6,9 +6,9 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from streamview.cards import Task
 from streamview.errors import LabelError
-from streamview.labels import Example
+from streamview.labels.regions import Example
+from streamview.networks.cards import Task
 
 __all__ = ["CASES", "Split", "batches", "divide", "scarcity"]
 

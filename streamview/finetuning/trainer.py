@@ -21,7 +21,7 @@ from streamview.finetuning.preparation import Prepared
 from streamview.finetuning.settings import Settings
 from streamview.finetuning.split import batches
 from streamview.finetuning.variation import PLAIN, Variation, lazy_image, vary
-from streamview.labels import Example
+from streamview.labels.regions import Example
 from streamview.progress import Progress, Report
 from streamview.slides import Slide, as_slide, open_slide
 from streamview.slides.sampling import Sampler

@@ -18,8 +18,8 @@ from streamview.finetuning.preparation import prepare
 from streamview.finetuning.publication import Compared, Tuned, compare, publish
 from streamview.finetuning.settings import Settings
 from streamview.finetuning.trainer import Trainer
-from streamview.labels import Example
-from streamview.loading import Model
+from streamview.labels.regions import Example
+from streamview.networks import Model
 from streamview.progress import Report
 from streamview.streaming.cuda import full_float32
 

@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from streamview.cards import ModelCard
 from streamview.finetuning.settings import Settings
+from streamview.networks.cards import ModelCard
 from streamview.slides.sampling import Sampler
 from streamview.streaming import LazyImage
 

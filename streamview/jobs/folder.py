@@ -17,8 +17,8 @@ from typing import Any
 
 import filelock
 
-from streamview import atomic
 from streamview.errors import JobWarning, StreamviewError
+from streamview.files import atomic
 from streamview.geometry import Region
 from streamview.jobs.records import RegionResult, Run, SlideRecord, region_id, versions
 from streamview.jobs.tables import summary, table

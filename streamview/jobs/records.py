@@ -11,8 +11,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from streamview.geometry import Region
+from streamview.networks.suitability import holds_tissue
 from streamview.results import RESEARCH_USE, Prediction, Target
-from streamview.suitability import holds_tissue
 
 __all__ = ["RegionResult", "Run", "SlideRecord", "StoredMap", "new_run_id", "region_id", "versions"]
 

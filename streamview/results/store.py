@@ -13,8 +13,8 @@ import zarr
 import zarr.codecs
 from numpy.typing import NDArray
 
-from streamview import atomic
 from streamview.errors import StreamviewError
+from streamview.files import atomic
 from streamview.results.types import REDUCTIONS, RESEARCH_USE, Method, Plane, Prediction, Saliency, SaliencyMap, Target, halve, level0_mpp
 
 __all__ = ["MapWriter", "open_saliency", "save_saliency"]

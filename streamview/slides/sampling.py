@@ -11,7 +11,7 @@ from scipy import sparse
 
 from streamview.errors import RegionError, SlideError
 from streamview.geometry import Region, as_region
-from streamview.readahead import ReadAhead
+from streamview.slides.readahead import ReadAhead
 from streamview.slides.slide import Slide
 
 __all__ = ["SAMPLING_VERSION", "Sampler"]

@@ -15,16 +15,16 @@ from matplotlib.text import Text
 from PIL import Image
 from torch import nn
 
-import streamview.labels
+import streamview.labels.regions
 from streamview.cli import main
 from streamview.errors import Cancelled, LabelError, RegionError, SlideError, StreamviewError
 from streamview.evaluation import Metrics, evaluate, measure, write_evaluation
 from streamview.evaluation.charts import chart_size, draw_confusion, draw_reliability, draw_scatter, write_chart
 from streamview.geometry import Region
-from streamview.labels import Example, read_labels
-from streamview.loading import Model, load_card
+from streamview.labels.regions import Example, read_labels
+from streamview.networks import Model, load_card
 from streamview.results import RESEARCH_USE
-from streamview.synthetic import write_synthetic_slide
+from streamview.slides.synthetic import write_synthetic_slide
 
 
 def network(task="class", count=2) -> Model:
@@ -82,8 +82,8 @@ def test_a_slide_is_opened_once_to_be_told_apart_and_once_to_be_read(tmp_path, m
     write_synthetic_slide(tmp_path / "b.svs", size=(512, 512), seed=2)
     rows = [f"{name},normal,{x},0,256,256" for x in (0, 256) for name in "ab"]
     (tmp_path / "labels.csv").write_text("\n".join(["slide_id,label,x,y,width,height", *rows]))
-    opened, original = [], streamview.labels.open_slide
-    monkeypatch.setattr(streamview.labels, "open_slide", lambda path, mpp: opened.append(path) or original(path, mpp))
+    opened, original = [], streamview.labels.regions.open_slide
+    monkeypatch.setattr(streamview.labels.regions, "open_slide", lambda path, mpp: opened.append(path) or original(path, mpp))
     found = evaluate(streamview.load_model("demo"), read_labels(tmp_path / "labels.csv"), resamples=0)
     assert [path.stem for path in opened] == ["a", "b"] * 2
     assert [row.prediction.slide_name for row in found.rows] == ["a.svs", "b.svs"] * 2

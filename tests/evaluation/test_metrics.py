@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import rankdata, spearmanr
 
-from streamview.cards import ModelCard
 from streamview.evaluation import Figure, Metrics, measure
-from streamview.loading import load_card
+from streamview.networks import load_card
+from streamview.networks.cards import ModelCard
 
 
 def card(task, count) -> ModelCard:

@@ -9,10 +9,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from streamview.cards import assumed_document, parse_card
 from streamview.geometry import Region
-from streamview.labels import Example
-from streamview.loading import Model
+from streamview.labels.regions import Example
+from streamview.networks import Model
+from streamview.networks.cards import assumed_document, parse_card
 
 MEAN, STD = (0.7, 0.6, 0.7), (0.2, 0.25, 0.2)
 

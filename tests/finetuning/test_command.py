@@ -8,7 +8,7 @@ from PIL import Image
 from samples import picture
 
 from streamview.cli import main
-from streamview.labels import labels_digest, read_labels
+from streamview.labels.regions import labels_digest, read_labels
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from streamview.finetuning.preparation import Prepared, prepare
 from streamview.finetuning.split import Split, batches
 from streamview.finetuning.variation import PLAIN as PLAIN_VARIATION
 from streamview.finetuning.variation import Variation, lazy_image, vary
-from streamview.labels import find_targets
+from streamview.labels.regions import find_targets
 from streamview.slides.sampling import Sampler
 
 PLAIN = Settings(learning_rate=1e-3, weight_decay=1e-2, epochs=1, validation=0, class_weights=False, flips=False, jitter=0)

@@ -17,10 +17,10 @@ from filelock import FileLock
 from interrupted import SETTINGS, run
 from samples import model_of, separable, small_network
 
-from streamview import atomic
 from streamview.errors import Cancelled, StreamviewError, TrainingError
+from streamview.files import atomic
 from streamview.finetuning import Settings, finetune
-from streamview.loading import load_model
+from streamview.networks import load_model
 
 HERE = Path(__file__).parent
 

@@ -9,15 +9,15 @@ import torch
 from interrupted import SETTINGS
 from samples import model_of, separable, small_network
 
-from streamview.cards import card_document, parse_card
 from streamview.cli import main
 from streamview.errors import Cancelled, LabelError, TrainingError
 from streamview.finetuning import Settings, finetune
 from streamview.finetuning.checkpoint import write_tensors
 from streamview.geometry import Region
-from streamview.inference import predict
-from streamview.labels import Example
-from streamview.loading import load_model
+from streamview.inference.explain import predict
+from streamview.labels.regions import Example
+from streamview.networks import load_model
+from streamview.networks.cards import card_document, parse_card
 
 HEAD = Settings(train="head", epochs=2, batch=4, learning_rate=0.05, flips=False, jitter=0)
 

@@ -16,8 +16,8 @@ from streamview.finetuning.parts import choose_weights, head_dropout
 from streamview.finetuning.preparation import prepare
 from streamview.finetuning.split import Split, batches, divide, scarcity
 from streamview.geometry import Region
-from streamview.labels import Example
-from streamview.loading.heads import with_classes
+from streamview.labels.regions import Example
+from streamview.networks.heads import with_classes
 
 NOTHING = np.zeros((8, 8, 3), np.uint8)
 

@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from torch.export import Dim
 from zoo import import_torchvision
 
-from streamview.cards import assumed_document
 from streamview.errors import ModelError
-from streamview.loading import load_model
-from streamview.loading.exported import read_exported
-from streamview.loading.graphs import check_sizes
+from streamview.networks import load_model
+from streamview.networks.cards import assumed_document
+from streamview.networks.exported import read_exported
+from streamview.networks.graphs import check_sizes
 
 FREE = ({2: Dim.AUTO, 3: Dim.AUTO},)
 

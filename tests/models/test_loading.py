@@ -14,7 +14,7 @@ from streamview_models import MODELS, folder
 from zoo import import_timm
 
 from streamview.errors import ModelError
-from streamview.loading import load_card, load_model
+from streamview.networks import load_card, load_model
 
 State = dict[str, torch.Tensor]
 

@@ -12,11 +12,11 @@ from streamview_models import folder
 from torch import nn
 from zoo import import_timm, import_torchvision
 
-from streamview.cards import assumed_document
 from streamview.cli import main
 from streamview.errors import ModelError
-from streamview.loading import Model, load_card, load_model
-from streamview.synthetic import write_synthetic_slide
+from streamview.networks import Model, load_card, load_model
+from streamview.networks.cards import assumed_document
+from streamview.slides.synthetic import write_synthetic_slide
 
 FACTORIES = '''
 import torch
@@ -322,7 +322,7 @@ def test_libraries_that_are_missing_or_do_not_fit(monkeypatch: pytest.MonkeyPatc
     def fail(_: str) -> None:
         raise error
 
-    monkeypatch.setattr("streamview.loading.architectures.importlib.import_module", fail)
+    monkeypatch.setattr("streamview.networks.architectures.importlib.import_module", fail)
     text = refusal(spec, untrained=True)
     assert spec in text
     assert ("pip install 'streamview[models]'" in text) == isinstance(error, ModuleNotFoundError)

@@ -20,7 +20,7 @@ from streamview.display import PALETTES, PRESETS
 from streamview.jobs import Job, RegionResult, StoredMap
 from streamview.results import Saliency, open_saliency, save_saliency
 from streamview.slides import open_slide
-from streamview.synthetic import write_synthetic_slide
+from streamview.slides.synthetic import write_synthetic_slide
 
 pytestmark = REAL_WINDOW
 MPP, STEP, PLACE = 0.5, 2, (200, 304)

@@ -18,8 +18,8 @@ from real_window import REAL_WINDOW
 from streamview.errors import TrainingError
 from streamview.finetuning.trainer import Trainer
 from streamview.geometry import Region
-from streamview.labels import read_labels
-from streamview.synthetic import write_synthetic_slide
+from streamview.labels.regions import read_labels
+from streamview.slides.synthetic import write_synthetic_slide
 
 pytestmark = REAL_WINDOW
 MPP = (0.5, 0.5)

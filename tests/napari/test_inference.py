@@ -22,8 +22,8 @@ from streamview_napari._runs import Request, compute, describe_progress, find_re
 
 from streamview.errors import Cancelled, ModelError, RegionError
 from streamview.geometry import Region
-from streamview.inference import Strip, explain
-from streamview.loading import load_model
+from streamview.inference.explain import Strip, explain
+from streamview.networks import load_model
 from streamview.progress import Step
 from streamview.results import Identity, Prediction, Target
 from streamview.slides import as_slide, open_slide
@@ -180,7 +180,7 @@ def test_which_region_is_meant(synthetic_slide: Any) -> None:
 
 
 def test_all_tissue(synthetic_slide: Any) -> None:
-    pytest.importorskip("streamview.tissue")
+    pytest.importorskip("streamview.slides.tissue")
     with open_slide(synthetic_slide.path) as slide:
         assert find_region(make_request(slide, choice="tissue")).inside(slide.shape)
 

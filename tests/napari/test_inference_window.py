@@ -21,12 +21,13 @@ import tifffile
 from PIL import Image
 from real_window import REAL_WINDOW
 
-from streamview import inference, verification
 from streamview.errors import StreamviewError
 from streamview.geometry import Region
+from streamview.inference import explain as inference
+from streamview.inference.session import Session
+from streamview.inspection import verification
 from streamview.progress import Step
-from streamview.session import Session
-from streamview.synthetic import write_synthetic_slide
+from streamview.slides.synthetic import write_synthetic_slide
 
 pytestmark = REAL_WINDOW
 MPP = 0.5
@@ -225,7 +226,7 @@ def test_errors_of_the_engine_reach_the_user_and_it_can_run_again(
         return engine(*arguments, report=broken, **options)
 
     monkeypatch.setattr(inference, "explain", fail)
-    monkeypatch.setattr("streamview.streaming.shortage.ran_out", lambda *a, **k: False)
+    monkeypatch.setattr("streamview.streaming.run.out_of_memory.ran_out", lambda *a, **k: False)
     with caplog.at_level(logging.CRITICAL):
         panel.run.click()
         qtbot.waitUntil(lambda: panel.problem.isVisibleTo(panel), timeout=LIMIT)

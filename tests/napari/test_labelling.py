@@ -35,13 +35,13 @@ from streamview_napari._regions import corners
 from streamview_napari._slide import measure
 from streamview_napari._state import State
 
-from streamview.cards import parse_card
 from streamview.errors import LabelError
 from streamview.geometry import Region
-from streamview.labels import Example, read_labels, write_labels
-from streamview.loading import load_card
+from streamview.labels.regions import Example, read_labels, write_labels
+from streamview.networks import load_card
+from streamview.networks.cards import parse_card
 from streamview.slides import open_slide
-from streamview.synthetic import write_synthetic_slide
+from streamview.slides.synthetic import write_synthetic_slide
 
 pytestmark = pytest.mark.filterwarnings("ignore::pydantic.warnings.PydanticDeprecatedSince20", "ignore::DeprecationWarning:napari")
 MPP = (0.5, 0.5)

@@ -24,10 +24,10 @@ from streamview_napari.view import add_layers, check
 from streamview.errors import StreamviewError
 from streamview.geometry import Region
 from streamview.jobs import Job, RegionResult, StoredMap
-from streamview.pyramid import build_pyramid
 from streamview.results import Identity, Prediction, Saliency, SaliencyMap, Target, save_saliency
 from streamview.slides import Slide, as_slide, open_slide
-from streamview.synthetic import write_synthetic_slide
+from streamview.slides.pyramid import build_pyramid
+from streamview.slides.synthetic import write_synthetic_slide
 
 pytestmark = pytest.mark.filterwarnings("ignore::pydantic.warnings.PydanticDeprecatedSince20", "ignore::DeprecationWarning:napari")
 REGION = Region(256, 384, 512, 768)

@@ -18,7 +18,7 @@ from streamview.cli import main
 from streamview.display import PRESETS
 from streamview.errors import StreamviewError
 from streamview.results import Saliency, open_saliency
-from streamview.synthetic import write_synthetic_slide
+from streamview.slides.synthetic import write_synthetic_slide
 
 pytestmark = pytest.mark.filterwarnings("ignore::pydantic.warnings.PydanticDeprecatedSince20", "ignore::DeprecationWarning:napari")
 

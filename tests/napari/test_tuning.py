@@ -38,17 +38,17 @@ from streamview_napari._tuning import (
 )
 from streamview_napari._worker import yield_to_window
 
-from streamview.cards import ModelCard
 from streamview.cli.finetune import _settings
 from streamview.cli.parser import build_parser
 from streamview.errors import LabelError, TrainingError
 from streamview.evaluation import measure
 from streamview.finetuning import PRESETS, Compared, Epoch, History, Settings
 from streamview.geometry import Region
-from streamview.labels import Example
-from streamview.loading import load_card
+from streamview.labels.regions import Example
+from streamview.networks import load_card
+from streamview.networks.cards import ModelCard
 from streamview.progress import Step
-from streamview.synthetic import write_synthetic_slide
+from streamview.slides.synthetic import write_synthetic_slide
 
 DEMO = load_card("demo")
 LABELS = tuple(Example(f"/slides/{n}.svs", "lesion" if n % 2 else "normal", Region(0, 0, 64, 64)) for n in range(24))

@@ -16,7 +16,7 @@ from streamview.geometry import Region
 from streamview.jobs import Job, RegionResult, StoredMap
 from streamview.results import Identity, Prediction, Saliency, SaliencyMap, Target, save_saliency
 from streamview.slides import open_slide
-from streamview.synthetic import write_synthetic_slide
+from streamview.slides.synthetic import write_synthetic_slide
 
 pytestmark = REAL_WINDOW
 MPP = 0.5

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from streamview.streaming import step
+from streamview.streaming.run import step
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree
 
-from streamview.streaming import capture as capturing
 from streamview.streaming import module, stream
-from streamview.streaming.capture import capture
-from streamview.streaming.plan import Plan, make_plan
+from streamview.streaming.capture import capture as capturing
+from streamview.streaming.capture.capture import capture
+from streamview.streaming.plan.plan import Plan, make_plan
 
 __all__ = ["captured", "errors", "gradients", "joined", "remembering"]
 

@@ -19,8 +19,8 @@ from torch.nn.utils import parametrizations, prune
 from torch.optim.swa_utils import AveragedModel
 
 from streamview.errors import MemoryBudgetError, NotStreamableError
+from streamview.inspection.streamability import streamability
 from streamview.streaming import stream
-from streamview.streaming.streamability import streamability
 
 TILE = (16, 24)
 

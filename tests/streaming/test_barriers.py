@@ -20,8 +20,9 @@ from streamview_models import MODELS
 from torch import Tensor, nn
 
 from streamview.errors import MemoryBudgetError
-from streamview.streaming import stores, stream
-from streamview.streaming.capture import capture
+from streamview.streaming import stream
+from streamview.streaming.capture.capture import capture
+from streamview.streaming.run import stores
 
 pytestmark = pytest.mark.usefixtures("fine_rows")
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from streamview.errors import NotStreamableError, RegionError, StreamviewError
 from streamview.streaming import stream
-from streamview.streaming.lowering import Lowering
+from streamview.streaming.capture.lowering import Lowering
 
 pytestmark = pytest.mark.usefixtures("fine_rows")
 

@@ -10,13 +10,14 @@ from networks import Excite
 from torch import nn
 from torch.nn.grad import conv2d_input
 
-from streamview.streaming import plan, stream
-from streamview.streaming.capture import capture
+from streamview.streaming import stream
+from streamview.streaming.capture.capture import capture
 from streamview.streaming.cuda import full_float32, rounds_to_tf32
 from streamview.streaming.ops import bits
 from streamview.streaming.ops.window import Convolution
+from streamview.streaming.plan import plan
+from streamview.streaming.run.out_of_memory import ran_out
 from streamview.streaming.schedule import Window
-from streamview.streaming.shortage import ran_out
 
 CUDA = torch.device("cuda")  # a name; nothing here allocates there
 

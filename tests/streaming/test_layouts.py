@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from streamview.errors import NotStreamableError, RegionError
 from streamview.streaming import stream
-from streamview.streaming.capture import capture
+from streamview.streaming.capture.capture import capture
 from streamview.streaming.ops.layouts import Layout, from_layout, merged, split, to_layout
 
 pytestmark = pytest.mark.usefixtures("fine_rows")

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from streamview.errors import NotStreamableError, RegionError
 from streamview.streaming import stream
-from streamview.streaming.capture import capture
+from streamview.streaming.capture.capture import capture
 
 pytestmark = pytest.mark.usefixtures("fine_rows")
 

@@ -8,7 +8,8 @@ from networks import Excite, seed_network
 from oracle import errors, remembering
 from torch import Tensor, nn
 
-from streamview.streaming import execute, stream
+from streamview.streaming import stream
+from streamview.streaming.run import passes as execute
 
 pytestmark = pytest.mark.usefixtures("fine_rows")
 

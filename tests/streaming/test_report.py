@@ -14,9 +14,9 @@ from networks import Excite, seed_network
 from torch import Tensor, nn
 from zoo import import_timm
 
+from streamview.inspection.streamability import streamability
 from streamview.streaming import stream
 from streamview.streaming.ops.patches import PatchEncoder
-from streamview.streaming.streamability import streamability
 
 
 @st.composite

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from streamview.errors import MemoryBudgetError
 from streamview.streaming import stream
 from streamview.streaming.ops.window import Convolution
-from streamview.streaming.plan import PassPlan, Plan
-from streamview.streaming.shortage import persist, ran_out, smaller
+from streamview.streaming.plan.plan import PassPlan, Plan
+from streamview.streaming.run.out_of_memory import persist, ran_out, smaller
 
 CPU = (
     "[enforce fail at alloc_cpu.cpp:121] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes. Error code 12"

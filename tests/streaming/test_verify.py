@@ -16,10 +16,10 @@ from networks import seed_network
 from torch import Tensor, nn
 
 from streamview.errors import Cancelled, MemoryBudgetError, ModelError, NotStreamableError, RegionError, StreamviewError
+from streamview.inspection.certificate import Certificate, Comparison, Line
+from streamview.inspection.exactness import verify
 from streamview.streaming import schedule
-from streamview.streaming.certificate import Certificate, Comparison, Line
 from streamview.streaming.ops import window
-from streamview.streaming.verify import verify
 
 
 @pytest.fixture
@@ -145,7 +145,7 @@ def test_a_wrong_pad_value_fails(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_lost_gradient_of_a_carry_fails_beside_the_borders(network: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
-    from streamview.streaming import execute
+    from streamview.streaming.run import passes as execute
 
     reverse = execute.reverse_step
     monkeypatch.setattr(execute, "reverse_step", lambda *args: (reverse(*args)[0], [None] * 99))
@@ -171,7 +171,7 @@ def broken(network: nn.Module) -> bool:
 
 
 def test_seams_are_found_where_they_are(network: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
-    from streamview.streaming import verify as certificate
+    from streamview.inspection import exactness as certificate
 
     streamed = certificate.stream
 
@@ -202,7 +202,7 @@ def test_seams_are_found_where_they_are(network: nn.Module, monkeypatch: pytest.
 
 
 def test_nan_fails(network: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
-    from streamview.streaming import verify as certificate
+    from streamview.inspection import exactness as certificate
 
     streamed = certificate.stream
     monkeypatch.setattr(certificate, "stream", lambda m, **how: nn.Sequential(streamed(m, **how), Nan()))
@@ -419,7 +419,7 @@ def test_plain_torch_gets_contiguous_gradients(batch: bool) -> None:
 def test_finite_differences_decide_where_gradients_disagree(wrong: str, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Tanh(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    module = sys.modules["streamview.streaming.verify"]
+    module = sys.modules["streamview.inspection.exactness"]
     original = module._passes
     calls = []
 
