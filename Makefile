@@ -13,7 +13,8 @@ DEBIAN := xvfb xauth libgl1 libegl1 libgl1-mesa-dri libopengl0 libglib2.0-0 libx
 	libxcb-icccm4 libxcb-image0 libxcb-keysyms1 libxcb-randr0 libxcb-render-util0 libxcb-shape0 libxcb-xinerama0 libxcb-xkb1
 # Beside torch, numpy, scipy, pillow, tifffile, safetensors, tqdm, filelock, matplotlib, hypothesis and torchvision
 WHEELS := zarr numcodecs donfig google-crc32c imagecodecs openslide-python openslide-bin tifffile
-PYTEST := $(BIN)/python -m pytest
+# Two processes of one thread each are faster than one of two, and the tests of one file stay together where they can
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 .PHONY: help demo test test-slow lint bench bench-full gpu gpu-wheels screenshots debian clean
 
@@ -60,7 +61,7 @@ clean:  ## Remove the environment and all that the targets made
 
 # Without a virtual screen the tests of real windows skip themselves. QT_QPA_PLATFORM=offscreen cannot draw a canvas.
 on_screen = if command -v xvfb-run >/dev/null; then \
-	env -u QT_QPA_PLATFORM LIBGL_ALWAYS_SOFTWARE=1 xvfb-run -a -s "-screen 0 1600x1000x24" $(1); else $(1); fi
+	env -u QT_QPA_PLATFORM LIBGL_ALWAYS_SOFTWARE=1 xvfb-run -a -s "-screen 0 1600x1000x24" env $(1); else env $(1); fi
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv

@@ -201,9 +201,9 @@ class Streamed(nn.Module):
         given = image if isinstance(image, Tensor) else None
         source = LazyImage.of(image) if isinstance(image, Tensor) else image
         images, channels, height, width = source.shape
+        _refuse_transforms([*self.module.parameters(), *self.module.buffers(), *([] if given is None else [given])])
         graph = self._graph_of(channels)
         weights = [weight.read() for weight in graph.weights]
-        _refuse_transforms([*weights, *([] if given is None else [given])])
         between = graph.between
         needs = _demands(graph, given is not None and given.requires_grad, weights, between)
         bound = bind(graph, (height, width))

@@ -73,11 +73,8 @@ def check(module: nn.Module, root: nn.Module, graph: Graph, lower: Lower) -> str
     device = next((t.device for t in tensors), torch.device("cpu"))
     if device.type == "meta" or any(nn.parameter.is_lazy(t) for t in tensors):
         return "its weights have no values"
-    try:
-        if not all(bool(t.detach().isfinite().all()) for t in tensors if t.is_floating_point()):
-            return "its weights are not all finite"
-    except RuntimeError:  # inside torch.func.vmap a tensor has no single value
-        return "its weights are those of a transform of torch.func"
+    if not all(bool(t.detach().isfinite().all()) for t in tensors if t.is_floating_point()):
+        return "its weights are not all finite"
     size = sum(t.nbytes for t in tensors)
     if device.type == "cpu" and size > free_memory() // 4:
         return f"a copy of it takes {format_bytes(size)}"
