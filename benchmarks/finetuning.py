@@ -31,7 +31,7 @@ from streamview.finetuning.curves import draw_history
 from streamview.labels.regions import Example, find_targets, write_labels
 from streamview.networks import Model
 from streamview.results import RESEARCH_USE
-from streamview.streaming.plan.memory import format_bytes
+from streamview.streaming.memory import format_bytes
 from streamview.system.machine import peak_memory
 
 TRAIN, TEST = "tumor_001,tumor_004", "tumor_064"

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from benchmarks.contestants import build_network
 from streamview.streaming import module, stream
-from streamview.streaming.plan.memory import return_freed_blocks
-from streamview.streaming.plan.timing import measure
+from streamview.streaming.memory import return_freed_blocks
+from streamview.streaming.run.timing import measure
 from streamview.system.machine import peak_memory, resident_memory
 
 COMBINATIONS = (

@@ -13,8 +13,8 @@ from itertools import pairwise
 from streamview.finetuning import History, Settings, finetune, forecast_training
 from streamview.labels.regions import Example
 from streamview.networks import load_model
-from streamview.streaming.plan.memory import format_bytes
-from streamview.streaming.plan.timing import format_seconds
+from streamview.streaming.memory import format_bytes
+from streamview.streaming.run.timing import format_seconds
 from streamview.system.machine import peak_memory
 
 

@@ -449,6 +449,8 @@ def test_what_was_assumed_of_a_model_is_said_once_and_kept(
 ) -> None:
     from dataclasses import replace
 
+    from streamview import networks
+
     load, note = networks.load_model, "w.ckpt: 'model.' was taken off every name"
     monkeypatch.setattr(networks, "load_model", lambda *args, **options: replace(load(*args, **options), notes=(note,)))
     twin, job = tmp_path / "twin.svs", tmp_path / "job"

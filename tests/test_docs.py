@@ -119,32 +119,33 @@ def test_rooms_import_only_from_floors_below():
         for path in (ROOT / folder).rglob("*.py"):
             if path.name == "train.py":  # a script of its own, run by hand
                 continue
-            parts = (package, *path.relative_to(ROOT / folder).with_suffix("").parts)
-            here = room(".".join(parts).removesuffix(".__init__"))
-            met.add(here)
-            upward += [(here, there) for there in imported(path) if there != here and floors[there] >= floors[here]]
+            module = ".".join((package, *path.relative_to(ROOT / folder).with_suffix("").parts)).removesuffix(".__init__")
+            inside = module.startswith("streamview.streaming.")
+            for name in (room, room_of_engine) if inside else (room,):
+                here, there = name(module), {name(other) for other in imported(path)} & set(floors)
+                met.add(here)
+                upward += [(here, other) for other in there if other != here and floors[other] >= floors[here]]
     assert met == set(floors)
     assert upward == []
 
 
 def room(module):
+    """The room of a module; the engine is one room from outside, and several from inside."""
     parts = module.split(".")
     return parts[0] if parts[0] != "streamview" or len(parts) == 1 else parts[1]
 
 
+def room_of_engine(module):
+    parts = module.split(".")
+    return ".".join(parts[1:3]) if parts[1:2] == ["streaming"] else ""
+
+
 def imported(path):
-    """Rooms that a file imports from anywhere in it."""
-    found = set()
+    """Modules of the project that a file imports from anywhere in it."""
+    modules = set()
     for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module == "streamview":
-            found |= {room(f"streamview.{alias.name}") if alias.name != "__version__" else "streamview" for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            found.add(room(node.module))
+        if isinstance(node, ast.ImportFrom):
+            modules |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
         elif isinstance(node, ast.Import):
-            found |= {room(alias.name) for alias in node.names}
-    return {name for name in found if name in ROOMS}
-
-
-ROOMS = {*PACKAGES} | {path.stem for path in (ROOT / "streamview").iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()} - {
-    "__init__"
-}
+            modules |= {alias.name for alias in node.names}
+    return {module for module in modules if module.split(".")[0] in PACKAGES}

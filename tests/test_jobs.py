@@ -14,8 +14,9 @@ import pytest
 
 from streamview.errors import JobWarning, StreamviewError
 from streamview.geometry import Region
-from streamview.jobs import Job, RegionResult, Run, StoredMap, new_run_id, region_id, versions
+from streamview.jobs import Job, RegionResult, Run, StoredMap, new_run_id, region_id
 from streamview.results import Identity, Prediction, Target
+from streamview.system.versions import versions
 
 COLUMNS = (
     "slide_id,patient_id,region_id,level,x,y,width,height,mpp,width_um,tissue_covered,prediction,prob_normal,prob_tumour,"

@@ -19,8 +19,8 @@ from streamview.inference.shares import step_shares
 from streamview.networks import Model
 from streamview.slides.array import ArraySlide
 from streamview.slides.synthetic import synthetic_region
-from streamview.streaming.plan.timing import Speed
 from streamview.streaming.run import passes as execute
+from streamview.streaming.run.timing import Speed
 
 SIDE, TILE = 1024, (64, 64)
 

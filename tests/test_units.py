@@ -13,7 +13,7 @@ from streamview.geometry import Region, RegionText, as_region
 from streamview.inference.explain import predict, saliency
 from streamview.networks import load_model
 from streamview.slides import as_slide
-from streamview.streaming.plan.memory import format_bytes, parse_bytes
+from streamview.streaming.memory import format_bytes, parse_bytes
 
 PREFIXES = ("", "K", "M", "G", "T")
 

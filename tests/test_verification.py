@@ -21,7 +21,7 @@ from streamview.networks import Model, load_model
 from streamview.progress import Step
 from streamview.slides import open_slide
 from streamview.slides.sampling import Sampler
-from streamview.streaming.run.step import reverse_step
+from streamview.streaming.step import reverse_step
 
 Run = Callable[..., tuple[int, str, str]]
 

@@ -401,7 +401,7 @@ class InferenceSection(Section):
             self.said.setText("Stopping after this step…")
 
     def _step(self, maps: bool, step: Step) -> None:
-        from streamview.streaming.plan.timing import format_seconds
+        from streamview.streaming.run.timing import format_seconds
 
         self.bar.setRange(0, step.total)
         self.bar.setValue(step.done)

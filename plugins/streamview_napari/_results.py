@@ -43,7 +43,7 @@ _LIKELIEST, _OTHER = "#ffe14a", "#8b98a5"
 
 def describe_seconds(seconds: float | None) -> str:
     """Say how long something took: ``"12 s"``; a dash where it is not known."""
-    from streamview.streaming.plan.timing import format_seconds
+    from streamview.streaming.run.timing import format_seconds
 
     if seconds is None:
         return "–"

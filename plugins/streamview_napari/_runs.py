@@ -100,8 +100,8 @@ class Outlook:
     forecast: Forecast | None
 
     def __str__(self) -> str:
-        from streamview.streaming.plan.memory import format_bytes
-        from streamview.streaming.plan.timing import format_seconds
+        from streamview.streaming.memory import format_bytes
+        from streamview.streaming.run.timing import format_seconds
 
         if self.forecast is None:
             return ""

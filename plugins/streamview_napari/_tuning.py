@@ -151,8 +151,8 @@ def foresee(tuning: Tuning) -> str:
         As `streamview.finetuning.forecast_training`.
     """
     from streamview.finetuning import forecast_training
-    from streamview.streaming.plan.memory import format_bytes
-    from streamview.streaming.plan.timing import format_seconds
+    from streamview.streaming.memory import format_bytes
+    from streamview.streaming.run.timing import format_seconds
 
     ahead = forecast_training(
         tuning.loaded.model,
@@ -251,7 +251,7 @@ def is_begun(folder: Path) -> bool:
 
 def describe_training(step: Step, history: History | None, epochs: int) -> str:
     """Say where a training is, and how long it will take at most: it may end before its last epoch."""
-    from streamview.streaming.plan.timing import format_seconds
+    from streamview.streaming.run.timing import format_seconds
 
     left = "" if step.remaining is None else f" · {format_seconds(step.remaining)} left at most"
     if history is None or not history.epochs:

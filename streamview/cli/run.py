@@ -117,8 +117,8 @@ def _run(
     from streamview.geometry import RegionText
     from streamview.jobs import Job, new_run_id
     from streamview.networks import load_model
-    from streamview.streaming.plan.memory import parse_bytes
-    from streamview.streaming.plan.timing import format_seconds
+    from streamview.streaming.memory import parse_bytes
+    from streamview.streaming.run.timing import format_seconds
     from streamview.system.machine import describe_device, find_device, total_memory
 
     region = None if options.region is None else RegionText.parse(options.region)

@@ -41,7 +41,7 @@ from streamview.slides.sampling import Sampler
 from streamview.slides.slide import given_mpp
 from streamview.slides.tissue import Tissue, covered, find_tissue, tissue_regions, tissue_share
 from streamview.streaming.capture.capture import capture
-from streamview.streaming.plan.memory import parse_bytes, return_freed_blocks
+from streamview.streaming.memory import parse_bytes, return_freed_blocks
 from streamview.system.machine import describe_device, find_device, peak_memory, resident_memory
 
 __all__ = ["Answer", "Work", "check_display", "explain_slide", "patch_slide", "predict_slide", "run_slides"]

@@ -109,7 +109,8 @@ def evaluate(
     model
         From `streamview.load_model`.
     examples
-        Labelled regions, as from `streamview.labels.regions.read_labels`; those of one slide are answered together, so that it is opened once.
+        Labelled regions, as from `streamview.labels.regions.read_labels`; those of one slide are
+        answered together, so that it is opened once.
     memory, tile, device, precision
         As for `streamview.predict`.
     resamples, seed

@@ -19,9 +19,9 @@ from streamview.evaluation.answers import Evaluation, Row
 from streamview.evaluation.bootstrap import format_figure
 from streamview.evaluation.metrics import Metrics
 from streamview.files import atomic
-from streamview.jobs import versions
 from streamview.labels.regions import find_targets
 from streamview.results import RESEARCH_USE
+from streamview.system.versions import versions
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Page

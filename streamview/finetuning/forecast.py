@@ -14,9 +14,9 @@ from streamview.labels.regions import Example
 from streamview.networks import Model
 from streamview.slides.sampling import Sampler
 from streamview.streaming.cuda import full_float32
-from streamview.streaming.plan.memory import format_bytes
+from streamview.streaming.memory import format_bytes
 from streamview.streaming.plan.plan import Plan
-from streamview.streaming.plan.timing import SAMPLE, format_seconds
+from streamview.streaming.run.timing import SAMPLE, format_seconds
 
 __all__ = ["TrainingForecast", "forecast_training"]
 

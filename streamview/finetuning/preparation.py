@@ -27,7 +27,7 @@ from streamview.streaming import Streamed, stream
 from streamview.streaming.capture.capture import capture
 from streamview.streaming.cuda import free_memory_of, reserved_memory
 from streamview.streaming.graph import Sink, bind, gathered
-from streamview.streaming.plan.memory import format_bytes, parse_bytes, return_freed_blocks
+from streamview.streaming.memory import format_bytes, parse_bytes, return_freed_blocks
 from streamview.system.machine import find_device, resident_memory, total_memory
 
 __all__ = ["Prepared", "prepare"]

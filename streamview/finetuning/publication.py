@@ -20,12 +20,12 @@ from streamview.finetuning.checkpoint import write_json, write_tensors
 from streamview.finetuning.curves import draw_history
 from streamview.finetuning.history import History
 from streamview.finetuning.preparation import Prepared
-from streamview.jobs import versions
 from streamview.labels.regions import Example
 from streamview.networks import Model
 from streamview.networks.cards import ModelCard, card_document, parse_card
 from streamview.networks.hashing import hash_tensors
 from streamview.results import RESEARCH_USE
+from streamview.system.versions import versions
 
 __all__ = ["Compared", "Tuned", "compare", "publish"]
 

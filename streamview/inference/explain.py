@@ -27,7 +27,7 @@ from streamview.progress import Progress, Report
 from streamview.results import MapWriter, Method, Plane, Precision, Prediction, Saliency, SaliencyMap, Target
 from streamview.streaming.plan.plan import Plan
 from streamview.streaming.run.run import Run
-from streamview.streaming.run.step import Span
+from streamview.streaming.step import Span
 
 __all__ = ["Strip", "Watch", "explain", "find_target", "find_targets", "predict", "saliency"]
 

@@ -14,9 +14,9 @@ from streamview.inference.shares import step_shares
 from streamview.networks import Model
 from streamview.results import Precision
 from streamview.streaming.cuda import full_float32
-from streamview.streaming.plan.memory import format_bytes
+from streamview.streaming.memory import format_bytes
 from streamview.streaming.plan.plan import Plan
-from streamview.streaming.plan.timing import SAMPLE, format_seconds, measure
+from streamview.streaming.run.timing import SAMPLE, format_seconds, measure
 from streamview.system.machine import free_disk
 
 __all__ = ["Forecast", "forecast"]

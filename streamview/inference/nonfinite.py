@@ -15,7 +15,7 @@ from streamview.streaming.capture.calls import path_of
 from streamview.streaming.graph import Bound, Key
 from streamview.streaming.ops import Statistic
 from streamview.streaming.run.run import Run
-from streamview.streaming.run.step import Span
+from streamview.streaming.step import Span
 
 __all__ = ["bad_call", "bad_gradient", "bad_value", "bad_weight"]
 

@@ -40,7 +40,7 @@ from streamview.slides.readahead import ReadAhead
 from streamview.slides.sampling import Sampler
 from streamview.slides.thumbnail import thumbnail
 from streamview.slides.tissue import Tissue, find_tissue
-from streamview.streaming.plan.memory import format_bytes, free_memory, parse_bytes
+from streamview.streaming.memory import format_bytes, free_memory, parse_bytes
 from streamview.streaming.run.out_of_memory import ran_out
 from streamview.system.machine import find_device, resident_memory, total_memory
 

@@ -29,13 +29,13 @@ from streamview.slides.sampling import SAMPLING_VERSION, Sampler
 from streamview.streaming.capture.capture import capture, refuse_hooks
 from streamview.streaming.cuda import free_memory_of, full_float32, reserved_memory
 from streamview.streaming.graph import Bound, Demands, Key, Sink, bind, demands, placed
+from streamview.streaming.memory import format_bytes, parse_bytes, return_freed_blocks
 from streamview.streaming.ops import OtherChannels
-from streamview.streaming.plan.memory import format_bytes, parse_bytes, return_freed_blocks
 from streamview.streaming.plan.plan import Plan, make_plan
 from streamview.streaming.run.half import narrow_weights, narrowed
 from streamview.streaming.run.out_of_memory import persist, ran_out
 from streamview.streaming.run.run import Run
-from streamview.streaming.run.step import Span, build_grid
+from streamview.streaming.step import Span, build_grid
 from streamview.system.machine import find_device, resident_memory, total_memory
 
 __all__ = ["PRECISIONS", "NotFinite", "Passed", "Session", "Source", "identify"]

@@ -22,7 +22,7 @@ from streamview.streaming.graph import Bound, Program, Sink, placed
 from streamview.streaming.ops import Statistic
 from streamview.streaming.plan.plan import Plan
 from streamview.streaming.run.background import REMEMBERED, alike_everywhere
-from streamview.streaming.run.step import Grid, Step, build_grid
+from streamview.streaming.step import Grid, Step, build_grid
 
 __all__ = ["Shares", "step_shares"]
 

@@ -21,8 +21,8 @@ from torch.overrides import TorchFunctionMode
 from streamview.errors import MemoryBudgetError, ModelError, RegionError
 from streamview.inspection.certificate import Certificate, Comparison, Line
 from streamview.streaming.cuda import free_memory_of
+from streamview.streaming.memory import format_bytes, parse_bytes
 from streamview.streaming.module import Streamed, stream
-from streamview.streaming.plan.memory import format_bytes, parse_bytes
 
 __all__ = ["TOLERANCE", "Pixels", "verify"]
 

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from streamview.streaming.memory import format_bytes
 from streamview.streaming.ops import Size
-from streamview.streaming.plan.memory import format_bytes
 from streamview.streaming.plan.plan import Plan
-from streamview.streaming.plan.timing import format_seconds
+from streamview.streaming.run.timing import format_seconds
 
 __all__ = ["Barrier", "Cut", "Outlook", "Refusal", "Sides", "Streamability"]
 

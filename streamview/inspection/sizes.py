@@ -14,7 +14,7 @@ from streamview.streaming.capture.capture import capture
 from streamview.streaming.capture.intact import state_restored
 from streamview.streaming.graph import Bound, Demands, bind, demands
 from streamview.streaming.plan.plan import Plan, make_plan
-from streamview.streaming.plan.timing import Speed, measure
+from streamview.streaming.run.timing import Speed, measure
 
 __all__ = ["SIDES", "outlook"]
 

@@ -18,14 +18,14 @@ from streamview.geometry import Region
 from streamview.inspection.certificate import Certificate
 from streamview.inspection.exactness import Pixels
 from streamview.inspection.exactness import verify as verify_module
-from streamview.jobs import versions
 from streamview.networks import Model, as_model
 from streamview.progress import Progress, Report
 from streamview.results import RESEARCH_USE
 from streamview.slides import as_slide
 from streamview.slides.sampling import Sampler
-from streamview.streaming.plan.memory import format_bytes, parse_bytes
+from streamview.streaming.memory import format_bytes, parse_bytes
 from streamview.system.machine import describe_device, find_device, resident_memory, total_memory
+from streamview.system.versions import versions
 
 if TYPE_CHECKING:
     from streamview.inference.session import Source

@@ -12,7 +12,7 @@ most the slide it fell on. Every file appears whole or not at all, and a record 
 
 from streamview.jobs.aggregation import Aggregate, aggregate, by_policy
 from streamview.jobs.folder import Job
-from streamview.jobs.records import RegionResult, Run, SlideRecord, StoredMap, new_run_id, region_id, versions
+from streamview.jobs.records import RegionResult, Run, SlideRecord, StoredMap, new_run_id, region_id
 from streamview.jobs.tables import in_words
 
 __all__ = [
@@ -27,5 +27,4 @@ __all__ = [
     "in_words",
     "new_run_id",
     "region_id",
-    "versions",
 ]

@@ -20,9 +20,10 @@ import filelock
 from streamview.errors import JobWarning, StreamviewError
 from streamview.files import atomic
 from streamview.geometry import Region
-from streamview.jobs.records import RegionResult, Run, SlideRecord, region_id, versions
+from streamview.jobs.records import RegionResult, Run, SlideRecord, region_id
 from streamview.jobs.tables import summary, table
 from streamview.results import RESEARCH_USE, Target
+from streamview.system.versions import versions
 
 __all__ = ["Job"]
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import platform
 import secrets
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -14,9 +12,7 @@ from streamview.geometry import Region
 from streamview.networks.suitability import holds_tissue
 from streamview.results import RESEARCH_USE, Prediction, Target
 
-__all__ = ["RegionResult", "Run", "SlideRecord", "StoredMap", "new_run_id", "region_id", "versions"]
-
-_PACKAGES = ("streamview", "torch", "numpy", "zarr", "tifffile", "openslide-python", "openslide-bin")
+__all__ = ["RegionResult", "Run", "SlideRecord", "StoredMap", "new_run_id", "region_id"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,14 +234,3 @@ def new_run_id() -> str:
 def region_id(region: Region) -> str:
     """Name of a region in tables and file names, in level-0 pixels: ``x0-y256-w8192-h4096``."""
     return f"x{region.x}-y{region.y}-w{region.width}-h{region.height}"
-
-
-def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that decide a result's rounding; a missing one is left out."""
-    found = {"python": platform.python_version()}
-    for name in _PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found

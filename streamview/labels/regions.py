@@ -2,8 +2,8 @@
 
 A table is a CSV file with the columns ``slide_id,label`` and, each optional, ``patient_id``, ``x,y,width,height`` (all four or none, in
 level-0 pixels), ``mpp`` (um per level-0 pixel, where the slide does not say) and ``split`` (``train`` or ``validation``). Other columns are
-ignored. A row without a region stands for the whole slide, one without a patient for a patient of its own slide. `streamview.files.tables` says
-which separators and encodings are read.
+ignored. A row without a region stands for the whole slide, one without a patient for a patient of its own slide.
+`streamview.files.tables` says which separators and encodings are read.
 """
 
 from __future__ import annotations

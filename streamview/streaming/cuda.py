@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from streamview.streaming.plan.memory import free_memory
+from streamview.streaming.memory import free_memory
 
 __all__ = ["bounded", "free_memory_of", "full_float32", "release_cache", "reserved_memory", "rounds_to_tf32"]
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from streamview.streaming.run.step import Span
+from streamview.streaming.step import Span
 
 __all__ = ["LazyImage"]
 

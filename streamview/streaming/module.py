@@ -18,13 +18,13 @@ from streamview.streaming.capture.trace import Split
 from streamview.streaming.cuda import free_memory_of, reserved_memory
 from streamview.streaming.graph import Bound, Demands, Graph, Key, Sink, bind, demands
 from streamview.streaming.lazy import LazyImage
+from streamview.streaming.memory import format_bytes, parse_bytes
 from streamview.streaming.ops import OtherChannels, Size, Statistic
-from streamview.streaming.plan.memory import format_bytes, parse_bytes
 from streamview.streaming.plan.plan import Plan, make_plan
-from streamview.streaming.plan.timing import measure
 from streamview.streaming.run.out_of_memory import persist
 from streamview.streaming.run.run import Run
-from streamview.streaming.run.step import Span
+from streamview.streaming.run.timing import measure
+from streamview.streaming.step import Span
 
 __all__ = ["Streamed", "stream"]
 

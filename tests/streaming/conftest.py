@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from streamview.streaming.run import step
+from streamview.streaming import step
 
 
 @pytest.fixture(autouse=True, scope="module")

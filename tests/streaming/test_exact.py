@@ -13,7 +13,7 @@ from streamview_models import MODELS
 from torch import nn
 
 from streamview.errors import StreamviewError
-from streamview.streaming.run import step
+from streamview.streaming import step
 
 pytestmark = pytest.mark.usefixtures("fine_rows")
 

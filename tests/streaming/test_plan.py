@@ -16,8 +16,8 @@ from streamview.errors import MemoryBudgetError, RegionError
 from streamview.streaming import module
 from streamview.streaming.capture.capture import capture
 from streamview.streaming.graph import bind, demands
+from streamview.streaming.memory import format_bytes, parse_bytes, return_freed_blocks
 from streamview.streaming.module import stream
-from streamview.streaming.plan.memory import format_bytes, parse_bytes, return_freed_blocks
 from streamview.streaming.plan.plan import Plan, make_plan
 from streamview.system.machine import resident_memory
 
@@ -31,7 +31,7 @@ sys.path.insert(0, {folder!r})
 from networks import seed_network
 from torch.utils.flop_counter import FlopCounterMode
 from streamview.streaming import stream
-from streamview.streaming.plan.memory import return_freed_blocks
+from streamview.streaming.memory import return_freed_blocks
 torch.set_num_threads(1)
 height, memory, train = {height}, {memory}, {train}
 network = seed_network(16, 4).requires_grad_(train).to(memory_format=torch.channels_last)

@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from streamview.errors import NotStreamableError, RegionError, StreamviewError
 from streamview.streaming.capture.fingerprint import parts_of
 from streamview.streaming.graph import Bound, Graph, Key, Sink, bind, demands
+from streamview.streaming.memory import format_bytes, free_memory
 from streamview.streaming.ops import Size
 from streamview.streaming.ops.patches import Patches
 from streamview.streaming.ops.pointwise import Rectified, Relu
-from streamview.streaming.plan.memory import format_bytes, free_memory
 from streamview.streaming.plan.plan import make_plan
 from streamview.streaming.run.run import Run
 

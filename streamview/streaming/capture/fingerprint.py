@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from streamview.streaming.capture.origin import class_of
+from streamview.streaming.ops.origin import class_of
 
 __all__ = ["Fingerprint", "parts_of"]
 

@@ -30,7 +30,7 @@ from torch.utils import _pytree
 from streamview.errors import NotStreamableError
 from streamview.streaming.capture.answers import retyped
 from streamview.streaming.capture.intact import attributes_restored, state_restored
-from streamview.streaming.capture.origin import runs_torch_code
+from streamview.streaming.ops.origin import runs_torch_code
 from streamview.streaming.ops.pointwise import of_channels
 from streamview.streaming.ops.reduce import positions, spread
 

@@ -10,8 +10,8 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
-from streamview.streaming.capture.origin import runs_code_of
 from streamview.streaming.ops.layouts import Layout, canonical, is_canonical
+from streamview.streaming.ops.origin import runs_code_of
 from streamview.streaming.schedule import Axis
 
 __all__ = [

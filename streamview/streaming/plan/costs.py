@@ -21,8 +21,8 @@ from torch.utils.flop_counter import flop_registry
 
 from streamview.streaming.graph import Program
 from streamview.streaming.ops import Wants
-from streamview.streaming.run.step import Carry, Grid, Span, Step, build_grid, reverse_step, run_step
 from streamview.streaming.schedule import AxisSchedule
+from streamview.streaming.step import Carry, Grid, Span, Step, build_grid, reverse_step, run_step
 
 __all__ = ["Batch", "PassCosts", "Totals", "largest_block", "pass_costs", "totals"]
 

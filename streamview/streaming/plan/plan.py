@@ -12,10 +12,10 @@ from torch import Tensor
 from streamview.errors import MemoryBudgetError
 from streamview.streaming.cuda import free_memory_of
 from streamview.streaming.graph import Bound, Demands, Graph, Program
+from streamview.streaming.memory import format_bytes
 from streamview.streaming.ops import Size, Statistic
 from streamview.streaming.plan.costs import Batch, PassCosts, Totals, largest_block, pass_costs, totals
-from streamview.streaming.plan.memory import format_bytes
-from streamview.streaming.run.step import Grid, build_grid, wanted
+from streamview.streaming.step import Grid, build_grid, wanted
 
 __all__ = ["PassPlan", "Plan", "make_plan"]
 

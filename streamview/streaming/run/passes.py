@@ -16,8 +16,8 @@ from torch import Tensor
 from streamview.streaming.graph import Program
 from streamview.streaming.ops import Wants
 from streamview.streaming.run.background import Repeats, alike_everywhere, even
-from streamview.streaming.run.step import Blocks, Carry, Emit, Grid, Read, SinkGrads, Span, Step, Tape, Write, asked, reverse_step, run_step
 from streamview.streaming.run.stores import Shelf
+from streamview.streaming.step import Blocks, Carry, Emit, Grid, Read, SinkGrads, Span, Step, Tape, Write, asked, reverse_step, run_step
 
 __all__ = ["Backward", "Forward"]
 
@@ -34,7 +34,7 @@ class Forward:
     weights
         The graph's operands, detached.
     wants
-        Per node what the reverse pass will ask (see `streamview.streaming.run.step.wanted`); None when there is none.
+        Per node what the reverse pass will ask (see `streamview.streaming.step.wanted`); None when there is none.
     tapes
         How many of the last steps keep their tape, which saves their recomputation.
     segment

@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 
 from streamview.streaming.graph import Bound, Demands, Graph, Key, Program, Sink
+from streamview.streaming.memory import Ceiling, return_freed_blocks, treat_freed_blocks
 from streamview.streaming.ops import Statistic
-from streamview.streaming.plan.memory import Ceiling, return_freed_blocks, treat_freed_blocks
 from streamview.streaming.plan.plan import Plan
 from streamview.streaming.run.passes import Backward, Forward
 from streamview.streaming.run.sinks import Sinks
-from streamview.streaming.run.step import Emit, Span, build_grid, wanted
 from streamview.streaming.run.stores import Held, Spilled, Store
+from streamview.streaming.step import Emit, Span, build_grid, wanted
 
 __all__ = ["Run"]
 

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from streamview.errors import RegionError
 from streamview.streaming.graph import Program, Sink
-from streamview.streaming.run.step import Grid
 from streamview.streaming.run.stores import Held, Store
+from streamview.streaming.step import Grid
 
 __all__ = ["RunningAttention", "RunningMax", "RunningMean", "RunningSpread", "RunningTop", "Sinks"]
 

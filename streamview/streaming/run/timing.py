@@ -16,7 +16,7 @@ from streamview.streaming.ops import Size
 from streamview.streaming.plan.plan import Plan, make_plan
 from streamview.streaming.run.half import narrowed
 from streamview.streaming.run.run import Run
-from streamview.streaming.run.step import Span
+from streamview.streaming.step import Span
 
 __all__ = ["SAMPLE", "Speed", "format_seconds", "measure"]
 
