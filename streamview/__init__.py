@@ -13,7 +13,9 @@ if TYPE_CHECKING:
     from streamview.evaluation import evaluate
     from streamview.finetuning import finetune
     from streamview.geometry import Region
-    from streamview.inference.explain import explain, predict, saliency
+    from streamview.inference.compute import Compute
+    from streamview.inference.explain import explain, forecast, predict, saliency
+    from streamview.inference.prepared import PreparedRun, prepare
     from streamview.inspection.verification import verify
     from streamview.labels.regions import read_labels
     from streamview.networks import load_model
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
     from streamview.streaming import stream
 
 __all__ = [
+    "Compute",
+    "PreparedRun",
     "Region",
     "StreamviewError",
     "__version__",
@@ -29,10 +33,12 @@ __all__ = [
     "evaluate",
     "explain",
     "finetune",
+    "forecast",
     "load_model",
     "open_pyramid",
     "open_slide",
     "predict",
+    "prepare",
     "read_labels",
     "saliency",
     "stream",
@@ -41,17 +47,21 @@ __all__ = [
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Compute": "inference.compute",
+    "PreparedRun": "inference.prepared",
     "Region": "geometry",
     "StreamviewError": "errors",
     "build_pyramid": "slides.pyramid",
     "evaluate": "evaluation",
     "explain": "inference.explain",
     "finetune": "finetuning",
+    "forecast": "inference.explain",
     "load_model": "networks",
     "open_pyramid": "slides.pyramid",
     "open_slide": "slides",
     "predict": "inference.explain",
     "read_labels": "labels.regions",
+    "prepare": "inference.prepared",
     "saliency": "inference.explain",
     "stream": "streaming",
     "verify": "inspection.verification",

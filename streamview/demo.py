@@ -17,6 +17,7 @@ from streamview.cohort.run import Answer, Work, explain_slide, predict_slide, ru
 from streamview.display import PRESETS, Preset, blur
 from streamview.errors import StreamviewError
 from streamview.files import atomic
+from streamview.inference.compute import Compute
 from streamview.inference.forecast import Forecast
 from streamview.inference.patches import PatchPlan
 from streamview.jobs import Job, new_run_id
@@ -134,7 +135,7 @@ def run_demo(
         build_pyramid(slide, pyramid_path, tell=tell, report=report).close()
 
     job = Job(folder / "job")
-    work = Work(model, job, new_run_id(), announce, report, memory=memory, device=device, precision=precision)
+    work = Work(model, job, new_run_id(), announce, report, compute=Compute(device, memory, precision=precision))
     answers: list[Answer] = []
 
     def both(work: Work, path: str | os.PathLike[str]) -> Answer:

@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from torch import nn
 
 from streamview.geometry import Region
+from streamview.inference.compute import Compute
 from streamview.inference.explain import predict
-from streamview.inference.session import identify
+from streamview.inference.identity import identify
 from streamview.networks import Model, load_model
 from streamview.results import Identity, Prediction
 from streamview.slides import Slide, as_slide, open_slide
@@ -104,7 +105,7 @@ def model(weights: int, mean: float) -> Model:
 @cache
 def answer(asked: Asked) -> Prediction:
     network, slide = model(asked.weights, asked.mean), asked.slide()
-    return predict(network, slide, asked.region, pad_to=asked.pad_to, precision=asked.precision, tile=(64, 64))
+    return predict(network, slide, asked.region, pad_to=asked.pad_to, compute=Compute(tile=(64, 64), precision=asked.precision))
 
 
 BASE = Asked()

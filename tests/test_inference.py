@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from streamview.errors import Cancelled, MemoryBudgetError, ModelError, RegionError, SlideError
 from streamview.geometry import Region
-from streamview.inference.explain import explain, find_target, find_targets, predict, saliency
-from streamview.inference.forecast import forecast
-from streamview.inference.session import Session
+from streamview.inference.compute import Compute
+from streamview.inference.explain import explain, forecast, predict, saliency
+from streamview.inference.prepared import prepare
+from streamview.inference.targets import find_target, find_targets
 from streamview.networks import Model
 from streamview.networks.cards import parse_card
 from streamview.progress import Step
@@ -78,13 +79,13 @@ def distance(found: Any, expected: NDArray[np.float32]) -> float:
 
 @pytest.mark.parametrize("tile", [(32, 1000), (48, 80), None], ids=["strips", "tiles", "chosen"])
 def test_maps_equal_whole_image_autograd(model: Model, pixels: NDArray[np.uint8], tile: tuple[int, int] | None) -> None:
-    found = saliency(model, pixels, tile=tile)
+    found = saliency(model, pixels, compute=Compute(tile=tile))
     logits, absolute, signed = whole(model, pixels, found.target.index)
     assert distance(found.prediction.logits, logits.numpy()) < 1e-5
     assert found.target.name == model.card.class_names[int(logits.argmax())]
     assert distance(found.maps["absolute"].values, absolute) < 1e-4
     assert distance(found.maps["signed"].values, signed) < 1e-4
-    assert np.array_equal(predict(model, pixels, tile=tile).logits, found.prediction.logits)
+    assert np.array_equal(predict(model, pixels, compute=Compute(tile=tile)).logits, found.prediction.logits)
 
 
 def test_target_by_name_and_index(model: Model, pixels: NDArray[np.uint8]) -> None:
@@ -130,7 +131,7 @@ def test_several_targets_from_one_forward_pass_equal_each_alone(pixels: NDArray[
     model, steps = make_model(seed_network(8, 4, 3), names=NAMES), []
     targets = ["grade-2", None, "normal", "grade-1-normal"]
     outs = [tmp_path / f"{number}.ome.zarr" for number in range(4)] if to_disk else None
-    found = explain(model, pixels, targets=targets, outs=outs, tile=(48, 80), report=steps.append)
+    found = explain(model, pixels, targets=targets, outs=outs, compute=Compute(tile=(48, 80)), report=steps.append)
     count = -(-250 // 48) * -(-333 // 80)
     assert [step.done for step in steps if step.task == "forward pass"] == list(range(count + 1))
     assert [step.done for step in steps if step.task == "4 backward passes"] == list(range(4 * count + 1))
@@ -139,7 +140,7 @@ def test_several_targets_from_one_forward_pass_equal_each_alone(pixels: NDArray[
         assert sorted(tmp_path.iterdir()) == outs
         found = [open_saliency(out) for out in outs]
     for target, several in zip(targets, found, strict=True):
-        alone = saliency(model, pixels, target=target, tile=(48, 80))
+        alone = saliency(model, pixels, target=target, compute=Compute(tile=(48, 80)))
         assert several.target == alone.target
         assert np.array_equal(several.prediction.logits, alone.prediction.logits)
         for method, saliency_map in alone.maps.items():
@@ -150,7 +151,7 @@ def test_several_targets_from_one_forward_pass_equal_each_alone(pixels: NDArray[
 def test_a_difference_is_explained_by_the_gradient_of_the_difference(pixels: NDArray[np.uint8]) -> None:
     torch.manual_seed(0)
     model = make_model(seed_network(8, 4, 3), names=NAMES)
-    difference, first, second = explain(model, pixels, targets=["grade-2-normal", "grade-2", "normal"], tile=(40, 100))
+    difference, first, second = explain(model, pixels, targets=["grade-2-normal", "grade-2", "normal"], compute=Compute(tile=(40, 100)))
     assert difference.target == Target("grade-2-normal", 2, 0)
     logits, absolute, signed = whole(model, pixels, 2, 0)
     assert distance(difference.maps["absolute"].values, absolute) < 1e-4
@@ -184,7 +185,7 @@ def test_cancelled_in_the_last_of_several_passes_leaves_nothing(model: Model, pi
     outs = [tmp_path / "a.ome.zarr", tmp_path / "b.ome.zarr"]
     saliency(model, pixels, target="normal", out=outs[0])
     with pytest.raises(Cancelled):
-        explain(model, pixels, targets=["tumour", "normal"], outs=outs, tile=(64, 1000), report=cancel)
+        explain(model, pixels, targets=["tumour", "normal"], outs=outs, compute=Compute(tile=(64, 1000)), report=cancel)
     assert list(tmp_path.iterdir()) == outs[:1]
     assert open_saliency(outs[0]).target.name == "normal"
 
@@ -212,12 +213,12 @@ class Gated(nn.Module):
 def test_networks_with_squeeze_excitation(pixels: NDArray[np.uint8], tmp_path: Path, tile: tuple[int, int], barriers: str) -> None:
     torch.manual_seed(1)
     model = make_model(Gated(3), names=NAMES)
-    session = Session.prepare(model, pixels, None, None, "cpu")
-    plan = make_plan(session.bound, 1, torch.float32, session.needs, session.weights, tile=tile, barriers=barriers)
+    run = prepare(model, pixels)
+    plan = make_plan(run.both, tile=tile, barriers=barriers)
     assert (len(plan.passes), plan.barriers) == (3, barriers)
     targets = ["grade-1", "grade-2", "grade-2-normal"]
     steps: list[Step] = []
-    found = explain(model, pixels, targets=targets, plan=plan, report=steps.append)
+    found = run.explain(targets, plan, report=steps.append)
     assert max(step.total for step in steps) == 3 * plan.steps
     assert steps[-1].done == 3 * plan.steps
     for several, (target, against) in zip(found, [(1, None), (2, None), (2, 0)], strict=True):
@@ -226,10 +227,10 @@ def test_networks_with_squeeze_excitation(pixels: NDArray[np.uint8], tmp_path: P
         assert distance(several.maps["absolute"].values, absolute) < 1e-4
         assert distance(several.maps["signed"].values, signed) < 1e-4
     outs = [tmp_path / f"{number}.ome.zarr" for number in range(3)]
-    for kept, stored in zip(found, explain(model, pixels, targets=targets, outs=outs, plan=plan), strict=True):
+    for kept, stored in zip(found, run.explain(targets, plan, outs), strict=True):
         assert np.array_equal(stored.maps["absolute"].values, kept.maps["absolute"].values)
         assert np.array_equal(stored.maps["signed"].values, kept.maps["signed"].values)
-    assert np.array_equal(predict(model, pixels, plan=plan).logits, found[0].prediction.logits)
+    assert np.array_equal(run.predict(plan).logits, found[0].prediction.logits)
 
 
 def test_squeeze_excitation_by_the_plan_that_is_chosen(pixels: NDArray[np.uint8]) -> None:
@@ -239,13 +240,13 @@ def test_squeeze_excitation_by_the_plan_that_is_chosen(pixels: NDArray[np.uint8]
     _, absolute, signed = whole(model, pixels, 1)
     assert distance(found.maps["absolute"].values, absolute) < 1e-4
     assert distance(found.maps["signed"].values, signed) < 1e-4
-    planned = forecast(model, pixels, explain=True, memory="4GB")
+    planned = forecast(model, pixels, targets=1, compute=Compute(memory="4GB"))
     assert isinstance(planned.plan, Plan)
     assert planned.plan.barriers != "none"
 
 
 def test_evidence_is_the_linear_layer_on_the_last_features(model: Model, pixels: NDArray[np.uint8]) -> None:
-    found = saliency(model, pixels, target=1, tile=(40, 90)).maps["evidence"]
+    found = saliency(model, pixels, target=1, compute=Compute(tile=(40, 90))).maps["evidence"]
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (MEAN, STD))
     image = (torch.from_numpy(pixels).permute(2, 0, 1)[None] / 255 - mean) / std
     features = model.module[:-3](image)
@@ -270,8 +271,8 @@ def test_no_evidence_where_the_head_is_more_than_pooling_and_a_linear_layer(pixe
 
 def test_written_equals_kept_in_memory(model: Model, pixels: NDArray[np.uint8], tmp_path: Path) -> None:
     for tile in ((32, 1000), (48, 80)):
-        stored = saliency(model, pixels, out=tmp_path / "map.ome.zarr", tile=tile)
-        kept = saliency(model, pixels, tile=tile)
+        stored = saliency(model, pixels, out=tmp_path / "map.ome.zarr", compute=Compute(tile=tile))
+        kept = saliency(model, pixels, compute=Compute(tile=tile))
         for method, saliency_map in kept.maps.items():
             assert np.array_equal(np.asarray(stored.maps[method].values), saliency_map.values)
             assert stored.maps[method].origin == saliency_map.origin
@@ -355,9 +356,9 @@ def test_not_finite(pixels: NDArray[np.uint8]) -> None:
 
 def test_budget_too_small(model: Model, pixels: NDArray[np.uint8]) -> None:
     with pytest.raises(MemoryBudgetError, match=r"memory 10 MB: the process needs .* give more"):
-        predict(model, pixels, memory="10MB")
+        predict(model, pixels, compute=Compute(memory="10MB"))
     with pytest.raises(MemoryBudgetError, match="expected an amount such as 2GB"):
-        predict(model, pixels, memory="lots")
+        predict(model, pixels, compute=Compute(memory="lots"))
 
 
 def test_cancelled_within_one_step_and_nothing_left(model: Model, pixels: NDArray[np.uint8], tmp_path: Path) -> None:
@@ -370,7 +371,7 @@ def test_cancelled_within_one_step_and_nothing_left(model: Model, pixels: NDArra
             raise Cancelled("stop")
 
     with pytest.raises(Cancelled):
-        saliency(model, pixels, out=tmp_path / "map.ome.zarr", tile=(16, 1000), report=cancel)
+        saliency(model, pixels, out=tmp_path / "map.ome.zarr", compute=Compute(tile=(16, 1000)), report=cancel)
     assert steps[-1].done == 2
     assert list(tmp_path.iterdir()) == []
     assert all(torch.equal(tensor, state[name]) for name, tensor in model.module.state_dict().items())
@@ -379,7 +380,7 @@ def test_cancelled_within_one_step_and_nothing_left(model: Model, pixels: NDArra
 
 def test_forecast_names_plan_and_memory(model: Model) -> None:
     pixels = np.full((1500, 1600, 3), 243, np.uint8)
-    found = forecast(model, as_slide(pixels), explain=True, tile=(64, 1600))
+    found = forecast(model, as_slide(pixels), targets=1, compute=Compute(tile=(64, 1600)))
     assert found.plan.tile == (64, 1600)
     assert found.plan.steps == 24
     assert found.seconds is not None
@@ -390,7 +391,7 @@ def test_forecast_names_plan_and_memory(model: Model) -> None:
 
 def test_forecast_counts_the_maps(model: Model, tmp_path: Path) -> None:
     slide = as_slide(np.full((1500, 1600, 3), 243, np.uint8))
-    one, four = (forecast(model, slide, explain=True, maps=maps, out=tmp_path / "not" / "yet", tile=(64, 1600)) for maps in (1, 4))
+    one, four = (forecast(model, slide, targets=maps, out=tmp_path / "not" / "yet", compute=Compute(tile=(64, 1600))) for maps in (1, 4))
     assert (one.maps, four.maps) == (1, 4)
     assert one.disk_bytes == pytest.approx(1500 * 1600 * 4 * 4 / 3 * (2 + 1 / 64), rel=0.01)
     assert four.disk_bytes == pytest.approx(4 * one.disk_bytes, abs=4)
@@ -399,5 +400,5 @@ def test_forecast_counts_the_maps(model: Model, tmp_path: Path) -> None:
     assert four.seconds > one.seconds
     assert " for 4 targets; writes at most " in str(four)
     with pytest.raises(MemoryBudgetError, match="before the first step"):
-        forecast(model, slide, explain=True, maps=1000, memory="4GB")  # kept in memory
-    forecast(model, slide, explain=True, maps=1000, memory="4GB", out=tmp_path)
+        forecast(model, slide, targets=1000, compute=Compute(memory="4GB"))  # kept in memory
+    forecast(model, slide, targets=1000, compute=Compute(memory="4GB"), out=tmp_path)

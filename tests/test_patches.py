@@ -17,6 +17,7 @@ from streamview.cli import main
 from streamview.errors import Cancelled, MemoryBudgetError, ModelError, RegionError
 from streamview.geometry import Region
 from streamview.inference import patches as module
+from streamview.inference.compute import Compute
 from streamview.inference.patches import predict_patches
 from streamview.jobs import Job
 from streamview.networks import Model, load_model
@@ -124,7 +125,7 @@ def test_batches_are_of_what_memory_allows_and_change_nothing(network: Model, pi
     assert sizes == [16, 8, 4, *[2] * 8]
     assert found.computed.sum() == 16
     with pytest.raises(MemoryBudgetError, match=r"a patch needs .*; give more"):
-        predict_patches(network, pixels, mpp=0.5, memory="1MB")
+        predict_patches(network, pixels, mpp=0.5, compute=Compute(memory="1MB"))
 
 
 def test_what_is_wrong_with_a_network_is_said(network: Model, pixels: np.ndarray) -> None:

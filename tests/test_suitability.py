@@ -19,6 +19,7 @@ from streamview.cli import main
 from streamview.errors import ModelError
 from streamview.export.job import export_job
 from streamview.geometry import Region
+from streamview.inference.compute import Compute
 from streamview.inference.explain import predict, saliency
 from streamview.jobs import Job
 from streamview.networks import Model, load_model
@@ -125,7 +126,7 @@ def test_a_warning_stays_with_the_result_on_every_shell(demo: Model, tmp_path: P
     with open_slide(path, 0.5) as slide:
         assert predict(demo, slide).warnings[-1].startswith(DARK)
         # the region is padded, and read in pieces of any size
-        again = predict(demo, slide, pad_to=320, tile=(64, 96))
+        again = predict(demo, slide, pad_to=320, compute=Compute(tile=(64, 96)))
         assert again.warnings[-1].startswith(DARK)
         assert saliency(demo, slide).prediction.warnings[-1].startswith(DARK)
     assert main(["saliency", "-i", str(path), "-o", str(job), "-m", "demo", "--mpp", "0.5"]) == 0

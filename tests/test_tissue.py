@@ -16,6 +16,7 @@ import streamview
 from streamview.cli import main
 from streamview.errors import RegionError, SlideError
 from streamview.geometry import Region
+from streamview.inference.compute import Compute
 from streamview.jobs import Job
 from streamview.results import open_saliency
 from streamview.slides import as_slide, open_slide
@@ -174,11 +175,11 @@ def test_a_padded_answer_is_that_of_the_padded_image(synthetic_slide: SyntheticS
     model = streamview.load_model("demo")
     region = Region(600, 800, 150, 210)
     with open_slide(synthetic_slide.path) as slide:
-        found = streamview.saliency(model, slide, region, "lesion", pad_to=256, tile=(64, 128))
+        found = streamview.saliency(model, slide, region, "lesion", pad_to=256, compute=Compute(tile=(64, 128)))
         plain = streamview.saliency(model, slide, region, "lesion")
         pixels = np.zeros((256, 256, 3), np.uint8)
         pixels[:150, :210] = slide.read(region)
-    whole = streamview.saliency(model, pixels, None, "lesion", mpp=0.5, tile=(256, 256))
+    whole = streamview.saliency(model, pixels, None, "lesion", mpp=0.5, compute=Compute(tile=(256, 256)))
     assert found.prediction.logits == pytest.approx(whole.prediction.logits, rel=1e-4, abs=1e-4)
     assert found.prediction.shape == found.maps["absolute"].values.shape == (150, 210)
     np.testing.assert_allclose(found.maps["absolute"].values, whole.maps["absolute"].values[:150, :210], rtol=1e-3, atol=1e-6)

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from streamview.inference.explain import Watch
     from streamview.inference.forecast import Forecast
+    from streamview.inference.strips import Watch
     from streamview.slides import Slide
     from streamview_napari._models import Loaded
 
@@ -147,7 +147,8 @@ def foresee(request: Request, folder: Path) -> Outlook:
     StreamviewError
         As `find_region` and `streamview.inference.forecast.forecast`.
     """
-    from streamview.inference.forecast import forecast
+    from streamview.inference.compute import Compute
+    from streamview.inference.explain import forecast
 
     model, slide = request.loaded.model, request.slide
     region = find_region(request)
@@ -159,7 +160,12 @@ def foresee(request: Request, folder: Path) -> Outlook:
     if not fits:
         return Outlook(region, size, fits, said, None)
     ahead = forecast(
-        model, slide, region, explain=request.maps, out=folder if request.maps else None, memory=request.memory, device=request.device
+        model,
+        slide,
+        region,
+        targets=int(request.maps),
+        out=folder if request.maps else None,
+        compute=Compute(request.device, request.memory),
     )
     return Outlook(region, size, fits, said, ahead)
 
@@ -172,19 +178,17 @@ def compute(request: Request, region: Region, out: Path, report: Report, watch: 
     StreamviewError
         As `streamview.explain`.
     """
-    from streamview.inference import explain as inference
-    from streamview.inference.session import Session
+    from streamview.inference.compute import Compute
+    from streamview.inference.prepared import prepare
 
     start = time.perf_counter()
     model, slide, device = request.loaded.model, request.slide, request.device
-    session = Session.prepare(model, slide, region, None, device, "float32")
-    plan = session.plan(session.needs if request.maps else None, request.memory, None, 0)
+    run = prepare(model, slide, region, compute=Compute(device, request.memory))
+    plan = run.plan(int(request.maps), stored=True)
     if not request.maps:
-        prediction = inference.predict(model, slide, region, plan=plan, device=device, report=report)
+        prediction = run.predict(plan, report)
         return Answer(prediction, None, time.perf_counter() - start, plan.tile)
-    (saliency,) = inference.explain(
-        model, slide, region, [request.target], outs=[out], plan=plan, device=device, report=report, watch=watch
-    )
+    (saliency,) = run.explain([request.target], plan, [out], report, watch)
     return Answer(saliency.prediction, saliency, time.perf_counter() - start, plan.tile)
 
 

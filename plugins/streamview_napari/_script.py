@@ -136,9 +136,9 @@ def python(saliency: Saliency, origin: Origin, recipe: Recipe) -> str:
     """Return the Python script that computes a map again, checks that it is the same, and draws it as it is shown."""
     prediction, region = saliency.prediction, saliency.prediction.region
     model = {"weights": origin.weights, "card": origin.card, "untrained": origin.untrained or None}
-    run = {"tile": origin.tile, "memory": None if origin.tile is not None else origin.memory, "device": origin.device}
-    if prediction.identity.precision != "float32":
-        run["precision"] = prediction.identity.precision
+    memory = None if origin.tile is not None else origin.memory
+    precision = prediction.identity.precision if prediction.identity.precision != "float32" else None
+    compute = {"device": origin.device, "memory": memory, "tile": origin.tile, "precision": precision}
     given = "" if origin.mpp is None else f", mpp={origin.mpp!r}"
     return f"""\
 # {TITLES[recipe.method]}: {saliency.target.name} | {prediction.slide_name} | {prediction.answer_for(saliency.target)}
@@ -149,8 +149,9 @@ from streamview.export.png import render_png
 
 model = streamview.load_model({origin.model!r}{_keywords(model)})
 with streamview.open_slide({origin.slide!r}{given}) as slide:
+    compute = streamview.Compute({_keywords(compute).removeprefix(", ")})
     region = streamview.Region(y={region.y}, x={region.x}, height={region.height}, width={region.width})
-    saliency = streamview.saliency(model, slide, region, {saliency.target.name!r}, out="map.ome.zarr"{_keywords(run)})
+    saliency = streamview.saliency(model, slide, region, {saliency.target.name!r}, out="map.ome.zarr", compute=compute)
     if saliency.prediction.identity.key != {prediction.identity.key!r}:
         raise SystemExit("the network or the slide is not the one that the map was made with")
     recipe = {recipe!r}

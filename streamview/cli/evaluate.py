@@ -13,6 +13,7 @@ from streamview.cli.console import Bars, complain, say, warn
 from streamview.cli.run import parse_tile, show_cost
 
 if TYPE_CHECKING:
+    from streamview.inference.compute import Compute
     from streamview.labels.regions import Example
     from streamview.networks import Model
 
@@ -24,6 +25,7 @@ def evaluate(options: Namespace, arguments: list[str]) -> int:
     from streamview.evaluation import evaluate as judge
     from streamview.evaluation import write_evaluation
     from streamview.evaluation.report import check_folder
+    from streamview.inference.compute import Compute
     from streamview.labels.regions import find_targets, read_labels
     from streamview.networks import load_model
     from streamview.system.machine import describe_device, find_device
@@ -40,14 +42,12 @@ def evaluate(options: Namespace, arguments: list[str]) -> int:
     say(f"network: {model.card.name}{drawn} on {describe_device(device)}{narrow}")
     say(f"use: {model.card.use}")
     with Bars() as bars:
-        _show_largest(model, examples, tile, options)
+        compute = Compute(str(device), options.memory, tile, options.precision)
+        _show_largest(model, examples, compute)
         found = judge(
             model,
             examples,
-            memory=options.memory,
-            tile=tile,
-            device=str(device),
-            precision=options.precision,
+            compute=compute,
             resamples=options.resamples,
             skip_errors=options.skip_errors,
             report=bars,
@@ -63,18 +63,17 @@ def evaluate(options: Namespace, arguments: list[str]) -> int:
     return 1 if found.failed else 0
 
 
-def _show_largest(model: Model, examples: Sequence[Example], tile: tuple[int, int] | None, options: Namespace) -> None:
+def _show_largest(model: Model, examples: Sequence[Example], compute: Compute) -> None:
     """Say how many regions there are and what the largest will take; one that cannot be read is spoken of when its turn comes."""
     from streamview.errors import RegionError, SlideError
-    from streamview.inference.forecast import forecast
+    from streamview.inference.explain import forecast
 
     slides, patients = ({str(getattr(example, what)) for example in examples} for what in ("source", "case"))
     say(f"labels: {len(examples)} regions on {len(slides)} slides of {len(patients)} patients")
     largest = max(examples, key=lambda example: math.inf if example.region is None else example.region.height * example.region.width)
     try:
         with largest.open() as slide:
-            how = {"memory": options.memory, "tile": tile, "device": options.device, "precision": options.precision}
-            ahead = forecast(model, slide, largest.region, **how)
+            ahead = forecast(model, slide, largest.region, compute=compute)
     except (SlideError, RegionError):
         return
     say(f"forecast for {largest}: {ahead}")

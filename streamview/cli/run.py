@@ -41,7 +41,7 @@ def predict(options: Namespace, arguments: list[str]) -> int:
 def saliency(options: Namespace, arguments: list[str]) -> int:
     """Predict for every slide and map what the network saw."""
     from streamview.cohort.run import check_display, explain_slide
-    from streamview.inference.explain import find_targets
+    from streamview.inference.targets import find_targets
 
     def explain(work: Work, path: str | os.PathLike[str]) -> Answer:
         return explain_slide(work, path, targets=options.target or (), displays=[options.display] if options.display else None)
@@ -115,6 +115,7 @@ def _run(
     """Check all that concerns every slide, then work through them."""
     from streamview.cohort.run import Work, run_slides
     from streamview.geometry import RegionText
+    from streamview.inference.compute import Compute
     from streamview.jobs import Job, new_run_id
     from streamview.networks import load_model
     from streamview.streaming.memory import parse_bytes
@@ -156,8 +157,8 @@ def _run(
             complain(f"error: {one_line(error)}")
 
         work = Work(
-            model, job, new_run_id(), announce, bars, region, options.mpp, memory, str(device), options.precision, padding,
-            options.crop_tissue, tile,
+            model, job, new_run_id(), announce, bars, region, Compute(str(device), memory, tile, options.precision), options.mpp, padding,
+            options.crop_tissue,
         )  # fmt: skip
         run = run_slides(work, options.slides, answer, command=arguments, answered=answered, failed=failed, skip_errors=options.skip_errors)
     done = len(run.plan)

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
-from typing import TypedDict
 
 import numpy as np
 
@@ -27,15 +26,17 @@ from streamview.errors import (
 )
 from streamview.export.png import Picture, draw_png
 from streamview.geometry import Region, RegionText
-from streamview.inference.evidence import linear_head
-from streamview.inference.explain import explain, find_targets, predict
-from streamview.inference.forecast import Forecast, forecast
+from streamview.inference.class_evidence import linear_head
+from streamview.inference.compute import Compute
+from streamview.inference.forecast import Forecast
+from streamview.inference.identity import identify
 from streamview.inference.patches import PatchPlan, predict_patches, write_patch_geojson, write_patch_table
-from streamview.inference.session import identify
+from streamview.inference.prepared import PreparedRun, prepare
+from streamview.inference.targets import find_targets
 from streamview.jobs import Job, RegionResult, Run, StoredMap, region_id
 from streamview.networks import Model
 from streamview.progress import Report
-from streamview.results import Precision, Prediction, Saliency, Target, save_saliency
+from streamview.results import Prediction, Saliency, Target, save_saliency
 from streamview.slides import Slide, open_slide
 from streamview.slides.sampling import Sampler
 from streamview.slides.slide import given_mpp
@@ -70,7 +71,7 @@ class Work:
         Called after every step.
     region
         In level-0 pixels, or as the user wrote it, which is placed on each slide; None for the whole slide.
-    mpp, memory, device, precision, pad_to, tile
+    compute, mpp, pad_to
         As for `streamview.predict`.
     crop_tissue
         Whether `run_slides` works on each piece of tissue, grown to whole cells of 32 px on the network's grid, where no `region` is given.
@@ -82,21 +83,10 @@ class Work:
     announce: Callable[[Slide, Forecast | PatchPlan], None]
     report: Report | None = None
     region: Region | RegionText | None = None
+    compute: Compute = Compute()
     mpp: float | None = None
-    memory: str | int | None = None
-    device: str = "auto"
-    precision: Precision = "float32"
     pad_to: int | None = None
     crop_tissue: bool = False
-    tile: tuple[int, int] | None = None
-
-
-class _How(TypedDict):
-    """What a forecast and its run must have in common."""
-
-    device: str
-    precision: Precision
-    pad_to: int | None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -137,10 +127,10 @@ def predict_slide(work: Work, path: str | os.PathLike[str]) -> Answer:
     """
     with open_slide(path, work.mpp) as slide:
         tissue, region = _choose(work, slide)
-        how: _How = {"device": work.device, "precision": work.precision, "pad_to": work.pad_to}
-        ahead = forecast(work.model, slide, region, memory=work.memory, tile=work.tile, **how)
+        run = prepare(work.model, slide, region, compute=work.compute, pad_to=work.pad_to)
+        ahead = run.forecast()
         work.announce(slide, ahead)
-        prediction = predict(work.model, slide, region, plan=ahead.plan, report=work.report, **how)
+        prediction = run.predict(ahead.plan, work.report)
         work.job.add(_result(work, path, slide, tissue, prediction))
     return Answer(prediction, ahead)
 
@@ -164,9 +154,7 @@ def patch_slide(work: Work, path: str | os.PathLike[str]) -> Answer:
             plans.append(plan)
             work.announce(slide, plan)
 
-        found = predict_patches(
-            work.model, slide, region, tissue=tissue, memory=work.memory, device=work.device, announce=announce, report=work.report
-        )
+        found = predict_patches(work.model, slide, region, tissue=tissue, compute=work.compute, announce=announce, report=work.report)
         prediction = found.prediction
         names = prediction.class_names
         targets = [Target(name, index) for index, name in enumerate(names)]
@@ -204,7 +192,7 @@ def explain_slide(
     path
         The slide.
     targets
-        What to explain, as for `streamview.inference.explain.find_targets`; default the predicted class.
+        What to explain, as for `streamview.inference.targets.find_targets`; default the predicted class.
     displays
         Presets to draw, the first of which stands in the record; default the usual one for the network.
 
@@ -220,13 +208,11 @@ def explain_slide(
         apart = [target if len(wanted) > 1 else None for target in wanted]  # where there are several, each target is in the name
         place = job.maps_id(job.slide_id(slide.name, _source(path), slide.identity), slide.identity)
         stored = [job.saliency_path(place, region, target) for target in apart]
-        _check_free(work, slide, region, stored)
-        count = len(wanted)
-        how: _How = {"device": work.device, "precision": work.precision, "pad_to": work.pad_to}
-        memory, tile = work.memory, work.tile
-        ahead = forecast(work.model, slide, region, explain=True, maps=count, out=job.folder, memory=memory, tile=tile, **how)
+        run = prepare(work.model, slide, region, compute=work.compute, pad_to=work.pad_to)
+        _check_free(work, run, stored)
+        ahead = run.forecast(len(wanted), job.folder)
         work.announce(slide, ahead)
-        found = explain(work.model, slide, region, wanted, outs=stored, plan=ahead.plan, report=work.report, **how)
+        found = run.explain(wanted, ahead.plan, stored, work.report)
         pictures: list[Picture] = []
         entries = []
         for maps, target, folder in zip(found, apart, stored, strict=True):
@@ -295,7 +281,7 @@ def run_slides(
     start = time.monotonic()
     work.job.slides()  # damaged records are told of now
     refused = {path: found for path in paths if (found := _refusal(work, path)) is not None}
-    run = Run(work.run_id, tuple(command), describe_device(find_device(work.device)), {}, _now())
+    run = Run(work.run_id, tuple(command), describe_device(find_device(work.compute.device)), {}, _now())
     work.job.record_run(run)
     plan: dict[str, object] = {}
     missed: list[str] = []
@@ -362,7 +348,7 @@ def _refusal(work: Work, path: str | os.PathLike[str]) -> tuple[StreamviewError,
                 if work.crop_tissue and work.region is None:
                     Sampler(slide, None, work.model.card.mpp)
                 else:
-                    identify(work.model, slide, _placed(work, slide), precision=work.precision, pad_to=work.pad_to)
+                    identify(work.model, slide, _placed(work, slide), pad_to=work.pad_to)
             except StreamviewError as error:
                 return error, False
     return None
@@ -385,9 +371,9 @@ def check_display(model: Model, display: Preset | None) -> None:
 
 def _picture_side(work: Work) -> int:
     """Longest side of a picture that fits into what the budget leaves."""
-    if work.memory is None or find_device(work.device).type == "cuda":
+    if work.compute.memory is None or find_device(work.compute.device).type == "cuda":
         return _PICTURE[1]
-    room = max(parse_bytes(work.memory) - resident_memory(), 0)
+    room = max(parse_bytes(work.compute.memory) - resident_memory(), 0)
     return min(max(int(_PICTURE[1] * math.sqrt(room / _PICTURE_BYTES)), _PICTURE[0]), _PICTURE[1])
 
 
@@ -442,9 +428,9 @@ def _result(
     )
 
 
-def _check_free(work: Work, slide: Slide, region: Region, stored: Sequence[Path]) -> None:
+def _check_free(work: Work, run: PreparedRun, stored: Sequence[Path]) -> None:
     """Refuse to write maps over those of an answer of another identity: the table would point at the wrong ones."""
-    ours = identify(work.model, slide, region, precision=work.precision, pad_to=work.pad_to)
+    ours = run.identity
     for record in work.job.slides():
         for result in record.regions:
             held = [path for known in result.maps for path in stored if work.job.folder / known.path == path]
@@ -459,16 +445,16 @@ def _check_free(work: Work, slide: Slide, region: Region, stored: Sequence[Path]
 def _plan(work: Work, ahead: Forecast | PatchPlan) -> dict[str, object]:
     if isinstance(ahead, PatchPlan):
         counts = {"patches": ahead.count, "side": ahead.side, "batch": ahead.batch}
-        return {**counts, "memory": work.memory, "precision": "float32", "forecast_bytes": ahead.peak_bytes}
+        return {**counts, "memory": work.compute.memory, "precision": "float32", "forecast_bytes": ahead.peak_bytes}
     return {
         "tile": list(ahead.plan.tile),
         "steps": ahead.plan.steps,
         "tapes": ahead.plan.tapes,
-        "memory": work.memory,
-        "precision": work.precision,
+        "memory": work.compute.memory,
+        "precision": work.compute.precision,
         "forecast_bytes": ahead.peak_bytes,
         "forecast_seconds": ahead.seconds,
-        "maps": ahead.maps,
+        "maps": ahead.targets,
         "forecast_disk_bytes": ahead.disk_bytes,
     }
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from streamview.errors import LabelError, RegionError, SlideError
 from streamview.evaluation.metrics import Metrics, measure
+from streamview.inference.compute import Compute
 from streamview.inference.explain import predict
 from streamview.labels.regions import Example, find_targets, identify_slides, labels_digest, unite_slides
 from streamview.networks import Model, as_model
@@ -93,10 +94,7 @@ def evaluate(
     model: Model,
     examples: Sequence[Example],
     *,
-    memory: str | int | None = None,
-    tile: tuple[int, int] | None = None,
-    device: str = "auto",
-    precision: Precision = "float32",
+    compute: Compute = Compute(),
     resamples: int = 2000,
     seed: int = 0,
     skip_errors: bool = False,
@@ -111,7 +109,7 @@ def evaluate(
     examples
         Labelled regions, as from `streamview.labels.regions.read_labels`; those of one slide are
         answered together, so that it is opened once.
-    memory, tile, device, precision
+    compute
         As for `streamview.predict`.
     resamples, seed
         As for `measure`.
@@ -135,7 +133,7 @@ def evaluate(
         raise LabelError("there is no labelled region to evaluate on; expected one or more")
     targets = find_targets(examples, model.card)
     examples = unite_slides(examples, *identify_slides(examples))
-    answer = partial(predict, model, memory=memory, tile=tile, device=device, precision=precision)
+    answer = partial(predict, model, compute=compute)
     start, count = time.monotonic(), len(examples)
 
     def tell(regions: int, inside: Step | None = None) -> None:
@@ -168,7 +166,7 @@ def evaluate(
         patients = [examples[number].case for number in answers]
         metrics = measure(np.stack(list(answers.values())), targets[list(answers)], patients, model.card, resamples=resamples, seed=seed)
     warnings = (*model.notes, *_warnings(ordered, metrics))
-    return Evaluation(ordered, metrics, model.card, model.sha256, labels_digest(examples), precision, warnings)
+    return Evaluation(ordered, metrics, model.card, model.sha256, labels_digest(examples), compute.precision, warnings)
 
 
 def _by_slide(examples: Sequence[Example]) -> list[list[int]]:

@@ -29,7 +29,9 @@ from torch.utils._pytree import tree_leaves
 from streamview.errors import MemoryBudgetError, ModelError, RegionError, SlideError
 from streamview.files import atomic
 from streamview.geometry import Region
-from streamview.inference.session import Source, identify
+from streamview.inference.compute import Compute
+from streamview.inference.identity import identify
+from streamview.inference.prepared import Source
 from streamview.networks import Model
 from streamview.networks.cards import ModelCard
 from streamview.networks.suitability import contradicted_scale, unsuitable
@@ -191,8 +193,7 @@ def predict_patches(
     *,
     tissue: Tissue | None = None,
     every: bool = False,
-    memory: str | int | None = None,
-    device: str = "auto",
+    compute: Compute = Compute(),
     mpp: float | None = None,
     announce: Callable[[PatchPlan], None] | None = None,
     report: Report | None = None,
@@ -211,10 +212,8 @@ def predict_patches(
         From `find_tissue` of the source, where it is at hand.
     every
         Whether to compute patches of which less than a tenth is tissue, too.
-    memory
-        Bound on the peak resident memory of the process (CUDA: of the device), bytes or ``"2GB"``; default half of what is free.
-    device
-        ``"auto"``, ``"cpu"`` or ``"cuda"``.
+    compute
+        Where to run, and in how much memory; patches are computed in float32 and not in steps, so its `tile` must be None.
     mpp
         Micrometres per level-0 pixel of the source, where it does not say itself.
     announce
@@ -231,6 +230,8 @@ def predict_patches(
     SlideError, RegionError, ModelError, MemoryBudgetError
         When source, region, model or budget do not fit; RegionError also when no patch holds tissue.
     """
+    if compute.tile is not None or compute.precision != "float32":
+        raise ModelError(f"{compute}: patches run whole, in float32; leave out tile and precision")
     card, slide, side = model.card, as_slide(source, mpp), patch_side(model.card)
     sampler, (rows, columns) = _grid(slide, region, card, side)
     step = side * sampler.scale[0], side * sampler.scale[1]
@@ -249,10 +250,10 @@ def predict_patches(
     places = np.argwhere(chosen)
     if not len(places):
         raise RegionError(f"{slide.name}: no patch of the region {sampler.region} holds tissue; name a part of the slide that does")
-    where = find_device(device)
+    where = find_device(compute.device)
     # the caller's module stays where it is
     module = model.module if where.type == "cpu" else copy.deepcopy(model.module).to(where)
-    plan = _plan(module, side, len(places), rows * columns, memory, where)
+    plan = _plan(module, side, len(places), rows * columns, compute.memory, where)
     if announce is not None:
         announce(plan)
     logits = np.full((rows, columns, len(card.class_names)), np.nan, np.float32)

@@ -9,7 +9,6 @@ from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +17,7 @@ from streamview.slides import Slide
 from streamview.slides.padding import PaddedSampler
 from streamview.slides.sampling import Sampler
 from streamview.slides.thumbnail import thumbnail
+from streamview.streaming.call import Call
 from streamview.streaming.graph import Bound, Program, Sink, placed
 from streamview.streaming.ops import Statistic
 from streamview.streaming.plan.plan import Plan
@@ -49,34 +49,33 @@ class Shares:
     reversed: float = 1.0
 
 
-def step_shares(
-    slide: Slide, sampler: Sampler | PaddedSampler, kept: tuple[int, int], bound: Bound, plan: Plan, weights: Sequence[Any]
-) -> Shares:
+def step_shares(slide: Slide, sampler: Sampler | PaddedSampler, inside: tuple[int, int], call: Call, plan: Plan) -> Shares:
     """Estimate how many steps of a plan will be computed.
 
     Parameters
     ----------
     slide, sampler
         What is read, and how.
-    kept
+    inside
         Height and width of the region on the sampler's grid, without what is padded.
-    bound, plan, weights
-        The network for the sampler's grid, how it will run, and the tensors it reads.
+    call, plan
+        What is computed of it, and in which steps.
 
     Raises
     ------
     SlideError
         When a part of the slide cannot be read.
     """
+    bound = call.bound
     graph = bound.graph
     program = bound.program(0, plan.stored(graph))
     grid = build_grid(program, plan.passes[0].tile)
     height, width = sampler.shape
-    shape = max(min(_SIDE, kept[0]), 1), max(min(_SIDE, kept[1]), 1)
-    picture = _padded(thumbnail(slide, sampler.region, shape), kept, (height, width))
+    shape = max(min(_SIDE, inside[0]), 1), max(min(_SIDE, inside[1]), 1)
+    picture = _padded(thumbnail(slide, sampler.region, shape), inside, (height, width))
     sink = max((value for value, _ in program.sinks), default=0)
-    given = iter(weights)
-    operands = [None if isinstance(operand, Statistic) else next(given) for operand in graph.operands]
+    weights = iter(call.weights)
+    operands = [None if isinstance(operand, Statistic) else next(weights) for operand in graph.operands]
     even = np.zeros((grid.rows.steps, grid.cols.steps), bool)
     if alike_everywhere(program, operands):
         even = _even_steps(picture, grid, [_reach(bound, program.values[sink], sink, grid, axis) for axis in (0, 1)], (height, width))
@@ -91,9 +90,9 @@ def step_shares(
     return Shares(computed, _reached(picture, bound, program.values[sink], sink, grid, channels))
 
 
-def _padded(picture: NDArray[np.uint8], kept: tuple[int, int], shape: tuple[int, int]) -> NDArray[np.uint8]:
+def _padded(picture: NDArray[np.uint8], inside: tuple[int, int], shape: tuple[int, int]) -> NDArray[np.uint8]:
     """The picture of a padded region, whose rest is black."""
-    rows, cols = (round(side * n / k) for side, n, k in zip(picture.shape[:2], shape, kept, strict=True))
+    rows, cols = (round(side * n / k) for side, n, k in zip(picture.shape[:2], shape, inside, strict=True))
     whole = np.zeros((max(rows, picture.shape[0]), max(cols, picture.shape[1]), 3), np.uint8)
     whole[: picture.shape[0], : picture.shape[1]] = picture
     return whole

@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from streamview.errors import MemoryBudgetError, RegionError
 from streamview.inspection.report import Outlook
+from streamview.streaming.call import Call
 from streamview.streaming.capture.capture import capture
 from streamview.streaming.capture.intact import state_restored
-from streamview.streaming.graph import Bound, Demands, bind, demands
+from streamview.streaming.graph import bind, demands
 from streamview.streaming.plan.plan import Plan, make_plan
 from streamview.streaming.run.timing import Speed, measure
 
@@ -43,9 +44,10 @@ def outlook(module: nn.Module, sides: Sequence[int] = SIDES) -> tuple[Outlook, .
             bound = bind(graph, (side, side))
         except RegionError:
             continue
-        prediction, saliency = (_planned(bound, needs, weights) for needs in (None, image))
+        forward, both = (Call(bound, 1, torch.float32, needs, weights) for needs in (None, image))
+        prediction, saliency = _planned(forward), _planned(both)
         if speed is None and saliency is not None:
-            speed = measure(bound, saliency, image, weights, 1, torch.float32)
+            speed = measure(both, saliency)
         if speed is not None:
             prediction = prediction and replace(prediction, seconds=speed.seconds(prediction, (side, side))[0])
             saliency = saliency and replace(saliency, seconds=sum(speed.seconds(saliency, (side, side))))
@@ -53,9 +55,9 @@ def outlook(module: nn.Module, sides: Sequence[int] = SIDES) -> tuple[Outlook, .
     return tuple(found)
 
 
-def _planned(bound: Bound, needs: Demands | None, weights: Sequence[Tensor]) -> Plan | None:
+def _planned(call: Call) -> Plan | None:
     """The plan of one image, if any fits."""
     try:
-        return make_plan(bound, 1, torch.float32, needs, weights)
+        return make_plan(call)
     except MemoryBudgetError:
         return None

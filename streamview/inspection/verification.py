@@ -28,7 +28,7 @@ from streamview.system.machine import describe_device, find_device, resident_mem
 from streamview.system.versions import versions
 
 if TYPE_CHECKING:
-    from streamview.inference.session import Source
+    from streamview.inference.prepared import Source
 
 __all__ = ["verify", "write_certificate"]
 

@@ -86,6 +86,11 @@ class Bridge:
     gives: tuple[str, ...] = ()
 
     @property
+    def tensors(self) -> list[Key]:
+        """Those of `takes` of which the values are read, not the shape alone."""
+        return [key for key in self.takes if not isinstance(key, Sink) or key.kind != "shape"]
+
+    @property
     def weights(self) -> list[Tensor]:
         """Parameters that it reads, each once, and other tensors that require a gradient."""
         return [*self.module.parameters(), *(buffer for buffer in self.module.buffers() if buffer.requires_grad)]

@@ -21,6 +21,7 @@ from streamview.errors import Cancelled, LabelError, RegionError, SlideError, St
 from streamview.evaluation import Metrics, evaluate, measure, write_evaluation
 from streamview.evaluation.charts import chart_size, draw_confusion, draw_reliability, draw_scatter, write_chart
 from streamview.geometry import Region
+from streamview.inference.compute import Compute
 from streamview.labels.regions import Example, read_labels
 from streamview.networks import Model, load_card
 from streamview.results import RESEARCH_USE
@@ -116,7 +117,7 @@ def test_labels_that_are_no_classes_are_refused_before_anything_is_read(tmp_path
 
 def test_one_progress_runs_over_all_regions_and_ends_once():
     steps = []
-    evaluate(network(), squares(brighter, (1,)), tile=(32, 32), report=steps.append, resamples=0)
+    evaluate(network(), squares(brighter, (1,)), compute=Compute(tile=(32, 32)), report=steps.append, resamples=0)
     assert {(step.task, step.total) for step in steps} == {("evaluation", 2000)}
     done = [step.done for step in steps]
     assert done == sorted(done)
@@ -134,7 +135,7 @@ def test_it_can_be_cancelled_at_every_step_of_the_engine(at):
             raise Cancelled("enough")
 
     with pytest.raises(Cancelled):
-        evaluate(network(), squares(brighter, (1,)), tile=(32, 32), report=report)
+        evaluate(network(), squares(brighter, (1,)), compute=Compute(tile=(32, 32)), report=report)
     assert len(told) == at
 
 

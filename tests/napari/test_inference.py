@@ -22,7 +22,9 @@ from streamview_napari._runs import Request, compute, describe_progress, find_re
 
 from streamview.errors import Cancelled, ModelError, RegionError
 from streamview.geometry import Region
-from streamview.inference.explain import Strip, explain
+from streamview.inference.compute import Compute
+from streamview.inference.prepared import prepare
+from streamview.inference.strips import Strip
 from streamview.networks import load_model
 from streamview.progress import Step
 from streamview.results import Identity, Prediction, Target
@@ -117,7 +119,8 @@ def test_a_live_map_is_the_block_mean_of_what_is_computed(height: int, width: in
 def test_the_engine_tells_of_every_row_once_and_of_the_answer_first() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (320, 256, 3), np.uint8)
     strips: list[Strip] = []
-    (saliency,) = explain(load_model("demo"), as_slide(pixels, 0.5), None, ["lesion"], tile=(64, 256), watch=strips.append)
+    run = prepare(load_model("demo"), as_slide(pixels, 0.5), compute=Compute(tile=(64, 256)))
+    (saliency,) = run.explain(["lesion"], watch=strips.append)
     first, *rest = strips
     assert first.rows.shape == (2, 0, 256)
     assert first.evidence is not None

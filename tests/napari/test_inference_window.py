@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,8 +24,7 @@ from real_window import REAL_WINDOW
 
 from streamview.errors import StreamviewError
 from streamview.geometry import Region
-from streamview.inference import explain as inference
-from streamview.inference.session import Session
+from streamview.inference.prepared import PreparedRun
 from streamview.inspection import verification
 from streamview.progress import Step
 from streamview.slides.synthetic import write_synthetic_slide
@@ -89,19 +89,19 @@ def draw(viewer: Any, dock: Any, region: Region, qtbot: Any) -> Any:
 
 def small_steps(monkeypatch: pytest.MonkeyPatch, pause: float = 0.0) -> list[Step]:
     """Let the engine take steps of 32 rows, and perhaps its time over each; return the steps it has reported."""
-    engine, told = inference.explain, []
+    complete, told = PreparedRun._complete, []
 
-    def explain(*arguments: Any, report: Any, **options: Any) -> Any:
+    def slowly(self: PreparedRun, call: Any, plan: Any, attempt: Any, report: Any) -> Any:
         def slowed(step: Step) -> None:
             told.append(step)
             time.sleep(pause)
             report(step)
 
-        return engine(*arguments, report=slowed, **options)
+        return complete(self, call, plan, attempt, slowed)
 
-    plan = Session.plan
-    monkeypatch.setattr(Session, "plan", lambda self, needs, memory, tile, results: plan(self, needs, memory, (32, 512), results))
-    monkeypatch.setattr(inference, "explain", explain)
+    plan = PreparedRun.plan
+    monkeypatch.setattr(PreparedRun, "plan", lambda self, *how: plan(replace(self, compute=replace(self.compute, tile=(32, 512))), *how))
+    monkeypatch.setattr(PreparedRun, "_complete", slowly)
     return told
 
 
@@ -216,18 +216,18 @@ def test_errors_of_the_engine_reach_the_user_and_it_can_run_again(
 ) -> None:
     viewer, dock = opened
     panel = draw(viewer, dock, Region(128, 256, 256, 256), qtbot)
-    engine = inference.explain
+    complete = PreparedRun._complete
 
-    def fail(*arguments: Any, report: Any, **options: Any) -> Any:
+    def fail(self: PreparedRun, call: Any, plan: Any, attempt: Any, report: Any) -> Any:
         def broken(step: Step) -> None:
             report(step)
             if step.task == "backward pass":
                 raise error
 
         # not the engine's own retry in smaller steps, which is tested elsewhere
-        return engine(*arguments, report=broken, **options)
+        return complete(self, call, plan, attempt, broken)
 
-    monkeypatch.setattr(inference, "explain", fail)
+    monkeypatch.setattr(PreparedRun, "_complete", fail)
     monkeypatch.setattr("streamview.streaming.run.out_of_memory.ran_out", lambda *a, **k: False)
     with caplog.at_level(logging.CRITICAL):
         panel.run.click()
@@ -237,7 +237,7 @@ def test_errors_of_the_engine_reach_the_user_and_it_can_run_again(
     assert panel.run.isEnabled()
     assert not panel.cancel.isEnabled()
     assert dock.state.answers == []
-    monkeypatch.setattr(inference, "explain", engine)
+    monkeypatch.setattr(PreparedRun, "_complete", complete)
     panel.maps.setChecked(False)
     qtbot.waitUntil(panel.run.isEnabled, timeout=LIMIT)
     panel.run.click()

@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from streamview.errors import MemoryBudgetError, RegionError
 from streamview.streaming import module
+from streamview.streaming.call import Call
 from streamview.streaming.capture.capture import capture
 from streamview.streaming.graph import bind, demands
 from streamview.streaming.memory import format_bytes, parse_bytes, return_freed_blocks
@@ -60,7 +61,7 @@ def plan_for(height: int, width: int, memory: int, *, train: bool = False) -> Pl
     graph = capture(seed_network(16, 4))
     weights = [w.read() for w in graph.weights]
     needs = demands(graph, not train, [train] * len(weights))
-    return make_plan(bind(graph, (height, width)), 1, torch.float32, needs, weights, memory=memory)
+    return make_plan(Call(bind(graph, (height, width)), 1, torch.float32, needs, weights), memory=memory)
 
 
 @pytest.mark.parametrize("train", [pytest.param(False, marks=pytest.mark.slow, id="saliency"), pytest.param(True, id="training")])

@@ -15,9 +15,12 @@ from torch import Tensor, nn
 
 from streamview.errors import MemoryBudgetError
 from streamview.streaming import stream
+from streamview.streaming.call import Call
+from streamview.streaming.capture.capture import capture
+from streamview.streaming.graph import bind
 from streamview.streaming.ops.window import Convolution
-from streamview.streaming.plan.plan import PassPlan, Plan
-from streamview.streaming.run.out_of_memory import persist, ran_out, smaller
+from streamview.streaming.plan.plan import Plan, make_plan
+from streamview.streaming.run.out_of_memory import ran_out, retry_smaller, smaller
 
 CPU = (
     "[enforce fail at alloc_cpu.cpp:121] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes. Error code 12"
@@ -160,9 +163,7 @@ def test_what_the_failed_attempt_had_is_let_go_before_the_next() -> None:
             raise MemoryError
         return "done"
 
-    def planned(tile: tuple[int, int]) -> Plan:
-        return Plan((PassPlan(tile, 1, 0),), "none", 0)
-
-    assert persist(attempt, planned((64, 64)), planned, (64, 64), torch.device("cpu")) == "done"
+    graph = capture(seed_network(4, 3))
+    call = Call(bind(graph, (64, 64)), 1, torch.float32, None, [weight.read().detach() for weight in graph.weights])
+    assert retry_smaller(attempt, call, make_plan(call, tile=(64, 64))) == "done"
     assert seen == [0, 0, 0]
-    assert planned((1, 1)).tile == (1, 1)

@@ -18,8 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from streamview.errors import NotStreamableError, RegionError, StreamviewError
+from streamview.streaming.call import Call
 from streamview.streaming.capture.fingerprint import parts_of
-from streamview.streaming.graph import Bound, Graph, Key, Sink, bind, demands
+from streamview.streaming.graph import Bound, Graph, Key, bind, demands
 from streamview.streaming.memory import format_bytes, free_memory
 from streamview.streaming.ops import Size
 from streamview.streaming.ops.patches import Patches
@@ -353,9 +354,8 @@ def _streamed(
     weights = [weight.read() for weight in graph.weights]
     between = graph.between
     needs = demands(graph, True, [w.requires_grad for w in weights])
-    values = [w.detach() for w in weights]
-    plan = make_plan(bind(graph, size), len(image), image.dtype, needs, values, tile=size, barriers="kept", forecast=False)
-    run = Run(bind(graph, size), plan, values, needs)
+    call = Call(bind(graph, size), len(image), image.dtype, needs, [w.detach() for w in weights])
+    run = Run(call, make_plan(call, tile=size, barriers="kept", forecast=False))
     seen: dict[int, Tensor] = {}
 
     def read(rows: Size, cols: Size) -> Tensor:
@@ -364,10 +364,9 @@ def _streamed(
     def see(value: int, piece: Tensor, rows: Size, cols: Size) -> None:
         seen.setdefault(value, piece.clone())
 
-    run.forward(read, see=see)
-    keys: list[Key] = [key for key in graph.head.takes if not isinstance(key, Sink) or key.kind != "shape"]
-    leaves = {key: run.tensors[key].detach().requires_grad_(run.tensors[key].requires_grad) for key in keys}
-    answer = graph.head.module(*(leaves[key].clone() if key in leaves else run.argument(key) for key in graph.head.takes))
+    tensors = run.forward(read, see=see)
+    leaves = {key: tensors[key].detach().requires_grad_(tensors[key].requires_grad) for key in graph.head.tensors}
+    answer = graph.head.module(*run.arguments(graph.head.takes, {key: leaf.clone() for key, leaf in leaves.items()}))
     outputs = _tensors(answer)
     floating = [out for out in outputs if out.is_floating_point()]
     if [out.shape for out in floating] != [grad.shape for grad in cotangents]:
@@ -382,11 +381,11 @@ def _streamed(
         if part is not None:
             gradient[:, :, rows[0] : rows[1], cols[0] : cols[1]] = part
 
-    operands, bridged, _ = run.backward(read, given, write, between)
-    of_weights = [grad for grad, operand in zip(operands, graph.operands, strict=True) if operand in graph.weights]
+    gradients = run.backward(read, given, write, between)
+    of_weights = [grad for grad, operand in zip(gradients.operands, graph.operands, strict=True) if operand in graph.weights]
     live = [(w, g.to(w.dtype)) for w, g in zip(weights, of_weights, strict=True) if w.requires_grad and g is not None]
     through = _gradients([w for w, _ in live], [g for _, g in live], parameters)
-    crossed = {id(weight): grad for weight, grad in zip(between, bridged, strict=True) if grad is not None}
+    crossed = {id(weight): grad for weight, grad in zip(between, gradients.parameters, strict=True) if grad is not None}
     totals = [_sum(a, b, crossed.get(id(p))) for a, b, p in zip(of_head, through, parameters, strict=True)]
     return outputs, [gradient, *totals], seen
 

@@ -10,31 +10,63 @@ import torch
 from torch import Tensor
 
 from streamview.errors import MemoryBudgetError
+from streamview.streaming.call import Call
 from streamview.streaming.cuda import free_memory_of
-from streamview.streaming.graph import Bound, Demands, Graph, Program
+from streamview.streaming.graph import Graph, Program
 from streamview.streaming.memory import format_bytes
 from streamview.streaming.ops import Size, Statistic
 from streamview.streaming.plan.costs import Batch, PassCosts, Totals, largest_block, pass_costs, totals
 from streamview.streaming.step import Grid, build_grid, wanted
 
-__all__ = ["PassPlan", "Plan", "make_plan"]
+__all__ = ["CostModel", "PassPlan", "Plan", "make_plan"]
 
 _STRIP_ROWS = (256, 128, 64, 32, 16, 8)
 _TILE_ROWS = (512, 256, 128, 64)
 _TILE_COLUMNS = 256  # the least
-_BEST = 17.5  # log2 of the px of a step that stays in the processor's caches and still fills its threads
-_RETURNED = 1.25  # time where every block of a step comes from the system anew
-_REUSED, _EXPECTED, _GIVEN_BACK = (
-    4,
-    1.5,
-    1,
-)  # times what a step takes that freed memory takes besides: at most, as a rule, and between steps
 _CUDA_ROWS = tuple(2**n for n in reversed(range(5, 14)))
 _CUDA_COLUMNS = 2048  # the least
-_CUDA_LARGEST = 2**23  # px of a step beyond which a few percent of time are gained, for twice the memory
-_CUDA_LAUNCHES = 2**20  # px that a GPU computes while the host launches the kernels of one step
-_CUDA_RESERVED = 1.75  # of what is allocated, as measured: the allocator's blocks are larger, and cuDNN takes workspaces
 _ELEMENTS = 2**31  # several of torch's kernels fail beyond
+
+
+@dataclass(frozen=True, slots=True)
+class CostModel:
+    """The measured constants by which plans are compared; a machine of another kind may want others.
+
+    Parameters
+    ----------
+    best_log2_px
+        log2 of the px of a step that stays in the processor's caches and still fills its threads. With the weights of `step_time` fitted to
+        networks of 18 and 22 layers at widths of 2048 and 8192 px.
+    returned_time
+        Time, relative to memory that is reused, where every block of a step comes from the system anew.
+    reused_most, reused_expected, reused_between
+        Memory that the C library holds back for reuse, in units of what the heaviest step takes: at most, as a rule, and between two steps.
+    cuda_largest_px
+        Px of a step on CUDA beyond which a few percent of time are gained, for twice the memory.
+    cuda_launch_px
+        Px that a GPU computes while the host launches the kernels of one step.
+    cuda_reserved
+        What the CUDA allocator reserves relative to what is allocated: its blocks are larger, and cuDNN takes workspaces.
+    """
+
+    best_log2_px: float = 17.5
+    returned_time: float = 1.25
+    reused_most: float = 4
+    reused_expected: float = 1.5
+    reused_between: float = 1
+    cuda_largest_px: int = 2**23
+    cuda_launch_px: int = 2**20
+    cuda_reserved: float = 1.75
+
+    def step_time(self, tile: Size, width: int) -> float:
+        """Time of steps of this shape on a processor, relative to large ones, for an image of this width."""
+        away = abs(math.log2(tile[0] * min(tile[1], width)) - self.best_log2_px)
+        return 1 + 0.02 * away + 2 / tile[0] + (0 if tile[1] >= width else 20 / tile[1])
+
+    def cuda_step_time(self, tile: Size, size: Size) -> float:
+        """As `step_time` on a GPU for an image of this height and width: the fewer kernels are launched the better."""
+        # what a step takes over from its left neighbour is one more copy
+        return 1 + 0.1 * (tile[1] < size[1]) + self.cuda_launch_px / (min(tile[0], size[0]) * tile[1])
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,50 +177,35 @@ class Plan:
         return said
 
 
+MEASURED = CostModel()
+"""As measured on processors of two kinds, and on an H100."""
+
+
 def make_plan(
-    bound: Bound,
-    images: int,
-    dtype: torch.dtype,
-    needs: Demands | None,
-    weights: Sequence[Tensor],
+    call: Call,
     *,
     memory: int | None = None,
     tile: Size | None = None,
     barriers: str = "auto",
-    held: bool = True,
-    gathered: torch.dtype | None = None,
-    computed: int = 0,
     forecast: bool = True,
-    outside: int = 0,
+    costs: CostModel = MEASURED,
 ) -> Plan:
-    """Choose the steps for an image.
+    """Choose the steps of a call.
 
     Parameters
     ----------
-    bound
-        The captured network for the image's size.
-    images, dtype
-        Number of images, and their type.
-    needs
-        Gradients that will be asked for, or None.
-    weights
-        The graph's weights, for their shapes.
+    call
+        What is computed.
     memory
         Bytes by which the call may grow; default half of what the machine has free.
     tile
         Rows and columns of a step in px of the image, instead of choosing them; without `memory` no step keeps a tape.
     barriers
         ``"kept"``, ``"spilled"`` or ``"regenerated"`` (see `Plan`); ``"auto"``: the first of them that fits.
-    held
-        Whether maps for the head are assembled.
-    gathered
-        Type in which they are, and what is computed of whole maps, if not `dtype`.
-    computed
-        Bytes of weights that are computed for the call, such as those that include a BatchNorm.
     forecast
         Whether the plan of a given `tile` without `memory` says what it takes.
-    outside
-        Bytes that whoever reads the image and takes its gradient needs for each px of a step.
+    costs
+        By which plans are compared.
 
     Returns
     -------
@@ -200,31 +217,30 @@ def make_plan(
     MemoryBudgetError
         When no step fits; the message names the least that would do.
     """
-    height, width = bound.sizes[0]
-    device = next((w.device for w in weights), torch.device("cpu"))
-    cuda = device.type == "cuda"
-    budget = free_memory_of(device) // 2 if memory is None else memory
-    if not bound.graph.crossing:
+    height, width = call.size
+    cuda = call.device.type == "cuda"
+    budget = free_memory_of(call.device) // 2 if memory is None else memory
+    if not call.bound.graph.crossing:
         ways: Sequence[str] = ("none",)
     else:
         ways = ("kept", "spilled", "regenerated") if barriers == "auto" else (barriers,)
     least = None
     for way in ways:
-        planner = _Planner(bound, images, dtype, needs, weights, way, held, gathered, computed, outside)
+        planner = _Planner(call, way, costs)
         if tile is not None and memory is None:
             return planner.bare(tile, forecast)
-        candidates = _cuda_candidates(height, width) if cuda else _candidates(height, width)
+        candidates = _cuda_candidates(call.size, costs) if cuda else _candidates(call.size, costs)
         best, best_work = None, float("inf")
         for candidate, work in [(tile, 1.0)] if tile is not None else candidates:
             if work >= best_work:
                 break  # the rest are smaller still
             # the treatments of freed memory are of the host's allocator
-            for freed, slower in (("as ever", 1.0),) if memory is None or cuda else (("reused", 1.0), ("returned", _RETURNED)):
-                plan = planner.plan(candidate, round(budget / _CUDA_RESERVED) if cuda else budget, freed)
+            for freed, slower in (("as ever", 1.0),) if memory is None or cuda else (("reused", 1.0), ("returned", costs.returned_time)):
+                plan = planner.plan(candidate, round(budget / costs.cuda_reserved) if cuda else budget, freed)
                 if cuda:
-                    plan = replace(plan, peak_bytes=round(plan.peak_bytes * _CUDA_RESERVED))
-                fits = plan.peak_bytes + (_REUSED - _EXPECTED) * plan.step_bytes * (freed == "reused") <= budget
-                if fits and work * slower * plan.overhead < best_work:
+                    plan = replace(plan, peak_bytes=round(plan.peak_bytes * costs.cuda_reserved))
+                held_back = (costs.reused_most - costs.reused_expected) * plan.step_bytes * (freed == "reused")
+                if plan.peak_bytes + held_back <= budget and work * slower * plan.overhead < best_work:
                     best, best_work = plan, work * slower * plan.overhead
                 least = plan if least is None or plan.peak_bytes < least.peak_bytes else least
         if best is not None:
@@ -237,64 +253,46 @@ def make_plan(
     )
 
 
-def _candidates(height: int, width: int) -> list[tuple[Size, float]]:
+def _candidates(size: Size, costs: CostModel) -> list[tuple[Size, float]]:
     """Shapes of a step, strips and tiles, with the work that they cost relative to large ones, the least first."""
-    shapes = [(rows, width) for rows in _STRIP_ROWS]
+    height, width = size
+    tiles = [(rows, width) for rows in _STRIP_ROWS]
     columns = width
     while columns > _TILE_COLUMNS:
         columns = -(-columns // 2)
-        shapes += [(rows, columns) for rows in _TILE_ROWS]
-    found = [(shape, _work(shape, width)) for shape in shapes if shape[0] <= max(height, _STRIP_ROWS[-1])]
-    return sorted(found, key=lambda candidate: candidate[1])
+        tiles += [(rows, columns) for rows in _TILE_ROWS]
+    candidates = [(tile, costs.step_time(tile, width)) for tile in tiles if tile[0] <= max(height, _STRIP_ROWS[-1])]
+    return sorted(candidates, key=lambda candidate: candidate[1])
 
 
-def _cuda_candidates(height: int, width: int) -> list[tuple[Size, float]]:
+def _cuda_candidates(size: Size, costs: CostModel) -> list[tuple[Size, float]]:
     """As `_candidates` for a GPU, where nothing but the number of kernels matters: the larger a step the better."""
-    shapes, columns = [], 2 * width
-    while columns > min(width, _CUDA_COLUMNS):
+    tiles, columns = [], 2 * size[1]
+    while columns > min(size[1], _CUDA_COLUMNS):
         columns = -(-columns // 2)
-        shapes += [(rows, columns) for rows in _CUDA_ROWS if rows * columns <= max(_CUDA_LARGEST, _CUDA_ROWS[-1] * columns)]
-    # what a step takes over from the left is one more copy
-    found = [((rows, columns), 1 + 0.1 * (columns < width) + _CUDA_LAUNCHES / (min(rows, height) * columns)) for rows, columns in shapes]
-    return sorted(found, key=lambda candidate: candidate[1])
-
-
-def _work(tile: Size, width: int) -> float:
-    """Time of steps of this shape relative to large ones: fitted to networks of 18 and 22 layers at widths of 2048 and 8192 px."""
-    away = abs(math.log2(tile[0] * min(tile[1], width)) - _BEST)
-    return 1 + 0.02 * away + 2 / tile[0] + (0 if tile[1] >= width else 20 / tile[1])
+        tiles += [(rows, columns) for rows in _CUDA_ROWS if rows * columns <= max(costs.cuda_largest_px, _CUDA_ROWS[-1] * columns)]
+    candidates = [(tile, costs.cuda_step_time(tile, size)) for tile in tiles]
+    return sorted(candidates, key=lambda candidate: candidate[1])
 
 
 class _Planner:
     """Plans of one way with barriers."""
 
-    def __init__(
-        self,
-        bound: Bound,
-        images: int,
-        dtype: torch.dtype,
-        needs: Demands | None,
-        weights: Sequence[Tensor],
-        way: str,
-        held: bool,
-        gathered: torch.dtype | None,
-        computed: int,
-        outside: int,
-    ) -> None:
-        self.outside = outside
-        self.bound, self.images, self.dtype, self.needs, self.way = bound, images, dtype, needs, way
-        graph = bound.graph
-        self.gathered, self.computed = gathered or dtype, computed
-        self.maps = [sink.value for sink in graph.sinks if sink.kind == "map"] if held else []
+    def __init__(self, call: Call, way: str, costs: CostModel) -> None:
+        self.call, self.way, self.cost_model = call, way, costs
+        self.bound, self.images, self.dtype, self.needs = call.bound, call.images, call.dtype, call.needs
+        self.gathered = call.gathered or call.dtype
+        graph, weights = call.bound.graph, call.weights
+        self.maps = [sink.value for sink in graph.sinks if sink.kind == "map"] if call.holds_maps else []
         self.stored = Plan((), way).stored(graph)
-        self.programs = [bound.program(phase, self.stored) for phase in range(graph.passes)]
-        train = needs is not None and any(needs.operands)
+        self.programs = [call.bound.program(phase, self.stored) for phase in range(graph.passes)]
+        train = call.needs is not None and any(call.needs.operands)
         # convolutions lay a weight out anew for the processor, and its gradient twice
         laid_out = max((w.nbytes for w in weights), default=0) * (2 if train else 1)
-        self.weights = computed + laid_out + (sum(w.nbytes for w in weights) if train else 0)
+        self.weights = call.folded_bytes + laid_out + (sum(w.nbytes for w in weights) if train else 0)
         given = iter(weights)
         self.blank = [
-            torch.empty([n or images for n in o.shape], dtype=self.gathered, device="meta") if isinstance(o, Statistic)
+            torch.empty([n or call.images for n in o.shape], dtype=self.gathered, device="meta") if isinstance(o, Statistic)
             else torch.empty_like(next(given), device="meta")
             for o in graph.operands
         ]  # fmt: skip
@@ -331,9 +329,10 @@ class _Planner:
             self._costs[tile] = [pass_costs(*of) for of in zip(self.programs, grids, self.batches, strict=True)]
         costs = self._costs[tile]
         step_bytes = max(cost.working for cost in costs)
-        most, expected = (_REUSED * step_bytes, round(_EXPECTED * step_bytes)) if freed == "reused" else (0, 0)
+        fitted, reused = self.cost_model, freed == "reused"
+        most, expected = (round(fitted.reused_most * step_bytes), round(fitted.reused_expected * step_bytes)) if reused else (0, 0)
         sinks = sum(self._bytes(value, self.gathered) for value in self.maps) * (2 if self.needs else 1)
-        outside = self.outside * min(tile[0], self.bound.sizes[0][0]) * min(tile[1], self.bound.sizes[0][1])
+        outside = self.call.reader_bytes * min(tile[0], self.bound.sizes[0][0]) * min(tile[1], self.bound.sizes[0][1])
         peaks = [outside + cost.working + max(cost.states) + self._held_bytes(p) for p, cost in enumerate(costs)]
         used = self.weights + sinks + max(peaks)
         operations = sum(whole.forward + whole.reverse for whole in wholes)
@@ -353,7 +352,7 @@ class _Planner:
             operations / max(conventional, 1),
             freed=freed,
             step_bytes=step_bytes,
-            kept_bytes=used - self.computed + _GIVEN_BACK * step_bytes,
+            kept_bytes=used - self.call.folded_bytes + round(fitted.reused_between * step_bytes),
         )
 
     def _grids(self, tile: Size) -> list[tuple[Size, Grid]]:

@@ -13,11 +13,12 @@ from typing import TypeVar
 import torch
 
 from streamview.errors import MemoryBudgetError
+from streamview.streaming.call import Call
 from streamview.streaming.cuda import bounded, release_cache
 from streamview.streaming.ops import Size
-from streamview.streaming.plan.plan import Plan
+from streamview.streaming.plan.plan import Plan, make_plan
 
-__all__ = ["persist", "ran_out", "smaller"]
+__all__ = ["ran_out", "retry_smaller", "smaller"]
 
 _Result = TypeVar("_Result")
 _TRIES = 4
@@ -43,28 +44,17 @@ def smaller(tile: Size, shape: Size) -> Size | None:
     return None
 
 
-def persist(
-    attempt: Callable[[Plan], _Result],
-    plan: Plan,
-    replan: Callable[[Size], Plan],
-    shape: Size,
-    device: torch.device,
-    limit: int | None = None,
-) -> _Result:
-    """Run by a plan; where memory runs out, again by one of smaller steps that keeps nothing it can compute anew.
+def retry_smaller(attempt: Callable[[Plan], _Result], call: Call, plan: Plan, limit: int | None = None) -> _Result:
+    """Run a call by a plan; where memory runs out, again by one of smaller steps that keeps nothing it can compute anew.
 
     Parameters
     ----------
     attempt
         Does the whole work by a plan, and leaves nothing behind when it fails.
+    call
+        What is computed.
     plan
         The first to try.
-    replan
-        The plan with a step of this many rows and columns.
-    shape
-        Height and width of the image.
-    device
-        Where it runs.
     limit
         Bytes that may be reserved on a CUDA device, see `streamview.streaming.cuda.bounded`.
 
@@ -73,6 +63,7 @@ def persist(
     MemoryBudgetError
         When memory ran out in the smallest steps too, or several times.
     """
+    device = call.device
     for left in reversed(range(_TRIES + 1)):
         try:
             with bounded(device, limit):
@@ -80,7 +71,7 @@ def persist(
         except (RuntimeError, MemoryError) as error:
             if not ran_out(error):
                 raise
-            tile = smaller(plan.tile, shape) if left else None
+            tile = smaller(plan.tile, call.size) if left else None
             if tile is None:
                 raise MemoryBudgetError(
                     f"{device} ran out of memory, also in steps of {plan.tile[0]} x {plan.tile[1]} px: end what else takes memory there, "
@@ -89,7 +80,7 @@ def persist(
         # not before: while the error is handled, its traceback holds what the attempt had
         gc.collect()
         release_cache(device)
-        said = "%s ran out of memory in steps of %d x %d px; starting again in steps of %d x %d px"
-        logging.getLogger(__name__).warning(said, device, *plan.tile, *tile)
-        plan = replan(tile)
+        message = "%s ran out of memory in steps of %d x %d px; starting again in steps of %d x %d px"
+        logging.getLogger(__name__).warning(message, device, *plan.tile, *tile)
+        plan = make_plan(call, tile=tile, barriers="spilled" if plan.barriers == "kept" else plan.barriers)
     raise AssertionError("the last attempt returns or raises")

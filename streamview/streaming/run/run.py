@@ -8,13 +8,15 @@ computed twice hands its gradient back twice, through each pass that used it.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from streamview.streaming.graph import Bound, Demands, Graph, Key, Program, Sink
+from streamview.streaming.call import Call
+from streamview.streaming.graph import Graph, Key, Program, Sink
 from streamview.streaming.memory import Ceiling, return_freed_blocks, treat_freed_blocks
 from streamview.streaming.ops import Statistic
 from streamview.streaming.plan.plan import Plan
@@ -23,38 +25,56 @@ from streamview.streaming.run.sinks import Sinks
 from streamview.streaming.run.stores import Held, Spilled, Store
 from streamview.streaming.step import Emit, Span, build_grid, wanted
 
-__all__ = ["Run"]
+__all__ = ["Gradients", "Run"]
 
 ReadImage = Callable[[Span, Span], Tensor]
 WriteImage = Callable[[Tensor | None, Span, Span], None]
 Watch = Callable[[int, Tensor, Span, Span], None]
 
 
-class Run:
-    """A forward pass through the local part, and any number of reverse passes.
+@dataclass(frozen=True, slots=True, eq=False)
+class Gradients:
+    """What a reverse pass gives beside the gradient of the image, which is written piece by piece.
 
     Parameters
     ----------
-    bound
-        The graph for the image's size.
-    plan
-        How to run.
-    weights
-        Values of the graph's weights, detached.
-    needs
-        What reverse passes will need; None when there is none.
-    gathered
-        Type in which bridges and head get what was gathered, if not that of the maps.
+    operands
+        Of the graph's operands (None for statistics). Here and in `parameters` None, as in plain torch, where nothing that has a gradient
+        depends on them.
+    parameters
+        Of the parameters of bridges that were asked for.
+    reach_image
+        Whether the image has a gradient.
     """
 
-    def __init__(
-        self, bound: Bound, plan: Plan, weights: Sequence[Tensor], needs: Demands | None, gathered: torch.dtype | None = None
-    ) -> None:
-        self.bound, self.plan, self.needs, self.gathered = bound, plan, needs, gathered
-        graph = bound.graph
-        given = iter(weights)
-        self.operands: list[Any] = [None if isinstance(operand, Statistic) else next(given) for operand in graph.operands]
-        self.tensors: dict[Key, Tensor] = {}  # what was gathered and what bridges gave, in one graph of autograd
+    operands: Sequence[Tensor | None]
+    parameters: Sequence[Tensor | None]
+    reach_image: bool
+
+
+class Run:
+    """A forward pass through the local part by a plan, and any number of reverse passes.
+
+    Parameters
+    ----------
+    call
+        What is computed.
+    plan
+        In which steps.
+
+    Attributes
+    ----------
+    tensors
+        What has been gathered so far and what bridges gave, in one graph of autograd; `forward` returns it.
+    operands
+        Values of the graph's operands; None for a statistic that is not known yet.
+    """
+
+    def __init__(self, call: Call, plan: Plan) -> None:
+        self.call, self.plan, self.bound, self.needs, self.gathered = call, plan, call.bound, call.needs, call.gathered
+        weights = iter(call.weights)
+        self.operands: list[Any] = [None if isinstance(operand, Statistic) else next(weights) for operand in call.bound.graph.operands]
+        self.tensors: dict[Key, Tensor] = {}
         self._like: Tensor | None = None
         self._stores: dict[int, Store] = {}
         self._passed: list[tuple[Forward, Sinks]] = []
@@ -71,10 +91,9 @@ class Run:
         read: ReadImage,
         done: Callable[[], None] = lambda: None,
         watch: Watch | None = None,
-        hold: bool = True,
         see: Watch | None = None,
-    ) -> None:
-        """Run all passes; what the head takes is then in `tensors`.
+    ) -> Mapping[Key, Tensor]:
+        """Run all passes.
 
         Parameters
         ----------
@@ -84,10 +103,13 @@ class Run:
             Called after every step.
         watch
             Sees every piece of every sink: the graph's value, the piece, its rows and columns.
-        hold
-            Whether maps for the head are assembled; if not, `watch` alone sees them.
         see
             Sees every piece of every value, as `watch`.
+
+        Returns
+        -------
+        Mapping of Key to Tensor
+            What was gathered and what bridges gave, in one graph of autograd.
         """
         graph = self.bound.graph
         stored = self.plan.stored(graph)
@@ -95,7 +117,7 @@ class Run:
             program = self.bound.program(phase, stored)
             self._stores |= {v: self._store(v) for v in stored if graph.phases[v] == phase}
             passed = self._pass(program, phase, remember=not chosen.again)
-            sinks = Sinks(program, passed.grid, self._stores, hold, self.gathered)
+            sinks = Sinks(program, passed.grid, self._stores, self.call.holds_maps, self.gathered)
             values = program.values
 
             def emit(value: int, piece: Tensor, rows: Span, cols: Span, add: Emit = sinks.add, values: Sequence[int] = values) -> None:
@@ -120,6 +142,7 @@ class Run:
                 self._stores = {value: store for value, store in self._stores.items() if graph.last_reader(value) > phase}
         if self.needs is None:
             self._leave()
+        return self.tensors
 
     def _leave(self) -> None:
         """Keep no freed memory beyond the call."""
@@ -150,24 +173,33 @@ class Run:
         graph = self.bound.graph
         bridge = graph.bridges[phase]
         with torch.set_grad_enabled(self.needs is not None):
-            given = bridge.module(*map(self.argument, bridge.takes))
+            given = bridge.module(*self.arguments(bridge.takes, self.tensors))
         self.tensors |= dict(zip(bridge.gives, given, strict=True))
         for index, operand in enumerate(graph.operands):
             if isinstance(operand, Statistic) and operand.name in bridge.gives:
                 self.operands[index] = self.tensors[operand.name].detach()
 
-    def argument(self, key: Key) -> Tensor:
-        """What a bridge or the head gets for a key."""
-        if not isinstance(key, Sink) or key.kind == "map":
-            return self.tensors[key]
-        if key.kind == "shape":
+    def arguments(self, keys: Sequence[Key], tensors: Mapping[Key, Tensor]) -> list[Tensor]:
+        """What a bridge or the head is called with.
+
+        Parameters
+        ----------
+        keys
+            What it takes.
+        tensors
+            As `forward` returned, or leaves in their place.
+        """
+        return [self._argument(key, tensors) for key in keys]
+
+    def _argument(self, key: Key, tensors: Mapping[Key, Tensor]) -> Tensor:
+        if isinstance(key, Sink) and key.kind == "shape":
             # the type of the maps: what is gathered of them may be wider
             if self._like is None:
                 raise AssertionError("no piece was gathered")
             size = (self._like.shape[0], self.bound.graph.channels[key.value], *self.bound.sizes[key.value])
             return self._like.new_empty(()).expand(size)
-        # a copy, since calls may change their argument in place, which autograd refuses for a leaf
-        return self.tensors[key].clone()
+        # a copy of what is small, since calls may change their argument in place, which autograd refuses for a leaf
+        return tensors[key] if isinstance(key, Sink) and key.kind == "map" else tensors[key].clone()
 
     def backward(
         self,
@@ -178,7 +210,7 @@ class Run:
         done: Callable[[], None] = lambda: None,
         release: bool = False,
         see: Watch | None = None,
-    ) -> tuple[list[Tensor | None], list[Tensor | None], bool]:
+    ) -> Gradients:
         """Run all passes in reverse.
 
         Parameters
@@ -201,16 +233,14 @@ class Run:
 
         Returns
         -------
-        tuple
-            Gradients of the graph's operands (None for statistics), and of `parameters`; None, as in plain torch, where nothing that has a
-            gradient depends on them. Last whether it depends on the image.
+        Gradients
         """
         graph = self.bound.graph
         if self.needs is None:
             raise ValueError("the forward pass was told that no gradient is wanted")
         given = {key: grad for key, grad in grads.items() if grad is not None}
         totals: list[Tensor | None] = [None] * len(self.operands)
-        found = _Gradients(self, write)
+        sources = _SourceGradients(self, write)
         reached: set[int] = set()
         for phase in reversed(range(graph.passes)):
             passed, sinks = self._passed[phase]
@@ -224,8 +254,8 @@ class Run:
             with torch.no_grad():
                 backward.run(
                     partial(self._read, passed.program.values, read),
-                    partial(sinks.gradient, sink_grads, found.stores),
-                    partial(found.take, phase, passed.program.values),
+                    partial(sinks.gradient, sink_grads, sources.stores),
+                    partial(sources.take, phase, passed.program.values),
                     done,
                     _renumbered(see, passed.program.values),
                 )
@@ -243,11 +273,11 @@ class Run:
                 else:
                     total = totals[index]
                     totals[index] = grad if total is None else total + grad
-            found.forget(phase)
+            sources.forget(phase)
             if release:
                 self._forget(phase - 1)
         self._leave()
-        return totals, self._gradients(given, parameters), 0 in reached
+        return Gradients(totals, self._gradients(given, parameters), 0 in reached)
 
     def _through_bridges(self, phase: int, given: Mapping[Key, Tensor]) -> dict[Sink, Tensor | None]:
         """Gradients of what a pass gathered, given those of what the bridges and the head made of it."""
@@ -287,7 +317,7 @@ def _nowhere(value: int, piece: Tensor, rows: Span, cols: Span) -> None:
     """Drop a piece that was gathered before."""
 
 
-class _Gradients:
+class _SourceGradients:
     """Gradients of sources during a reverse pass: those of stored maps until their own pass is reversed, the image's until complete."""
 
     def __init__(self, run: Run, write: WriteImage | None) -> None:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from streamview.errors import RegionError
-from streamview.streaming.graph import Bound, Demands, Key, Sink, bind
+from streamview.streaming.call import Call
+from streamview.streaming.graph import Key, Sink, bind
 from streamview.streaming.ops import Size
 from streamview.streaming.plan.plan import Plan, make_plan
 from streamview.streaming.run.half import narrowed
@@ -20,6 +22,7 @@ from streamview.streaming.step import Span
 
 __all__ = ["SAMPLE", "Speed", "format_seconds", "measure"]
 
+_Result = TypeVar("_Result")
 SAMPLE = (512, 1024)
 """Rows and columns, in px, that are timed on a processor."""
 _CUDA_SAMPLE = (2048, 8192)  # less would time the launching of kernels
@@ -48,26 +51,13 @@ class Speed:
         return self.forward * px * computed, (self.backward + again * self.forward) * px * reversed if self.backward else 0.0
 
 
-def measure(
-    bound: Bound,
-    plan: Plan,
-    needs: Demands | None,
-    weights: Sequence[Tensor],
-    images: int,
-    dtype: torch.dtype,
-    gathered: torch.dtype | None = None,
-    clock: Callable[[], float] = time.perf_counter,
-) -> Speed:
+def measure(call: Call, plan: Plan, clock: Callable[[], float] = time.perf_counter) -> Speed:
     """Time a sample of a planned call, which runs in steps of the same shape.
 
     Parameters
     ----------
-    bound, plan
-        What is planned.
-    needs, weights
-        As for `streamview.streaming.run.run.Run`.
-    images, dtype, gathered
-        Number of images, type of their pixels, and of what is gathered if that differs.
+    call, plan
+        What is timed.
     clock
         Gives seconds.
 
@@ -75,42 +65,42 @@ def measure(
     -----
     The sample runs twice, since the first run also pays for what torch sets up once; each takes as long as half a megapixel does.
     """
-    height, width = (min(s, n) for s, n in zip(SAMPLE, bound.sizes[0], strict=True))
-    device = weights[0].device if weights else torch.device("cpu")
-    if device.type == "cuda":
-        height, width = (min(s, n) for s, n in zip(_CUDA_SAMPLE, bound.sizes[0], strict=True))
+    device, needs = call.device, call.needs
+    sample = _CUDA_SAMPLE if device.type == "cuda" else SAMPLE
+    height, width = (min(s, n) for s, n in zip(sample, call.size, strict=True))
     try:
-        small = bind(bound.graph, (height, width))
+        small = bind(call.bound.graph, (height, width))
+        if call.gathered not in (None, call.dtype):
+            small = narrowed(small)
     except RegionError:
-        small, (height, width) = bound, bound.sizes[0]
-    if gathered not in (None, dtype):
-        small = narrowed(small)
+        small, (height, width) = call.bound, call.size
+    call = replace(call, bound=small, folded_bytes=0, reader_bytes=0)
     generator = torch.Generator(device).manual_seed(0)  # the caller's random state stays as it is
-    shape = images, bound.graph.channels[0], height, width
-    image = torch.rand(shape, device=device, generator=generator).to(dtype, memory_format=torch.channels_last)
+    shape = call.images, small.graph.channels[0], height, width
+    image = torch.rand(shape, device=device, generator=generator).to(call.dtype, memory_format=torch.channels_last)
 
     def read(rows: Span, cols: Span) -> Tensor:
         return image[:, :, rows[0] : rows[1], cols[0] : cols[1]]
 
     tile = min(plan.tile[0], height), min(plan.tile[1], width)
-    chosen = make_plan(small, images, dtype, needs, weights, memory=2**40, tile=tile, barriers=plan.barriers, gathered=gathered)
+    plan = make_plan(call, memory=2**40, tile=tile, barriers=plan.barriers)
+    write = _drop if needs is not None and needs.values[0] else None
     forward = backward = 0.0
     for _ in range(2):
-        run = Run(small, chosen, weights, needs, gathered)
-        forward = _timed(device, clock, partial(run.forward, read))
+        run = Run(call, plan)
+        forward, tensors = _timed(device, clock, partial(run.forward, read))
         if needs is not None:
-            grads: dict[Key, Tensor | None] = {key: torch.ones_like(t) for key, t in run.tensors.items() if isinstance(key, Sink)}
-            write = _drop if needs.values[0] else None
-            backward = _timed(device, clock, partial(run.backward, read, grads, write))
+            grads: dict[Key, Tensor | None] = {key: torch.ones_like(t) for key, t in tensors.items() if isinstance(key, Sink)}
+            backward, _ = _timed(device, clock, partial(run.backward, read, grads, write))
     return Speed(forward / (height * width), backward / (height * width))
 
 
-def _timed(device: torch.device, clock: Callable[[], float], work: Callable[[], object]) -> float:
+def _timed(device: torch.device, clock: Callable[[], float], work: Callable[[], _Result]) -> tuple[float, _Result]:
     start = clock()
-    work()
+    result = work()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    return clock() - start
+    return clock() - start, result
 
 
 def _drop(grad: Tensor | None, rows: Span, cols: Span) -> None:
