@@ -434,7 +434,7 @@ def test_saliency_of_several_targets(run: Run, synthetic_slide: SyntheticSlide, 
 
 
 def test_a_full_disk_is_foreseen(run: Run, synthetic_slide: SyntheticSlide, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("streamview.inference.forecast.free_disk", lambda path: 2**20)
+    monkeypatch.setattr("streamview.inference.prepared.free_disk", lambda path: 2**20)
     command = ["-i", synthetic_slide.path, "-o", tmp_path / "job", "-m", "demo", "--region", "600,300,300,300"]
     _, out, err = run("saliency", *command, "--target", "all")
     assert "writes at most 2 MB, 1 MB are free" in out

@@ -392,7 +392,7 @@ def test_forecast_names_plan_and_memory(model: Model) -> None:
 def test_forecast_counts_the_maps(model: Model, tmp_path: Path) -> None:
     slide = as_slide(np.full((1500, 1600, 3), 243, np.uint8))
     one, four = (forecast(model, slide, targets=maps, out=tmp_path / "not" / "yet", compute=Compute(tile=(64, 1600))) for maps in (1, 4))
-    assert (one.maps, four.maps) == (1, 4)
+    assert (one.targets, four.targets) == (1, 4)
     assert one.disk_bytes == pytest.approx(1500 * 1600 * 4 * 4 / 3 * (2 + 1 / 64), rel=0.01)
     assert four.disk_bytes == pytest.approx(4 * one.disk_bytes, abs=4)
     assert one.seconds is not None

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from streamview.cli import main
 from streamview.cli.parser import build_parser
 from streamview.errors import ModelError
-from streamview.inference.compute import PRECISIONS, Compute
+from streamview.inference.compute import Compute
 from streamview.inference.explain import explain, forecast, predict, saliency
 from streamview.inference.passes import forward_pass, score_gradients
 from streamview.inference.prepared import prepare
@@ -103,7 +103,7 @@ def test_as_close_as_torch_itself(pixels: NDArray[np.uint8], precision: Precisio
     torch.manual_seed(0)
     model = make_model(seed_network(8, 4))
     exact = whole(model, pixels, 1)[1]
-    dtype = PRECISIONS[precision]
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}[precision]
     plain = copy.deepcopy(model.module).to(dtype)
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (MEAN, STD))
     image = ((torch.from_numpy(pixels).permute(2, 0, 1)[None] / 255 - mean) / std).to(dtype).requires_grad_()
