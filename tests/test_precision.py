@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from streamview.cli import main
 from streamview.cli.parser import build_parser
 from streamview.errors import ModelError
-from streamview.inference.compute import Compute
+from streamview.inference.compute import PRECISIONS, Compute
 from streamview.inference.explain import explain, forecast, predict, saliency
 from streamview.inference.passes import forward_pass, score_gradients
 from streamview.inference.prepared import prepare
