@@ -46,7 +46,7 @@ bench-full: .venv/.test  ## Five networks at 1024 to 4096 px, then page and pict
 gpu:  ## Checks and measures on a GPU in 9 minutes, with the torch of $(PYTHON); says so where there is none
 	@if ls wheels/*.whl >/dev/null 2>&1 && ! $(PYTHON) -c "import openslide, zarr" 2>/dev/null; then \
 		$(PYTHON) -m pip install -q --no-index --no-deps --no-compile --upgrade --target wheels/site wheels/*.whl; fi
-	PYTHONPATH=.:models:tests:tests/streaming:wheels/site $(PYTHON) -m benchmarks.gpu $(GPU)
+	PYTHONPATH=.:models:wheels/site $(PYTHON) -m benchmarks.gpu $(GPU)
 
 gpu-wheels:  ## What `make gpu` needs beside torch, for Python 3.12 on Linux, into wheels/
 	for package in $(WHEELS); do $(PYTHON) -m pip download -q --no-deps --only-binary=:all: --python-version 3.12 --implementation cp \
@@ -73,7 +73,7 @@ on_screen = if command -v xvfb-run >/dev/null; then \
 	@touch $@
 
 # timm and torchvision without what they ask for: the wheel of torchvision would replace torch by its build for CUDA, gigabytes of it.
-# tests/zoo.py makes them importable; what else timm imports is among what the extra test needs.
+# tests/support/zoo.py makes them importable; what else timm imports is among what the extra test needs.
 .venv/.test: .venv/.base
 	$(BIN)/pip install -q -c constraints.txt -e '.[test]'
 	$(BIN)/pip install -q --no-deps timm==1.0.31 torchvision==0.28.0

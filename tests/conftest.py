@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
 import pytest
 
 from streamview.slides.synthetic import write_synthetic_slide
+from tests.support.slides import SyntheticSlide
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -30,15 +28,6 @@ def shared_data() -> Path:
     if not (_SHARED / "MANIFEST.md").is_file():
         pytest.skip(f"no real test data at {_SHARED}")
     return _SHARED.resolve()
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class SyntheticSlide:
-    """A slide file, its lesion mask (level 0) and its mpp."""
-
-    path: Path
-    lesion: npt.NDArray[np.bool_]
-    mpp: float
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,6 @@ import safetensors.torch
 import tifffile
 import torch
 import zarr
-from conftest import SyntheticSlide
 from streamview_models import folder
 from torch import nn
 
@@ -30,6 +29,7 @@ from streamview.networks import Model, load_model
 from streamview.progress import Step
 from streamview.slides import open_slide
 from streamview.slides.pyramid import build_pyramid
+from tests.support.slides import SyntheticSlide
 
 Refusal = Callable[..., str]
 REGION = ("--region", "700,400,320,300")

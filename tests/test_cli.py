@@ -16,9 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
-from conftest import SyntheticSlide
 from PIL import Image
-from zoo import import_timm
 
 from streamview import __version__
 from streamview.cli import main
@@ -31,6 +29,8 @@ from streamview.progress import Step
 from streamview.results import open_saliency
 from streamview.slides.pyramid import open_pyramid
 from streamview.system.doctor import Check, check_window, examine
+from tests.support.slides import SyntheticSlide
+from tests.support.zoo import import_timm
 
 Run = Callable[..., tuple[int, str, str]]
 

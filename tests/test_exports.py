@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 import tifffile
 import zarr
-from conftest import SyntheticSlide
 from PIL import Image
 
 from streamview.cli import main
@@ -32,6 +31,7 @@ from streamview.labels.annotations import rasterise, read_annotations
 from streamview.results import RESEARCH_USE, Identity, Prediction, Saliency, SaliencyMap, Target, open_saliency, save_saliency
 from streamview.slides import Slide, open_slide
 from streamview.slides.thumbnail import thumbnail
+from tests.support.slides import SyntheticSlide
 
 RAW = Recipe("absolute", blur_um=0.0, cap_percentile=100.0, threshold=0.5, outline=False)
 OME = {"ome": "http://www.openmicroscopy.org/Schemas/OME/2016-06"}

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import SyntheticSlide
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -26,6 +25,7 @@ from streamview.results import Identity, Prediction
 from streamview.slides import Slide, as_slide, open_slide
 from streamview.slides.pyramid import build_pyramid, open_pyramid
 from streamview.slides.slide import Level, SlideBase, composite, output
+from tests.support.slides import SyntheticSlide
 
 SIDE = 96
 WHOLE = Region(0, 0, SIDE, SIDE)

@@ -15,34 +15,15 @@ import pytest
 from streamview.errors import JobWarning, StreamviewError
 from streamview.geometry import Region
 from streamview.jobs import Job, RegionResult, Run, StoredMap, new_run_id, region_id
-from streamview.results import Identity, Prediction, Target
+from streamview.results import Target
 from streamview.system.versions import versions
+from tests.support.jobs import NORMAL, TUMOUR, answer
 
 COLUMNS = (
     "slide_id,patient_id,region_id,level,x,y,width,height,mpp,width_um,tissue_covered,prediction,prob_normal,prob_tumour,"
     "logit_normal,logit_tumour,model_id,weights_sha256,run_id,status,error,maps,precision,"
     "aggregation,regions,grid_mpp,mpp_source,padded,identity,source,warnings"
 )
-
-
-NORMAL, TUMOUR = Target("normal", 0), Target("tumour", 1)
-
-
-def answer(slide: str = "a.svs", logits: tuple[float, float] = (0.0, 1.0), weights: str = "ab", x: int = 0) -> RegionResult:
-    region = Region(10, x, 2048, 4096)
-    prediction = Prediction(
-        slide_name=slide,
-        region=region,
-        shape=(1024, 2048),
-        mpp=(0.5, 0.5),
-        task="class",
-        class_names=("normal", "tumour"),
-        logits=np.array(logits, np.float32),
-        identity=Identity(weights, "cd", slide, region, (0.5, 0.5), "float32"),
-        model_name="demo",
-        trained=True,
-    )
-    return RegionResult(prediction, "run-1", (0.25, 0.25), 0.75, (StoredMap(f"saliency/{slide}/r.ome.zarr", TUMOUR, "r.png"),))
 
 
 def rows(job: Job) -> list[dict[str, str]]:
@@ -339,7 +320,7 @@ def test_taking_out_never_reaches_outside_the_job(tmp_path: Path) -> None:
 WRITER = """
 import sys
 sys.path[:0] = sys.argv[3].split(":")
-from test_jobs import answer
+from tests.support.jobs import answer
 from streamview.jobs import Job
 job = Job(sys.argv[1])
 input()
@@ -351,9 +332,7 @@ for number in range(25):
 def test_two_processes_on_one_slide_lose_nothing(tmp_path: Path) -> None:
     job, path = Job(tmp_path / "job"), ":".join(sys.path)
     command = [sys.executable, "-c", WRITER, str(job.folder)]
-    processes = [
-        subprocess.Popen([*command, str(number), f"{Path(__file__).parent}:{path}"], stdin=subprocess.PIPE, text=True) for number in (0, 1)
-    ]
+    processes = [subprocess.Popen([*command, str(number), path], stdin=subprocess.PIPE, text=True) for number in (0, 1)]
     for process in processes:  # started together
         assert process.stdin is not None
         process.stdin.write("\n")

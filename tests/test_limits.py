@@ -15,9 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from networks import Excite, seed_network
 from numpy.typing import NDArray
-from test_inference import Gated, distance, make_model
 from torch import Tensor, nn
 
 from streamview.errors import Cancelled, MemoryBudgetError, ModelError, SlideError
@@ -31,6 +29,8 @@ from streamview.slides.array import ArraySlide
 from streamview.slides.readahead import ReadAhead
 from streamview.slides.synthetic import synthetic_region, write_synthetic_slide
 from streamview.streaming.ops.window import Convolution
+from tests.support.inference import Gated, distance, make_model
+from tests.support.networks import Excite, seed_network
 
 TILE = (48, 80)
 

@@ -12,10 +12,7 @@ from typing import get_args
 import numpy as np
 import pytest
 import torch
-from conftest import SyntheticSlide
-from networks import Excite, seed_network
 from numpy.typing import NDArray
-from test_inference import MEAN, STD, distance, make_model, whole
 from torch import Tensor, nn
 
 from streamview.cli import main
@@ -31,6 +28,9 @@ from streamview.results import Precision, open_saliency
 from streamview.streaming import stream
 from streamview.streaming.graph import Sink
 from streamview.streaming.run.run import Run
+from tests.support.inference import MEAN, STD, distance, make_model, whole
+from tests.support.networks import Excite, seed_network
+from tests.support.slides import SyntheticSlide
 
 HALVES = ("bf16", "fp16")
 TILE = (48, 80)

@@ -12,13 +12,13 @@ import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ome_zarr_models.v05 import Image
-from pyramid_samples import rgb
 
 from streamview.errors import RegionError, SlideError
 from streamview.geometry import Region
 from streamview.slides import Slide, as_slide, open_slide
 from streamview.slides.pyramid import build_pyramid, open_pyramid, pyramid_shapes
 from streamview.slides.sampling import Sampler
+from tests.support.pyramids import rgb
 
 
 def halved(pixels):

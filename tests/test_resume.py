@@ -10,13 +10,13 @@ import time
 
 import pytest
 import zarr
-from pyramid_samples import files, rgb, stop_at
 
 from streamview.errors import Cancelled, SlideError
 from streamview.geometry import Region
 from streamview.slides import as_slide
 from streamview.slides import pyramid as module
 from streamview.slides.pyramid import build_pyramid, discard_unfinished
+from tests.support.pyramids import files, rgb, stop_at
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_inference import make_model
 from torch import nn
 
 from streamview.inference import forecast as forecasts
@@ -21,6 +20,7 @@ from streamview.slides.array import ArraySlide
 from streamview.slides.synthetic import synthetic_region
 from streamview.streaming.run import passes as execute
 from streamview.streaming.run.timing import Speed
+from tests.support.inference import make_model
 
 SIDE, TILE = 1024, (64, 64)
 

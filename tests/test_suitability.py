@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
-from conftest import SyntheticSlide
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -27,6 +26,7 @@ from streamview.networks.cards import ModelCard, Stain, card_document, parse_car
 from streamview.networks.suitability import Overview, unsuitable
 from streamview.slides import open_slide
 from streamview.slides.synthetic import synthetic_region
+from tests.support.slides import SyntheticSlide
 
 DARK, GLASS, STAIN = "The region is dark", "The region holds only glass", "The stain is not like the H&E"
 HE_WITHOUT_STATISTICS = Stain("H&E")

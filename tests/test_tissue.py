@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import SyntheticSlide
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -24,6 +23,7 @@ from streamview.slides.padding import PaddedSampler
 from streamview.slides.sampling import Sampler
 from streamview.slides.synthetic import write_synthetic_slide
 from streamview.slides.tissue import Tissue, covered, find_tissue, otsu, tissue_boxes, tissue_region, tissue_regions
+from tests.support.slides import SyntheticSlide
 
 PINK = (196, 120, 172)
 

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import SyntheticSlide
 
 import streamview
 from streamview.cli import main
@@ -22,6 +21,7 @@ from streamview.progress import Step
 from streamview.slides import open_slide
 from streamview.slides.sampling import Sampler
 from streamview.streaming.step import reverse_step
+from tests.support.slides import SyntheticSlide
 
 Run = Callable[..., tuple[int, str, str]]
 

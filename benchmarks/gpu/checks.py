@@ -11,8 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 from hypothesis import HealthCheck, Phase, given, settings
-from networks import Case, Excite, cases
-from oracle import errors, gradients, joined, remembering
 from streamview_models import MODELS
 from torch import Tensor, nn
 
@@ -26,6 +24,8 @@ from streamview.slides.synthetic import write_synthetic_slide
 from streamview.streaming.cuda import bounded
 from streamview.streaming.cuda import full_float32 as in_full_float32
 from streamview.streaming.run import out_of_memory as shortage
+from tests.support.networks import Case, Excite, cases
+from tests.support.oracle import errors, gradients, joined, remembering
 
 __all__ = ["CHECKS", "Check"]
 

@@ -5,10 +5,10 @@ from dataclasses import replace
 
 import pytest
 from PIL import Image
-from samples import picture
 
 from streamview.cli import main
 from streamview.labels.regions import labels_digest, read_labels
+from tests.support.finetuning import picture
 
 
 @pytest.fixture(scope="module")

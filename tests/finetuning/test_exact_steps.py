@@ -7,7 +7,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from samples import MEAN, STD, examples_of, model_of, pixels, settle_norms, small_network
 from streamview_models import camelyon17, resnet
 from torch import Tensor, nn
 
@@ -18,6 +17,7 @@ from streamview.finetuning.variation import PLAIN as PLAIN_VARIATION
 from streamview.finetuning.variation import Variation, lazy_image, vary
 from streamview.labels.regions import find_targets
 from streamview.slides.sampling import Sampler
+from tests.support.finetuning import MEAN, STD, examples_of, model_of, pixels, settle_norms, small_network
 
 PLAIN = Settings(learning_rate=1e-3, weight_decay=1e-2, epochs=1, validation=0, class_weights=False, flips=False, jitter=0)
 

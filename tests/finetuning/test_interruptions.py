@@ -9,20 +9,17 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 from filelock import FileLock
-from interrupted import SETTINGS, run
-from samples import model_of, separable, small_network
 
 from streamview.errors import Cancelled, StreamviewError, TrainingError
 from streamview.files import atomic
 from streamview.finetuning import Settings, finetune
 from streamview.networks import load_model
-
-HERE = Path(__file__).parent
+from tests.support.finetuning import model_of, separable, small_network
+from tests.support.interrupted import SETTINGS, run
 
 
 def digest(module: torch.nn.Module) -> str:
@@ -81,7 +78,7 @@ def test_killed_it_comes_to_the_same_weights(whole, kills, tmp_path):
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
 
     def start():
-        command = [sys.executable, HERE / "interrupted.py", out]
+        command = [sys.executable, "-m", "tests.support.interrupted", out]
         return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
 
     for _ in range(kills):
@@ -92,7 +89,7 @@ def test_killed_it_comes_to_the_same_weights(whole, kills, tmp_path):
             process.send_signal(signal.SIGKILL)
         assert process.returncode == -signal.SIGKILL
         # at any moment the folder is a model
-        assert load_model("samples:tiny_normed", weights=out / "weights.safetensors", card=out / "card.json").card.trained
+        assert load_model("tests.support.finetuning:tiny_normed", weights=out / "weights.safetensors", card=out / "card.json").card.trained
     with start() as process:
         lines = process.stdout.readlines()
     assert process.returncode == 0
@@ -147,7 +144,9 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path):
 
 def test_the_base_is_never_written_over(tmp_path):
     run(tmp_path / "tuned")
-    base = load_model("samples:tiny_normed", weights=tmp_path / "tuned" / "weights.safetensors", card=tmp_path / "tuned" / "card.json")
+    base = load_model(
+        "tests.support.finetuning:tiny_normed", weights=tmp_path / "tuned" / "weights.safetensors", card=tmp_path / "tuned" / "card.json"
+    )
     before = (tmp_path / "tuned" / "weights.safetensors").read_bytes()
     with pytest.raises(TrainingError, match="is the base itself, which is never changed; choose another folder"):
         finetune(base, separable(12), SETTINGS, out=tmp_path / "tuned", force=True, tile=(32, 32), restart=True)
@@ -219,7 +218,7 @@ def test_a_base_that_answers_nonsense_is_said_and_leaves_nothing(tmp_path):
 def test_the_folder_opens_as_the_network_that_was_returned(tmp_path, monkeypatch):
     result = run(tmp_path / "tuned")
     weights, card = tmp_path / "tuned" / "weights.safetensors", tmp_path / "tuned" / "card.json"
-    opened = load_model("samples:tiny_normed", weights=weights, card=card)
+    opened = load_model("tests.support.finetuning:tiny_normed", weights=weights, card=card)
     assert opened.sha256 == result.model.sha256
     assert (opened.card.name, opened.card.trained, opened.card.class_names) == ("tuned", True, ("a", "b"))
     assert opened.card.input_size == (64, 64)

@@ -6,8 +6,6 @@ from dataclasses import replace
 import pytest
 import safetensors
 import torch
-from interrupted import SETTINGS
-from samples import model_of, separable, small_network
 
 from streamview.cli import main
 from streamview.errors import Cancelled, LabelError, TrainingError
@@ -18,6 +16,8 @@ from streamview.inference.explain import predict
 from streamview.labels.regions import Example
 from streamview.networks import load_model
 from streamview.networks.cards import card_document, parse_card
+from tests.support.finetuning import model_of, separable, small_network
+from tests.support.interrupted import SETTINGS
 
 HEAD = Settings(train="head", epochs=2, batch=4, learning_rate=0.05, flips=False, jitter=0)
 
@@ -52,7 +52,7 @@ def test_a_network_worse_than_one_answer_for_all_is_handed_over_with_a_warning(t
     card = json.loads((out / "card.json").read_text())["streamview"]
     assert said in card["warning"]
     assert json.loads((out / "finetuning.json").read_text())["warnings"] == list(result.warnings)
-    opened = load_model("samples:tiny", weights=out / "weights.safetensors", card=out / "card.json")
+    opened = load_model("tests.support.finetuning:tiny", weights=out / "weights.safetensors", card=out / "card.json")
     assert any(said in note for note in opened.notes)
     assert any(said in warning for warning in predict(opened, separable(1)[0].source).warnings)
     # a network tuned from it does not keep what was said of it

@@ -7,8 +7,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from samples import examples_of, model_of, picture, separable, small_network
-from zoo import import_torchvision
 
 from streamview.errors import LabelError, MemoryBudgetError, ModelError, RegionError, SlideError, TrainingError
 from streamview.finetuning import PRESETS, Settings, finetune, forecast_training
@@ -18,6 +16,8 @@ from streamview.finetuning.split import Split, batches, divide, scarcity
 from streamview.geometry import Region
 from streamview.labels.regions import Example
 from streamview.networks.heads import with_classes
+from tests.support.finetuning import examples_of, model_of, picture, separable, small_network
+from tests.support.zoo import import_torchvision
 
 NOTHING = np.zeros((8, 8, 3), np.uint8)
 

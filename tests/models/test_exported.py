@@ -15,13 +15,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.export import Dim
-from zoo import import_torchvision
 
 from streamview.errors import ModelError
 from streamview.networks import load_model
 from streamview.networks.cards import assumed_document
 from streamview.networks.exported import read_exported
 from streamview.networks.graphs import check_sizes
+from tests.support.zoo import import_torchvision
 
 FREE = ({2: Dim.AUTO, 3: Dim.AUTO},)
 

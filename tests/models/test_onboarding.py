@@ -10,13 +10,13 @@ import safetensors.torch
 import torch
 from streamview_models import folder
 from torch import nn
-from zoo import import_timm, import_torchvision
 
 from streamview.cli import main
 from streamview.errors import ModelError
 from streamview.networks import Model, load_card, load_model
 from streamview.networks.cards import assumed_document
 from streamview.slides.synthetic import write_synthetic_slide
+from tests.support.zoo import import_timm, import_torchvision
 
 FACTORIES = '''
 import torch

@@ -11,9 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from maps import make_maps
 from PIL import Image
-from real_window import REAL_WINDOW
 from scipy import ndimage
 
 from streamview.display import PALETTES, PRESETS
@@ -21,6 +19,8 @@ from streamview.jobs import Job, RegionResult, StoredMap
 from streamview.results import Saliency, open_saliency, save_saliency
 from streamview.slides import open_slide
 from streamview.slides.synthetic import write_synthetic_slide
+from tests.support.maps import make_maps
+from tests.support.real_window import REAL_WINDOW
 
 pytestmark = REAL_WINDOW
 MPP, STEP, PLACE = 0.5, 2, (200, 304)

@@ -20,7 +20,6 @@ import numpy as np
 import pytest
 import tifffile
 from PIL import Image
-from real_window import REAL_WINDOW
 
 from streamview.errors import StreamviewError
 from streamview.geometry import Region
@@ -28,6 +27,7 @@ from streamview.inference.prepared import PreparedRun
 from streamview.inspection import verification
 from streamview.progress import Step
 from streamview.slides.synthetic import write_synthetic_slide
+from tests.support.real_window import REAL_WINDOW
 
 pytestmark = REAL_WINDOW
 MPP = 0.5

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from maps import make_maps
 from streamview_napari._layers import job_layers
 from streamview_napari._script import Origin, about, command, find_origin, python
 from streamview_napari._state import RunFacts
@@ -19,6 +18,7 @@ from streamview.display import PRESETS
 from streamview.errors import StreamviewError
 from streamview.results import Saliency, open_saliency
 from streamview.slides.synthetic import write_synthetic_slide
+from tests.support.maps import make_maps
 
 pytestmark = pytest.mark.filterwarnings("ignore::pydantic.warnings.PydanticDeprecatedSince20", "ignore::DeprecationWarning:napari")
 

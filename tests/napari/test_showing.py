@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from maps import make_maps
 from napari.components import ViewerModel
 from napari.layers import Layer
 from napari.utils.colormaps import ensure_colormap
@@ -22,6 +21,7 @@ from streamview_napari._state import facts
 from streamview.display import PALETTES, PRESETS
 from streamview.results import Saliency, Target, difference
 from streamview.slides import as_slide
+from tests.support.maps import make_maps
 
 pytestmark = pytest.mark.filterwarnings("ignore::pydantic.warnings.PydanticDeprecatedSince20", "ignore::DeprecationWarning:napari")
 

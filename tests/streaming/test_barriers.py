@@ -14,8 +14,6 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from networks import Excite, Inverted, Response, seed_network
-from oracle import errors
 from streamview_models import MODELS
 from torch import Tensor, nn
 
@@ -23,6 +21,8 @@ from streamview.errors import MemoryBudgetError
 from streamview.streaming import stream
 from streamview.streaming.capture.capture import capture
 from streamview.streaming.run import stores
+from tests.support.networks import Excite, Inverted, Response, seed_network
+from tests.support.oracle import errors
 
 pytestmark = pytest.mark.usefixtures("fine_rows")
 

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from networks import seed_network
 from streamview_models import MODELS
 from torch import Tensor, nn
 
 from streamview.streaming import Streamed, stream
+from tests.support.networks import seed_network
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # captum gives deprecation warnings of its own when it is imported

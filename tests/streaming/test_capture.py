@@ -12,13 +12,13 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 import torch.nn.functional as F
-from networks import seed_network
-from oracle import errors
 from torch import Tensor, nn
 
 from streamview.errors import NotStreamableError, RegionError
 from streamview.streaming import stream
 from streamview.streaming.capture.capture import capture
+from tests.support.networks import seed_network
+from tests.support.oracle import errors
 
 TILE = (9, 13)
 

@@ -13,13 +13,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import HealthCheck, given, settings
-from networks import Case, cases, seed_network
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 
 from streamview.errors import NotStreamableError
 from streamview.streaming import stream
 from streamview.streaming.capture.capture import capture
+from tests.support.networks import Case, cases, seed_network
 
 IMAGE = torch.randn(1, 3, 40, 50, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 TILE = (16, 50)

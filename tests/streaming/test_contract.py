@@ -5,14 +5,14 @@ import pickle
 
 import pytest
 import torch
-from networks import seed_network
-from oracle import errors, gradients
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import weight_norm
 
 from streamview.errors import NotStreamableError, RegionError
 from streamview.streaming import stream
+from tests.support.networks import seed_network
+from tests.support.oracle import errors, gradients
 
 TILE = (16, 24)
 

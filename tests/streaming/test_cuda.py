@@ -6,7 +6,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from networks import Excite
 from torch import nn
 from torch.nn.grad import conv2d_input
 
@@ -18,6 +17,7 @@ from streamview.streaming.ops.window import Convolution
 from streamview.streaming.plan import plan
 from streamview.streaming.run.out_of_memory import ran_out
 from streamview.streaming.schedule import Window
+from tests.support.networks import Excite
 
 CUDA = torch.device("cuda")  # a name; nothing here allocates there
 

@@ -7,13 +7,13 @@ from unittest import mock
 import pytest
 import torch
 from hypothesis import HealthCheck, Phase, assume, given, settings
-from networks import Case, cases, seed_network
-from oracle import captured, errors, joined, remembering
 from streamview_models import MODELS
 from torch import nn
 
 from streamview.errors import StreamviewError
 from streamview.streaming import step
+from tests.support.networks import Case, cases, seed_network
+from tests.support.oracle import captured, errors, joined, remembering
 
 pytestmark = pytest.mark.usefixtures("fine_rows")
 

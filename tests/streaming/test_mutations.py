@@ -5,13 +5,13 @@ import dataclasses
 import pytest
 import torch
 import torch.nn.functional as F
-from networks import Excite, Response, seed_network
-from oracle import errors
 from torch import nn
 
 from streamview.streaming import graph, schedule
 from streamview.streaming.ops import margins, registry, resample, reshape, window
 from streamview.streaming.run import run, sinks, stores
+from tests.support.networks import Excite, Response, seed_network
+from tests.support.oracle import errors
 
 pytestmark = pytest.mark.usefixtures("fine_rows")
 

@@ -8,8 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from networks import seed_network
-from oracle import remembering
 from torch.utils.flop_counter import FlopCounterMode
 
 from streamview.errors import MemoryBudgetError, RegionError
@@ -21,6 +19,8 @@ from streamview.streaming.memory import format_bytes, parse_bytes, return_freed_
 from streamview.streaming.module import stream
 from streamview.streaming.plan.plan import Plan, make_plan
 from streamview.system.machine import resident_memory
+from tests.support.networks import seed_network
+from tests.support.oracle import remembering
 
 MB = 2**20
 pytestmark = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peaks are read from Linux's /proc")
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="
 MEASURE = """
 import json, re, sys, torch
 sys.path.insert(0, {folder!r})
-from networks import seed_network
+from tests.support.networks import seed_network
 from torch.utils.flop_counter import FlopCounterMode
 from streamview.streaming import stream
 from streamview.streaming.memory import return_freed_blocks

@@ -10,13 +10,13 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from networks import Excite, seed_network
 from torch import Tensor, nn
-from zoo import import_timm
 
 from streamview.inspection.streamability import streamability
 from streamview.streaming import stream
 from streamview.streaming.ops.patches import PatchEncoder
+from tests.support.networks import Excite, seed_network
+from tests.support.zoo import import_timm
 
 
 @st.composite

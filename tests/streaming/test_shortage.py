@@ -9,8 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from networks import Excite, seed_network
-from oracle import gradients
 from torch import Tensor, nn
 
 from streamview.errors import MemoryBudgetError
@@ -21,6 +19,8 @@ from streamview.streaming.graph import bind
 from streamview.streaming.ops.window import Convolution
 from streamview.streaming.plan.plan import Plan, make_plan
 from streamview.streaming.run.out_of_memory import ran_out, retry_smaller, smaller
+from tests.support.networks import Excite, seed_network
+from tests.support.oracle import gradients
 
 CPU = (
     "[enforce fail at alloc_cpu.cpp:121] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes. Error code 12"

@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from networks import seed_network
 from torch import Tensor, nn
 
 from streamview.errors import Cancelled, MemoryBudgetError, ModelError, NotStreamableError, RegionError, StreamviewError
@@ -20,6 +19,7 @@ from streamview.inspection.certificate import Certificate, Comparison, Line
 from streamview.inspection.exactness import verify
 from streamview.streaming import schedule
 from streamview.streaming.ops import window
+from tests.support.networks import seed_network
 
 
 @pytest.fixture

@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 import torch
-from oracle import captured, errors, gradients
 from torch import Tensor, nn
-from zoo import import_timm, import_torchvision
 
 from streamview.errors import NotStreamableError, RegionError
 from streamview.streaming import stream
 from streamview.streaming.graph import Graph
+from tests.support.oracle import captured, errors, gradients
+from tests.support.zoo import import_timm, import_torchvision
 
 TOLERANCE = 1e-10
 ODD = (97, 131), (79, 75)  # height and width of the two images

@@ -10,13 +10,17 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-__all__ = ["VIEWS", "asks_shape", "asserts", "constants_of", "in_place", "memory_of", "name_of", "path_of", "picks"]
+__all__ = ["Constants", "VIEWS", "asks_shape", "asserts", "constants_of", "in_place", "memory_of", "name_of", "path_of", "picks"]
 
 _SHAPE_QUERIES = {"size", "dim", "ndim", "shape", "dtype", "device", "sym_size"}
 VIEWS = {
     "view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "getitem", "select", "slice", "narrow", "transpose", "permute",
     "expand", "expand_as", "chunk", "split", "split_with_sizes", "unbind", "detach", "t", "swapaxes", "contiguous", "alias", "view_as",
 }  # fmt: skip
+
+
+Constants = dict[fx.Node, Callable[[], Any]]
+"""Every call that does not depend on an input, with the function that evaluates it anew."""
 
 
 def memory_of(node: fx.Node) -> fx.Node:
@@ -74,9 +78,9 @@ def asks_shape(node: fx.Node) -> bool:
     return node.op == "call_function" and node.target is getattr and node.args[1] in _SHAPE_QUERIES
 
 
-def constants_of(module: nn.Module, graph: fx.Graph) -> dict[fx.Node, Callable[[], Any]]:
+def constants_of(module: nn.Module, graph: fx.Graph) -> Constants:
     """Every node that does not depend on an input, with the function that evaluates it anew."""
-    constants: dict[fx.Node, Callable[[], Any]] = {}
+    constants: Constants = {}
 
     def evaluate(node: fx.Node) -> Any:
         target: Any = node.target

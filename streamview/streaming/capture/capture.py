@@ -18,6 +18,7 @@ from torch import fx, nn
 from torch.nn.utils.prune import BasePruningMethod
 
 from streamview.errors import NotStreamableError
+from streamview.streaming.capture.calls import Constants, constants_of
 from streamview.streaming.capture.check import check as compare
 from streamview.streaming.capture.division import divide
 from streamview.streaming.capture.fingerprint import Fingerprint
@@ -158,13 +159,16 @@ def capture(module: nn.Module, *, channels: int | None = None, reduce: bool = Tr
     if len(images) != 1:
         raise NotStreamableError(f"{title} takes {len(images)} inputs: only networks of one image can be streamed")
     refusals: list[tuple[int, Exception]] = []  # with the number of calls that were lowered
+    untouched, constants = _copied(calls), constants_of(root, calls)
     for count in counts if known is None else (known,):
-        untouched = _copied(calls)
-        lowering = _lowering(module, root, calls)
+        lowering = _lowering(module, root, calls, constants)
         try:
             graph = _divided(module, lowering, count, reduce)
         except (OtherChannels, NotStreamableError) as refusal:
             refusals.append((len(lowering.known), refusal))
+            if lowering.rewired:
+                calls = _copied(untouched)
+                constants = constants_of(root, calls)
             if sum(isinstance(other, NotStreamableError) for _, other in refusals) == _REFUSALS:
                 break
             continue
@@ -172,8 +176,9 @@ def capture(module: nn.Module, *, channels: int | None = None, reduce: bool = Tr
         if not check:
             return replace(graph, unchecked="not asked for")
 
-        def again(twin: nn.Module, twin_root: nn.Module, count: int = count, calls: fx.Graph = untouched) -> Graph:
-            return _divided(twin, _lowering(twin, twin_root, _copied(calls)), count, reduce)
+        def again(twin: nn.Module, twin_root: nn.Module, count: int = count) -> Graph:
+            copied = _copied(untouched)
+            return _divided(twin, _lowering(twin, twin_root, copied, constants_of(twin_root, copied)), count, reduce)
 
         return replace(graph, unchecked=compare(module, root, graph, again))
     # the number of channels that the network takes gets furthest
@@ -211,11 +216,11 @@ def _copied(calls: fx.Graph) -> fx.Graph:
     return copied
 
 
-def _lowering(module: nn.Module, root: nn.Module, calls: fx.Graph) -> Lowering:
+def _lowering(module: nn.Module, root: nn.Module, calls: fx.Graph, constants: Constants) -> Lowering:
     """The walk over the calls of a network."""
     # torch.export dissolves every layer, also those of the head
     dissolved = {} if root is module else dict(module.named_modules())
-    return Lowering(root, calls, type(module).__name__, modules=dissolved)
+    return Lowering(root, calls, type(module).__name__, constants, modules=dissolved)
 
 
 def _divided(module: nn.Module, lowering: Lowering, channels: int, reduce: bool) -> Graph:

@@ -14,7 +14,7 @@ from torch.func import functional_call
 from torch.utils import _pytree
 
 from streamview.errors import NotStreamableError, RegionError
-from streamview.streaming.capture.calls import VIEWS, asks_shape, asserts, constants_of, in_place, memory_of, name_of, path_of, picks
+from streamview.streaming.capture.calls import VIEWS, Constants, asks_shape, asserts, in_place, memory_of, name_of, path_of, picks
 from streamview.streaming.capture.trace import admit, quiet
 from streamview.streaming.ops import (
     Extent,
@@ -72,6 +72,7 @@ class Lowering:
     root: nn.Module
     calls: fx.Graph
     title: str
+    constants: Constants
     made: list[Made] = field(default_factory=list)
     channels: list[int] = field(default_factory=list)
     phases: list[int] = field(default_factory=list)
@@ -80,15 +81,14 @@ class Lowering:
     results: dict[fx.Node, Result] = field(default_factory=dict)
     refusals: dict[fx.Node, str] = field(default_factory=dict)
     modules: dict[str, nn.Module] = field(default_factory=dict)
-    constants: dict[fx.Node, Callable[[], Any]] = field(default_factory=dict)
     shapes: dict[fx.Node, Any] = field(default_factory=dict)  # results of calls on tensors without memory
     partials: dict[fx.Node, Partial] = field(default_factory=dict)  # results that later calls may complete to reductions
     failures: dict[fx.Node, str] = field(default_factory=dict)  # why the shape of a result is not known
+    rewired: bool = False  # whether a call now reads another than the network's code says
     fakes: FakeTensorMode = field(default_factory=lambda: FakeTensorMode(allow_non_fake_inputs=True))
 
     def walk(self, image: fx.Node, channels: int) -> None:
         """Lower every call, for an image of so many channels."""
-        self.constants = constants_of(self.root, self.calls)
         self.channels, self.phases = [channels], [0]
         self.known[image] = Value.plain(0, channels)
         slices: dict[int, int] = {}  # value that may share memory -> the value it shares it with
@@ -366,6 +366,7 @@ class Lowering:
                 raise NotStreamableError(f"{path_of(node)} changes a tensor in place of which another is a view: do not do it in place")
             for user in [user for user in changed.users if user not in before]:
                 user.replace_input_with(changed, node)
+                self.rewired = True
 
     def _until(self, node: fx.Node) -> set[fx.Node]:
         """A call and those before it."""
@@ -447,12 +448,12 @@ class Lowering:
 
     @property
     def _dtype(self) -> torch.dtype:
-        tensors = (*self.root.parameters(), *self.root.buffers())
+        tensors = itertools.chain(self.root.parameters(), self.root.buffers())
         return next((t.dtype for t in tensors if t.is_floating_point()), torch.float32)
 
     @property
     def _device(self) -> torch.device:
-        return next((t.device for t in (*self.root.parameters(), *self.root.buffers())), torch.device("cpu"))
+        return next((t.device for t in itertools.chain(self.root.parameters(), self.root.buffers())), torch.device("cpu"))
 
 
 class _Plain(nn.Module):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import builtins
 import contextlib
+import functools
 import logging
 import operator
 import re
@@ -134,6 +135,7 @@ class _Tracer(fx.Tracer):
         self._head = head
         self._thread = threading.get_ident()
         self.retype: Callable[[Any], Any] | None = None  # plain dicts of the answer to those that the network returned
+        self._paths: dict[int, str] = {}  # of the network's tensors, by identity: torch.fx would search for them at every use
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if threading.get_ident() != self._thread:
@@ -145,6 +147,11 @@ class _Tracer(fx.Tracer):
             return attr_val
         # by default torch.fx takes a buffer for a number; one that requires a gradient is part of the graph, as a parameter is
         self.proxy_buffer_attributes = isinstance(attr_val, Tensor) and attr_val.requires_grad
+        path = self._path(attr_val) if isinstance(attr_val, nn.Parameter) or self.proxy_buffer_attributes else None
+        if path is not None:
+            if path not in parameter_proxy_cache:
+                parameter_proxy_cache[path] = self.create_proxy("get_attr", path, (), {})
+            return parameter_proxy_cache[path]
         return super().getattr(attr, attr_val, parameter_proxy_cache)
 
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
@@ -173,12 +180,29 @@ class _Tracer(fx.Tracer):
         return super().is_leaf_module(m, module_qualified_name) and runs_torch_code(m)
 
     def create_arg(self, a: Any) -> Any:
+        path = self._path(a)
+        if path is not None:
+            return self.create_node("get_attr", path, (), {})
         # torch.fx would leave a tensor made in `forward` as an attribute on the user's network
         if isinstance(a, Tensor) and a not in self.tensor_attrs:
             own = (*self.root.parameters(), *self.root.buffers())
             if all(a is not tensor for tensor in own):
                 return self.create_node("call_function", _constant(a), (), {})
         return super().create_arg(a)
+
+    def _path(self, value: Any) -> str | None:
+        """Path of a parameter or buffer of the network; None for anything else, also for a tensor that its code has just put there."""
+        if not isinstance(value, Tensor):
+            return None
+        if not self._paths:
+            self._paths = {id(tensor): path for path, tensor in (*self.root.named_buffers(), *self.root.named_parameters())}
+        path = self._paths.get(id(value))
+        if path is None:
+            return None
+        owner, _, name = path.rpartition(".")
+        holder: Any = self.root.get_submodule(owner)
+        registered = holder._parameters if isinstance(value, nn.Parameter) else holder._buffers
+        return path if registered.get(name) is value else None
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         if _contexts() != self._contexts:
@@ -201,7 +225,13 @@ def _contexts() -> tuple[bool, ...]:
 
 def is_container(module: nn.Module, path: str) -> bool:
     """Whether a trace dissolves this module into the calls that it makes."""
-    return not path or not _Tracer().is_leaf_module(module, path)
+    return not path or not _any_tracer().is_leaf_module(module, path)
+
+
+@functools.cache
+def _any_tracer() -> _Tracer:
+    """A tracer to be asked what it dissolves, which does not depend on the network."""
+    return _Tracer()
 
 
 class _Called(nn.Module):

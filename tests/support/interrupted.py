@@ -1,11 +1,11 @@
-"""A fine-tuning that is going to be killed, run by the tests in a process of its own: ``python interrupted.py OUT``."""
+"""A fine-tuning that is going to be killed, run by the tests in a process of its own: ``python -m tests.support.interrupted OUT``."""
 
 import sys
 
 import torch
-from samples import model_of, separable, small_network
 
 from streamview.finetuning import Settings, finetune
+from tests.support.finetuning import model_of, separable, small_network
 
 SETTINGS = Settings(batch=2, epochs=6, patience=0, learning_rate=1e-3)
 

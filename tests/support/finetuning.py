@@ -32,7 +32,7 @@ def small_network(outputs: int = 2, *, norm: bool = False, dropout: float = 0.0)
 
 
 def tiny(num_classes: int = 2) -> nn.Sequential:
-    """A function that `load_model` can import: ``samples:tiny``."""
+    """A function that `load_model` can import: ``tests.support.finetuning:tiny``."""
     return small_network(num_classes, dropout=0.1)
 
 
@@ -50,7 +50,9 @@ def settle_norms(module: nn.Module) -> None:
             nn.init.uniform_(norm.weight, 0.5, 1.5)
 
 
-def model_of(module: nn.Module, classes: Sequence[str] = ("a", "b"), task: str = "class", architecture: str = "samples:tiny") -> Model:
+def model_of(
+    module: nn.Module, classes: Sequence[str] = ("a", "b"), task: str = "class", architecture: str = "tests.support.finetuning:tiny"
+) -> Model:
     document = assumed_document(architecture, classes, mean=MEAN, std=STD)
     document["streamview"] = {"task": task}
     return Model(module.eval().requires_grad_(False), parse_card(document, name="sample", file="card"), "0" * 64)
