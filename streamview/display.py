@@ -1,8 +1,8 @@
-"""How a raw map is shown: blur, cap, threshold, colour and outline. Pure; the same for PNG, napari and reports.
+"""How a raw map is displayed: blur, cap, threshold, colour and outline. Pure functions, shared by PNG, napari and reports.
 
-A recipe changes nothing in the record. Showing is linear up to the blur, so a map is blurred on the coarsest level that still
-resolves the blur (its standard deviation at least four pixels there). Block means over f pixels blur by a variance of
-``(f**2 - 1) / 12`` px**2 themselves, which is taken off what is asked.
+A recipe never changes the stored map. Everything up to the blur is linear, so a map is blurred on the coarsest level that still
+resolves the blur (standard deviation of at least four pixels). Block means over f pixels already blur with a variance of
+``(f**2 - 1) / 12`` px**2, which is subtracted from the requested blur.
 """
 
 from __future__ import annotations
@@ -57,40 +57,40 @@ TITLES: Mapping[Method, str] = {
     "patches": "Patches (an answer each)",
 }
 
-_ROWS = 256  # of a picture that are compared with glass at once
-_OVERVIEW = 2048  # px: the cap is taken from the finest level no larger than this
-_RESOLVED = 4.0  # px: a blur this wide loses nothing visible to the grid it is computed on
-_COARSE, _MEASURED = 1024, 1.0  # px: or from the finest level no larger than this, where the blur is this wide
-_THREADED, _BANDS = 2**19, 4  # px from which a blur is worth threads, and how many
+_ROWS = 256  # rows compared with glass at a time
+_OVERVIEW = 2048  # px: the cap comes from the finest level no larger than this
+_RESOLVED = 4.0  # px: standard deviation from which sampling a blur loses nothing visible
+_COARSE, _MEASURED = 1024, 1.0  # px: the cap comes from a level no larger than _COARSE if the blur is at least _MEASURED there
+_THREADED, _BANDS = 2**19, 4  # px from which a blur uses threads, and how many
 _PAPER_WIDTH_UM = 8192 * 2.0  # the paper's region: 8192 px at 2 um/px, where 100 um are 50 px
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """How one map is shown.
+    """How one map is displayed.
 
     Parameters
     ----------
     method
         The map.
     blur_um
-        Standard deviation of the Gaussian blur in um; negatives are cut after it.
+        Standard deviation of the Gaussian blur in um; negative values are then set to zero.
     cap_percentile
-        Values at or above this percentile of the blurred map's positive values are shown at full strength: the cap.
+        The cap: this percentile of the blurred map's positive values and everything above it is shown at full strength.
     threshold
-        Share of the cap (0..1) below which nothing is shown.
+        Fraction of the cap (0..1) below which nothing is shown.
     floor_percentile
-        Percentile of the blurred map below which nothing is shown. 0 of a map that is mostly zero hides nothing.
+        Percentile of the blurred map's positive values below which nothing is shown; 0 hides nothing.
     heat, outline
-        Whether the shown areas are coloured; whether they are outlined.
+        Whether to colour the areas above the threshold; whether to outline them.
     opacity
-        Of the heat as a whole.
+        Opacity of the heat.
     colours
-        Hex colours from 0 to the cap; `PALETTES` has some.
+        Hex colours from 0 to the cap, such as those of `PALETTES`.
     glass
-        Whether what lies on empty glass is hidden.
+        Whether to hide the map on empty glass.
     cap
-        Raw value shown at full strength, in place of the percentile: one scale for several maps.
+        Raw value shown at full strength, overriding the percentile: one scale for several maps.
     """
 
     method: Method
@@ -115,15 +115,15 @@ PRESETS: Mapping[Preset, Recipe] = {
 
 
 def default_preset(saliency: Saliency) -> Preset:
-    """Return "patches" for answers of patches, "evidence" where the network offers that map, else "paper"."""
+    """Return "patches" for predictions per patch, "evidence" where that map exists, else "paper"."""
     return "patches" if "patches" in saliency.maps else "evidence" if "evidence" in saliency.maps else "paper"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ShownLevel:
-    """One level of a map as shown: a lazy float32 (h, w) array of 0 (hidden) and threshold..1 (the cap).
+    """One level of a map as displayed: a lazy float32 (h, w) array of 0 (hidden) and threshold..1 (the cap).
 
-    Reading a part blurs only that part and what the blur reaches around it; any parts equal the whole.
+    Reading a part blurs only that part with its halo; parts equal the same pixels of the whole.
 
     Parameters
     ----------
@@ -134,7 +134,7 @@ class ShownLevel:
     cap
         Raw value shown as 1; 0 hides everything.
     threshold
-        Share of the cap below which values are hidden.
+        Fraction of the cap below which values are hidden.
     """
 
     raw: NDArray[np.float32] | Plane
@@ -181,26 +181,26 @@ class ShownLevel:
         return np.asarray(self[:, :], dtype)
 
     def without_threshold(self) -> ShownLevel:
-        """Return the same level with nothing hidden, to be resampled before the threshold is applied."""
+        """Return this level without a threshold, to be resampled before one is applied."""
         return replace(self, threshold=0.0)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Shown:
-    """A map made ready to be shown.
+    """A map ready to be displayed.
 
     Parameters
     ----------
     recipe
-        As asked.
+        The recipe it was made with.
     levels
-        Finest first, each half the one before. The finest may be coarser than the record, where the blur allows it.
+        Finest first, each half the size of the one before. Where the blur allows, the finest is coarser than that of the raw map.
     steps, origins
         ``(y, x)`` of each level in level-0 pixels; see `SaliencyMap`.
     cap
-        Raw value at full strength; 0 for a map without positive values.
+        Raw value shown at full strength; 0 for a map without positive values.
     threshold
-        Share of the cap below which nothing is shown, the recipe's floor percentile included.
+        Fraction of the cap below which nothing is shown; the recipe's floor percentile is included.
     blur_px
         ``(y, x)`` standard deviation of the blur in px of the network's grid.
     """
@@ -215,22 +215,22 @@ class Shown:
 
     @property
     def overview(self) -> int:
-        """Index of the finest level of at most 2048 px a side, else of the last."""
+        """Index of the finest level of at most 2048 px a side, or of the last."""
         return self.fitting(_OVERVIEW)
 
     def fitting(self, side: int) -> int:
-        """Index of the finest level of at most `side` px a side, else of the last."""
+        """Index of the finest level of at most `side` px a side, or of the last."""
         return next((i for i, level in enumerate(self.levels) if max(level.shape) <= side), len(self.levels) - 1)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Overview:
-    """One level of a map, blurred: what cap and floor are taken from.
+    """One blurred level of a map, from which cap and floor are computed.
 
     Parameters
     ----------
     method, blur_um
-        Of which map, and how.
+        The map, and the standard deviation of the blur in um.
     level
         Index in `SaliencyMap.levels`.
     values
@@ -244,12 +244,12 @@ class Overview:
 
 
 def blurred_overview(saliency: Saliency, method: Method, blur_um: float) -> Overview:
-    """Blur the finest level of at most 2048 px a side; of at most 1024 px where the blur is still a pixel wide there.
+    """Blur the finest level of at most 2048 px a side, or of at most 1024 px where the blur is still at least a pixel wide there.
 
     Raises
     ------
     StreamviewError
-        When the saliency has no such map.
+        If the saliency has no such map.
     """
     raws, sigmas = _blurs(saliency, method, blur_um)
     fitting, coarse = (next((n for n, raw in enumerate(raws) if max(raw.shape) <= side), len(raws) - 1) for side in (_OVERVIEW, _COARSE))
@@ -258,32 +258,32 @@ def blurred_overview(saliency: Saliency, method: Method, blur_um: float) -> Over
 
 
 def show(saliency: Saliency, recipe: Recipe, overview: Overview | None = None) -> Shown:
-    """Make a map ready to be shown by a recipe.
+    """Prepare a map for display by a recipe.
 
-    The cap and the floor come from a blurred overview (at most 2048 px a side), so that they cost little on any map. Where the slide's
-    mpp is unknown, the region's longer side counts as the paper's 16.4 mm: 100 um are then 50 px at 8192 px.
+    Cap and floor are computed from a blurred overview (at most 2048 px a side), so they are cheap on any map. Where the slide's
+    mpp is unknown, the region's longer side is assumed to be the paper's 16.4 mm: 100 um are then 50 px at 8192 px.
 
     Parameters
     ----------
     saliency, recipe
-        What to show, and how.
+        The map and how to show it.
     overview
-        From `blurred_overview` of the same map and blur, where it is at hand.
+        Result of `blurred_overview` for the same map and blur, if already computed.
 
     Raises
     ------
     StreamviewError
-        When the saliency has no such map.
+        If the saliency has no such map.
     """
     raws, sigmas = _blurs(saliency, recipe.method, recipe.blur_um)
     saliency_map, unit = saliency.maps[recipe.method], _um_per_px(saliency)
     first = _resolving(sigmas)
     placed = [saliency_map.placed(level) for level in range(first, len(raws))]
-    seen = (overview or blurred_overview(saliency, recipe.method, recipe.blur_um)).values
-    # of the positive values: the gradient through a maximum is zero nearly everywhere, and its percentiles over all would say so
-    seen = seen[seen > 0]
-    cap = _percentile(seen, recipe.cap_percentile) if recipe.cap is None else recipe.cap
-    floor = _percentile(seen, recipe.floor_percentile) / cap if cap > 0 and recipe.floor_percentile else 0.0
+    values = (overview or blurred_overview(saliency, recipe.method, recipe.blur_um)).values
+    # positive values only: the gradient through a maximum is zero nearly everywhere, and so would be the percentiles of all values
+    positive = values[values > 0]
+    cap = _percentile(positive, recipe.cap_percentile) if recipe.cap is None else recipe.cap
+    floor = _percentile(positive, recipe.floor_percentile) / cap if cap > 0 and recipe.floor_percentile else 0.0
     grid = saliency.prediction.region.height / saliency.prediction.shape[0], saliency.prediction.region.width / saliency.prediction.shape[1]
     threshold = max(recipe.threshold, floor)
     return Shown(
@@ -298,23 +298,24 @@ def show(saliency: Saliency, recipe: Recipe, overview: Overview | None = None) -
 
 
 def empty_reason(saliency: Saliency, shown: Shown) -> str | None:
-    """Say why a recipe shows nothing of a map, in a sentence; None where it shows something (which glass may still hide)."""
+    """Return a sentence saying why a recipe shows nothing of a map; None where it shows something (which glass may still hide)."""
     level, target = shown.levels[shown.overview], saliency.target.name
     if level[:, :].any():
         return None
     raw = np.asarray(level.raw[:, :])
     if not raw.any():
-        return f"Nothing is shown: the map is zero everywhere, so no pixel of the region changes the answer for {target}."
+        return f"Nothing is shown: the map is zero everywhere, so no pixel of the region changes the output for {target}."
     if not (raw > 0).any():
-        return f"Nothing is shown: the map has no positive value, so nothing in the region speaks for {target}."
+        return f"Nothing is shown: the map has no positive value, so nothing in the region supports {target}."
     if shown.cap <= 0:
-        return f"Nothing is shown: blurred by {shown.recipe.blur_um:g} um the map has no positive value for {target}; use a smaller blur."
-    least = f"{shown.threshold:.3g} of the cap of {shown.cap:.3g}"
-    return f"Nothing is shown: no value of the map reaches the threshold, {least}; use a lower threshold or cap."
+        blur_um = shown.recipe.blur_um
+        return f"Nothing is shown: after a blur of {blur_um:g} um the map has no positive value for {target}; use a smaller blur."
+    threshold = f"{shown.threshold:.3g} of the cap of {shown.cap:.3g}"
+    return f"Nothing is shown: no value of the map reaches the threshold, {threshold}; use a lower threshold or cap."
 
 
 def apply_recipe(blurred: NDArray[np.float32], cap: float, threshold: float) -> NDArray[np.float32]:
-    """Return ``min(value / cap, 1)``, float32 of the same shape; what lies below `threshold` or is not positive becomes 0."""
+    """Return ``min(value / cap, 1)``, float32 of the same shape; values below `threshold` or not positive become 0."""
     if cap <= 0:
         return np.zeros(np.shape(blurred), np.float32)
     shown = np.clip(np.divide(blurred, cap, dtype=np.float32), 0, 1)
@@ -322,7 +323,7 @@ def apply_recipe(blurred: NDArray[np.float32], cap: float, threshold: float) -> 
 
 
 def blur(values: NDArray[np.float32], sigma: tuple[float, float]) -> NDArray[np.float32]:
-    """Gaussian blur of a float32 (h, w) map, cut at four standard deviations, edges repeated."""
+    """Gaussian blur of a float32 (h, w) map, truncated at four standard deviations, with replicated edges."""
     for axis, width in enumerate(sigma):
         if width > 0 and values.size < _THREADED:
             values = ndimage.gaussian_filter1d(values, width, axis, mode="nearest", truncate=4.0)
@@ -340,12 +341,12 @@ def blur(values: NDArray[np.float32], sigma: tuple[float, float]) -> NDArray[np.
 
 
 def colours(recipe: Recipe, shown: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Colour shown values.
+    """Colour displayed values.
 
     Parameters
     ----------
     recipe
-        Gives the colours.
+        The recipe with the colours.
     shown
         float32 (h, w) in 0..1.
 
@@ -354,7 +355,7 @@ def colours(recipe: Recipe, shown: NDArray[np.float32]) -> tuple[NDArray[np.floa
     rgb
         float32 (h, w, 3) in 0..1.
     alpha
-        float32 (h, w): 0 where the value is 0, else 0.55 rising to 1, before the recipe's opacity.
+        float32 (h, w): 0 where the value is 0, else from 0.55 to 1, before the recipe's opacity.
     """
     stops = np.array([[int(colour[i : i + 2], 16) for i in (1, 3, 5)] for colour in recipe.colours], np.float32) / 255
     position = np.linspace(0, 1, len(stops))
@@ -364,7 +365,7 @@ def colours(recipe: Recipe, shown: NDArray[np.float32]) -> tuple[NDArray[np.floa
 
 
 def glass_mask(rgb: NDArray[np.uint8], background: tuple[int, int, int], smallest: int) -> NDArray[np.bool_]:
-    """Return where a thumbnail shows empty glass.
+    """Find the empty glass in a thumbnail.
 
     Parameters
     ----------
@@ -373,16 +374,16 @@ def glass_mask(rgb: NDArray[np.uint8], background: tuple[int, int, int], smalles
     background
         RGB of glass.
     smallest
-        Area in px below which a clear spot is a hole in the tissue, not glass.
+        Area in px below which a clear spot counts as a hole in the tissue, not as glass.
 
     Returns
     -------
     numpy.ndarray
         bool (h, w), True on glass.
     """
-    # Stain absorbs at least one channel; the largest loss against glass, lightly blurred, tells tissue from JPEG noise.
+    # Stain absorbs in at least one channel; the largest absorption, lightly blurred, separates tissue from JPEG noise.
     loss = np.empty(rgb.shape[:2], np.float32)
-    for y in range(0, rgb.shape[0], _ROWS):  # three times the size at once would be much beside the picture
+    for y in range(0, rgb.shape[0], _ROWS):  # in bands: a float copy of all three channels would be large
         loss[y : y + _ROWS] = (np.array(background, np.float32) - rgb[y : y + _ROWS]).max(axis=-1)
     clear = ndimage.gaussian_filter(loss, 1.5) < 22
     labels, count = ndimage.label(clear)
@@ -396,11 +397,11 @@ _Raws = tuple[NDArray[np.float32] | Plane, ...]
 
 
 def _blurs(saliency: Saliency, method: Method, blur_um: float) -> tuple[_Raws, list[tuple[float, float]]]:
-    """All levels of a map, and the standard deviation of the blur in px of each."""
+    """All levels of a map, and the blur's standard deviation in px of each."""
     if method not in saliency.maps:
         raise StreamviewError(
-            f"no {method} map here, only {', '.join(saliency.maps)}; class evidence needs a network that ends in pooling and one "
-            "linear layer: choose another display"
+            f"there is no {method} map here, only {', '.join(saliency.maps)}; class evidence requires a network that ends in pooling "
+            "and one linear layer: choose another display"
         )
     saliency_map, unit = saliency.maps[method], _um_per_px(saliency)
     raws = saliency_map.levels if saliency_map.coarser else block_means(saliency_map.values)
@@ -408,7 +409,7 @@ def _blurs(saliency: Saliency, method: Method, blur_um: float) -> tuple[_Raws, l
 
 
 def _resolving(sigmas: list[tuple[float, float]]) -> int:
-    """The coarsest level that still resolves the blur."""
+    """Index of the coarsest level that still resolves the blur."""
     return max((level for level, sigma in enumerate(sigmas) if min(sigma) >= _RESOLVED), default=0)
 
 
@@ -426,7 +427,7 @@ def _sigma(saliency_map: SaliencyMap, blur_um: float, unit: tuple[float, float],
 
 
 def block_means(values: NDArray[np.float32] | Plane) -> _Raws:
-    """Return a map in memory and its coarser levels, as the stored form has them: block means down to at most 512 px."""
+    """Return a map and its coarser levels, as in the stored form: block means down to at most 512 px."""
     levels = [values]
     while max(levels[-1].shape) > 512:
         levels.append(halve(np.asarray(levels[-1])))
@@ -434,7 +435,7 @@ def block_means(values: NDArray[np.float32] | Plane) -> _Raws:
 
 
 def _percentile(values: NDArray[np.float32], percentile: float) -> float:
-    """Value at a percentile, by selection: the smallest with at least that share at or below it."""
+    """The percentile by selection: the smallest value with at least that share of the values at or below it."""
     if not values.size:
         return 0.0
     flat = values.ravel()

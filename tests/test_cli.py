@@ -134,7 +134,7 @@ def test_a_command_line_that_makes_no_sense_shows_that_commands_usage(
 @pytest.mark.parametrize("region", [["--region", "-5,0,10,10"], ["--region=-5,0,10,10"], ["--region", "-.5mm,0,10,10"]])
 def test_a_negative_region_is_said_to_be_one(run: Run, synthetic_slide: SyntheticSlide, tmp_path: Path, region: list[str]) -> None:
     status, _, err = run("predict", "-i", synthetic_slide.path, "-o", tmp_path / "job", "-m", "demo", *region)
-    assert (status, "begins outside the slide; x and y must be 0 or more" in err) == (1, True)
+    assert (status, "starts outside the slide; x and y must be 0 or more" in err) == (1, True)
     assert not (tmp_path / "job").exists()
 
 
@@ -176,16 +176,16 @@ def test_every_command_that_writes_is_tried() -> None:
 def test_an_output_that_cannot_be_written_is_refused_before_anything_else(run: Run, tmp_path: Path, command: str) -> None:
     (tmp_path / "file").write_text("")
     places = {"": "expected a path", f"{tmp_path}/file/x": "is a file, so nothing"}
-    places |= {"s3://bucket/x": "on this machine"} | ({"/proc/x": "nothing can be written in /proc"} if Path("/proc/self").exists() else {})
+    places |= {"s3://bucket/x": "on this machine"} | ({"/proc/x": "cannot write in /proc"} if Path("/proc/self").exists() else {})
     for place, reason in places.items():
         status, out, err = run(command, *WRITING[command].split(), "-o", place)
         assert (status, out, err.count("\n")) == (1, "", 1)
         assert err.startswith(f"error: -o {place!r}" if not place or "://" in place else f"error: -o {place}: ")
         assert reason in err
     if command in ("demo", "export"):
-        assert "is a file, and the output is a folder" in run(command, *WRITING[command].split(), "-o", tmp_path / "file")[2]
+        assert "is a file, but the output is a folder" in run(command, *WRITING[command].split(), "-o", tmp_path / "file")[2]
     if command == "verify":
-        assert "--json /proc/x: nothing" in run("verify", "-m", "demo", "--json", "/proc/x")[2]
+        assert "--json /proc/x: cannot write in /proc" in run("verify", "-m", "demo", "--json", "/proc/x")[2]
 
 
 def test_info(run: Run, synthetic_slide: SyntheticSlide, tmp_path: Path) -> None:
@@ -205,7 +205,7 @@ def test_info(run: Run, synthetic_slide: SyntheticSlide, tmp_path: Path) -> None
     assert "0.25 um/px (given (--mpp))" in run("info", synthetic_slide.path, "--mpp", "0.25")[1]
     plain = tmp_path / "plain.tif"
     Image.fromarray(np.zeros((40, 30, 3), np.uint8)).save(plain)
-    assert "state it with --mpp" in run("info", plain)[1]
+    assert "set it with --mpp" in run("info", plain)[1]
 
 
 def test_info_as_json_holds_no_private_value(run: Run, shared_data: Path) -> None:
@@ -357,11 +357,11 @@ def test_slides_of_the_same_name_are_kept_apart(run: Run, synthetic_slide: Synth
     assert "x600-y300-w320-h320  demo  normal (p = " in out
     assert "with maps" in out
     status, out, _ = run("jobs", "rm", job, "--slide", second.slide_id, "--region", "600,300,320,320")
-    assert (status, out) == (0, f"taken out: {second.slide_id} 600,300,320,320\n")
+    assert (status, out) == (0, f"removed: {second.slide_id} 600,300,320,320\n")
     assert {row["slide_id"] for row in rows_of(job)} == {"synthetic.svs"}
     assert not list((job / "saliency").rglob("*.ome.zarr"))
     assert run("jobs", "rm", job, "--slide", "gone.svs")[2].startswith("error: ")
-    assert "is no job folder" in run("jobs", "list", tmp_path)[2]
+    assert "is not a job folder" in run("jobs", "list", tmp_path)[2]
 
 
 def test_saliency(run: Run, synthetic_slide: SyntheticSlide, tmp_path: Path) -> None:
@@ -438,7 +438,7 @@ def test_a_full_disk_is_foreseen(run: Run, synthetic_slide: SyntheticSlide, tmp_
     command = ["-i", synthetic_slide.path, "-o", tmp_path / "job", "-m", "demo", "--region", "600,300,300,300"]
     _, out, err = run("saliency", *command, "--target", "all")
     assert "writes at most 2 MB, 1 MB are free" in out
-    assert "warning: the disk may not hold the maps: free some space" in err
+    assert "warning: the disk may be too small for the maps: free some space" in err
     _, out, err = run("predict", *command)
     assert "disk" not in err
     assert "writes" not in out
@@ -543,7 +543,7 @@ def test_a_window_without_a_display_is_refused_before_qt_is_touched(run: Run, mo
     assert not check_window().ok
     status, _, err = run("view", tmp_path)
     assert status == 1
-    assert err.startswith("error: no window can be opened: installed, but there is no display; ")
+    assert err.startswith("error: cannot open a window: installed, but there is no display; ")
     monkeypatch.setattr("streamview.system.doctor.importlib.util.find_spec", lambda name: None)
     assert "pip install 'streamview[napari]'" in run("view", tmp_path)[2]
 

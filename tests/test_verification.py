@@ -117,7 +117,7 @@ def test_a_broken_engine_fails_the_command(run: Run, tmp_path: Path, monkeypatch
 def test_the_command_says_what_does_not_fit(run: Run) -> None:
     status, _, err = run("verify", "-m", "demo", "--region", "0,0,9,9")
     assert (status, err.count("\n")) == (1, 1)
-    assert "no slide it could be a part of" in err
+    assert "there is no slide; name one with -i" in err
     status, out, _ = run("verify", "-m", "imagenette", "--untrained", "--windows", 1)
     assert status == 0
     assert "weights: random (untrained)" in out

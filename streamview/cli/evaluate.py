@@ -1,4 +1,4 @@
-"""``evaluate``: labelled regions to figures."""
+"""The command ``evaluate``: metrics on labelled regions."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ __all__ = ["evaluate"]
 
 
 def evaluate(options: Namespace, arguments: list[str]) -> int:
-    """Predict for labelled regions, say how good the answers are, and write it down."""
-    from streamview.evaluation import evaluate as judge
+    """Predict for labelled regions, measure the predictions, and write the results."""
+    from streamview.evaluation import evaluate as run_evaluation
     from streamview.evaluation import write_evaluation
     from streamview.evaluation.report import check_folder
     from streamview.inference.compute import Compute
@@ -37,14 +37,14 @@ def evaluate(options: Namespace, arguments: list[str]) -> int:
     examples = read_labels(options.labels, options.slides)
     model = load_model(options.model, weights=options.weights, card=options.card, untrained=options.untrained)
     find_targets(examples, model.card)
-    drawn = "" if model.card.trained else " (untrained, random weights)"
-    narrow = "" if options.precision == "float32" else f" in {options.precision}"
-    say(f"network: {model.card.name}{drawn} on {describe_device(device)}{narrow}")
+    untrained = "" if model.card.trained else " (untrained, random weights)"
+    precision = "" if options.precision == "float32" else f" in {options.precision}"
+    say(f"network: {model.card.name}{untrained} on {describe_device(device)}{precision}")
     say(f"use: {model.card.use}")
     with Bars() as bars:
         compute = Compute(str(device), options.memory, tile, options.precision)
         _show_largest(model, examples, compute)
-        found = judge(
+        evaluation = run_evaluation(
             model,
             examples,
             compute=compute,
@@ -52,19 +52,19 @@ def evaluate(options: Namespace, arguments: list[str]) -> int:
             skip_errors=options.skip_errors,
             report=bars,
         )
-    for row in found.failed:
+    for row in evaluation.failed:
         complain(f"error: {row.error}")
-    for warning in found.warnings:
+    for warning in evaluation.warnings:
         warn(warning)
-    say(f"\n{found}\n")
-    for path in write_evaluation(found, options.output):
+    say(f"\n{evaluation}\n")
+    for path in write_evaluation(evaluation, options.output):
         say(f"written: {os.path.relpath(path)}")
     show_cost(time.monotonic() - start)
-    return 1 if found.failed else 0
+    return 1 if evaluation.failed else 0
 
 
 def _show_largest(model: Model, examples: Sequence[Example], compute: Compute) -> None:
-    """Say how many regions there are and what the largest will take; one that cannot be read is spoken of when its turn comes."""
+    """Print the number of regions and the forecast for the largest; if it cannot be read, the error is reported in its turn."""
     from streamview.errors import RegionError, SlideError
     from streamview.inference.explain import forecast
 
@@ -73,7 +73,7 @@ def _show_largest(model: Model, examples: Sequence[Example], compute: Compute) -
     largest = max(examples, key=lambda example: math.inf if example.region is None else example.region.height * example.region.width)
     try:
         with largest.open() as slide:
-            ahead = forecast(model, slide, largest.region, compute=compute)
+            largest_forecast = forecast(model, slide, largest.region, compute=compute)
     except (SlideError, RegionError):
         return
-    say(f"forecast for {largest}: {ahead}")
+    say(f"forecast for {largest}: {largest_forecast}")

@@ -128,7 +128,7 @@ def test_another_run_is_not_gone_on_with(tmp_path):
     with pytest.raises(Cancelled):
         run(tmp_path / "tuned", report=report)
     model = model_of(small_network(norm=True, dropout=0.3))
-    with pytest.raises(TrainingError, match=r"begun otherwise: other labels; other slides; seed 0, now 1\. Go on as it was begun"):
+    with pytest.raises(TrainingError, match=r"with other inputs: other labels; other slides; seed 0, now 1\. Use the same inputs"):
         finetune(model, separable(14), replace(SETTINGS, seed=1), out=tmp_path / "tuned", force=True, tile=(32, 32))
     finetune(model, separable(14), replace(SETTINGS, epochs=1), out=tmp_path / "tuned", force=True, tile=(32, 32), restart=True)
     with pytest.raises(TrainingError, match="holds a finished fine-tuning"):
@@ -137,7 +137,7 @@ def test_another_run_is_not_gone_on_with(tmp_path):
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path):
     (tmp_path / "thesis.txt").write_text("years of work")
-    with pytest.raises(TrainingError, match=r"holds thesis.txt and is no unfinished fine-tuning"):
+    with pytest.raises(TrainingError, match=r"holds thesis.txt and is not an unfinished fine-tuning"):
         run(tmp_path, restart=True)
     assert (tmp_path / "thesis.txt").read_text() == "years of work"
 
@@ -155,7 +155,7 @@ def test_the_base_is_never_written_over(tmp_path):
 
 def test_a_path_that_cannot_be_a_folder_is_said(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(TrainingError, match="file: is a file; a tuned network needs a folder"):
+    with pytest.raises(TrainingError, match="file: is a file, but a tuned network is a folder"):
         run(tmp_path / "file")
     with pytest.raises(StreamviewError, match=r"tuned: cannot be written \(Not a directory\)"):
         run(tmp_path / "file" / "tuned")
@@ -192,7 +192,7 @@ def test_a_damaged_checkpoint_is_named(tmp_path):
         run(tmp_path / "tuned", report=report)
     path = tmp_path / "tuned" / "training.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(TrainingError, match=r"training.safetensors: damaged .*begin anew with restart=True"):
+    with pytest.raises(TrainingError, match=r"training.safetensors: damaged .*start over with restart=True"):
         run(tmp_path / "tuned")
 
 
@@ -210,7 +210,7 @@ def test_a_loss_that_is_not_finite_ends_it_and_keeps_the_best(part, tmp_path):
 def test_a_base_that_answers_nonsense_is_said_and_leaves_nothing(tmp_path):
     module = small_network()
     module[-1].bias.data.fill_(float("nan"))
-    with pytest.raises(TrainingError, match=r"the base: the answer for s\d is \[nan, nan\]; get sound weights"):
+    with pytest.raises(TrainingError, match=r"the base: the answer for s\d is \[nan, nan\]; use other weights"):
         finetune(model_of(module), separable(6), SETTINGS, out=tmp_path / "tuned", force=True, tile=(32, 32))
     assert not (tmp_path / "tuned").exists()
 
