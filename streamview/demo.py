@@ -23,7 +23,7 @@ from streamview.inference.patches import PatchPlan
 from streamview.jobs import Job, new_run_id
 from streamview.networks import load_model
 from streamview.progress import Report
-from streamview.results import Plane, Precision, Saliency, SaliencyMap
+from streamview.results import Plane, Saliency, SaliencyMap
 from streamview.slides import Slide, open_slide
 from streamview.slides.pyramid import build_pyramid
 from streamview.slides.synthetic import write_synthetic_slide
@@ -83,9 +83,7 @@ def run_demo(
     report: Report | None = None,
     size: int = 4096,
     untrained: bool = False,
-    memory: str | int | None = None,
-    device: str = "auto",
-    precision: Precision = "float32",
+    compute: Compute = Compute(),
     command: Sequence[str] = ("demo",),
 ) -> DemoResult:
     """Synthesise a slide, convert it, predict, explain, and measure how well the maps find the lesion.
@@ -101,7 +99,7 @@ def run_demo(
         Called after every step; may raise `Cancelled`.
     size
         Side of the slide in px, 512 or more.
-    untrained, memory, device, precision
+    untrained, compute
         As for `load_model` and `predict`.
     command
         The command for the run's record.
@@ -135,7 +133,7 @@ def run_demo(
         build_pyramid(slide, pyramid_path, tell=tell, report=report).close()
 
     job = Job(folder / "job")
-    work = Work(model, job, new_run_id(), announce, report, compute=Compute(device, memory, precision=precision))
+    work = Work(model, job, new_run_id(), announce, report, compute=compute)
     answers: list[Answer] = []
 
     def both(work: Work, path: str | os.PathLike[str]) -> Answer:

@@ -21,6 +21,7 @@ from streamview.errors import StreamviewError
 from streamview.results.types import Method, Plane, Saliency, SaliencyMap, halve
 
 __all__ = [
+    "DisplayChoice",
     "HALO_COLOUR",
     "OUTLINE_COLOUR",
     "PALETTES",
@@ -112,6 +113,46 @@ PRESETS: Mapping[Preset, Recipe] = {
     "paper": Recipe("absolute", blur_um=100.0, cap_percentile=99.0, threshold=0.0, floor_percentile=50.0, outline=False),
     "patches": Recipe("patches", blur_um=0.0, threshold=0.0, outline=False, glass=False, cap=1.0),
 }
+
+
+@dataclass(frozen=True, slots=True)
+class DisplayChoice:
+    """How a user wants maps to be shown, whichever they are.
+
+    Parameters
+    ----------
+    preset
+        None: the usual one for the network.
+    blur_um
+        In place of the preset's blur.
+    threshold
+        In place of the preset's threshold: a share (0..1) of the cap.
+
+    Raises
+    ------
+    StreamviewError
+        When blur or threshold are out of range.
+    """
+
+    preset: Preset | None = None
+    blur_um: float | None = None
+    threshold: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.blur_um is not None and not 0 <= self.blur_um < math.inf:
+            raise StreamviewError(f"a blur of {self.blur_um:g} um: expected 0 or more")
+        if self.threshold is not None and not 0 <= self.threshold <= 1:
+            raise StreamviewError(f"a threshold of {self.threshold:g}: expected a share of the cap, 0 to 1")
+
+    def recipe(self, saliency: Saliency) -> tuple[Preset, Recipe]:
+        """The preset and the recipe for the maps of one target."""
+        preset = self.preset or default_preset(saliency)
+        recipe = PRESETS[preset]
+        if self.blur_um is not None:
+            recipe = replace(recipe, blur_um=self.blur_um)
+        if self.threshold is not None:  # the user's threshold is the only one
+            recipe = replace(recipe, threshold=self.threshold, floor_percentile=0.0)
+        return preset, recipe
 
 
 def default_preset(saliency: Saliency) -> Preset:

@@ -18,7 +18,7 @@ import zarr
 from PIL import Image
 
 from streamview.cli import main
-from streamview.display import PRESETS, Recipe, glass_mask
+from streamview.display import PRESETS, DisplayChoice, Recipe, glass_mask
 from streamview.errors import StreamviewError
 from streamview.export.geojson import write_hotspots
 from streamview.export.hotspots import find_hotspots
@@ -95,7 +95,7 @@ def check_every_form(path: Path, mask: np.ndarray, region: Region, factor: int, 
     """`mask` is that of the whole slide's level 0, in whole blocks of `factor` px of the region."""
     blocks = mask[region.y : region.y_stop : factor, region.x : region.x_stop : factor]
     job = make_job(folder / "job", path, region, blocks, factor)
-    written = export_job(job, ("ome-zarr", "ome-tiff", "geojson"), out=folder / "out", display="paper", blur_um=0.0, threshold=0.5)
+    written = export_job(job, ("ome-zarr", "ome-tiff", "geojson"), out=folder / "out", display=DisplayChoice("paper", 0.0, 0.5))
     names = {found.name.removeprefix(f"x{region.x}-y{region.y}-w{region.width}-h{region.height}") for found in written}
     assert names == {".ome.zarr", "-absolute.ome.tif", "-signed.ome.tif", "-paper.geojson"}
     shutil.rmtree(job.folder / "saliency")  # the copies stand alone

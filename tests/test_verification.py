@@ -14,6 +14,7 @@ import streamview
 from streamview.cli import main
 from streamview.errors import Cancelled, MemoryBudgetError, RegionError
 from streamview.geometry import Region
+from streamview.inference.compute import Compute
 from streamview.inspection.certificate import Certificate
 from streamview.inspection.verification import _pixels
 from streamview.networks import Model, load_model
@@ -55,7 +56,7 @@ def test_of_random_pixels(model: Model) -> None:
 def test_of_a_region_of_a_slide(model: Model, synthetic_slide: SyntheticSlide) -> None:
     region = Region(700, 300, 301, 402)
     with open_slide(synthetic_slide.path) as slide:
-        found = streamview.verify(model, slide, region, windows=2, tile=(64, 97))
+        found = streamview.verify(model, slide, region, windows=2, compute=Compute(tile=(64, 97)))
         assert found.facts["slide_identity"] == slide.identity
     assert found.passed
     assert found.facts["region"] == "300,700,402,301"
@@ -83,7 +84,7 @@ def test_it_can_be_cancelled_and_refuses_what_does_not_fit(model: Model) -> None
     with pytest.raises(Cancelled):
         streamview.verify(model, report=cancel)
     with pytest.raises(MemoryBudgetError, match="the process already takes"):
-        streamview.verify(model, memory="1MB")
+        streamview.verify(model, compute=Compute(memory="1MB"))
     with pytest.raises(RegionError, match="expected one inside level 0"):
         streamview.verify(model, np.zeros((90, 90, 3), np.uint8), Region(0, 0, 99, 99), mpp=0.5)
 

@@ -58,6 +58,7 @@ def _convert(options: Namespace, arguments: list[str]) -> int:
 
 
 def _export(options: Namespace, arguments: list[str]) -> int:
+    from streamview.display import DisplayChoice
     from streamview.export.job import export_job
     from streamview.jobs import Job
 
@@ -68,9 +69,7 @@ def _export(options: Namespace, arguments: list[str]) -> int:
             options.format,
             slides=options.slide,
             out=options.output,
-            display=options.display,
-            blur_um=options.blur,
-            threshold=options.threshold,
+            display=DisplayChoice(options.display, options.blur, options.threshold),
             png_size=options.png_size,
             tell=empty.append,
             report=bars,
@@ -111,6 +110,7 @@ def _jobs(options: Namespace, arguments: list[str]) -> int:
 
 def _verify(options: Namespace, arguments: list[str]) -> int:
     from streamview.geometry import Region, RegionText
+    from streamview.inference.compute import Compute
     from streamview.inspection.verification import verify, write_certificate
     from streamview.jobs import Job, region_id
     from streamview.networks import load_model
@@ -128,7 +128,7 @@ def _verify(options: Namespace, arguments: list[str]) -> int:
         slide = None if options.slides is None else open_while.enter_context(open_slide(options.slides, options.mpp))
         region = None if text is None or slide is None else text.on(slide.mpp, slide.name)
         certificate = verify(
-            model, slide, region, windows=options.windows, seed=options.seed, memory=options.memory, device=options.device, report=bars
+            model, slide, region, windows=options.windows, seed=options.seed, compute=Compute(options.device, options.memory), report=bars
         )
         pixels = "random" if slide is None else f"{slide.name}-{region_id(region or Region(0, 0, *slide.shape))}"
     say(str(certificate))
@@ -199,15 +199,14 @@ def _view(options: Namespace, arguments: list[str]) -> int:
 
 def _demo(options: Namespace, arguments: list[str]) -> int:
     from streamview.demo import run_demo
+    from streamview.inference.compute import Compute
 
     with Bars() as bars:
         result = run_demo(
             options.output,
             size=options.size,
             untrained=options.untrained,
-            memory=options.memory,
-            device=options.device,
-            precision=options.precision,
+            compute=Compute(options.device, options.memory, precision=options.precision),
             tell=say,
             announce=show_forecast,
             report=bars,

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import os
 import re
 import shutil
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Literal, get_args
 
-from streamview.display import PRESETS, Preset, Recipe, default_preset, empty_reason, show
+from streamview.display import DisplayChoice, Preset, Recipe, empty_reason, show
 from streamview.errors import StreamviewError
 from streamview.export.geojson import write_hotspots
 from streamview.export.ometiff import write_ome_tiff
@@ -37,9 +35,7 @@ def export_job(
     *,
     slides: Collection[str] = (),
     out: str | os.PathLike[str] | None = None,
-    display: Preset | None = None,
-    blur_um: float | None = None,
-    threshold: float | None = None,
+    display: DisplayChoice = DisplayChoice(),
     png_size: int = 2048,
     tell: Callable[[str], None] | None = None,
     report: Report | None = None,
@@ -57,9 +53,8 @@ def export_job(
         Names of those to export; default all.
     out
         Default the folder ``export`` of the job.
-    display, blur_um, threshold
-        How pictures and hotspots show the maps: a preset (default the usual one for the network), and in its place another blur in um and
-        another threshold, a share (0..1) of the cap.
+    display
+        How pictures and hotspots show the maps.
     png_size
         Longest side of a picture in px, 1100 to 16384.
     tell
@@ -79,10 +74,6 @@ def export_job(
     SlideError
         When a picture is asked for and the slide is not where it was, or is another one.
     """
-    if blur_um is not None and not 0 <= blur_um < math.inf:
-        raise StreamviewError(f"a blur of {blur_um:g} um: expected 0 or more")
-    if threshold is not None and not 0 <= threshold <= 1:
-        raise StreamviewError(f"a threshold of {threshold:g}: expected a share of the cap, 0 to 1")
     folder = job.folder / "export" if out is None else Path(out)
     atomic.check_output(folder)
     tasks: dict[Path, Callable[[Path], str | None]] = {}
@@ -90,11 +81,7 @@ def export_job(
         for result, stored in _maps(record):
             saliency = open_saliency(_inside(job, stored))
             place = folder / _file_name(record.slide_id) / _file_name(Path(stored.path).name.removesuffix(".ome.zarr"))
-            preset = display or default_preset(saliency)
-            recipe = PRESETS[preset]
-            recipe = recipe if blur_um is None else replace(recipe, blur_um=blur_um)
-            # a threshold of the user's own is the only one
-            recipe = recipe if threshold is None else replace(recipe, threshold=threshold, floor_percentile=0.0)
+            preset, recipe = display.recipe(saliency)
             for form in FORMATS:
                 if form in formats:
                     tasks |= _tasks(form, place, preset, recipe, saliency, result, png_size)

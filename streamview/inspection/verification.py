@@ -15,6 +15,7 @@ from torch import Tensor
 from streamview.errors import MemoryBudgetError
 from streamview.files import atomic
 from streamview.geometry import Region
+from streamview.inference.compute import Compute
 from streamview.inspection.certificate import Certificate
 from streamview.inspection.exactness import Pixels
 from streamview.inspection.exactness import verify as verify_module
@@ -42,9 +43,7 @@ def verify(
     *,
     windows: int = 3,
     seed: int = 0,
-    tile: tuple[int, int] | None = None,
-    memory: str | int | None = None,
-    device: str = "auto",
+    compute: Compute = Compute(),
     mpp: float | None = None,
     report: Report | None = None,
 ) -> Certificate:
@@ -60,13 +59,10 @@ def verify(
         max-pooling has more than one right gradient.
     region
         Part of the source, in level-0 pixels; None for all.
-    windows, seed, tile
-        As for `streamview.inspection.exactness.verify`; px of the network's grid.
-    memory
-        Bound on the memory of the process (CUDA: on what the plain network may take), bytes or ``"2GB"``; default half of what is
-        free.
-    device
-        ``"auto"``, ``"cpu"`` or ``"cuda"``.
+    windows, seed
+        As for `streamview.inspection.exactness.verify`.
+    compute
+        Where to run; its `memory` bounds the process (CUDA: what the plain network may take). The precision is always float64.
     mpp
         Micrometres per level-0 pixel of the source, where it does not say itself.
     report
@@ -83,7 +79,7 @@ def verify(
         When source, region, model or budget do not fit; see each.
     """
     card = as_model(model).card
-    where = find_device(device)
+    where = find_device(compute.device)
     facts = {"card_sha256": card.sha256, "streamview": versions().get("streamview", "unknown")}
     if not card.trained:
         facts["weights"] = "random (untrained)"
@@ -101,7 +97,14 @@ def verify(
     module = model.module if where.type == "cpu" else copy.deepcopy(model.module).to(where)
     progress = Progress("verification", windows, report)
     found = verify_module(
-        module, (3, *shape), windows=windows, seed=seed, tile=tile, memory=_growth(memory, where), pixels=pixels, done=progress.advance
+        module,
+        (3, *shape),
+        windows=windows,
+        seed=seed,
+        tile=compute.tile,
+        memory=_growth(compute.memory, where),
+        pixels=pixels,
+        done=progress.advance,
     )
     shown = "random" if pixels is None else f"of {facts['slide']}, region {facts['region']}, with noise below half a grey level"
     return replace(found, network=card.name, weights_sha256=model.sha256, pixels=shown, device=describe_device(where), facts=facts)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from streamview.errors import NotStreamableError, RegionError
 from streamview.streaming.capture.calls import asks_shape, asserts, in_place, name_of, path_of, picks
-from streamview.streaming.capture.lowering import Lowering, Made, shaped, values_of
+from streamview.streaming.capture.lowering import Lowering, shaped, values_of
 from streamview.streaming.graph import Bridge, Graph, Key, Node, Sink, bind
 from streamview.streaming.ops import Statistic, Value, Weight
 from streamview.streaming.ops.combine import Add
@@ -23,6 +24,7 @@ from streamview.streaming.ops.window import Convolution, MaxPool
 
 __all__ = ["divide"]
 
+_Node = Node[Weight | Statistic]
 _EMBEDDING = 2  # operations of a patch embedding: a convolution and a normalisation
 
 
@@ -51,25 +53,25 @@ def divide(capture: Lowering, reduce: bool) -> Graph:
     bridges = [_bridge(capture, part, inner, live) for part in parts]
     head = _head(capture, live - inner)
     sinks = dict.fromkeys(key for bridge in (*bridges, head) for key in bridge.takes if isinstance(key, Sink))
-    if not capture.made or not any(sink.kind != "shape" for sink in sinks):
+    if not capture.nodes or not any(sink.kind != "shape" for sink in sinks):
         reason = next(iter(capture.refusals.values()), "it has no convolution or pooling")
         raise NotStreamableError(f"{capture.title} cannot be streamed: {reason}")
 
     crossing = {
-        v for index, made in enumerate(capture.made) for v in made.inputs if capture.phases[v] < capture.phases[index + 1]
+        v for index, node in enumerate(capture.nodes) for v in node.inputs if capture.phases[v] < capture.phases[index + 1]
     }  # what a later pass reads is not fused away
     # folding reads a kernel twice, which would advance the state of a parametrization (spectral norm) twice a call
     advancing = {name for name, layer in capture.modules.items() if layer.training and is_parametrized(layer)}
-    nodes = _fuse(capture.made, {sink.value for sink in sinks} | crossing, advancing)
-    operands = list(dict.fromkeys(weight for made in nodes.values() for weight in made.weights))
+    nodes = _fuse(capture.nodes, {sink.value for sink in sinks} | crossing, advancing)
+    operands = list(dict.fromkeys(weight for node in nodes.values() for weight in node.weights))
     number = {weight: index for index, weight in enumerate(operands)}
 
-    def node(made: Made) -> Node:
-        return Node(made.name, made.op, made.inputs, tuple(number.get(w, 0) for w in made.weights))
+    def numbered(node: _Node) -> Node[int]:
+        return Node(node.name, node.op, node.inputs, tuple(number.get(w, 0) for w in node.weights))
 
     graph = Graph(
-        lowered=tuple(map(node, capture.made)),
-        nodes={value: node(made) for value, made in nodes.items()},
+        lowered=tuple(map(numbered, capture.nodes)),
+        nodes={value: numbered(node) for value, node in nodes.items()},
         channels=tuple(capture.channels),
         phases=tuple(capture.phases),
         operands=tuple(operands),
@@ -87,7 +89,7 @@ def _inner(capture: Lowering, live: set[fx.Node]) -> set[fx.Node]:
     inner: set[fx.Node] = set()
     while True:
         used = _used(capture, live | inner)
-        found = _feeding(capture, {w.name for v in used for w in capture.made[v - 1].weights if isinstance(w, Statistic)})
+        found = _feeding(capture, {w.name for v in used for w in capture.nodes[v - 1].weights if isinstance(w, Statistic)})
         if found <= inner:
             return inner
         inner |= found
@@ -103,7 +105,7 @@ def _used(capture: Lowering, calls: set[fx.Node]) -> set[int]:
         index = pending.pop()
         if index and index not in found:
             found.add(index)
-            pending += capture.made[index - 1].inputs
+            pending += capture.nodes[index - 1].inputs
     return found
 
 
@@ -199,7 +201,7 @@ class _Writer:
 def _bridge(capture: Lowering, part: Sequence[fx.Node], inner: set[fx.Node], live: set[fx.Node]) -> Bridge:
     """Calls between two passes; it gives what statistics, later bridges or the head need of them."""
     writer = _Writer(capture, set(part))
-    statistics = {w.name for made in capture.made for w in made.weights if isinstance(w, Statistic)}
+    statistics = {w.name for made in capture.nodes for w in made.weights if isinstance(w, Statistic)}
     gives: dict[str, Any] = {}
     for node in part:
         copied = writer.copy(node)
@@ -219,7 +221,7 @@ def _head(capture: Lowering, live: set[fx.Node]) -> Bridge:
     return writer.bridge()
 
 
-def _fuse(made: Sequence[Made], wanted: set[int], unfolded: Collection[str] = ()) -> dict[int, Made]:
+def _fuse(lowered: Sequence[_Node], wanted: set[int], unfolded: Collection[str] = ()) -> dict[int, _Node]:
     """Drop what no sink needs, fold BatchNorm into the convolution before it, and let ReLU act in place on the value before it, or
     on that behind a max-pool.
 
@@ -229,7 +231,7 @@ def _fuse(made: Sequence[Made], wanted: set[int], unfolded: Collection[str] = ()
     needed: set[int] = set()
     sunk = set(wanted)
     # a value that a later pass reads is needed only if what reads it is
-    nodes = {index + 1: node for index, node in enumerate(made)}
+    nodes = {index + 1: node for index, node in enumerate(lowered)}
     for index in reversed(nodes):
         if index in sunk or index in needed:
             needed.add(index)
@@ -245,13 +247,13 @@ def _fuse(made: Sequence[Made], wanted: set[int], unfolded: Collection[str] = ()
             continue
         if isinstance(node.op, BatchNorm) and isinstance(source.op, Convolution):
             weights = _folded(source.weights, node.weights, node.op.eps)
-            nodes[index] = Made(source.name, source.op, source.inputs, weights)
+            nodes[index] = replace(source, weights=weights)
         elif isinstance(node.op, Relu) and isinstance(source.op, Convolution | BatchNorm | Add):
-            nodes[index] = Made(source.name, Rectified(source.op), source.inputs, source.weights)
+            nodes[index] = replace(source, op=Rectified(source.op))
         elif isinstance(node.op, MaxPool) and isinstance(source.op, Rectified):
             # the same maximum, rectified where there is less of it
-            nodes[node.inputs[0]] = Made(source.name, source.op.inner, source.inputs, source.weights)
-            nodes[index] = Made(node.name, Rectified(node.op), node.inputs, node.weights)
+            nodes[node.inputs[0]] = replace(source, op=source.op.inner)
+            nodes[index] = replace(node, op=Rectified(node.op))
             continue
         else:
             continue

@@ -16,6 +16,7 @@ from torch.utils import _pytree
 from streamview.errors import NotStreamableError, RegionError
 from streamview.streaming.capture.calls import VIEWS, Constants, asks_shape, asserts, in_place, memory_of, name_of, path_of, picks
 from streamview.streaming.capture.trace import admit, quiet
+from streamview.streaming.graph import Node
 from streamview.streaming.ops import (
     Extent,
     Local,
@@ -38,7 +39,7 @@ from streamview.streaming.ops.registry import BATCH, Size, Sized
 from streamview.streaming.ops.reshape import reduced
 from streamview.streaming.schedule import Window
 
-__all__ = ["Lowering", "Made", "Result", "shaped", "values_of"]
+__all__ = ["Lowering", "Result", "shaped", "values_of"]
 
 _JOINS = "it joins a map with the result of a layer that needs the whole map"
 _WIDENING = {"interpolate", "upsample", "upsample_nearest2d", "upsample_bilinear2d", "upsample_bicubic2d", "expand", "repeat"}
@@ -56,16 +57,6 @@ class Result:
 
 
 @dataclass(slots=True)
-class Made:
-    """An operation while the graph is captured; its weights themselves."""
-
-    name: str
-    op: Op | Sized
-    inputs: tuple[int, ...]
-    weights: tuple[Weight | Statistic, ...]
-
-
-@dataclass(slots=True)
 class Lowering:
     """One walk over the calls of a network."""
 
@@ -73,7 +64,7 @@ class Lowering:
     calls: fx.Graph
     title: str
     constants: Constants
-    made: list[Made] = field(default_factory=list)
+    nodes: list[Node[Weight | Statistic]] = field(default_factory=list)
     channels: list[int] = field(default_factory=list)
     phases: list[int] = field(default_factory=list)
     known: dict[fx.Node, Any] = field(default_factory=dict)  # what a call stands for: values, numbers, and tuples of them
@@ -219,7 +210,7 @@ class Lowering:
 
     def _add(self, name: str, local: Local, slices: dict[int, int]) -> Value:
         """Append an operation and return the value that it makes."""
-        self.made.append(Made(name, local.op, tuple(v.index for v in local.inputs), local.weights))
+        self.nodes.append(Node(name, local.op, tuple(v.index for v in local.inputs), local.weights))
         first, layout = local.inputs[0], _layout_of(local)
         channels = first.channels if local.channels is None else local.channels
         statistics = {w.name for w in local.weights if isinstance(w, Statistic)}
@@ -230,10 +221,10 @@ class Lowering:
                 + [1 + found.phase for node, found in self.results.items() if node.name in statistics]
             )
         )
-        index = len(self.made)
+        index = len(self.nodes)
         if local.shares:
             slices[index] = first.index
-        same = not callable(local.op) and _keeps_length(local.op.rows) and _keeps_length(local.op.cols)
+        same = not isinstance(local.op, Sized) and _keeps_length(local.op.rows) and _keeps_length(local.op.cols)
         return Value(index, channels, layout, first.like if same else index)
 
     def _compare(self, node: fx.Node, lowered: Any) -> None:
@@ -525,7 +516,7 @@ def _guarded(guards: nn.Module, image: Value) -> Local:
             raise RegionError(f"the network was recorded by torch.export, and {error}") from None
         return Copy()
 
-    return Local(sized, (image,))
+    return Local(Sized(sized), (image,))
 
 
 def shaped(gathered: Tensor, layout: Any, dropped: Sequence[int]) -> Tensor:

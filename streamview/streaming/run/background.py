@@ -63,11 +63,11 @@ def even(pixels: Sequence[Tensor]) -> list[Tensor] | None:
 
 def alike_everywhere(program: Program, weights: Sequence[Any]) -> bool:
     """Whether all operations do the same wherever a piece lies: windows that slide, and no constant with rows or columns."""
-    for node in program.nodes:
-        op: Any = node.op
+    for number, node in enumerate(program.nodes, len(program.sources)):
+        op: Any = program.op(number)
         while isinstance(op, Around):
             op = op.inner
-        if callable(op) or not isinstance(op.rows, Window) or not isinstance(op.cols, Window):
+        if not isinstance(op.rows, Window) or not isinstance(op.cols, Window):
             return False
         if isinstance(op, Pointwise) and op.broadcasts and any(n > 1 for w in node.weights for n in _dims(weights[w], op)):
             return False
