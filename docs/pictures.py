@@ -13,7 +13,6 @@ from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
 from streamview.cli import main
-from streamview.display import TEAL_LIME
 from streamview.evaluation import evaluate, write_evaluation
 from streamview.export.outlines import outline
 from streamview.geometry import Region
@@ -21,6 +20,7 @@ from streamview.labels.annotations import Annotation, rasterise, read_annotation
 from streamview.labels.regions import Example
 from streamview.networks import load_model
 from streamview.results import RESEARCH_USE
+from streamview.results.display import TEAL_LIME
 from streamview.slides import open_slide
 from streamview.slides.synthetic import write_synthetic_slide
 from streamview.slides.thumbnail import thumbnail

@@ -14,21 +14,30 @@ if TYPE_CHECKING:
     from streamview.finetuning import finetune
     from streamview.geometry import Region
     from streamview.inference.explain import explain, predict, saliency
+    from streamview.inference.forecast import forecast
+    from streamview.inspection.model import inspect_model
     from streamview.inspection.verification import verify
     from streamview.labels.regions import read_labels
-    from streamview.networks import load_model
-    from streamview.slides import open_slide
+    from streamview.networks import Model, load_model
+    from streamview.results.types import Prediction, Saliency
+    from streamview.slides import Slide, open_slide
     from streamview.slides.pyramid import build_pyramid, open_pyramid
     from streamview.streaming import stream
 
 __all__ = [
+    "Model",
+    "Prediction",
     "Region",
+    "Saliency",
+    "Slide",
     "StreamviewError",
     "__version__",
     "build_pyramid",
     "evaluate",
     "explain",
     "finetune",
+    "forecast",
+    "inspect_model",
     "load_model",
     "open_pyramid",
     "open_slide",
@@ -41,12 +50,18 @@ __all__ = [
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Model": "networks",
+    "Prediction": "results.types",
     "Region": "geometry",
+    "Saliency": "results.types",
+    "Slide": "slides",
     "StreamviewError": "errors",
     "build_pyramid": "slides.pyramid",
     "evaluate": "evaluation",
     "explain": "inference.explain",
     "finetune": "finetuning",
+    "forecast": "inference.forecast",
+    "inspect_model": "inspection.model",
     "load_model": "networks",
     "open_pyramid": "slides.pyramid",
     "open_slide": "slides",

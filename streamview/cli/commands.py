@@ -149,7 +149,7 @@ def _inspect(options: Namespace) -> int:
     from streamview.inspection.model import inspect_model
 
     found = inspect_model(options.model, weights=options.weights, card=options.card, untrained=options.untrained, outlooks=True)
-    say(json.dumps(found.to_json(), indent=2, ensure_ascii=False) if options.json else str(found))
+    say(json.dumps(found.to_dict(), indent=2, ensure_ascii=False) if options.json else str(found))
     return 0 if found.streams else 1
 
 

@@ -120,6 +120,14 @@ def predict(
     ------
     SlideError, RegionError, ModelError, NotStreamableError, MemoryBudgetError
         When source, region, model or budget do not fit; see each.
+
+    Examples
+    --------
+    >>> import streamview
+    >>> with streamview.open_slide("slide.svs") as slide:
+    ...     prediction = streamview.predict(streamview.load_model("demo"), slide, streamview.Region(0, 256, 512, 256))
+    >>> prediction.label, prediction.class_names
+    ('lesion', ('normal', 'lesion'))
     """
     session = Session.prepare(model, source, region, mpp, device, precision, pad_to)
 
@@ -168,6 +176,14 @@ def saliency(
     ------
     SlideError, RegionError, ModelError, NotStreamableError, MemoryBudgetError
         As for `predict`; ModelError also for an unknown target.
+
+    Examples
+    --------
+    >>> import streamview
+    >>> with streamview.open_slide("slide.svs") as slide:
+    ...     result = streamview.saliency(streamview.load_model("demo"), slide, target="lesion", out="map.ome.zarr")
+    >>> list(result.maps), result.maps["absolute"].values.shape
+    (['absolute', 'signed', 'evidence'], (512, 768))
     """
     outs = None if out is None else [out]
     (found,) = explain(
@@ -218,6 +234,14 @@ def explain(
         As for `saliency`.
     ValueError
         When `targets` is empty or a bare string, or `outs` does not have a folder of its own for each.
+
+    Examples
+    --------
+    >>> import streamview
+    >>> with streamview.open_slide("slide.svs") as slide:
+    ...     results = streamview.explain(streamview.load_model("demo"), slide, targets=["lesion", "lesion-normal"])
+    >>> [str(result.target) for result in results]
+    ['lesion', 'lesion-normal']
     """
     if isinstance(targets, str) or not targets:
         raise ValueError(f"targets {targets!r}: expected a list of one target or more")

@@ -104,6 +104,14 @@ def forecast(
     ------
     SlideError, RegionError, ModelError, NotStreamableError, MemoryBudgetError
         As for `predict`.
+
+    Examples
+    --------
+    >>> import streamview
+    >>> with streamview.open_slide("slide.svs") as slide:
+    ...     forecast = streamview.forecast(streamview.load_model("demo"), slide)
+    >>> forecast.shape, forecast.peak_bytes > 0  # print(forecast) says it in a line
+    ((512, 768), True)
     """
     session = Session.prepare(model, source, region, mpp, device, precision, pad_to)
     height, width = session.sampler.shape

@@ -16,9 +16,9 @@ from PIL import Image
 from real_window import REAL_WINDOW
 from scipy import ndimage
 
-from streamview.display import PALETTES, PRESETS
 from streamview.jobs import Job, RegionResult, StoredMap
 from streamview.results import Saliency, open_saliency, save_saliency
+from streamview.results.display import PALETTES, PRESETS
 from streamview.slides import open_slide
 from streamview.slides.synthetic import write_synthetic_slide
 

@@ -10,7 +10,7 @@ from maps import make_maps
 from streamview_napari._outline import contours, line_width, vectors
 from streamview_napari._pyramid import ShownMap
 
-from streamview.display import Recipe
+from streamview.results.display import Recipe
 
 CENTRE, RADIUS = (700.0, 900.0), 300.0
 

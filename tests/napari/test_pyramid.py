@@ -12,7 +12,7 @@ from maps import make_maps
 from scipy import ndimage
 from streamview_napari._pyramid import Glass, ShownMap
 
-from streamview.display import PRESETS, Recipe, show
+from streamview.results.display import PRESETS, Recipe, show
 
 SIZE = (1300, 1537)
 
