@@ -168,7 +168,7 @@ def saliency(
     Returns
     -------
     Saliency
-        With the maps ``"absolute"``, max over channels of |d logit / d normalised input| (Simonyan et al., 2014,
+        With the maps ``"absolute"``, max over channels of ``|d logit / d normalised input|`` (Simonyan et al., 2014,
         https://arxiv.org/abs/1312.6034), ``"signed"``, the sum over channels of gradient x (input - glass), and where the head
         is pooling and a linear layer ``"evidence"`` (see `streamview.inference.evidence`).
 
