@@ -25,9 +25,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from streamview.display import PALETTES, PRESETS, Recipe
 from streamview.geometry import Region
 from streamview.results import Identity, Prediction, Saliency, SaliencyMap, Target, save_saliency
+from streamview.results.display import PALETTES, PRESETS, Recipe
 
 __all__ = ["main", "measure"]
 

@@ -16,17 +16,23 @@ if TYPE_CHECKING:
     from streamview.inference.compute import Compute
     from streamview.inference.explain import explain, forecast, predict, saliency
     from streamview.inference.prepared import PreparedRun, prepare
+    from streamview.inspection.model import inspect_model
     from streamview.inspection.verification import verify
     from streamview.labels.regions import read_labels
-    from streamview.networks import load_model
-    from streamview.slides import open_slide
+    from streamview.networks import Model, load_model
+    from streamview.results.types import Prediction, Saliency
+    from streamview.slides import Slide, open_slide
     from streamview.slides.pyramid import build_pyramid, open_pyramid
     from streamview.streaming import stream
 
 __all__ = [
     "Compute",
     "PreparedRun",
+    "Model",
+    "Prediction",
     "Region",
+    "Saliency",
+    "Slide",
     "StreamviewError",
     "__version__",
     "build_pyramid",
@@ -34,6 +40,7 @@ __all__ = [
     "explain",
     "finetune",
     "forecast",
+    "inspect_model",
     "load_model",
     "open_pyramid",
     "open_slide",
@@ -49,13 +56,18 @@ __version__ = "0.1.0"
 _HOMES = {
     "Compute": "inference.compute",
     "PreparedRun": "inference.prepared",
+    "Model": "networks",
+    "Prediction": "results.types",
     "Region": "geometry",
+    "Saliency": "results.types",
+    "Slide": "slides",
     "StreamviewError": "errors",
     "build_pyramid": "slides.pyramid",
     "evaluate": "evaluation",
     "explain": "inference.explain",
     "finetune": "finetuning",
     "forecast": "inference.explain",
+    "inspect_model": "inspection.model",
     "load_model": "networks",
     "open_pyramid": "slides.pyramid",
     "open_slide": "slides",

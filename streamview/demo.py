@@ -14,7 +14,6 @@ from PIL import Image
 from scipy import sparse
 
 from streamview.cohort.run import Answer, Work, explain_slide, predict_slide, run_slides
-from streamview.display import PRESETS, Preset, blur
 from streamview.errors import StreamviewError
 from streamview.files import atomic
 from streamview.inference.compute import Compute
@@ -24,6 +23,7 @@ from streamview.jobs import Job, new_run_id
 from streamview.networks import load_model
 from streamview.progress import Report
 from streamview.results import Plane, Saliency, SaliencyMap
+from streamview.results.display import PRESETS, Preset, blur
 from streamview.slides import Slide, open_slide
 from streamview.slides.pyramid import build_pyramid
 from streamview.slides.synthetic import write_synthetic_slide

@@ -72,7 +72,17 @@ def _option(match: re.Match[str]) -> str:
 
 
 class StreamviewError(Exception):
-    """Base class of every error that the user can fix."""
+    """Base class of every error that the user can fix.
+
+    Examples
+    --------
+    >>> import streamview
+    >>> try:
+    ...     streamview.Region(y=0, x=0, height=0, width=512)
+    ... except streamview.StreamviewError as error:
+    ...     print(error)
+    region 512 x 0 px at level 0: width and height must be positive and the level 0 or more
+    """
 
     def __str__(self) -> str:
         """The message, naming Python arguments."""

@@ -35,6 +35,15 @@ class Region:
     ------
     RegionError
         If a number is not whole, the extent is not positive or the level is negative.
+
+    Examples
+    --------
+    >>> import streamview
+    >>> region = streamview.Region(y=128, x=0, height=512, width=768)
+    >>> region.shape, region.y_stop
+    ((512, 768), 640)
+    >>> streamview.Region.parse("0,128,768,512") == region  # as the command line writes it: X,Y,WIDTH,HEIGHT
+    True
     """
 
     y: int

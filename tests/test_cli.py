@@ -27,7 +27,7 @@ from streamview.geometry import Region
 from streamview.jobs import Job
 from streamview.progress import Step
 from streamview.results import open_saliency
-from streamview.slides.pyramid import open_pyramid
+from streamview.slides import open_slide
 from streamview.system.doctor import Check, check_window, examine
 from tests.support.slides import SyntheticSlide
 from tests.support.zoo import import_timm
@@ -148,7 +148,7 @@ def test_regions_in_micrometres_are_those_in_pixels(run: Run, synthetic_slide: S
     }
     part = tmp_path / "part.ome.zarr"
     assert run("convert", synthetic_slide.path, "-o", part, "--region", "100um,50um,500x600", "--target-mpp", "1um")[0] == 0
-    with open_pyramid(part) as pyramid:
+    with open_slide(part) as pyramid:
         assert (pyramid.levels[0].shape, pyramid.mpp) == ((300, 250), (1.0, 1.0))
     plain = tmp_path / "plain.tif"
     Image.fromarray(np.zeros((40, 30, 3), np.uint8)).save(plain)
@@ -229,7 +229,7 @@ def test_info_of_a_channel(run: Run, tmp_path: Path) -> None:
     assert (status, "2 channels of 8 bit: DAPI, FITC" in err) == (1, True)
     assert "channel 1 (FITC) as grey" in run("info", tmp_path / "a.ome.tif", "--channel", "FITC")[1]
     assert run("convert", tmp_path / "a.ome.tif", "--channel", "1", "-o", tmp_path / "grey.ome.zarr")[0] == 0
-    with open_pyramid(tmp_path / "grey.ome.zarr") as pyramid:
+    with open_slide(tmp_path / "grey.ome.zarr") as pyramid:
         assert np.array_equal(pyramid.read(Region(0, 0, 64, 64))[..., 0], values[1])
 
 
@@ -250,7 +250,7 @@ def test_convert(run: Run, synthetic_slide: SyntheticSlide, tmp_path: Path) -> N
     assert out.index("writes at most") < out.index("written: ")
     assert "peak memory" in out
     assert "pyramid: " in err
-    with open_pyramid(out_path) as pyramid:
+    with open_slide(out_path) as pyramid:
         assert pyramid.shape == (1501, 2203)
         assert pyramid.mpp == (0.5, 0.5)
     assert run("info", out_path)[0] == 0
@@ -262,7 +262,7 @@ def test_convert_a_part_at_another_mpp(run: Run, synthetic_slide: SyntheticSlide
     status, out, _ = run("convert", synthetic_slide.path, "-o", out_path, *options)
     assert status == 0
     assert "500 x 600 px, levels: 2; writes at most 1 MB" in out
-    with open_pyramid(out_path) as pyramid:
+    with open_slide(out_path) as pyramid:
         assert ([level.shape for level in pyramid.levels], pyramid.mpp) == ([(600, 500), (300, 250)], (1.0, 1.0))
 
 

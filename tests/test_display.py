@@ -10,11 +10,11 @@ import pytest
 from PIL import Image
 from scipy import ndimage
 
-from streamview.display import PRESETS, Recipe, apply_recipe, blur, blurred_overview, colours, default_preset, glass_mask, show
 from streamview.errors import StreamviewError
 from streamview.export.png import overlay, render_png
 from streamview.geometry import Region
 from streamview.results import Identity, Prediction, Saliency, SaliencyMap, Target, save_saliency
+from streamview.results.display import PRESETS, Recipe, apply_recipe, blur, blurred_overview, colours, default_preset, glass_mask, show
 from streamview.slides import as_slide
 from streamview.slides.thumbnail import thumbnail
 

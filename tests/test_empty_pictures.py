@@ -10,9 +10,9 @@ from PIL import Image
 
 import streamview
 from streamview.cli import main
-from streamview.display import PRESETS, Recipe, empty_reason, show
 from streamview.export.png import draw_png
 from streamview.results import Saliency, SaliencyMap
+from streamview.results.display import PRESETS, Recipe, empty_reason, show
 from streamview.slides import as_slide
 from streamview.slides.synthetic import write_synthetic_slide
 

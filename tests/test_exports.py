@@ -18,7 +18,6 @@ import zarr
 from PIL import Image
 
 from streamview.cli import main
-from streamview.display import PRESETS, DisplayChoice, Recipe, glass_mask
 from streamview.errors import StreamviewError
 from streamview.export.geojson import write_hotspots
 from streamview.export.hotspots import find_hotspots
@@ -29,6 +28,7 @@ from streamview.geometry import Region
 from streamview.jobs import Job, RegionResult, StoredMap
 from streamview.labels.annotations import rasterise, read_annotations
 from streamview.results import RESEARCH_USE, Identity, Prediction, Saliency, SaliencyMap, Target, open_saliency, save_saliency
+from streamview.results.display import PRESETS, DisplayChoice, Recipe, glass_mask
 from streamview.slides import Slide, open_slide
 from streamview.slides.thumbnail import thumbnail
 from tests.support.slides import SyntheticSlide

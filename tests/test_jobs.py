@@ -86,7 +86,7 @@ def test_records_survive_the_disk(tmp_path: Path) -> None:
     job.add(answer())
     (record,) = Job(tmp_path).slides()
     assert record.slide_id == "a.svs"
-    assert record.regions[0].prediction.to_json() == answer().prediction.to_json()
+    assert record.regions[0].prediction.to_dict() == answer().prediction.to_dict()
     assert record.regions[0].mpp == (0.25, 0.25)
     assert record.regions[0].maps == answer().maps
     assert job.saliency_path("a.svs", Region(1, 2, 3, 4)) == tmp_path / "saliency" / "a.svs" / "x2-y1-w4-h3.ome.zarr"

@@ -375,7 +375,7 @@ import sys
 from dataclasses import replace
 import numpy as np
 import streamview
-from streamview.display import PRESETS
+from streamview.results.display import PRESETS
 from streamview.export.png import render_png
 from streamview.system.machine import peak_memory, resident_memory
 from streamview.results import Saliency, SaliencyMap, Target

@@ -75,7 +75,7 @@ def test_each_patch_is_answered_as_an_image_of_its_own(network: Model, pixels: n
     mean_probability = found.values.reshape(-1, 2).astype(np.float64).mean(0)
     np.testing.assert_allclose(found.prediction.probabilities, mean_probability, rtol=1e-5)
     assert "mean of the probabilities of 42 patches of 64 px" in found.prediction.warnings[0]
-    assert (found.identity.patch, type(found.identity).from_json(found.identity.to_json())) == (64, found.identity)
+    assert (found.identity.patch, type(found.identity).from_dict(found.identity.to_dict())) == (64, found.identity)
     assert replace(found.identity, patch=None).key != found.identity.key
 
 

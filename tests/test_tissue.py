@@ -189,7 +189,7 @@ def test_a_padded_answer_is_that_of_the_padded_image(synthetic_slide: SyntheticS
     identity = found.prediction.identity
     assert (identity.padded, plain.prediction.identity.padded) == ((256, 256), None)
     assert identity.key != plain.prediction.identity.key
-    assert type(identity).from_json(identity.to_json()) == identity
+    assert type(identity).from_dict(identity.to_dict()) == identity
     assert any("zeros at the right and below make it 256 x 256 px" in warning for warning in found.prediction.warnings)
 
 

@@ -100,7 +100,7 @@ def test_the_command_prints_and_keeps_the_certificate(run: Run, model: Model, sy
     assert f"written: {file}" in out
     assert [path for path in job.rglob("*") if path.is_file()] == [kept]
     assert kept.read_text() == file.read_text()
-    found = Certificate.from_json(json.loads(kept.read_text()))
+    found = Certificate.from_dict(json.loads(kept.read_text()))
     assert found.passed
     assert found.seed == 5
     assert str(found) in out

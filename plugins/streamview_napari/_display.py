@@ -11,9 +11,9 @@ from qtpy.QtGui import QIcon, QImage, QPixmap
 from qtpy.QtWidgets import QButtonGroup, QCheckBox, QComboBox, QHBoxLayout, QLabel, QPushButton, QSizePolicy
 from superqt import QLabeledDoubleSlider
 
-from streamview.display import PALETTES, PRESETS, TITLES, Recipe, colours
 from streamview.errors import StreamviewError
 from streamview.results import Method, difference
+from streamview.results.display import PALETTES, PRESETS, TITLES, Recipe, colours
 from streamview_napari._readout import badge, value_under
 from streamview_napari._section import ERROR_STYLE, Section, Shortcut, labelled, quiet_label
 from streamview_napari._showing import Canvas, find_glass, recipe_of

@@ -40,8 +40,8 @@ if TYPE_CHECKING:
     from napari.layers import Image
     from numpy.typing import NDArray
 
-    from streamview.display import Recipe
     from streamview.results import Saliency
+    from streamview.results.display import Recipe
     from streamview.slides import Slide
     from streamview_napari._state import State
     from streamview_napari._worker import Work

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from napari.components import ViewerModel
     from napari.layers import Image
 
-    from streamview.display import Recipe
     from streamview.results import Saliency
+    from streamview.results.display import Recipe
     from streamview_napari._state import State
     from streamview_napari._worker import Work
 

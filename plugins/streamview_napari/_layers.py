@@ -15,12 +15,23 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from napari.utils.colormaps import Colormap
 
-from streamview.display import OUTLINE_COLOUR, PALETTES, PRESETS, TITLES, Preset, Recipe, Shown, colours, default_preset, empty_reason
 from streamview.errors import StreamviewError
 from streamview.export.omezarr import stored_recipe
 from streamview.geometry import Region
 from streamview.jobs import Job, RegionResult
 from streamview.results import RESEARCH_USE, Saliency, open_saliency
+from streamview.results.display import (
+    OUTLINE_COLOUR,
+    PALETTES,
+    PRESETS,
+    TITLES,
+    Preset,
+    Recipe,
+    Shown,
+    colours,
+    default_preset,
+    empty_reason,
+)
 from streamview.slides import as_slide, open_slide
 from streamview.slides.thumbnail import thumbnail
 from streamview_napari._pyramid import FULL, ShownMap, window

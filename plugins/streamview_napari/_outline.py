@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from skimage.measure import find_contours
 
-from streamview.display import HALO_COLOUR, OUTLINE_COLOUR
+from streamview.results.display import HALO_COLOUR, OUTLINE_COLOUR
 from streamview_napari._pyramid import FULL, ShownMap
 
 __all__ = ["contours", "line_width", "outline_layer", "vectors"]

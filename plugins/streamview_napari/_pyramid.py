@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from psygnal import Signal
 
-from streamview.display import Overview, Recipe, Shown, block_means, blur, blurred_overview, show
 from streamview.results import Saliency, SaliencyMap
+from streamview.results.display import Overview, Recipe, Shown, block_means, blur, blurred_overview, show
 
 __all__ = ["FULL", "Glass", "Level", "ShownMap", "window"]
 

@@ -267,7 +267,7 @@ class ResultSection(Section):
         said = describe_certificate(certificate)
         layers = [] if answer.saliency is None else self.state.maps_of(answer.saliency)
         for layer in layers:
-            facts(layer).update(certificate=certificate.to_json(), verified=said)
+            facts(layer).update(certificate=certificate.to_dict(), verified=said)
         self.certificate.setText(said)
         self.certificate.show()
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from streamview.display import PRESETS, TITLES, Recipe
 from streamview.errors import StreamviewError
 from streamview.results import RESEARCH_USE, Saliency
+from streamview.results.display import PRESETS, TITLES, Recipe
 
 if TYPE_CHECKING:
     from streamview_napari._state import RunFacts
@@ -144,7 +144,7 @@ def python(saliency: Saliency, origin: Origin, recipe: Recipe) -> str:
 # {TITLES[recipe.method]}: {saliency.target.name} | {prediction.slide_name} | {prediction.answer_for(saliency.target)}
 # {RESEARCH_USE}
 import streamview
-from streamview.display import Recipe
+from streamview.results.display import Recipe
 from streamview.export.png import render_png
 
 model = streamview.load_model({origin.model!r}{_keywords(model)})

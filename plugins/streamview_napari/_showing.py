@@ -9,7 +9,7 @@ import numpy as np
 from napari.layers import Layer
 from napari.utils.colormaps import Colormap
 
-from streamview.display import PALETTES, Recipe, glass_mask
+from streamview.results.display import PALETTES, Recipe, glass_mask
 from streamview.slides import Slide
 from streamview_napari._layers import map_colormap, shown_facts, thumbnail
 from streamview_napari._outline import contours, line_width, outline_layer, vectors

@@ -58,9 +58,9 @@ def _convert(options: Namespace, arguments: list[str]) -> int:
 
 
 def _export(options: Namespace, arguments: list[str]) -> int:
-    from streamview.display import DisplayChoice
     from streamview.export.job import export_job
     from streamview.jobs import Job
+    from streamview.results.display import DisplayChoice
 
     empty: list[str] = []
     with Bars() as bars:
@@ -149,7 +149,7 @@ def _inspect(options: Namespace) -> int:
     from streamview.inspection.model import inspect_model
 
     report = inspect_model(options.model, weights=options.weights, card=options.card, untrained=options.untrained, outlooks=True)
-    say(json.dumps(report.to_json(), indent=2, ensure_ascii=False) if options.json else str(report))
+    say(json.dumps(report.to_dict(), indent=2, ensure_ascii=False) if options.json else str(report))
     return 0 if report.streams else 1
 
 

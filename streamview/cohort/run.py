@@ -13,7 +13,6 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from streamview.display import PRESETS, Preset, default_preset
 from streamview.errors import (
     Cancelled,
     MemoryBudgetError,
@@ -37,6 +36,7 @@ from streamview.jobs import Job, RegionResult, Run, StoredMap, region_id
 from streamview.networks import Model
 from streamview.progress import Report
 from streamview.results import Prediction, Saliency, Target, save_saliency
+from streamview.results.display import PRESETS, Preset, default_preset
 from streamview.slides import Slide, open_slide
 from streamview.slides.sampling import Sampler
 from streamview.slides.slide import given_mpp

@@ -127,6 +127,15 @@ def evaluate(
         If a region fails and `skip_errors` is False; the message names it.
     ModelError, NotStreamableError, MemoryBudgetError
         As for `streamview.predict`.
+
+    Examples
+    --------
+    >>> import streamview
+    >>> from streamview.labels.regions import Example
+    >>> examples = [Example("slide.svs", "lesion", streamview.Region(0, 256, 512, 256), patient="patient-1")]
+    >>> result = streamview.evaluate(streamview.load_model("demo"), examples, resamples=100)
+    >>> result.metrics.regions, result.metrics.accuracy.value
+    (1, 1.0)
     """
     as_model(model)
     if not examples:

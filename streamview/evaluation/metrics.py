@@ -174,14 +174,14 @@ class Metrics:
                 parts.append(f"{error}, {comparison} always answering the median ({format_figure(output.baseline)})")
         return "; ".join(parts)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """Return the fields as plain JSON values; NaN becomes None."""
         plain: dict[str, Any] = _plain(asdict(self))
         return plain
 
     @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> Self:
-        """Inverse of `to_json`."""
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Inverse of `to_dict`."""
         return cls(
             **{
                 **values,

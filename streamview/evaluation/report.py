@@ -110,7 +110,7 @@ def _document(evaluation: Evaluation) -> dict[str, Any]:
         "class_names": list(card.class_names),
         "regions": len(evaluation.rows),
         "failed": len(evaluation.failed),
-        "metrics": None if evaluation.metrics is None else evaluation.metrics.to_json(),
+        "metrics": None if evaluation.metrics is None else evaluation.metrics.to_dict(),
         "warnings": list(evaluation.warnings),
         "versions": versions(),
         "note": RESEARCH_USE,

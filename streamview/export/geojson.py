@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from streamview.display import Recipe, show
 from streamview.export.hotspots import Hotspot, find_hotspots
 from streamview.files import atomic
 from streamview.labels.annotations import Points, Polygon
 from streamview.results import RESEARCH_USE, Saliency
+from streamview.results.display import Recipe, show
 
 __all__ = ["feature", "write_hotspots"]
 
@@ -100,7 +100,7 @@ def write_hotspots(saliency: Saliency, recipe: Recipe, path: str | os.PathLike[s
             "target": saliency.target.name,
             "answer": prediction.answer_for(saliency.target),
             "warnings": list(prediction.warnings),
-            "identity": prediction.identity.to_json() | {"key": prediction.identity.key},
+            "identity": prediction.identity.to_dict() | {"key": prediction.identity.key},
         },
     }
     atomic.write_text(path, json.dumps(document, ensure_ascii=False, allow_nan=False) + "\n")

@@ -8,10 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from streamview.display import Recipe, apply_recipe, blur, show
 from streamview.export.outlines import outline, signed_area
 from streamview.labels.annotations import Polygon
 from streamview.results import Saliency
+from streamview.results.display import Recipe, apply_recipe, blur, show
 
 __all__ = ["Hotspot", "find_hotspots"]
 

@@ -11,7 +11,6 @@ from functools import partial
 from pathlib import Path
 from typing import Literal, get_args
 
-from streamview.display import DisplayChoice, Preset, Recipe, empty_reason, show
 from streamview.errors import StreamviewError
 from streamview.export.geojson import write_hotspots
 from streamview.export.ometiff import write_ome_tiff
@@ -20,6 +19,7 @@ from streamview.files import atomic
 from streamview.jobs import Job, RegionResult, SlideRecord, StoredMap
 from streamview.progress import Progress, Report
 from streamview.results import Method, Saliency, open_saliency
+from streamview.results.display import DisplayChoice, Preset, Recipe, empty_reason, show
 from streamview.slides import open_slide
 
 __all__ = ["FORMATS", "Format", "export_job"]

@@ -10,10 +10,10 @@ from typing import Any, get_args
 
 import zarr
 
-from streamview.display import Recipe
 from streamview.errors import StreamviewError
 from streamview.files import atomic
 from streamview.results import Method, Saliency, save_saliency
+from streamview.results.display import Recipe
 
 __all__ = ["stored_recipe", "write_ome_zarr"]
 

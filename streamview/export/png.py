@@ -15,9 +15,9 @@ from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 from scipy import ndimage
 
-from streamview.display import HALO_COLOUR, OUTLINE_COLOUR, TITLES, Recipe, Shown, colours, empty_reason, glass_mask, show
 from streamview.errors import StreamviewError
 from streamview.files import atomic
+from streamview.results.display import HALO_COLOUR, OUTLINE_COLOUR, TITLES, Recipe, Shown, colours, empty_reason, glass_mask, show
 from streamview.results.types import RESEARCH_USE, Saliency
 from streamview.slides import Slide
 from streamview.slides.thumbnail import thumbnail
@@ -69,7 +69,7 @@ def draw_png(slide: Slide, saliency: Saliency, recipe: Recipe, path: str | os.Pa
     saliency
         What to draw.
     recipe
-        How; `streamview.display.PRESETS` has the usual ones.
+        How; `streamview.results.display.PRESETS` has the usual ones.
     path
         The PNG; it appears whole or not at all.
     size

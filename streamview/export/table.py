@@ -7,10 +7,10 @@ import io
 import os
 from pathlib import Path
 
-from streamview.display import Recipe
 from streamview.export.hotspots import find_hotspots
 from streamview.files import atomic
 from streamview.results import RESEARCH_USE, Saliency
+from streamview.results.display import Recipe
 
 __all__ = ["write_hotspot_table"]
 

@@ -153,7 +153,7 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
         "making": checkpoint.making,
         "budget": checkpoint.budget,
         "losses": history.losses,
-        "epochs": [epoch.to_json() for epoch in history.epochs],
+        "epochs": [epoch.to_dict() for epoch in history.epochs],
         "per_epoch": history.per_epoch,
         "logits": checkpoint.logits,
     }
@@ -214,7 +214,7 @@ def read_checkpoint(folder: Path, making: Mapping[str, Any], file_sha256: str = 
             state = json.loads(metadata["training"])
             names = file.keys()
             tensors = {name: file.get_tensor(name) for name in names}
-        history = History(tuple(state["losses"]), tuple(map(Epoch.from_json, state["epochs"])), state["per_epoch"])
+        history = History(tuple(state["losses"]), tuple(map(Epoch.from_dict, state["epochs"])), state["per_epoch"])
         parts = {
             part: {key.removeprefix(f"{part}/"): t for key, t in tensors.items() if key.startswith(f"{part}/")}
             for part in ("weights", "best", "optimiser")

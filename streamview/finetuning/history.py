@@ -38,16 +38,16 @@ class Epoch:
     validation: Metrics | None
     seconds: float
 
-    def to_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """Return the fields as plain JSON values."""
         plain = asdict(replace(self, validation=None))
-        return plain | {"validation": None if self.validation is None else self.validation.to_json()}
+        return plain | {"validation": None if self.validation is None else self.validation.to_dict()}
 
     @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> Epoch:
-        """Inverse of `to_json`."""
+    def from_dict(cls, values: Mapping[str, Any]) -> Epoch:
+        """Inverse of `to_dict`."""
         metrics = values["validation"]
-        return cls(**{**values, "validation": None if metrics is None else Metrics.from_json(metrics)})
+        return cls(**{**values, "validation": None if metrics is None else Metrics.from_dict(metrics)})
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -135,6 +135,23 @@ def finetune(
         If `report` raises it; the last complete optimiser step is saved in `out`.
     StreamviewError
         If a slide or region cannot be read, the network cannot be streamed, memory is too small, or the disk is full.
+
+    Examples
+    --------
+    >>> from dataclasses import replace
+    >>> import streamview
+    >>> from streamview.finetuning import PRESETS
+    >>> from streamview.labels.regions import Example
+    >>> from streamview.slides.synthetic import synthetic_region
+    >>> examples = []
+    >>> for seed in range(4):  # stands for regions of yours, one patient each
+    ...     pixels, _ = synthetic_region(128, 128, seed=seed, lesion_share=0.3 * (seed % 2))
+    ...     label = ("normal", "lesion")[seed % 2]
+    ...     examples.append(Example(pixels, label, patient=f"patient-{seed}", slide_id=f"slide-{seed}", mpp=0.5))
+    >>> base = streamview.load_model("demo")
+    >>> result = streamview.finetune(base, examples, replace(PRESETS["head"], epochs=1), force=True)
+    >>> result.after.regions, isinstance(result.model, streamview.Model)
+    (2, True)
     """
     folder = None if out is None else Path(out)
     if folder is not None:

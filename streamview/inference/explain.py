@@ -85,10 +85,11 @@ def predict(
 
     Examples
     --------
-    >>> import numpy as np, streamview
-    >>> pixels = np.full((256, 256, 3), 230, np.uint8)
-    >>> streamview.predict(streamview.load_model("demo"), pixels, mpp=0.5).label
-    'normal'
+    >>> import streamview
+    >>> with streamview.open_slide("slide.svs") as slide:
+    ...     prediction = streamview.predict(streamview.load_model("demo"), slide, streamview.Region(0, 256, 512, 256))
+    >>> prediction.label, prediction.class_names
+    ('lesion', ('normal', 'lesion'))
     """
     return prepare(model, source, region, compute=compute, mpp=mpp, pad_to=pad_to).predict(report=report)
 
@@ -122,7 +123,7 @@ def saliency(
     Returns
     -------
     Saliency
-        With the maps ``"absolute"``, max over channels of |d logit / d normalised input| (Simonyan et al., 2014,
+        With the maps ``"absolute"``, max over channels of ``|d logit / d normalised input|`` (Simonyan et al., 2014,
         https://arxiv.org/abs/1312.6034), ``"signed"``, the sum over channels of gradient x (input - glass), and where the head
         is pooling and a linear layer ``"evidence"`` (see `streamview.inference.class_evidence`).
 
@@ -133,11 +134,11 @@ def saliency(
 
     Examples
     --------
-    >>> import numpy as np, streamview
-    >>> pixels = np.full((256, 256, 3), 230, np.uint8)
-    >>> saliency = streamview.saliency(streamview.load_model("demo"), pixels, target="lesion", mpp=0.5)
-    >>> saliency.maps["absolute"].values.shape
-    (256, 256)
+    >>> import streamview
+    >>> with streamview.open_slide("slide.svs") as slide:
+    ...     result = streamview.saliency(streamview.load_model("demo"), slide, target="lesion", out="map.ome.zarr")
+    >>> list(result.maps), result.maps["absolute"].values.shape
+    (['absolute', 'signed', 'evidence'], (512, 768))
     """
     run = prepare(model, source, region, compute=compute, mpp=mpp, pad_to=pad_to)
     return run.explain([target], outs=None if out is None else [out], report=report)[0]
@@ -182,9 +183,10 @@ def explain(
 
     Examples
     --------
-    >>> import numpy as np, streamview
-    >>> model, pixels = streamview.load_model("demo"), np.full((256, 256, 3), 230, np.uint8)
-    >>> [saliency.target.name for saliency in streamview.explain(model, pixels, targets=model.card.class_names, mpp=0.5)]
-    ['normal', 'lesion']
+    >>> import streamview
+    >>> with streamview.open_slide("slide.svs") as slide:
+    ...     results = streamview.explain(streamview.load_model("demo"), slide, targets=["lesion", "lesion-normal"])
+    >>> [str(result.target) for result in results]
+    ['lesion', 'lesion-normal']
     """
     return prepare(model, source, region, compute=compute, mpp=mpp, pad_to=pad_to).explain(targets, outs=outs, report=report)

@@ -150,14 +150,14 @@ class Certificate:
             passed += f", but for {windows} where torch's own gradient is wrong: finite differences agree with the streamed one"
         return passed
 
-    def to_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """Return the fields, and the verdict for readers, as plain JSON values; an infinite error is the text ``"inf"``."""
         values: dict[str, Any] = _plain(asdict(self))
         return {"passed": self.passed, "verdict": self.verdict, **values}
 
     @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> Certificate:
-        """Inverse of `to_json`; the verdict is judged anew.
+    def from_dict(cls, values: Mapping[str, Any]) -> Certificate:
+        """Inverse of `to_dict`; the verdict is judged anew.
 
         Raises
         ------
@@ -174,7 +174,7 @@ class Certificate:
             return cls(**plain, comparisons=tuple(comparisons), facts=dict(values["facts"]))
         except (KeyError, TypeError, ValueError) as error:
             raise StreamviewError(
-                f"damaged certificate ({type(error).__name__}: {error}): expected what Certificate.to_json wrote; verify again"
+                f"damaged certificate ({type(error).__name__}: {error}): expected what Certificate.to_dict wrote; verify again"
             ) from error
 
     def __str__(self) -> str:

@@ -22,7 +22,7 @@ def inspect_model(
     untrained: bool = False,
     outlooks: bool = False,
 ) -> Streamability:
-    """Load a network as `load_model` does and report how it would be streamed.
+    """Load a network as `load_model` does and say what streaming makes of it: whether it streams, its cut, the images it takes.
 
     Parameters
     ----------
@@ -42,6 +42,17 @@ def inspect_model(
     ------
     ModelError
         As `load_model` does.
+
+    Examples
+    --------
+    >>> import streamview
+    >>> print(streamview.inspect_model("demo"))
+    Sequential streams (captured by torch.fx)
+      image  3 channels, any sides from 32 px on
+      local  10 operations in 1 pass, piecewise linear
+      cut    max of features.14: 64 channels, stride 32 x 32 px
+      sees   94 x 94 px
+      head   head.1, head.2
     """
     named = weights is None and not Path(spec).exists()
     module = load_model(spec, weights=weights, card=card, untrained=untrained or named).module

@@ -209,7 +209,7 @@ class Streamability:
         """How often the image, or what is kept of it, is passed through."""
         return len(self.barriers) + 1 if self.streams else 0
 
-    def to_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """Everything as plain data."""
         return {**asdict(self), "passes": self.passes}
 

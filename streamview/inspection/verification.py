@@ -77,6 +77,14 @@ def verify(
     ------
     SlideError, RegionError, ModelError, NotStreamableError, MemoryBudgetError
         When source, region, model or budget do not fit; see each.
+
+    Examples
+    --------
+    >>> import streamview
+    >>> with streamview.open_slide("slide.svs") as slide:
+    ...     certificate = streamview.verify(streamview.load_model("demo"), slide, streamview.Region(0, 256, 256, 256), windows=1)
+    >>> certificate.passed, certificate.worst < 1e-9
+    (True, True)
     """
     card = as_model(model).card
     where = find_device(compute.device)
@@ -141,5 +149,5 @@ def write_certificate(certificate: Certificate, path: Path) -> None:
     StreamviewError
         When the disk is full or `path` may not be written.
     """
-    values = {**certificate.to_json(), "note": RESEARCH_USE}
+    values = {**certificate.to_dict(), "note": RESEARCH_USE}
     atomic.write_text(path, json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False) + "\n")

@@ -268,7 +268,7 @@ class Job:
             lock.release()
 
     def _save(self, record: SlideRecord) -> None:
-        _write_json(self._slide_path(record.slide_id), record.to_json())
+        _write_json(self._slide_path(record.slide_id), record.to_dict())
 
     def _discard(self, name: str | None) -> None:
         """Remove a map or picture that a record names, if it lies in the job: a damaged record may name any place."""
@@ -281,7 +281,7 @@ _DAMAGED = (OSError, ValueError, LookupError, TypeError, AttributeError, Streamv
 
 
 def _read(path: Path) -> SlideRecord:
-    return SlideRecord.from_json(json.loads(path.read_text(encoding="utf-8")))
+    return SlideRecord.from_dict(json.loads(path.read_text(encoding="utf-8")))
 
 
 def _damage(error: BaseException) -> str:

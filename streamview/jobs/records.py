@@ -123,7 +123,7 @@ class SlideRecord:
             return "answered again by a later version"
         return None
 
-    def to_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """Return the fields as plain JSON values."""
         regions = [
             {
@@ -134,7 +134,7 @@ class SlideRecord:
                 "source": result.source,
                 "tissue_share": result.tissue_share,
                 "aggregation": result.aggregation,
-                "prediction": result.prediction.to_json(),
+                "prediction": result.prediction.to_dict(),
             }
             for result in self.regions
         ]
@@ -151,13 +151,13 @@ class SlideRecord:
         }
 
     @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> SlideRecord:
-        """Inverse of `to_json`."""
+    def from_dict(cls, values: Mapping[str, Any]) -> SlideRecord:
+        """Inverse of `to_dict`."""
         regions = []
         for entry in values["regions"]:
             regions.append(
                 RegionResult(
-                    Prediction.from_json(entry["prediction"]),
+                    Prediction.from_dict(entry["prediction"]),
                     entry["run_id"],
                     None if entry["mpp"] is None else tuple(entry["mpp"]),
                     entry["tissue_covered"],

@@ -139,6 +139,15 @@ def read_labels(path: str | os.PathLike[str], slides: str | os.PathLike[str] | N
     LabelError
         When the table is missing or is no table, a slide is missing or could be several, a number or split is wrong, one region stands in
         it twice, or rows of one slide contradict each other. The message names lines and slides.
+
+    Examples
+    --------
+    >>> import streamview
+    >>> from streamview.labels.regions import Example, write_labels
+    >>> write_labels("labels.csv", [Example("slide.svs", "lesion", streamview.Region(0, 256, 512, 256), patient="patient-1")])
+    >>> for example in streamview.read_labels("labels.csv"):
+    ...     print(example.label, example.region, example.patient)
+    lesion 256,0,256,512 patient-1
     """
     path = Path(path)
     rows = _read_rows(path)

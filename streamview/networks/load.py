@@ -42,6 +42,13 @@ class Model:
         Name of the file of weights without its folder, and the hex digest of its bytes; empty: they came from no file.
     captures
         The network as the engine captured and checked it, for the next run.
+
+    Examples
+    --------
+    >>> import streamview
+    >>> model = streamview.load_model("demo")
+    >>> isinstance(model, streamview.Model), model.card.class_names
+    (True, ('normal', 'lesion'))
     """
 
     module: nn.Module
@@ -130,6 +137,13 @@ def load_model(
     ------
     ModelError
         The model is unknown, its card is wrong, or its weights are missing, could run code, are damaged, do not fit, or are not finite.
+
+    Examples
+    --------
+    >>> import streamview
+    >>> model = streamview.load_model("demo")
+    >>> model.card.name, model.card.class_names
+    ('demo', ('normal', 'lesion'))
     """
     text = _spec(spec)
     if untrained and weights is not None:

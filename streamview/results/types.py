@@ -14,6 +14,7 @@ from numpy.lib.mixins import NDArrayOperatorsMixin
 from numpy.typing import NDArray
 
 from streamview.geometry import Region
+from streamview.notebook import card, image, png, table
 
 __all__ = [
     "REDUCTIONS",
@@ -33,6 +34,7 @@ __all__ = [
 
 Method = Literal["absolute", "signed", "evidence", "patches"]
 Precision = Literal["float32", "bf16", "fp16"]
+_SHOWN_OUTPUTS = 10
 RESEARCH_USE = "Research use only. Not for diagnosis."
 REDUCTIONS: Mapping[Method, str] = {
     "absolute": "max over channels of |d logit / d normalised input|",
@@ -96,14 +98,14 @@ class Identity:
     @property
     def key(self) -> str:
         """Hex digest of all the fields: the name of this result in every export."""
-        return _digest(self.to_json())
+        return _digest(self.to_dict())
 
     @property
     def policy(self) -> str:
         """Hex digest of all the fields but the region: answers of one policy may be aggregated."""
-        return _digest({name: value for name, value in self.to_json().items() if name != "region"})
+        return _digest({name: value for name, value in self.to_dict().items() if name != "region"})
 
-    def to_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """Return the fields as plain JSON values."""
         pairs = {name: getattr(self, name) for name in ("padded", "slide_mpp", "background", "level")}
         optional: dict[str, Any] = {name: None if value is None else list(value) for name, value in pairs.items()}
@@ -112,7 +114,7 @@ class Identity:
             "weights_sha256": self.weights_sha256,
             "card_sha256": self.card_sha256,
             "source": self.source,
-            "region": _region_to_json(self.region),
+            "region": _region_to_dict(self.region),
             "mpp": None if self.mpp is None else list(self.mpp),
             "precision": self.precision,
             # left out where they are None, so that keys of earlier versions stay
@@ -120,8 +122,8 @@ class Identity:
         }
 
     @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> Self:
-        """Inverse of `to_json`."""
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Inverse of `to_dict`."""
         padded, background = values.get("padded"), values.get("background")
         return cls(
             weights_sha256=values["weights_sha256"],
@@ -191,6 +193,16 @@ class Prediction:
         False when the weights are random; every output says so.
     warnings
         What the reader must know, one sentence each.
+
+    Examples
+    --------
+    >>> import streamview
+    >>> with streamview.open_slide("slide.svs") as slide:
+    ...     prediction = streamview.predict(streamview.load_model("demo"), slide)
+    >>> isinstance(prediction, streamview.Prediction), prediction.label, prediction.logits.shape
+    (True, 'lesion', (2,))
+    >>> prediction.to_dict()["region"]
+    {'y': 0, 'x': 0, 'height': 512, 'width': 768, 'level': 0}
     """
 
     slide_name: str
@@ -240,12 +252,22 @@ class Prediction:
         probability = self.probability_of(target)
         return f"score = {self.score_of(target):.3g}" if probability is None else f"p = {probability:.3f}"
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the fields, probabilities and label as plain JSON values."""
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything as plain JSON values: the record that job folders and stored maps keep.
+
+        Returns
+        -------
+        dict
+            ``slide_name``, ``task``, ``class_names``, ``model_name``, ``trained`` and ``warnings`` as the attributes are;
+            ``region``: ``y``, ``x``, ``height``, ``width`` and ``level``, in px of that level;
+            ``shape``: height and width in px of the network's grid; ``mpp``: y and x in um/px of it, or None;
+            ``logits``: K numbers; ``probabilities``: K numbers, None for regression; ``label``: as the attribute, None for regression;
+            ``identity``: the fields of `Identity` that are known, and its ``key``; ``note``: that this is for research only.
+        """
         probabilities = self.probabilities
         return {
             "slide_name": self.slide_name,
-            "region": _region_to_json(self.region),
+            "region": _region_to_dict(self.region),
             "shape": list(self.shape),
             "mpp": None if self.mpp is None else list(self.mpp),
             "task": self.task,
@@ -253,7 +275,7 @@ class Prediction:
             "logits": self.logits.tolist(),
             "probabilities": None if probabilities is None else probabilities.tolist(),
             "label": self.label,
-            "identity": {**self.identity.to_json(), "key": self.identity.key},
+            "identity": {**self.identity.to_dict(), "key": self.identity.key},
             "model_name": self.model_name,
             "trained": self.trained,
             "warnings": list(self.warnings),
@@ -261,8 +283,8 @@ class Prediction:
         }
 
     @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> Self:
-        """Inverse of `to_json`; what follows from the logits is computed again."""
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Inverse of `to_dict`; what follows from the logits is computed again."""
         height, width = values["shape"]
         return cls(
             slide_name=values["slide_name"],
@@ -272,11 +294,32 @@ class Prediction:
             task=values["task"],
             class_names=tuple(values["class_names"]),
             logits=np.asarray(values["logits"], np.float32),
-            identity=Identity.from_json(values["identity"]),
+            identity=Identity.from_dict(values["identity"]),
             model_name=values["model_name"],
             trained=values["trained"],
             warnings=tuple(values["warnings"]),
         )
+
+    def _repr_html_(self) -> str:
+        facts = [("answer", self.label)] if self.label is not None else []
+        facts += [
+            ("network", self.model_name if self.trained else f"{self.model_name} (untrained: its weights are random)"),
+            ("region", f"X,Y,WIDTH,HEIGHT {self.region} of level 0, {self.shape[1]} x {self.shape[0]} px for the network"),
+        ]
+        return card(self.slide_name, table(facts), self._outputs(), notes=(*self.warnings, RESEARCH_USE))
+
+    def _outputs(self) -> str:
+        """The largest outputs as an HTML table."""
+        probabilities = self.probabilities
+        order = np.argsort(-self.logits, kind="stable") if self.task == "class" else np.arange(len(self.logits))
+        rows = [
+            (self.class_names[n], f"{self.logits[n]:.4g}", *(() if probabilities is None else (f"{probabilities[n]:.3f}",)))
+            for n in order[:_SHOWN_OUTPUTS].tolist()
+        ]
+        if len(order) > _SHOWN_OUTPUTS:
+            rows.append((f"... and {len(order) - _SHOWN_OUTPUTS} more", *("" for _ in rows[0][1:])))
+        header = ("output", "value") if probabilities is None else ("class", "logit", "probability")
+        return table(rows, header)
 
 
 class Pixels(Protocol):
@@ -454,6 +497,16 @@ class Saliency:
         By method.
     path
         Where it is stored; None in memory.
+
+    Examples
+    --------
+    >>> import streamview
+    >>> with streamview.open_slide("slide.svs") as slide:
+    ...     result = streamview.saliency(streamview.load_model("demo"), slide, target="lesion")
+    >>> isinstance(result, streamview.Saliency), str(result.target)
+    (True, 'lesion')
+    >>> {method: one.values.shape for method, one in result.maps.items()}
+    {'absolute': (512, 768), 'signed': (512, 768), 'evidence': (16, 24)}
     """
 
     prediction: Prediction
@@ -479,8 +532,27 @@ class Saliency:
         """The logit, or difference of logits, whose gradient the maps show."""
         return self.prediction.score_of(self.target)
 
+    def _repr_png_(self) -> bytes:
+        from streamview.results.display import draw_map
 
-def _region_to_json(region: Region) -> dict[str, int]:
+        return png(draw_map(self))
+
+    def _repr_html_(self) -> str:
+        from streamview.results.display import PRESETS, TITLES, default_preset, empty_reason, show
+
+        recipe = PRESETS[default_preset(self)]
+        reason = empty_reason(self, show(self, recipe))
+        facts = [
+            ("target", f"{self.target}, {self.prediction.answer_for(self.target)}"),
+            ("shown", f"{TITLES[recipe.method]}, blurred by {recipe.blur_um:g} um"),
+            ("maps", ", ".join(f"{method} {one.values.shape[1]} x {one.values.shape[0]} px" for method, one in self.maps.items())),
+        ]
+        notes = () if reason is None else (reason,)
+        picture = image(self._repr_png_(), f"{TITLES[recipe.method]} for {self.target}")
+        return card(self.prediction.slide_name, table(facts), picture, notes=(*notes, *self.prediction.warnings, RESEARCH_USE))
+
+
+def _region_to_dict(region: Region) -> dict[str, int]:
     return {"y": region.y, "x": region.x, "height": region.height, "width": region.width, "level": region.level}
 
 

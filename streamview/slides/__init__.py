@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from streamview.errors import SlideError, SlideWarning
 from streamview.geometry import Region
+from streamview.slides.notebook import NotebookSlide
 from streamview.slides.slide import Level, Slide, given_mpp
 
 __all__ = ["Level", "Slide", "as_slide", "can_open", "open_slide"]
@@ -23,7 +24,7 @@ _EXPECTED = (
 
 
 def open_slide(path: str | os.PathLike[str], mpp: float | None = None, channel: int | str | None = None) -> Slide:
-    """Open a slide file or folder, or an OME-Zarr image, also in a zip file or by its URL.
+    """Open a slide file, or an OME-Zarr pyramid: a folder, one in a zip file, or a URL.
 
     What a file is, its content says and not its name. The tiles of Aperio SVS, OME-TIFF and plain TIFF are read directly, where that gives
     what OpenSlide gives; other vendors' formats and DICOM are read by OpenSlide, folders and zip files as OME-Zarr. A `SlideWarning` is
@@ -43,12 +44,20 @@ def open_slide(path: str | os.PathLike[str], mpp: float | None = None, channel: 
     Returns
     -------
     Slide
-        To be closed, or used in a ``with`` statement.
+        To be closed, or used in a ``with`` statement. An OME-Zarr image is a `streamview.slides.omezarr.Pyramid`.
 
     Raises
     ------
     SlideError
         When the path is missing, is not a slide, is cut short, is not 8-bit RGB, or `mpp` is not a positive number.
+
+    Examples
+    --------
+    >>> import streamview
+    >>> with streamview.open_slide("slide.svs") as slide:
+    ...     pixels = slide.read(streamview.Region(y=0, x=0, height=100, width=200))
+    >>> pixels.shape, str(pixels.dtype)
+    ((100, 200, 3), 'uint8')
     """
     if mpp is not None:
         given_mpp(mpp)  # refused before anything is opened
@@ -157,7 +166,7 @@ def _open_file(path: Path, channel: int | str | None) -> Slide:
     return slide
 
 
-class _Measured:
+class _Measured(NotebookSlide):
     """A slide whose mpp the user has given; everything else is the slide's own."""
 
     def __init__(self, slide: Slide, mpp: float) -> None:

@@ -47,7 +47,7 @@ _Span = tuple[int, int]
 
 
 def open_pyramid(path: str | os.PathLike[str]) -> Pyramid:
-    """Open an OME-Zarr image, made by `build_pyramid` or another program.
+    """Open an OME-Zarr image; `streamview.open_slide` does the same, and takes the place of this name after the next release.
 
     Parameters
     ----------
@@ -63,6 +63,15 @@ def open_pyramid(path: str | os.PathLike[str]) -> Pyramid:
     ------
     SlideError
         When it is missing, damaged, incomplete, or not an 8-bit RGB OME-Zarr image.
+
+    Examples
+    --------
+    >>> import streamview
+    >>> with streamview.open_slide("slide.svs") as slide:
+    ...     streamview.build_pyramid(slide, "old-name.ome.zarr").close()
+    >>> with streamview.open_pyramid("old-name.ome.zarr") as pyramid:
+    ...     print(pyramid.shape)
+    (512, 768)
     """
     return Pyramid(path)
 
@@ -134,6 +143,15 @@ def build_pyramid(
     SlideError
         When `out` exists or is being made by another process, the slide cannot be read or is too coarse for `mpp`, or the disk is full or
         not writable; nothing is left at `out`, and what is finished is kept beside it.
+
+    Examples
+    --------
+    >>> import streamview
+    >>> with streamview.open_slide("slide.svs") as slide:
+    ...     streamview.build_pyramid(slide, "slide.ome.zarr", levels=2).close()
+    >>> with streamview.open_slide("slide.ome.zarr") as pyramid:
+    ...     print([level.shape for level in pyramid.levels])
+    [(512, 768), (256, 384)]
     """
     out = Path(out)
     try:

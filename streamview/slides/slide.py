@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from streamview.errors import RegionError, SlideError
 from streamview.geometry import Region, as_region
+from streamview.slides.notebook import NotebookSlide
 from streamview.slides.units import number
 
 __all__ = ["WHITE", "Level", "Slide", "SlideBase", "check_region", "composite", "given_mpp", "output", "positive_mpp", "shape_levels"]
@@ -51,7 +52,17 @@ class Level:
 
 @runtime_checkable
 class Slide(Protocol):
-    """A source of RGB pixels in one or more resolutions; a context manager, safe to read from several threads."""
+    """A source of RGB pixels in one or more resolutions; a context manager, safe to read from several threads.
+
+    `streamview.open_slide` gives one; any class with these attributes and methods is one.
+
+    Examples
+    --------
+    >>> import streamview
+    >>> with streamview.open_slide("slide.svs") as slide:
+    ...     print(isinstance(slide, streamview.Slide), slide.shape, slide.mpp, len(slide.levels))
+    True (512, 768) (0.5, 0.5) 1
+    """
 
     @property
     def name(self) -> str:
@@ -137,7 +148,7 @@ class Slide(Protocol):
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None: ...
 
 
-class SlideBase:
+class SlideBase(NotebookSlide):
     """The facts about a slide, for backends to inherit; attributes as in `Slide`."""
 
     reader = "memory"

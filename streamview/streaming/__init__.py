@@ -4,8 +4,8 @@ It imports nothing of streamview but its errors and is usable alone on any `torc
 
 1. `module.stream` wraps a network. At a call it asks for the network's graph.
 2. `capture/` records the calls of the network (torch.fx, else torch.export), lowers those that are local to operations (`ops/`), and
-   divides them: passes over the image, *bridges* on small tensors between passes, and the *head* behind the last. The result is a `graph.Graph`,
-   whatever the image's size; it is compared once with the network itself, and captured anew when the network changes.
+   divides them: passes over the image, *bridges* on small tensors between passes, and the *head* behind the last. The result is a
+   `graph.Graph`, whatever the image's size; it is compared once with the network itself, and captured anew when the network changes.
 3. `graph.bind` fixes the size of the image: every value gets a height and a width, every operation its geometry.
 4. `schedule` says, in integers alone, which rows and columns of every value each step makes, and which it must keep for later steps. No
    activation is computed twice in a pass: what later steps still need is carried, where the paper overlaps its tiles.

@@ -83,6 +83,18 @@ def stream(
     -----
     The method is that of Pinckaers, van Ginneken and Litjens (TPAMI 2020) without their overlap: what later steps still need is
     carried, so no convolution is computed twice in a pass.
+
+    Examples
+    --------
+    >>> import streamview, torch
+    >>> network = torch.nn.Sequential(
+    ...     torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(4, 2)
+    ... )
+    >>> image = torch.rand(1, 3, 300, 200, requires_grad=True)
+    >>> streamed = streamview.stream(network, memory="1GB")
+    >>> gradients = [torch.autograd.grad(module(image)[0, 1], image)[0] for module in (network, streamed)]
+    >>> torch.allclose(*gradients, rtol=1e-4, atol=1e-9)
+    True
     """
     if (body is None) != (head is None):
         raise ValueError("body and head divide a network together: give both or neither")

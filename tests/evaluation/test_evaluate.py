@@ -146,7 +146,7 @@ def test_the_files_say_what_was_measured(tmp_path):
     assert [path.name for path in paths] == ["regions.csv", "confusion.png", "reliability.png", "summary.md", "metrics.json"]
     assert sorted(tmp_path.joinpath("out").iterdir()) == sorted(paths)
     document = json.loads(paths[-1].read_text())
-    assert repr(Metrics.from_json(document["metrics"])) == repr(found.metrics)
+    assert repr(Metrics.from_dict(document["metrics"])) == repr(found.metrics)
     assert (document["note"], document["regions"], document["failed"]) == (RESEARCH_USE, 61, 1)
     assert document["model"]["weights_sha256"] == "0" * 64
     assert document["labels_sha256"] == found.labels_sha256
@@ -177,7 +177,7 @@ def test_an_evaluation_takes_the_place_of_the_last(tmp_path):
     paths = write_evaluation(evaluate(network("regression"), values, resamples=50), tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(path.name for path in paths)
     assert "scatter.png" in {path.name for path in paths}
-    found = Metrics.from_json(json.loads((tmp_path / "metrics.json").read_text())["metrics"])
+    found = Metrics.from_dict(json.loads((tmp_path / "metrics.json").read_text())["metrics"])
     assert found.outputs[0].spearman.value == pytest.approx(1)
     assert 0 < found.outputs[1].spearman.value < 1
     several = squares(lambda colour: ";".join(n for n, v in zip(("red", "green", "blue"), colour, strict=True) if v > 128), (1,))

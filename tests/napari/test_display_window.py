@@ -14,9 +14,9 @@ import pytest
 from PIL import Image
 from scipy import ndimage
 
-from streamview.display import PALETTES, PRESETS
 from streamview.jobs import Job, RegionResult, StoredMap
 from streamview.results import Saliency, open_saliency, save_saliency
+from streamview.results.display import PALETTES, PRESETS
 from streamview.slides import open_slide
 from streamview.slides.synthetic import write_synthetic_slide
 from tests.support.maps import make_maps

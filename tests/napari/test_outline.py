@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from streamview_napari._outline import contours, line_width, vectors
 from streamview_napari._pyramid import ShownMap
 
-from streamview.display import Recipe
+from streamview.results.display import Recipe
 from tests.support.maps import make_maps
 
 CENTRE, RADIUS = (700.0, 900.0), 300.0

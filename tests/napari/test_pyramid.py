@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy import ndimage
 from streamview_napari._pyramid import Glass, ShownMap
 
-from streamview.display import PRESETS, Recipe, show
+from streamview.results.display import PRESETS, Recipe, show
 from tests.support.maps import make_maps
 
 SIZE = (1300, 1537)

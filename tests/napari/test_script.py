@@ -14,9 +14,9 @@ from streamview_napari._script import Origin, about, command, find_origin, pytho
 from streamview_napari._state import RunFacts
 
 from streamview.cli import main
-from streamview.display import PRESETS
 from streamview.errors import StreamviewError
 from streamview.results import Saliency, open_saliency
+from streamview.results.display import PRESETS
 from streamview.slides.synthetic import write_synthetic_slide
 from tests.support.maps import make_maps
 

@@ -18,8 +18,8 @@ from streamview_napari._readout import value_under
 from streamview_napari._showing import Canvas, find_glass, recipe_of
 from streamview_napari._state import facts
 
-from streamview.display import PALETTES, PRESETS
 from streamview.results import Saliency, Target, difference
+from streamview.results.display import PALETTES, PRESETS
 from streamview.slides import as_slide
 from tests.support.maps import make_maps
 

@@ -18,7 +18,7 @@ from tests.support.networks import seed_network
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # captum gives deprecation warnings of its own when it is imported
-    attr = pytest.importorskip("captum.attr", reason="captum is not installed: pip install 'streamview[explain]'")
+    attr = pytest.importorskip("captum.attr", reason="captum is not installed: pip install 'streamview[test]'")
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # captum warns of what it does to gradients
 

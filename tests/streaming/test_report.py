@@ -187,7 +187,7 @@ def test_barriers() -> None:
     assert not found.piecewise_linear
     assert re.search(r"barrier +3\.1: mean of 6 channels", str(found))
     assert "the whole image, by the barriers; 5 x 5 px along the local layers alone" in str(found)
-    assert json.loads(json.dumps(found.to_json()))["passes"] == 3
+    assert json.loads(json.dumps(found.to_dict()))["passes"] == 3
 
 
 def test_refusals_and_what_to_do() -> None:

@@ -209,8 +209,8 @@ def test_nan_fails(network: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
     found = verify(network, 60, windows=1)
     assert not found.passed
     assert found.worst == math.inf
-    kept = json.dumps(found.to_json(), allow_nan=False)
-    assert Certificate.from_json(json.loads(kept)) == found
+    kept = json.dumps(found.to_dict(), allow_nan=False)
+    assert Certificate.from_dict(json.loads(kept)) == found
 
 
 class Nan(nn.Module):
@@ -378,9 +378,9 @@ def test_hooks_in_the_local_part_are_refused_as_by_stream(network: nn.Module) ->
 
 def test_json_and_table(network: nn.Module) -> None:
     found = replace(verify(network, 90, windows=2), facts={"slide": "a.svs"})
-    values = json.loads(json.dumps(found.to_json(), allow_nan=False))
+    values = json.loads(json.dumps(found.to_dict(), allow_nan=False))
     assert values["passed"] is True
-    assert Certificate.from_json(values) == found
+    assert Certificate.from_dict(values) == found
     text = str(found)
     assert text.splitlines()[0] == f"Sequential, weights {found.weights_sha256[:12]}, in float64 on cpu, torch {torch.__version__}"
     assert "slide: a.svs" in text
@@ -389,10 +389,10 @@ def test_json_and_table(network: nn.Module) -> None:
         assert f"{c.tile[1]} x {c.tile[0]}" in text
     for damage in ({"comparisons": 3}, {"facts": None}, {"comparisons": [{"row": 1}]}):
         with pytest.raises(StreamviewError, match="damaged certificate"):
-            Certificate.from_json(values | damage)
+            Certificate.from_dict(values | damage)
     del values["seed"]
     with pytest.raises(StreamviewError, match=r"damaged certificate \(KeyError: 'seed'\)"):
-        Certificate.from_json(values)
+        Certificate.from_dict(values)
 
 
 class Transposed(nn.Module):
@@ -436,4 +436,4 @@ def test_finite_differences_decide_where_gradients_disagree(wrong: str, monkeypa
     assert comparison.differences == {"plain": "streamed", "streamed": "plain"}[wrong]
     assert certificate.passed == (wrong == "plain")
     assert ("finite differences agree with the streamed one" in certificate.verdict) == (wrong == "plain")
-    assert Certificate.from_json(certificate.to_json()) == certificate
+    assert Certificate.from_dict(certificate.to_dict()) == certificate

@@ -37,6 +37,7 @@ __all__ = [
     "blurred_overview",
     "colours",
     "default_preset",
+    "draw_map",
     "empty_reason",
     "glass_mask",
     "show",
@@ -58,6 +59,7 @@ TITLES: Mapping[Method, str] = {
     "patches": "Patches (an answer each)",
 }
 
+_SMALL_PICTURE = 512  # px a side of a picture in a notebook
 _ROWS = 256  # rows compared with glass at a time
 _OVERVIEW = 2048  # px: the cap comes from the finest level no larger than this
 _RESOLVED = 4.0  # px: standard deviation from which sampling a blur loses nothing visible
@@ -403,6 +405,16 @@ def colours(recipe: Recipe, shown: NDArray[np.float32]) -> tuple[NDArray[np.floa
     rgb = np.stack([np.interp(shown, position, stops[:, c]).astype(np.float32) for c in range(3)], axis=-1)
     alpha = np.where(shown > 0, 0.55 + 0.45 * shown, 0).astype(np.float32)
     return rgb, alpha
+
+
+def draw_map(saliency: Saliency) -> NDArray[np.uint8]:
+    """Draw a map by its default recipe on white, without its slide, as uint8 (h, w, 3) of at most 512 px a side."""
+    recipe = PRESETS[default_preset(saliency)]
+    shown = show(saliency, recipe)
+    values = shown.levels[shown.fitting(_SMALL_PICTURE)][:, :]
+    enlarged = max(1, _SMALL_PICTURE // (2 * max(values.shape)))  # maps of features have few pixels
+    rgb, alpha = colours(recipe, values.repeat(enlarged, 0).repeat(enlarged, 1))
+    return np.asarray(np.rint(255 * (1 - alpha[..., None] * (1 - rgb))), np.uint8)
 
 
 def glass_mask(rgb: NDArray[np.uint8], background: tuple[int, int, int], smallest: int) -> NDArray[np.bool_]:
