@@ -153,6 +153,16 @@ class PreparedRun:
         Whether the decoded region stays on the device between passes.
     warnings
         What the reader of a result must know, one sentence each.
+
+    Examples
+    --------
+    >>> import streamview
+    >>> with streamview.open_slide("slide.svs") as slide:
+    ...     run = streamview.prepare(streamview.load_model("demo"), slide)
+    ...     forecast = run.forecast()
+    ...     prediction = run.predict(forecast.plan)
+    >>> prediction.identity == run.identity
+    True
     """
 
     model: Model
