@@ -6,6 +6,7 @@ import base64
 import html
 import io
 from collections.abc import Iterable, Sequence
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,17 +16,22 @@ __all__ = ["card", "image", "png", "table"]
 
 def png(rgb: NDArray[np.uint8]) -> bytes:
     """Encode uint8 (h, w, 3) as a PNG."""
+    return _encoded(rgb, "png", optimize=True)
+
+
+def image(rgb: NDArray[np.uint8], description: str, kind: Literal["png", "jpeg"]) -> str:
+    """Return an ``<img>`` that holds a picture, uint8 (h, w, 3), itself, so that the notebook refers to no file."""
+    text = base64.b64encode(_encoded(rgb, kind)).decode("ascii")
+    style = "max-width: 100%; border: 1px solid #d0d7de"
+    return f'<img src="data:image/{kind};base64,{text}" alt="{html.escape(description)}" style="{style}">'
+
+
+def _encoded(rgb: NDArray[np.uint8], kind: str, **options: Any) -> bytes:
     from PIL import Image
 
     file = io.BytesIO()
-    Image.fromarray(rgb).save(file, "PNG", optimize=True)
+    Image.fromarray(rgb).save(file, kind, **options)
     return file.getvalue()
-
-
-def image(data: bytes, description: str) -> str:
-    """Return an ``<img>`` that holds a PNG itself, so that the notebook refers to no file."""
-    text = base64.b64encode(data).decode("ascii")
-    return f'<img src="data:image/png;base64,{text}" alt="{html.escape(description)}" style="max-width: 100%">'
 
 
 def table(rows: Iterable[Sequence[str]], header: Sequence[str] = ()) -> str:

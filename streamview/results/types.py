@@ -301,10 +301,14 @@ class Prediction:
         )
 
     def _repr_html_(self) -> str:
+        region, network_grid = self.region, f"{self.shape[1]} x {self.shape[0]} px for the network"
         facts = [("answer", self.label)] if self.label is not None else []
         facts += [
             ("network", self.model_name if self.trained else f"{self.model_name} (untrained: its weights are random)"),
-            ("region", f"X,Y,WIDTH,HEIGHT {self.region} of level 0, {self.shape[1]} x {self.shape[0]} px for the network"),
+            (
+                "region",
+                f"x {region.x}, y {region.y}, {region.width} x {region.height} px ({network_grid})",
+            ),
         ]
         return card(self.slide_name, table(facts), self._outputs(), notes=(*self.warnings, RESEARCH_USE))
 
@@ -538,7 +542,7 @@ class Saliency:
         return png(draw_map(self))
 
     def _repr_html_(self) -> str:
-        from streamview.results.display import PRESETS, TITLES, default_preset, empty_reason, show
+        from streamview.results.display import PRESETS, TITLES, default_preset, draw_map, empty_reason, show
 
         recipe = PRESETS[default_preset(self)]
         reason = empty_reason(self, show(self, recipe))
@@ -548,7 +552,7 @@ class Saliency:
             ("maps", ", ".join(f"{method} {one.values.shape[1]} x {one.values.shape[0]} px" for method, one in self.maps.items())),
         ]
         notes = () if reason is None else (reason,)
-        picture = image(self._repr_png_(), f"{TITLES[recipe.method]} for {self.target}")
+        picture = image(draw_map(self), f"{TITLES[recipe.method]} for {self.target}", "png")
         return card(self.prediction.slide_name, table(facts), picture, notes=(*notes, *self.prediction.warnings, RESEARCH_USE))
 
 

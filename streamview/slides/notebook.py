@@ -9,6 +9,9 @@ from streamview.errors import SlideError
 from streamview.notebook import card, image, png, table
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from streamview.slides.slide import Slide
 
 __all__ = ["NotebookSlide"]
@@ -28,12 +31,13 @@ class NotebookSlide:
         return card(
             slide.name,
             table(_facts(slide)),
-            "" if picture is None else image(picture, f"thumbnail of {slide.name}"),
+            "" if picture is None else image(picture, f"thumbnail of {slide.name}", "jpeg"),
             notes=() if note is None else (note,),
         )
 
     def _repr_png_(self) -> bytes | None:
-        return _picture(cast("Slide", self))[0]
+        picture, _ = _picture(cast("Slide", self))
+        return None if picture is None else png(picture)
 
 
 def _facts(slide: Slide) -> list[tuple[str, str]]:
@@ -44,13 +48,13 @@ def _facts(slide: Slide) -> list[tuple[str, str]]:
     else:
         (y, x) = slide.mpp
         facts[0] = ("size", f"{width} x {height} px, {width * x / 1000:.3g} x {height * y / 1000:.3g} mm")
-        facts.append(("mpp", f"{x:g} um/px ({slide.mpp_source})" if x == y else f"{x:g} x {y:g} um/px ({slide.mpp_source})"))
+        facts.append(("mpp", f"{x:.4g} um/px ({slide.mpp_source})" if x == y else f"{x:.4g} x {y:.4g} um/px ({slide.mpp_source})"))
     facts.append(("levels", ", ".join(f"{level.shape[1]} x {level.shape[0]}" for level in slide.levels)))
     return [*facts, ("reader", slide.reader)]
 
 
-def _picture(slide: Slide) -> tuple[bytes | None, str | None]:
-    """The thumbnail as a PNG, or why there is none: reading it must take little, and a closed slide still shows its facts."""
+def _picture(slide: Slide) -> tuple[NDArray[np.uint8] | None, str | None]:
+    """The thumbnail, or why there is none: reading it must take little, and a closed slide still shows its facts."""
     from streamview.geometry import Region
     from streamview.slides.thumbnail import thumbnail
 
@@ -63,4 +67,4 @@ def _picture(slide: Slide) -> tuple[bytes | None, str | None]:
         rgb = thumbnail(slide, Region(0, 0, height, width), (max(1, round(height / step)), max(1, round(width / step))))
     except SlideError as error:
         return None, f"no thumbnail: {error}"
-    return png(rgb), None
+    return rgb, None
