@@ -14,7 +14,8 @@ DEBIAN := xvfb xauth libgl1 libegl1 libgl1-mesa-dri libopengl0 libglib2.0-0 libx
 # Beside torch, numpy, scipy, pillow, tifffile, safetensors, tqdm, filelock, matplotlib, hypothesis and torchvision
 WHEELS := zarr numcodecs donfig google-crc32c imagecodecs openslide-python openslide-bin tifffile
 # Two processes of one thread each are faster than one of two, and the tests of one file stay together where they can
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+# Compiled files are kept: each process that a test starts would otherwise compile everything anew.
+PYTEST := env -u PYTHONDONTWRITEBYTECODE OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 .PHONY: help demo test test-slow lint bench bench-full docs dist gpu gpu-wheels screenshots debian clean
 

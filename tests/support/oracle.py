@@ -16,9 +16,10 @@ from torch.utils import _pytree
 from streamview.streaming import module, stream
 from streamview.streaming.capture import capture as capturing
 from streamview.streaming.capture.capture import capture
+from streamview.streaming.graph import Graph
 from streamview.streaming.plan.plan import Plan, make_plan
 
-__all__ = ["captured", "errors", "gradients", "joined", "remembering"]
+__all__ = ["captured", "captured_once", "errors", "gradients", "joined", "remembering"]
 
 
 @contextlib.contextmanager
@@ -39,6 +40,24 @@ def remembering(tapes: float, segment: int, spill: bool = False) -> Iterator[Non
 def captured(exported: bool) -> Iterator[None]:
     """Have `stream` capture by torch.export without trying torch.fx."""
     with mock.patch.object(capturing, "capture", partial(capture, exported=exported)):
+        yield
+
+
+@contextlib.contextmanager
+def captured_once(exported: bool = False) -> Iterator[None]:
+    """Have `stream` use the first capture of a network again and again; for networks that are not changed meanwhile.
+
+    A capture is compared with its network where the first call of `stream` has it compared.
+    """
+    captures: dict[tuple[nn.Module, int | None, bool], Graph] = {}
+
+    def once(module: nn.Module, *, channels: int | None = None, reduce: bool = True, check: bool = False) -> Graph:
+        key = module, channels, reduce
+        if key not in captures:
+            captures[key] = capture(module, channels=channels, reduce=reduce, check=check, exported=exported)
+        return captures[key]
+
+    with mock.patch.object(capturing, "capture", once):
         yield
 
 
