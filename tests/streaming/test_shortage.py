@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -30,7 +30,7 @@ Starve = Callable[..., list[Exception]]
 
 
 @pytest.fixture
-def starve(monkeypatch: pytest.MonkeyPatch) -> Starve:
+def starve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Starve]:
     """Let convolutions run out of memory: of an image of more than so many rows, or the `nth` time that one is run or reversed."""
 
     def arrange(error: Exception, *, rows: int | None = None, nth: int | None = None, method: str = "run") -> list[Exception]:
@@ -47,7 +47,9 @@ def starve(monkeypatch: pytest.MonkeyPatch) -> Starve:
         monkeypatch.setattr(Convolution, method, hungry)
         return raised
 
-    return arrange
+    yield arrange
+    for error in ERRORS:  # whose frames would hold what the run had, for the life of this module
+        error.with_traceback(None)
 
 
 @pytest.fixture
