@@ -42,7 +42,7 @@ def main() -> None:
 
 
 def _measure(place: Path, seconds: float, rounds: int) -> None:
-    from streamview_napari import _finetuning
+    from streamview_napari.panels import finetuning as _finetuning
 
     polite = _finetuning.yield_to_window
     viewer, section = _open(place)
@@ -67,7 +67,7 @@ def _measure(place: Path, seconds: float, rounds: int) -> None:
 
 def _open(place: Path) -> tuple[Any, Any]:
     """A window with labelled regions on two slides, and the section that trains on them, ready."""
-    from streamview_napari._settings import settings
+    from streamview_napari.settings import settings
     from streamview_napari.view import add_layers, view
 
     from streamview.geometry import Region

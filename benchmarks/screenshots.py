@@ -46,7 +46,7 @@ def take(path: Path, region: Any, folder: Path) -> None:
     """Work with the window as a user does, and take a picture at every stage."""
     from napari.settings import get_settings
     from PIL import Image
-    from streamview_napari._regions import corners, fly_to
+    from streamview_napari.requests.regions import corners, fly_to
     from streamview_napari.view import view
 
     from streamview.inference import explain as inference
@@ -108,8 +108,8 @@ def take_finetuning(place: Path, folder: Path) -> None:
     from napari.settings import get_settings
     from PIL import Image
     from qtpy.QtWidgets import QScrollArea
-    from streamview_napari._regions import fly_to
-    from streamview_napari._settings import settings
+    from streamview_napari.requests.regions import fly_to
+    from streamview_napari.settings import settings
     from streamview_napari.view import view
 
     from streamview.geometry import Region

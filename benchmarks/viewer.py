@@ -163,8 +163,8 @@ def _pan(window: Window, number: int) -> float:
 
 def _opened(with_map: bool) -> tuple[Window, float]:
     """A window on the slide, and the seconds until it showed something."""
-    from streamview_napari._layers import map_layer
-    from streamview_napari._showing import Canvas
+    from streamview_napari.canvas.layers import map_layer
+    from streamview_napari.canvas.map_display import Canvas
 
     window, saliency = Window(), _virtual_map()
 
@@ -204,8 +204,8 @@ def _panning(count: int) -> Iterator[tuple[str, list[float]]]:
 
 
 def _changing(folder: Path, count: int) -> Iterator[tuple[str, list[float]]]:
-    from streamview_napari._layers import saliency_layers
-    from streamview_napari._showing import Canvas
+    from streamview_napari.canvas.layers import saliency_layers
+    from streamview_napari.canvas.map_display import Canvas
 
     window = Window()
     _add(window, [_slide_tuple()])

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from streamview.errors import StreamviewError
-from streamview_napari._reader import get_reader
-from streamview_napari._readout import describe, dress
+from streamview_napari.canvas.captions import describe, dress
+from streamview_napari.reader import get_reader
 
 if TYPE_CHECKING:
     from napari import Viewer

@@ -49,10 +49,10 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def shell(window: Callable[[Any], Any], job: Path, qtbot: Any) -> Any:
     """A window on the job, with the three sections."""
     import napari
-    from streamview_napari._display import DisplaySection
-    from streamview_napari._export import ExportSection
-    from streamview_napari._hotspots import HotspotSection
-    from streamview_napari._state import State
+    from streamview_napari.panels.display import DisplaySection
+    from streamview_napari.panels.export import ExportSection
+    from streamview_napari.panels.hotspots import HotspotSection
+    from streamview_napari.state import State
     from streamview_napari.view import add_layers
 
     viewer = window(napari.Viewer(show=True))
@@ -243,7 +243,7 @@ def test_exports_are_reloaded_in_place(shell: Any, qtbot: Any, tmp_path: Path) -
 
 def test_two_results_of_one_region_are_compared(shell: Any) -> None:
     from napari.layers import Layer
-    from streamview_napari._layers import saliency_layers
+    from streamview_napari.canvas.layers import saliency_layers
 
     from streamview.results import Target
 

@@ -79,7 +79,7 @@ class Panel:
 
     def draw(self, slide: str, regions: dict[str, Region]) -> None:
         """Drag a rectangle for each class."""
-        from streamview_napari._regions import corners
+        from streamview_napari.requests.regions import corners
 
         self.viewer.layers.selection.active = self.viewer.layers[slide]
         for label, region in regions.items():

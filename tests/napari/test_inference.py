@@ -12,13 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from napari.components import ViewerModel
 from npe2 import PluginManifest
-from streamview_napari import _section
-from streamview_napari._layers import SlideLevel, has_overview, slide_layer
-from streamview_napari._live import LiveMap
-from streamview_napari._models import describe_card, describe_fit, describe_streaming, known_models, load
-from streamview_napari._reader import get_reader
-from streamview_napari._regions import centre_of, corners, describe_size, fly_to, grid_scale, square, within
-from streamview_napari._runs import Request, compute, describe_progress, find_region, foresee
+from streamview_napari.canvas.layers import SlideLevel, has_overview, slide_layer
+from streamview_napari.canvas.live_map import LiveMap
+from streamview_napari.panels import section as _section
+from streamview_napari.reader import get_reader
+from streamview_napari.requests.inference import Request, compute, describe_progress, find_region, foresee
+from streamview_napari.requests.networks import describe_card, describe_fit, describe_streaming, known_models, load
+from streamview_napari.requests.regions import centre_of, corners, describe_size, fly_to, grid_scale, square, within
 
 from streamview.errors import Cancelled, ModelError, RegionError
 from streamview.geometry import Region
@@ -155,12 +155,13 @@ def test_a_request_from_forecast_to_answer(synthetic_slide: Any, tmp_path: Path)
         assert outlook.fits
         assert str(outlook).startswith("A few seconds, peak memory ")
         steps: list[Step] = []
-        answer = compute(request, outlook.region, tmp_path / "map.ome.zarr", steps.append)
+        answer = compute(request, outlook, tmp_path / "map.ome.zarr", steps.append)
         assert answer.saliency is not None
         assert answer.saliency.path == tmp_path / "map.ome.zarr"
         assert answer.seconds is not None
         assert {step.task for step in steps} == {"forward pass", "backward pass"}
-        alone = compute(make_request(slide, maps=False), outlook.region, tmp_path / "none.ome.zarr", steps.append)
+        only = make_request(slide, maps=False)
+        alone = compute(only, foresee(only, tmp_path), tmp_path / "none.ome.zarr", steps.append)
         assert alone.saliency is None
         assert not (tmp_path / "none.ome.zarr").exists()
         np.testing.assert_array_equal(alone.prediction.logits, answer.prediction.logits)
@@ -169,7 +170,7 @@ def test_a_request_from_forecast_to_answer(synthetic_slide: Any, tmp_path: Path)
             raise Cancelled("enough")
 
         with pytest.raises(Cancelled):
-            compute(request, outlook.region, tmp_path / "never.ome.zarr", stop)
+            compute(request, outlook, tmp_path / "never.ome.zarr", stop)
         assert [path.name for path in tmp_path.iterdir()] == ["map.ome.zarr"]
 
 
@@ -269,13 +270,13 @@ def test_a_slide_knows_where_it_was_opened(synthetic_slide: Any) -> None:
 
 
 def test_settings_without_an_installed_plugin(monkeypatch: pytest.MonkeyPatch) -> None:
-    from streamview_napari import _settings
+    from streamview_napari import settings
 
     def absent(name: str) -> Any:
         raise KeyError(name)
 
     monkeypatch.setattr("napari.settings.get_plugin_settings", absent)
-    found = _settings.settings()
+    found = settings.settings()
     assert isinstance(found, SimpleNamespace)
     assert found.panel.model == "demo"
     assert found.shortcuts.sheet == "Shift-/"

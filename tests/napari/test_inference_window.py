@@ -23,6 +23,7 @@ from PIL import Image
 
 from streamview.errors import StreamviewError
 from streamview.geometry import Region
+from streamview.inference import prepared
 from streamview.inference.prepared import PreparedRun
 from streamview.inspection import verification
 from streamview.progress import Step
@@ -73,7 +74,7 @@ def section(dock: Any, title: str) -> Any:
 
 def draw(viewer: Any, dock: Any, region: Region, qtbot: Any) -> Any:
     """Drag a rectangle as a user does, on the layer that Draw makes; return the section once it is ready to run."""
-    from streamview_napari._regions import corners
+    from streamview_napari.requests.regions import corners
 
     panel = section(dock, "Model and region")
     panel.draw.click()
@@ -85,6 +86,30 @@ def draw(viewer: Any, dock: Any, region: Region, qtbot: Any) -> Any:
     qtbot.waitUntil(panel.run.isEnabled, timeout=LIMIT)
     assert panel._outlook.region == region
     return panel
+
+
+def count_preparations(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """From now on, the name of every slide for which a run is prepared."""
+    prepare, names = prepared.prepare, []
+
+    def counted(model: Any, slide: Any, *args: Any, **options: Any) -> PreparedRun:
+        names.append(slide.name)
+        return prepare(model, slide, *args, **options)
+
+    monkeypatch.setattr(prepared, "prepare", counted)
+    return names
+
+
+def record_plans(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """From now on, the plan of every run."""
+    complete, plans = PreparedRun._complete, []
+
+    def recorded(self: PreparedRun, call: Any, plan: Any, *rest: Any) -> Any:
+        plans.append(plan)
+        return complete(self, call, plan, *rest)
+
+    monkeypatch.setattr(PreparedRun, "_complete", recorded)
+    return plans
 
 
 def small_steps(monkeypatch: pytest.MonkeyPatch, pause: float = 0.0) -> list[Step]:
@@ -140,7 +165,8 @@ def test_draw_cancel_run_and_look_at_the_answer(
     assert list(dock.state.folder.iterdir()) == []
     assert [layer.name for layer in viewer.layers] == ["planted.svs", "Regions"]
 
-    # to the end, the map appearing on the way
+    # to the end, the map appearing on the way, by the plan that was shown
+    shown, preparations, plans = panel._outlook.forecast.plan, count_preparations(monkeypatch), record_plans(monkeypatch)
     panel._redraw.setInterval(20)
     panel.run.click()
     seen: list[np.ndarray] = []
@@ -160,6 +186,7 @@ def test_draw_cancel_run_and_look_at_the_answer(
     assert "left" in panel.said.text() or "%" in panel.said.text()
     (answer,) = dock.state.answers
     assert answer.saliency is dock.state.result
+    assert (preparations, plans) == ([], [shown])
     assert answer.prediction.region == region
     assert not any(layer.name.startswith("Being computed") for layer in viewer.layers)
     shown = [layer.name for layer in viewer.layers if layer.visible and "saliency" in layer.metadata.get("streamview", {})]
@@ -306,7 +333,7 @@ def test_removing_the_dock_stops_the_run_and_gives_the_keys_back(
 
 
 def test_a_slide_without_mpp_is_asked_for(window: Callable[[Any], Any], tmp_path: Path, qtbot: Any) -> None:
-    from streamview_napari._regions import corners
+    from streamview_napari.requests.regions import corners
 
     path = tmp_path / "plain.tif"
     tifffile.imwrite(path, np.random.default_rng(0).integers(0, 256, (512, 640, 3), np.uint8), photometric="rgb", tile=(128, 128))
@@ -342,7 +369,7 @@ def test_a_slide_without_mpp_is_asked_for(window: Callable[[Any], Any], tmp_path
 def test_a_giant_of_one_level_is_converted_in_place(
     window: Callable[[Any], Any], tmp_path: Path, qtbot: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from streamview_napari import _layers
+    from streamview_napari.canvas import layers as _layers
 
     monkeypatch.setattr(_layers, "_OVERVIEW", 256**2)  # what counts as a giant here
     path = tmp_path / "plain.tif"
@@ -400,8 +427,8 @@ def test_every_real_slide_opens_in_its_place(window: Callable[[Any], Any], share
 
 def test_keys_sheet_and_settings(opened: tuple[Any, Any], qtbot: Any, tmp_path: Path) -> None:
     from napari import settings
-    from streamview_napari._keys import bind
-    from streamview_napari._section import Shortcut
+    from streamview_napari.panels.keys import bind
+    from streamview_napari.panels.section import Shortcut
 
     viewer, dock = opened
     kept = settings.get_plugin_settings("streamview")

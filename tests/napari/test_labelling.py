@@ -15,8 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from napari.components import ViewerModel
 from napari.layers import Layer
-from streamview_napari._labelled import LabelledLayers
-from streamview_napari._labelling import (
+from streamview_napari.canvas.labelled_regions import LabelledLayers
+from streamview_napari.canvas.layers import slide_layer
+from streamview_napari.panels.slide import measure
+from streamview_napari.requests.labels import (
     class_names,
     colour_of,
     describe_counts,
@@ -30,10 +32,8 @@ from streamview_napari._labelling import (
     relabel,
     replace_drawn,
 )
-from streamview_napari._layers import slide_layer
-from streamview_napari._regions import corners
-from streamview_napari._slide import measure
-from streamview_napari._state import State
+from streamview_napari.requests.regions import corners
+from streamview_napari.state import State
 
 from streamview.errors import LabelError
 from streamview.geometry import Region

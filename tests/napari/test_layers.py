@@ -16,9 +16,9 @@ import zarr
 from napari.components import ViewerModel
 from napari.layers import Layer
 from npe2 import PluginManifest
-from streamview_napari._layers import SlideLevel, job_layers, mask_layer, saliency_layers, slide_layer
-from streamview_napari._reader import get_reader
-from streamview_napari._sample import synthetic_slide
+from streamview_napari.canvas.layers import SlideLevel, job_layers, mask_layer, saliency_layers, slide_layer
+from streamview_napari.reader import get_reader
+from streamview_napari.sample import synthetic_slide
 from streamview_napari.view import add_layers, check
 
 from streamview.errors import StreamviewError
@@ -268,7 +268,7 @@ def test_the_reader_leaves_everything_else_alone(tmp_path: Path) -> None:
 
 
 def test_deciding_loads_neither_torch_nor_zarr(slide_path: Path, job: Path) -> None:
-    code = f"from streamview_napari._reader import get_reader; assert get_reader({str(job)!r}) and get_reader({str(slide_path)!r})"
+    code = f"from streamview_napari.reader import get_reader; assert get_reader({str(job)!r}) and get_reader({str(slide_path)!r})"
     code += "; import sys; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert not {"torch", "zarr", "napari", "qtpy"} & set(loaded)

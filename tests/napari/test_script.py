@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from streamview_napari._layers import job_layers
-from streamview_napari._script import Origin, about, command, find_origin, python
-from streamview_napari._state import RunFacts
+from streamview_napari.canvas.layers import job_layers
+from streamview_napari.requests.script import Origin, about, command, find_origin, python
+from streamview_napari.state import RunFacts
 
 from streamview.cli import main
 from streamview.errors import StreamviewError

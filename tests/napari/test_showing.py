@@ -12,11 +12,11 @@ from napari.components import ViewerModel
 from napari.layers import Layer
 from napari.utils.colormaps import ensure_colormap
 from scipy import ndimage
-from streamview_napari._layers import saliency_layers
-from streamview_napari._pyramid import Glass
-from streamview_napari._readout import value_under
-from streamview_napari._showing import Canvas, find_glass, recipe_of
-from streamview_napari._state import facts
+from streamview_napari.canvas.captions import value_under
+from streamview_napari.canvas.layers import saliency_layers
+from streamview_napari.canvas.map_display import Canvas, find_glass, recipe_of
+from streamview_napari.canvas.map_pyramid import Glass
+from streamview_napari.state import facts
 
 from streamview.results import Saliency, Target, difference
 from streamview.results.display import PALETTES, PRESETS

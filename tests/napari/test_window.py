@@ -66,7 +66,7 @@ def centre(layer: Any, values: np.ndarray) -> np.ndarray:
 def test_slide_mask_and_maps_lie_on_each_other(
     window: Callable[[Any], Any], job: tuple[Path, np.ndarray], screenshots: Path, qtbot: Any
 ) -> None:
-    from streamview_napari._layers import mask_layer
+    from streamview_napari.canvas.layers import mask_layer
     from streamview_napari.view import view
 
     folder, mask = job

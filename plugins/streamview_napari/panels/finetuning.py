@@ -22,12 +22,11 @@ from qtpy.QtWidgets import (
 from streamview.errors import StreamviewError, TrainingError
 from streamview.finetuning.split import CASES
 from streamview.progress import Report, Step
-from streamview_napari._controls import Controls
-from streamview_napari._curves import Curves
-from streamview_napari._outcome import Outcome
-from streamview_napari._section import BAR_STYLE, ERROR_STYLE, RUN_STYLE, Section, labelled, quiet_label
-from streamview_napari._settings import settings
-from streamview_napari._tuning import (
+from streamview_napari.panels.finetuning_controls import Controls
+from streamview_napari.panels.finetuning_results import Outcome
+from streamview_napari.panels.loss_curves import Curves
+from streamview_napari.panels.section import BAR_STYLE, ERROR_STYLE, RUN_STYLE, Section, labelled, quiet_label
+from streamview_napari.requests.finetuning import (
     Tuning,
     command,
     describe_end,
@@ -41,15 +40,16 @@ from streamview_napari._tuning import (
     propose_folder,
     train,
 )
-from streamview_napari._worker import yield_to_window
+from streamview_napari.settings import settings
+from streamview_napari.tasks import yield_to_window
 
 if TYPE_CHECKING:
     from napari.components import ViewerModel
 
     from streamview.finetuning import FinetuneResult
     from streamview.finetuning.history import History
-    from streamview_napari._state import State
-    from streamview_napari._worker import Work
+    from streamview_napari.state import State
+    from streamview_napari.tasks import Work
 
 __all__ = ["FinetuningSection"]
 

@@ -17,9 +17,9 @@ from qtpy.QtWidgets import (
     QTableWidgetItem,
 )
 
-from streamview_napari._regions import describe_size, fly_to
-from streamview_napari._section import ERROR_STYLE, Section, labelled, plain_table, quiet_label
-from streamview_napari._state import Answer, facts
+from streamview_napari.panels.section import ERROR_STYLE, Section, labelled, plain_table, quiet_label
+from streamview_napari.requests.regions import describe_size, fly_to
+from streamview_napari.state import Answer, facts
 
 if TYPE_CHECKING:
     from napari.components import ViewerModel
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from streamview.inspection.certificate import Certificate
     from streamview.progress import Report, Step
     from streamview.results import Prediction, Saliency
-    from streamview_napari._state import State
-    from streamview_napari._worker import Work
+    from streamview_napari.state import State
+    from streamview_napari.tasks import Work
 
 __all__ = ["ResultSection", "describe_certificate", "describe_seconds"]
 

@@ -14,18 +14,18 @@ from superqt import QLabeledDoubleSlider
 from streamview.errors import StreamviewError
 from streamview.results import Method, difference
 from streamview.results.display import PALETTES, PRESETS, TITLES, Recipe, colours
-from streamview_napari._readout import badge, value_under
-from streamview_napari._section import ERROR_STYLE, Section, Shortcut, labelled, quiet_label
-from streamview_napari._showing import Canvas, find_glass, recipe_of
-from streamview_napari._state import facts
+from streamview_napari.canvas.captions import badge, value_under
+from streamview_napari.canvas.map_display import Canvas, find_glass, recipe_of
+from streamview_napari.panels.section import ERROR_STYLE, Section, Shortcut, labelled, quiet_label
+from streamview_napari.state import facts
 
 if TYPE_CHECKING:
     from napari.components import ViewerModel
     from napari.layers import Image
 
     from streamview.results import Saliency
-    from streamview_napari._pyramid import Glass
-    from streamview_napari._state import State
+    from streamview_napari.canvas.map_pyramid import Glass
+    from streamview_napari.state import State
 
 __all__ = ["DisplaySection"]
 
@@ -266,7 +266,7 @@ class DisplaySection(Section):
     def _subtract(self) -> None:
         from napari.layers import Layer
 
-        from streamview_napari._layers import map_layer
+        from streamview_napari.canvas.layers import map_layer
 
         layer, second = self.state.map_layer, self.other.currentData()
         if layer is None or second is None:

@@ -11,18 +11,19 @@ from typing import TYPE_CHECKING, Literal
 from streamview.errors import RegionError
 from streamview.geometry import Region
 from streamview.progress import Report, Step
-from streamview_napari._models import describe_fit
-from streamview_napari._regions import describe_size, grid_scale, square, within
-from streamview_napari._state import Answer
+from streamview_napari.requests.networks import describe_fit
+from streamview_napari.requests.regions import describe_size, grid_scale, square, within
+from streamview_napari.state import Answer
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
     from streamview.inference.forecast import Forecast
+    from streamview.inference.prepared import PreparedRun
     from streamview.inference.strips import Watch
     from streamview.slides import Slide
-    from streamview_napari._models import Loaded
+    from streamview_napari.requests.networks import Loaded
 
 __all__ = ["REGIONS", "Outlook", "RegionChoice", "Request", "compute", "describe_progress", "find_region", "foresee"]
 
@@ -89,15 +90,16 @@ class Outlook:
         Whether the slide's resolution fits the network.
     resolution
         How the slide's resolution meets the network's.
-    forecast
-        None where the resolution does not fit.
+    run, forecast
+        The run prepared, and what it will take; None where the resolution does not fit.
     """
 
     region: Region
     size: str
     fits: bool
     resolution: str
-    forecast: Forecast | None
+    run: PreparedRun | None = None
+    forecast: Forecast | None = None
 
     def __str__(self) -> str:
         from streamview.streaming.memory import format_bytes
@@ -148,7 +150,7 @@ def foresee(request: Request, folder: Path) -> Outlook:
         As `find_region` and `streamview.inference.forecast.forecast`.
     """
     from streamview.inference.compute import Compute
-    from streamview.inference.explain import forecast
+    from streamview.inference.prepared import prepare
 
     model, slide = request.loaded.model, request.slide
     region = find_region(request)
@@ -158,38 +160,28 @@ def foresee(request: Request, folder: Path) -> Outlook:
     grid = max(1, round(region.height / scale[0])), max(1, round(region.width / scale[1]))
     size = describe_size(grid, None if mpp is None else (mpp[0] * scale[0], mpp[1] * scale[1]))
     if not fits:
-        return Outlook(region, size, fits, said, None)
-    ahead = forecast(
-        model,
-        slide,
-        region,
-        targets=int(request.maps),
-        out=folder if request.maps else None,
-        compute=Compute(request.device, request.memory),
-    )
-    return Outlook(region, size, fits, said, ahead)
+        return Outlook(region, size, fits, said)
+    run = prepare(model, slide, region, compute=Compute(request.device, request.memory))
+    return Outlook(region, size, fits, said, run, run.forecast(int(request.maps), folder if request.maps else None))
 
 
-def compute(request: Request, region: Region, out: Path, report: Report, watch: Watch | None = None) -> Answer:
-    """Run the network on a region, and store its maps in `out` where they are wanted.
+def compute(request: Request, outlook: Outlook, out: Path, report: Report, watch: Watch | None = None) -> Answer:
+    """Run what was prepared, by the plan that was forecast, and store its maps in `out` where they are wanted.
 
     Raises
     ------
     StreamviewError
-        As `streamview.explain`.
+        As `streamview.explain`; RegionError where the slide's resolution does not fit the network.
     """
-    from streamview.inference.compute import Compute
-    from streamview.inference.prepared import prepare
-
     start = time.perf_counter()
-    model, slide, device = request.loaded.model, request.slide, request.device
-    run = prepare(model, slide, region, compute=Compute(device, request.memory))
-    plan = run.plan(int(request.maps), stored=True)
+    run, expected = outlook.run, outlook.forecast
+    if run is None or expected is None:
+        raise RegionError(outlook.resolution)
     if not request.maps:
-        prediction = run.predict(plan, report)
-        return Answer(prediction, None, time.perf_counter() - start, plan.tile)
-    (saliency,) = run.explain([request.target], plan, [out], report, watch)
-    return Answer(saliency.prediction, saliency, time.perf_counter() - start, plan.tile)
+        prediction = run.predict(expected.plan, report)
+        return Answer(prediction, None, time.perf_counter() - start, expected.plan.tile)
+    (saliency,) = run.explain([request.target], expected.plan, [out], report, watch)
+    return Answer(saliency.prediction, saliency, time.perf_counter() - start, expected.plan.tile)
 
 
 def describe_progress(step: Step, *, maps: bool, format_seconds: Callable[[float], str]) -> str:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from streamview.finetuning import FinetuneResult, History
     from streamview.labels.regions import Example
     from streamview.networks.cards import ModelCard
-    from streamview_napari._models import Loaded
+    from streamview_napari.requests.networks import Loaded
 
 __all__ = [
     "NUMBERS",

@@ -13,15 +13,15 @@ from qtpy.QtWidgets import QCheckBox, QComboBox, QFileDialog, QHBoxLayout, QLabe
 
 from streamview.errors import StreamviewError
 from streamview.progress import Report, Step
-from streamview_napari import _layers
-from streamview_napari._drawing import Drawing
-from streamview_napari._live import LiveMap
-from streamview_napari._models import describe_card, describe_streaming, known_models, load
-from streamview_napari._regions import centre_of
-from streamview_napari._runs import REGIONS, Outlook, RegionChoice, Request, compute, describe_progress, find_region, foresee
-from streamview_napari._section import BAR_STYLE, ERROR_STYLE, RUN_STYLE, Section, Shortcut, labelled, quiet_label
-from streamview_napari._settings import settings
-from streamview_napari._state import Answer, RunFacts, facts
+from streamview_napari.canvas import layers as _layers
+from streamview_napari.canvas.live_map import LiveMap
+from streamview_napari.canvas.rectangles import Drawing
+from streamview_napari.panels.section import BAR_STYLE, ERROR_STYLE, RUN_STYLE, Section, Shortcut, labelled, quiet_label
+from streamview_napari.requests.inference import REGIONS, Outlook, RegionChoice, Request, compute, describe_progress, find_region, foresee
+from streamview_napari.requests.networks import describe_card, describe_streaming, known_models, load
+from streamview_napari.requests.regions import centre_of
+from streamview_napari.settings import settings
+from streamview_napari.state import Answer, RunFacts, facts
 
 if TYPE_CHECKING:
     from napari.components import ViewerModel
@@ -29,10 +29,10 @@ if TYPE_CHECKING:
 
     from streamview.geometry import Region
     from streamview.results import Prediction
-    from streamview_napari._layers import LayerTuple
-    from streamview_napari._models import Entry, Loaded
-    from streamview_napari._state import State
-    from streamview_napari._worker import Work
+    from streamview_napari.canvas.layers import LayerTuple
+    from streamview_napari.requests.networks import Entry, Loaded
+    from streamview_napari.state import State
+    from streamview_napari.tasks import Work
 
 __all__ = ["InferenceSection"]
 
@@ -350,11 +350,11 @@ class InferenceSection(Section):
         if request is None or self._running is not None:
             return
         try:
-            region = self._outlook.region if request.choice == "tissue" and self._outlook is not None else find_region(request)
+            region = find_region(request) if self._outlook is None else self._outlook.region
         except StreamviewError as error:
             self._fail(str(error))
             return
-        self._start(request, region)
+        self._start(request, region, self._outlook)
 
     def explain(self, prediction: Prediction, target: str) -> None:
         """Compute the maps of another target, on the region of an answer."""
@@ -364,9 +364,10 @@ class InferenceSection(Section):
         if request.slide.identity != prediction.identity.source or request.loaded.model.sha256 != prediction.identity.weights_sha256:
             self._fail(f"Choose the slide {prediction.slide_name} and the network {prediction.model_name} first: the answer is theirs.")
             return
-        self._start(request, prediction.region)
+        self._start(request, prediction.region, None)
 
-    def _start(self, request: Request, region: Region) -> None:
+    def _start(self, request: Request, region: Region, outlook: Outlook | None) -> None:
+        """Run by an outlook, or by one that is made before."""
         live = self._live = LiveMap()
         self._live_layers = []
         out = self.state.folder / f"{next(self._numbers):04d}.ome.zarr"
@@ -378,7 +379,7 @@ class InferenceSection(Section):
         self._drawing.outline(region)
 
         def work(report: Report) -> tuple[Answer, list[LayerTuple]]:
-            answer = compute(request, region, out, report, live.watch)
+            answer = compute(request, outlook or foresee(request, out.parent), out, report, live.watch)
             return answer, [] if answer.saliency is None else _layers.saliency_layers(answer.saliency)
 
         self._set_running(True)

@@ -9,13 +9,13 @@ from qtpy.QtCore import Qt
 from qtpy.QtGui import QColor
 from qtpy.QtWidgets import QHBoxLayout, QHeaderView, QPushButton, QTableWidget, QTableWidgetItem, QVBoxLayout, QWidget
 
-from streamview_napari._comparison import Answers, compare, describe_result, measured
-from streamview_napari._section import plain_table, quiet_label
+from streamview_napari.panels.section import plain_table, quiet_label
+from streamview_napari.requests.comparison import Answers, compare, describe_result, measured
 
 if TYPE_CHECKING:
     from streamview.finetuning import FinetuneResult
-    from streamview_napari._models import Loaded
-    from streamview_napari._state import State
+    from streamview_napari.requests.networks import Loaded
+    from streamview_napari.state import State
 
 __all__ = ["Outcome"]
 

@@ -1,8 +1,8 @@
 """What the sections of the dock share: the slide, the result and the map that the user works on.
 
-A section is a `streamview_napari._section.Section`, made with the viewer and this state. `State` watches a viewer's layers, so that slides
+A section is a `streamview_napari.panels.section.Section`, made with the viewer and this state. `State` watches a viewer's layers, so that slides
 and results that the reader, the command line or a script has added count like those of the dock. In a layer's
-``metadata["streamview"]``, put there by ``_layers``, it looks for ``"source"``, an open `Slide` (closed with its layer where ``"path"``
+``metadata["streamview"]``, put there by ``canvas/layers``, it looks for ``"source"``, an open `Slide` (closed with its layer where ``"path"``
 says from where it was opened for it), and ``"saliency"``, the `Saliency` that a map layer shows; layers of the dock's own results also have
 ``"run"``, the `RunFacts`. All events are emitted on the GUI thread.
 """
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from psygnal import Signal, SignalGroup
 
 from streamview.progress import Report, Step
-from streamview_napari._worker import Work
+from streamview_napari.tasks import Work
 
 if TYPE_CHECKING:
     from napari.components import ViewerModel
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from streamview.labels.regions import Example
     from streamview.results import Prediction, Saliency
     from streamview.slides import Slide
-    from streamview_napari._models import Loaded
+    from streamview_napari.requests.networks import Loaded
 
 __all__ = ["Answer", "Events", "RunFacts", "State", "facts"]
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from streamview.errors import LabelError, SlideError
 from streamview.labels.regions import Example, count_labels, read_labels
-from streamview_napari._regions import describe_size
+from streamview_napari.requests.regions import describe_size
 
 if TYPE_CHECKING:
     from streamview.networks.cards import ModelCard

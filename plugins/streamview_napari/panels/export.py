@@ -29,10 +29,10 @@ from qtpy.QtWidgets import (
 from streamview.errors import StreamviewError
 from streamview.files import atomic
 from streamview.results import RESEARCH_USE
-from streamview_napari._script import about, command, find_origin, python
-from streamview_napari._section import ERROR_STYLE, Section, labelled, quiet_label
-from streamview_napari._showing import recipe_of
-from streamview_napari._state import facts
+from streamview_napari.canvas.map_display import recipe_of
+from streamview_napari.panels.section import ERROR_STYLE, Section, labelled, quiet_label
+from streamview_napari.requests.script import about, command, find_origin, python
+from streamview_napari.state import facts
 
 if TYPE_CHECKING:
     import numpy as np
@@ -43,8 +43,8 @@ if TYPE_CHECKING:
     from streamview.results import Saliency
     from streamview.results.display import Recipe
     from streamview.slides import Slide
-    from streamview_napari._state import State
-    from streamview_napari._worker import Work
+    from streamview_napari.state import State
+    from streamview_napari.tasks import Work
 
 __all__ = ["FORMATS", "ExportSection", "Form", "write"]
 
@@ -265,7 +265,7 @@ class ExportSection(Section):
 
 
 def describe_map(layer: Image) -> str:
-    """Say what a map layer is; see `streamview_napari._script.about`."""
+    """Say what a map layer is; see `streamview_napari.requests.script.about`."""
     saliency = facts(layer)["saliency"]
     try:
         origin = find_origin(saliency, facts(layer).get("run"))

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from streamview_napari._state import facts
+from streamview_napari.state import facts
 
 if TYPE_CHECKING:
     from napari.components import ViewerModel
     from napari.layers import Image
 
-    from streamview_napari._pyramid import ShownMap
+    from streamview_napari.canvas.map_pyramid import ShownMap
 
 __all__ = ["badge", "describe", "dress", "value_under"]
 

@@ -7,18 +7,18 @@ from typing import TYPE_CHECKING, Any
 from qtpy.QtCore import QCoreApplication, QEvent, QObject, QSize, Qt, QTimer
 from qtpy.QtWidgets import QFrame, QHBoxLayout, QLabel, QPushButton, QScrollArea, QToolButton, QVBoxLayout, QWidget
 
-from streamview_napari._display import DisplaySection
-from streamview_napari._export import ExportSection
-from streamview_napari._finetuning import FinetuningSection
-from streamview_napari._hotspots import HotspotSection
-from streamview_napari._inference import InferenceSection
-from streamview_napari._keys import KeySheet, bind, unbind
-from streamview_napari._labels import LabelsSection
-from streamview_napari._readout import dress
-from streamview_napari._results import ResultSection
-from streamview_napari._section import Section, Shortcut
-from streamview_napari._slide import SlideSection
-from streamview_napari._state import State
+from streamview_napari.canvas.captions import dress
+from streamview_napari.panels.display import DisplaySection
+from streamview_napari.panels.export import ExportSection
+from streamview_napari.panels.finetuning import FinetuningSection
+from streamview_napari.panels.hotspots import HotspotSection
+from streamview_napari.panels.inference import InferenceSection
+from streamview_napari.panels.keys import KeySheet, bind, unbind
+from streamview_napari.panels.labels import LabelsSection
+from streamview_napari.panels.results import ResultSection
+from streamview_napari.panels.section import Section, Shortcut
+from streamview_napari.panels.slide import SlideSection
+from streamview_napari.state import State
 
 if TYPE_CHECKING:
     from napari.components import ViewerModel

@@ -34,7 +34,7 @@ from streamview.results.display import (
 )
 from streamview.slides import as_slide, open_slide
 from streamview.slides.thumbnail import thumbnail
-from streamview_napari._pyramid import FULL, ShownMap, window
+from streamview_napari.canvas.map_pyramid import FULL, ShownMap, window
 
 if TYPE_CHECKING:
     from streamview.slides import Slide

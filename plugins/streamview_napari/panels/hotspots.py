@@ -8,9 +8,9 @@ from qtpy.QtCore import Qt, QTimer
 from qtpy.QtWidgets import QLabel, QTableWidgetItem
 
 from streamview.export.hotspots import Hotspot, find_hotspots
-from streamview_napari._section import ERROR_STYLE, Section, Shortcut, plain_table, quiet_label
-from streamview_napari._showing import recipe_of
-from streamview_napari._state import facts
+from streamview_napari.canvas.map_display import recipe_of
+from streamview_napari.panels.section import ERROR_STYLE, Section, Shortcut, plain_table, quiet_label
+from streamview_napari.state import facts
 
 if TYPE_CHECKING:
     from napari.components import ViewerModel
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
     from streamview.results import Saliency
     from streamview.results.display import Recipe
-    from streamview_napari._state import State
-    from streamview_napari._worker import Work
+    from streamview_napari.state import State
+    from streamview_napari.tasks import Work
 
 __all__ = ["HotspotSection", "view_around"]
 

@@ -11,11 +11,11 @@ from napari.utils.colormaps import Colormap
 
 from streamview.results.display import PALETTES, Recipe, glass_mask
 from streamview.slides import Slide
-from streamview_napari._layers import map_colormap, shown_facts, thumbnail
-from streamview_napari._outline import contours, line_width, outline_layer, vectors
-from streamview_napari._pyramid import Glass, ShownMap
-from streamview_napari._readout import describe, dress
-from streamview_napari._state import facts
+from streamview_napari.canvas.captions import describe, dress
+from streamview_napari.canvas.layers import map_colormap, shown_facts, thumbnail
+from streamview_napari.canvas.map_pyramid import Glass, ShownMap
+from streamview_napari.canvas.outline import contours, line_width, outline_layer, vectors
+from streamview_napari.state import facts
 
 if TYPE_CHECKING:
     from napari.components import ViewerModel

@@ -8,7 +8,7 @@ from qtpy.QtCore import QSignalBlocker, Qt, Signal
 from qtpy.QtGui import QColor
 from qtpy.QtWidgets import QComboBox, QInputDialog, QSizePolicy
 
-from streamview_napari._labelling import colour_of
+from streamview_napari.requests.labels import colour_of
 
 __all__ = ["ClassChooser"]
 

@@ -6,8 +6,8 @@ from qtpy.QtCore import Signal
 from qtpy.QtWidgets import QComboBox, QGridLayout, QLabel, QLineEdit, QSizePolicy, QVBoxLayout, QWidget
 
 from streamview.finetuning.settings import PRESETS, Settings
-from streamview_napari._section import LABEL_WIDTH, labelled
-from streamview_napari._tuning import NUMBERS, PARTS, TITLES, parse_settings, write_settings
+from streamview_napari.panels.section import LABEL_WIDTH, labelled
+from streamview_napari.requests.finetuning import NUMBERS, PARTS, TITLES, parse_settings, write_settings
 
 __all__ = ["Controls"]
 

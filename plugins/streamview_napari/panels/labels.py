@@ -21,9 +21,10 @@ from qtpy.QtWidgets import (
 
 from streamview.errors import StreamviewError
 from streamview.labels.regions import Example, write_labels
-from streamview_napari._classes import ClassChooser
-from streamview_napari._labelled import LabelledLayers
-from streamview_napari._labelling import (
+from streamview_napari.canvas.labelled_regions import LabelledLayers
+from streamview_napari.panels.classes import ClassChooser
+from streamview_napari.panels.section import ERROR_STYLE, Section, Shortcut, labelled, plain_table, quiet_label
+from streamview_napari.requests.labels import (
     Mpp,
     class_names,
     colour_of,
@@ -37,17 +38,16 @@ from streamview_napari._labelling import (
     path_of,
     relabel,
 )
-from streamview_napari._regions import fly_to
-from streamview_napari._section import ERROR_STYLE, Section, Shortcut, labelled, plain_table, quiet_label
-from streamview_napari._settings import settings
-from streamview_napari._state import facts
+from streamview_napari.requests.regions import fly_to
+from streamview_napari.settings import settings
+from streamview_napari.state import facts
 
 if TYPE_CHECKING:
     from napari.components import ViewerModel
     from napari.layers import Image
 
-    from streamview_napari._models import Loaded
-    from streamview_napari._state import State
+    from streamview_napari.requests.networks import Loaded
+    from streamview_napari.state import State
 
 __all__ = ["LabelsSection"]
 

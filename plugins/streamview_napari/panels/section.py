@@ -12,7 +12,7 @@ from qtpy.QtWidgets import QFrame, QHBoxLayout, QLabel, QSizePolicy, QTableWidge
 if TYPE_CHECKING:
     from napari.components import ViewerModel
 
-    from streamview_napari._state import State
+    from streamview_napari.state import State
 
 __all__ = ["BAR_STYLE", "ERROR_STYLE", "LABEL_WIDTH", "RUN_STYLE", "Section", "Shortcut", "labelled", "plain_table", "quiet_label"]
 

@@ -9,10 +9,10 @@ from qtpy.QtCore import QTimer
 from qtpy.QtWidgets import QFileDialog, QHBoxLayout, QInputDialog, QLabel, QProgressBar, QPushButton
 
 from streamview.errors import SlideError
-from streamview_napari._layers import has_overview, slide_layer
-from streamview_napari._regions import describe_size
-from streamview_napari._section import ERROR_STYLE, Section, quiet_label
-from streamview_napari._state import facts
+from streamview_napari.canvas.layers import has_overview, slide_layer
+from streamview_napari.panels.section import ERROR_STYLE, Section, quiet_label
+from streamview_napari.requests.regions import describe_size
+from streamview_napari.state import facts
 
 if TYPE_CHECKING:
     from napari.components import ViewerModel
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
     from streamview.progress import Report, Step
     from streamview.slides import Slide
-    from streamview_napari._state import State
-    from streamview_napari._worker import Work
+    from streamview_napari.state import State
+    from streamview_napari.tasks import Work
 
 __all__ = ["SlideSection", "measure"]
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from qtpy.QtWidgets import QDialog, QGridLayout, QLabel, QVBoxLayout, QWidget
 
-from streamview_napari._section import Shortcut, quiet_label
-from streamview_napari._settings import settings
+from streamview_napari.panels.section import Shortcut, quiet_label
+from streamview_napari.settings import settings
 
 if TYPE_CHECKING:
     from napari.components import ViewerModel

@@ -13,7 +13,7 @@ from streamview.results import RESEARCH_USE, Saliency
 from streamview.results.display import PRESETS, TITLES, Recipe
 
 if TYPE_CHECKING:
-    from streamview_napari._state import RunFacts
+    from streamview_napari.state import RunFacts
 
 __all__ = ["Origin", "about", "command", "find_origin", "python"]
 

@@ -11,17 +11,17 @@ import numpy as np
 
 from streamview.errors import RegionError
 from streamview.labels.regions import Example
-from streamview_napari._drawing import thicken
-from streamview_napari._labelling import colour_of, of_slide, path_of, replace_drawn
-from streamview_napari._regions import corners, within
-from streamview_napari._state import facts
+from streamview_napari.canvas.rectangles import thicken
+from streamview_napari.requests.labels import colour_of, of_slide, path_of, replace_drawn
+from streamview_napari.requests.regions import corners, within
+from streamview_napari.state import facts
 
 if TYPE_CHECKING:
     from napari.components import ViewerModel
     from napari.layers import Image, Shapes
     from pandas import DataFrame
 
-    from streamview_napari._state import State
+    from streamview_napari.state import State
 
 __all__ = ["LabelledLayers"]
 

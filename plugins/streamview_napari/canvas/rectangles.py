@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from streamview_napari._regions import corners
-from streamview_napari._state import facts
+from streamview_napari.requests.regions import corners
+from streamview_napari.state import facts
 
 if TYPE_CHECKING:
     from napari.components import ViewerModel
     from napari.layers import Shapes
 
     from streamview.geometry import Region
-    from streamview_napari._state import State
+    from streamview_napari.state import State
 
 __all__ = ["Drawing", "thicken"]
 

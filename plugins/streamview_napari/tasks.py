@@ -36,7 +36,7 @@ class _Ended:
 
 
 class Work(QObject):
-    """One function in one thread; see `streamview_napari._state.State.start` for the parameters."""
+    """One function in one thread; see `streamview_napari.state.State.start` for the parameters."""
 
     _told = Signal(object)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from streamview_napari._layers import LayerTuple
+    from streamview_napari.canvas.layers import LayerTuple
 
 __all__ = ["get_reader"]
 
@@ -52,7 +52,7 @@ def _result_reader(folder: Path) -> Reader | None:
 
 def _read_slide(path: str) -> list[LayerTuple]:
     from streamview.slides import open_slide
-    from streamview_napari._layers import slide_layer
+    from streamview_napari.canvas.layers import slide_layer
 
     _show_panel()
     return [slide_layer(open_slide(path), path=path)]
@@ -60,14 +60,14 @@ def _read_slide(path: str) -> list[LayerTuple]:
 
 def _read_saliency(path: str) -> list[LayerTuple]:
     from streamview.results import open_saliency
-    from streamview_napari._layers import saliency_layers
+    from streamview_napari.canvas.layers import saliency_layers
 
     _show_panel()
     return saliency_layers(open_saliency(path))
 
 
 def _read_job(path: str) -> list[LayerTuple]:
-    from streamview_napari._layers import job_layers
+    from streamview_napari.canvas.layers import job_layers
 
     _show_panel()
     return job_layers(path)
@@ -79,7 +79,7 @@ def _show_panel() -> None:
         return
     from qtpy.QtCore import QTimer
 
-    from streamview_napari._settings import settings
+    from streamview_napari.settings import settings
 
     if settings().panel.opens:
         QTimer.singleShot(0, _open_panel)
