@@ -213,10 +213,10 @@ def _changing(folder: Path, count: int) -> Iterator[tuple[str, list[float]]]:
     layers = _add(window, saliency_layers(_stored_map(folder)))
     side = _MAP * _MPP[0]
     for method in ("evidence", "signed", "absolute"):
-        layer = next(found for found in layers if found.metadata["streamview"]["method"] == method)
+        layer = next(found for found in layers if found.metadata["streamview"].recipe.method == method)
         for other in layers:
             other.visible = other is layer
-        usual: Recipe = layer.metadata["streamview"]["recipe"]
+        usual: Recipe = layer.metadata["streamview"].recipe
         for view, share in (("whole", 1.0), ("part", 0.1)):
             window.viewer.scene.camera.center = (0.0, side / 2, side / 2)
             window.viewer.scene.camera.zoom = min(window.viewer.canvas.size) / (side * share)

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from streamview_napari.canvas.records import slide_record
+
 if TYPE_CHECKING:
     from streamview_napari.canvas.layers import LayerTuple
 
@@ -89,5 +91,5 @@ def _open_panel() -> None:
     from napari import current_viewer
 
     viewer = current_viewer()
-    if viewer is not None and any("source" in layer.metadata.get("streamview", {}) for layer in viewer.layers):
+    if viewer is not None and any(slide_record(layer) is not None for layer in viewer.layers):
         viewer.window.add_plugin_dock_widget("streamview", "Panel")

@@ -1,23 +1,22 @@
-"""What the sections of the dock share: the slide, the result and the map that the user works on.
+"""What the sections of the dock share: the slide, the result and the map that the user works on, and the work under way.
 
-A section is a `streamview_napari.panels.section.Section`, made with the viewer and this state. `State` watches a viewer's layers, so that slides
-and results that the reader, the command line or a script has added count like those of the dock. In a layer's
-``metadata["streamview"]``, put there by ``canvas/layers``, it looks for ``"source"``, an open `Slide` (closed with its layer where ``"path"``
-says from where it was opened for it), and ``"saliency"``, the `Saliency` that a map layer shows; layers of the dock's own results also have
-``"run"``, the `RunFacts`. All events are emitted on the GUI thread.
+A section is a `streamview_napari.panels.section.Section`, made with the viewer and this state. `State` watches a viewer's layers, so that
+slides and results that the reader, the command line or a script has added count like those of the dock: it looks for the records of
+`streamview_napari.canvas.records`. All events are emitted on the GUI thread.
 """
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from psygnal import Signal, SignalGroup
 
 from streamview.progress import Report, Step
+from streamview_napari.canvas.records import map_record, slide_record
+from streamview_napari.requests.answers import Answer
 from streamview_napari.tasks import Work
 
 if TYPE_CHECKING:
@@ -25,62 +24,13 @@ if TYPE_CHECKING:
     from napari.layers import Image, Layer
 
     from streamview.labels.regions import Example
-    from streamview.results import Prediction, Saliency
+    from streamview.results import Saliency
     from streamview.slides import Slide
     from streamview_napari.requests.networks import Loaded
 
-__all__ = ["Answer", "Events", "RunFacts", "State", "facts"]
+__all__ = ["Events", "State"]
 
 _Result = TypeVar("_Result")
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Answer:
-    """One row of the results.
-
-    Parameters
-    ----------
-    prediction
-        The network's answer.
-    saliency
-        Its maps; None where only a prediction was asked for.
-    seconds
-        What it took; None where it was opened from disk.
-    tile
-        Rows and columns of its steps, px of the network's grid: they decide the last bits of the maps. None where they are not known.
-    """
-
-    prediction: Prediction
-    saliency: Saliency | None = None
-    seconds: float | None = None
-    tile: tuple[int, int] | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class RunFacts:
-    """With what a result of the dock was computed: what a script needs beside its prediction and target.
-
-    Parameters
-    ----------
-    model
-        As for `streamview.load_model`.
-    untrained
-        Whether its weights are seeded random ones.
-    slide
-        Path of the slide; None where it is not known.
-    mpp
-        Um per level-0 px that the user gave; None where the slide states its own.
-    device, memory, tile
-        As for `streamview.explain`.
-    """
-
-    model: str
-    untrained: bool
-    slide: str | None
-    mpp: float | None
-    device: str
-    memory: str | None
-    tile: tuple[int, int] | None = None
 
 
 class Events(SignalGroup):
@@ -105,12 +55,6 @@ class Events(SignalGroup):
     labels_changed = Signal(object)
     example_wanted = Signal(object)
     model_wanted = Signal(str)
-
-
-def facts(layer: Layer | None) -> dict[str, Any]:
-    """Return what this plugin knows of a layer, its ``metadata["streamview"]``; empty for other layers."""
-    found: dict[str, Any] = {} if layer is None else layer.metadata.get("streamview", {})
-    return found
 
 
 class State:
@@ -150,8 +94,8 @@ class State:
     @property
     def slide(self) -> Slide | None:
         """The open slide of that layer, with the mpp that the user gave where its file states none."""
-        found: Slide | None = facts(self._slide).get("source")
-        return found
+        record = slide_record(self._slide)
+        return None if record is None else record.source
 
     @property
     def map_layer(self) -> Image | None:
@@ -211,13 +155,15 @@ class State:
         if layer is self._map:
             return
         self._map = layer
-        if layer is not None:
-            self.select_result(facts(layer)["saliency"])
+        record = map_record(layer)
+        if record is not None:
+            self.select_result(record.saliency)
         self.events.map_selected.emit(layer)
 
     def maps_of(self, saliency: Saliency) -> list[Image]:
         """Return the layers that show a result, the lowest first."""
-        return [layer for layer in self.viewer.layers if facts(layer).get("saliency") is saliency]
+        records = [(layer, map_record(layer)) for layer in self.viewer.layers]
+        return [layer for layer, record in records if record is not None and record.saliency is saliency]
 
     def start(
         self,
@@ -281,31 +227,31 @@ class State:
         self._add(event.value)
 
     def _add(self, layer: Layer) -> None:
-        known = facts(layer)
-        if "source" in known:
+        if slide_record(layer) is not None:
             self.select_slide(layer)
-        if "saliency" in known:
-            self.answer(Answer(known["saliency"].prediction, known["saliency"]))
+        record = map_record(layer)
+        if record is not None:
+            self.answer(Answer(record.saliency.prediction, record.saliency))
             if layer.visible:
                 self.select_map(layer)
 
     def _removed(self, event: Any) -> None:
         layer = event.value
-        if facts(layer).get("path") is not None:
-            self._left.append(facts(layer)["source"])
+        record = slide_record(layer)
+        if record is not None and record.path is not None:
+            self._left.append(record.source)
             self._close_left()
         if layer is self._slide:
-            slides = [other for other in self.viewer.layers if "source" in facts(other)]
+            slides = [other for other in self.viewer.layers if slide_record(other) is not None]
             self.select_slide(slides[-1] if slides else None)
         if layer is self._map:
-            maps = [other for other in self.viewer.layers if "saliency" in facts(other)]
+            maps = [other for other in self.viewer.layers if map_record(other) is not None]
             self.select_map(next((other for other in reversed(maps) if other.visible), maps[-1] if maps else None))
             if self._map is None:
                 self.select_result(None)
 
     def _activated(self, event: Any) -> None:
-        known = facts(event.value)
-        if "source" in known:
+        if slide_record(event.value) is not None:
             self.select_slide(event.value)
-        elif "saliency" in known:
+        elif map_record(event.value) is not None:
             self.select_map(event.value)

@@ -92,7 +92,7 @@ class Work(QObject):
             ended = _Ended(self._failed, (describe_error(error),))
         self._told.emit(ended)
 
-    @Slot(object)
+    @Slot(object)  # type: ignore[untyped-decorator]
     def _hear(self, told: Step | _Ended) -> None:
         if self._silent:
             return

@@ -263,10 +263,10 @@ def test_a_slide_knows_where_it_was_opened(synthetic_slide: Any) -> None:
     reader = get_reader(str(synthetic_slide.path))
     assert reader is not None
     ((_, options, _),) = reader(str(synthetic_slide.path))
-    known = options["metadata"]["streamview"]
-    assert known["path"] == str(synthetic_slide.path)
-    assert known["source"].name == "synthetic.svs"
-    known["source"].close()
+    record = options["metadata"]["streamview"]
+    assert record.path == str(synthetic_slide.path)
+    assert record.source.name == "synthetic.svs"
+    record.source.close()
 
 
 def test_settings_without_an_installed_plugin(monkeypatch: pytest.MonkeyPatch) -> None:

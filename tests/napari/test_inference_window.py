@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 import tifffile
 from PIL import Image
+from streamview_napari.canvas.records import map_record
 
 from streamview.errors import StreamviewError
 from streamview.geometry import Region
@@ -136,9 +137,9 @@ def test_draw_cancel_run_and_look_at_the_answer(
     viewer, dock = opened
     region = Region(128, 256, 384, 256)
     panel = draw(viewer, dock, region, qtbot)
-    assert panel.size.text() == "256 × 384 px · 0.13 × 0.19 mm"
+    assert panel.extent.text() == "256 × 384 px · 0.13 × 0.19 mm"
     assert "peak memory" in panel.forecast.text()
-    assert section(dock, "Slide").size.text() == "1024 × 768 px · 0.51 × 0.38 mm\n0.5 µm/px (aperio.MPP)"
+    assert section(dock, "Slide").extent.text() == "1024 × 768 px · 0.51 × 0.38 mm\n0.5 µm/px (aperio.MPP)"
     assert viewer.canvas.overlays.scale_bar.visible
     result = section(dock, "Result")
     assert not result.filled
@@ -189,11 +190,11 @@ def test_draw_cancel_run_and_look_at_the_answer(
     assert (preparations, plans) == ([], [shown])
     assert answer.prediction.region == region
     assert not any(layer.name.startswith("Being computed") for layer in viewer.layers)
-    shown = [layer.name for layer in viewer.layers if layer.visible and "saliency" in layer.metadata.get("streamview", {})]
+    shown = [layer.name for layer in viewer.layers if layer.visible and map_record(layer) is not None]
     assert shown == [f"Class evidence (extent): {answer.prediction.label}"]
     assert result.table.rowCount() == 1
     assert result.target.currentText() == answer.prediction.label
-    run = dock.state.map_layer.metadata["streamview"]["run"]
+    run = map_record(dock.state.map_layer).run
     assert (run.model, run.untrained, Path(run.slide).name, run.mpp, run.tile[0]) == ("demo", False, "planted.svs", None, 32)
 
     # its pixels are the ones asked for: the corners of map, rectangle and slide meet in the world
@@ -220,8 +221,8 @@ def test_draw_cancel_run_and_look_at_the_answer(
     # the certificate stays with the layers
     monkeypatch.setattr(verification, "verify", partial(verification.verify, windows=1))
     result.verify.click()
-    qtbot.waitUntil(lambda: "certificate" in dock.state.map_layer.metadata["streamview"], timeout=LIMIT)
-    assert dock.state.map_layer.metadata["streamview"]["certificate"]["passed"]
+    qtbot.waitUntil(lambda: map_record(dock.state.map_layer).certificate is not None, timeout=LIMIT)
+    assert map_record(dock.state.map_layer).certificate["passed"]
     assert result.certificate.text().startswith("Exact: 1 window ")
 
     qtbot.wait(200)
@@ -354,7 +355,7 @@ def test_a_slide_without_mpp_is_asked_for(window: Callable[[Any], Any], tmp_path
     found._dialog.accept()
     assert [str(unit) for unit in layer.units] == ["micrometer", "micrometer"]
     np.testing.assert_allclose(layer.scale, (0.5, 0.5))
-    assert found.size.text() == "640 × 512 px · 0.32 × 0.26 mm\n0.5 µm/px (given by you)"
+    assert found.extent.text() == "640 × 512 px · 0.32 × 0.26 mm\n0.5 µm/px (given by you)"
     assert not found.measure.isVisibleTo(found)
     qtbot.waitUntil(panel.run.isEnabled, timeout=LIMIT)
     assert dock.state.slide.mpp == (0.5, 0.5)
@@ -418,7 +419,7 @@ def test_every_real_slide_opens_in_its_place(window: Callable[[Any], Any], share
         assert [str(found) for found in layer.units] == [unit, unit]
         np.testing.assert_allclose(layer.extent.world[1], np.subtract((height, width), 1) * (slide.mpp or (1, 1)), rtol=1e-2)
         assert found.name.text() == path.name
-        assert found.size.text().startswith(f"{width} × {height} px")
+        assert found.extent.text().startswith(f"{width} × {height} px")
         assert found.measure.isVisibleTo(found) == (slide.mpp is None)
     for path in sorted((shared_data / "broken").iterdir()):
         with pytest.raises(StreamviewError, match=path.stem):

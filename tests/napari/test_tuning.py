@@ -234,7 +234,8 @@ def test_the_thread_that_trains_and_its_children_yield_to_the_window() -> None:
 
 
 def test_torch_is_not_loaded_before_it_is_needed() -> None:
-    code = "import sys, streamview_napari.requests.finetuning, streamview_napari.requests.labels, streamview_napari.requests.comparison; print('torch' in sys.modules)"
+    modules = ", ".join(f"streamview_napari.requests.{name}" for name in ("finetuning", "labels", "comparison"))
+    code = f"import sys, {modules}; print('torch' in sys.modules)"
     path = os.pathsep.join(found for found in sys.path if found)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | {"PYTHONPATH": path}, check=True)
     assert done.stdout.strip() == "False"

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from streamview_napari.state import facts
+from streamview_napari.canvas.layers import caption
+from streamview_napari.canvas.records import map_record
 
 if TYPE_CHECKING:
     from napari.components import ViewerModel
@@ -31,14 +32,14 @@ def dress(viewer: ViewerModel) -> None:
 
 def describe(viewer: ViewerModel) -> None:
     """Show the captions of the visible maps, topmost first, and the topmost's colour bar."""
-    maps = [layer for layer in reversed(viewer.layers) if "caption" in facts(layer)]
-    visible = [layer for layer in maps if layer.visible]
-    for layer in maps:
+    maps = [(layer, record) for layer in reversed(viewer.layers) if (record := map_record(layer)) is not None]
+    visible = [(layer, record) for layer, record in maps if layer.visible]
+    for layer, record in maps:
         bar = layer.colorbar
         bar.size, bar.box, bar.box_color, bar.color, bar.tick_length, bar.position = _BAR, True, _BOX, "white", 4, "top_right"
-        bar.visible = layer in visible[:1] and facts(layer)["recipe"].heat
+        bar.visible = visible[:1] == [(layer, record)] and record.recipe.heat
     text = viewer.canvas.overlays.text
-    text.text = "\n".join(facts(layer)["caption"] for layer in visible)
+    text.text = "\n".join(caption(record.saliency, record.map.shown) for _, record in visible)
     text.font_size = 9
     text.visible = bool(visible)
 
@@ -51,8 +52,10 @@ def badge(shown: ShownMap) -> str:
 
 def value_under(layer: Image, position: tuple[float, ...]) -> str:
     """Say in words what a map layer has at a place of the world: raw value, share of the cap, the answer; empty outside the map."""
-    known = facts(layer)
-    shown, saliency = known["map"], known["saliency"]
+    record = map_record(layer)
+    if record is None:
+        return ""
+    shown, saliency = record.map, record.saliency
     my, mx = saliency.mpp or (1.0, 1.0)
     y, x = position[-2] / my, position[-1] / mx
     raw = shown.raw(y, x)

@@ -11,10 +11,10 @@ import numpy as np
 
 from streamview.errors import RegionError
 from streamview.labels.regions import Example
+from streamview_napari.canvas.records import Attached, attached_to, keep, path_of_layer, slide_record
 from streamview_napari.canvas.rectangles import thicken
 from streamview_napari.requests.labels import colour_of, of_slide, path_of, replace_drawn
 from streamview_napari.requests.regions import corners, within
-from streamview_napari.state import facts
 
 if TYPE_CHECKING:
     from napari.components import ViewerModel
@@ -93,12 +93,13 @@ class LabelledLayers:
             if self._find(slide) is None and of_slide(self._state.labels, known):
                 self._add()
         for layer in self._viewer.layers:
-            if "labels_of" in facts(layer):
-                layer.visible = facts(layer)["labels_of"] is slide
+            owner = attached_to(layer, "labels")
+            if owner is not None:
+                layer.visible = owner is slide
                 self._fill(layer)
 
     def _find(self, slide: Image | None) -> Shapes | None:
-        return next((layer for layer in self._viewer.layers if slide is not None and facts(layer).get("labels_of") is slide), None)
+        return next((layer for layer in self._viewer.layers if slide is not None and attached_to(layer, "labels") is slide), None)
 
     def _add(self) -> Shapes:
         from napari.layers import Shapes
@@ -113,7 +114,7 @@ class LabelledLayers:
             feature_defaults=dict.fromkeys(_FEATURES, ""),
             units=slide.units,
             axis_labels=slide.axis_labels,
-            metadata={"streamview": {"labels_of": slide}},
+            metadata=keep(Attached("labels", slide)),
         )
         self._viewer.add_layer(layer)
         self._viewer.layers.selection.active = slide  # another slide made active here would become the one worked on
@@ -125,10 +126,11 @@ class LabelledLayers:
 
     def _fill(self, layer: Shapes) -> None:
         """Put a slide's labelled regions into its layer."""
-        slide = facts(facts(layer)["labels_of"])
-        examples = of_slide(self._state.labels, slide["path"] or "")
+        slide = slide_record(attached_to(layer, "labels"))
+        assert slide is not None
+        examples = of_slide(self._state.labels, slide.path or "")
         wanted = [
-            np.array([layer.world_to_data(corner) for corner in corners(example.region, slide["source"].mpp)])
+            np.array([layer.world_to_data(corner) for corner in corners(example.region, slide.source.mpp)])
             for example in examples
             if example.region is not None
         ]
@@ -161,8 +163,11 @@ class LabelledLayers:
             self._reading = False
 
     def _read(self, layer: Shapes) -> None:
-        owner = facts(layer)["labels_of"]
-        slide, path = facts(owner)["source"], _path(owner)
+        owner = attached_to(layer, "labels")
+        record = slide_record(owner)
+        assert owner is not None
+        assert record is not None
+        slide, path = record.source, _path(owner)
         drawn = []
         for shape, (label, patient, split) in zip(layer.data, layer.features[list(_FEATURES)].astype(str).to_numpy(), strict=True):
             try:
@@ -179,12 +184,12 @@ class LabelledLayers:
             self._viewer.layers.remove(layer)
 
     def _activated(self, event: Any) -> None:
-        if "labels_of" not in facts(event.value):
+        if attached_to(event.value, "labels") is None:
             self._drawing_changed(False)
 
     def _zoomed(self, event: Any = None) -> None:
         for layer in self._viewer.layers:
-            if "labels_of" in facts(layer):
+            if attached_to(layer, "labels") is not None:
                 thicken(layer, self._viewer)
 
 
@@ -197,11 +202,12 @@ def _table(examples: Sequence[Example]) -> DataFrame:
 
 def _given(slide: Image) -> float | None:
     """The mpp that the user gave a slide whose file states none."""
-    source = facts(slide)["source"]
-    return source.mpp[0] if source.mpp is not None and source.mpp_source.startswith("given") else None
+    record = slide_record(slide)
+    source = None if record is None else record.source
+    return source.mpp[0] if source is not None and source.mpp is not None and source.mpp_source.startswith("given") else None
 
 
 def _path(slide: Image) -> str:
     """The one absolute path of a slide's layer; empty where it has no file."""
-    path = facts(slide).get("path")
+    path = path_of_layer(slide)
     return "" if path is None else realpath(path)

@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from napari.utils.colormaps import Colormap
+from numpy.typing import NDArray
 
 from streamview.errors import StreamviewError
 from streamview.export.omezarr import stored_recipe
 from streamview.geometry import Region
 from streamview.jobs import Job, RegionResult
-from streamview.results import RESEARCH_USE, Saliency, open_saliency
+from streamview.results import Saliency, open_saliency
 from streamview.results.display import (
     OUTLINE_COLOUR,
     PALETTES,
@@ -35,6 +36,7 @@ from streamview.results.display import (
 from streamview.slides import as_slide, open_slide
 from streamview.slides.thumbnail import thumbnail
 from streamview_napari.canvas.map_pyramid import FULL, ShownMap, window
+from streamview_napari.canvas.records import MapRecord, SlideRecord, keep
 
 if TYPE_CHECKING:
     from streamview.slides import Slide
@@ -50,7 +52,6 @@ __all__ = [
     "map_layer",
     "mask_layer",
     "saliency_layers",
-    "shown_facts",
     "slide_layer",
     "thumbnail",
 ]
@@ -84,11 +85,14 @@ class SlideLevel:
         self.ndim = 3
         self.size = int(np.prod(self.shape))
 
-    def __getitem__(self, key: Any) -> np.ndarray:
+    def __getitem__(self, key: Any) -> NDArray[np.uint8]:
         ((top, bottom), (left, right)), rest = window(key, self.shape)
         if top >= bottom or left >= right:
-            return np.empty((max(bottom - top, 0), max(right - left, 0), 3), np.uint8)[rest]
-        return self._read(top, left, bottom - top, right - left)[rest]
+            part = np.empty((max(bottom - top, 0), max(right - left, 0), 3), np.uint8)
+        else:
+            part = self._read(top, left, bottom - top, right - left)
+        selected: NDArray[np.uint8] = part[rest]
+        return selected
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return np.asarray(self[:, :], dtype)
@@ -126,16 +130,9 @@ def slide_layer(slide: Slide, mpp: tuple[float, float] | None = None, path: str 
     while max(levels[-1].shape) > _COARSEST:
         factor *= 2
         levels.append(SlideLevel(slide, last, factor))
-    metadata = {
-        "source": source,
-        "path": None if path is None else os.fspath(path) if "://" in os.fspath(path) else os.path.abspath(path),
-        "slide": slide.name,
-        "identity": slide.identity,
-        "mpp": mpp,
-        "mpp_source": source.mpp_source,
-        "background": slide.background,
-    }
-    options = {"name": slide.name, "multiscale": True, "rgb": True, "contrast_limits": (0, 255), "metadata": {"streamview": metadata}}
+    place = None if path is None else os.fspath(path) if "://" in os.fspath(path) else os.path.abspath(path)
+    metadata = keep(SlideRecord(source, place))
+    options = {"name": slide.name, "multiscale": True, "rgb": True, "contrast_limits": (0, 255), "metadata": metadata}
     return levels, options | _placed(mpp), "image"
 
 
@@ -153,26 +150,9 @@ def saliency_layers(saliency: Saliency, *, visible: bool = True) -> list[LayerTu
 def map_layer(saliency: Saliency, recipe: Recipe, *, visible: bool = True) -> LayerTuple:
     """Return the image layer of one map as a recipe shows it, all levels lazy and uint8.
 
-    The layer's values are per cent of the cap; ``metadata["streamview"]`` has the raw maps, how they are shown, and what they are.
+    The layer's values are per cent of the cap; its record has the raw maps and how they are shown.
     """
     shown = ShownMap(saliency, recipe)
-    prediction = saliency.prediction
-    metadata = {
-        "saliency": saliency,
-        "map": shown,
-        "identity": prediction.identity.key,
-        "raw": None if saliency.path is None else str(saliency.path),
-        "method": recipe.method,
-        "reduction": shown.map.reduction,
-        "target": saliency.target.name,
-        "probability": saliency.target_probability,
-        "score": saliency.target_score,
-        "trained": prediction.trained,
-        "slide": prediction.slide_name,
-        "region": str(prediction.region),
-        "mpp": saliency.mpp,
-        "note": RESEARCH_USE,
-    }
     options = {
         "name": f"{TITLES[recipe.method]}: {saliency.target.name}",
         "colormap": map_colormap(shown.shown),
@@ -182,7 +162,7 @@ def map_layer(saliency: Saliency, recipe: Recipe, *, visible: bool = True) -> La
         "interpolation2d": "linear",
         "multiscale": len(shown.levels) > 1,
         "visible": visible,
-        "metadata": {"streamview": metadata | shown_facts(saliency, shown.shown)},
+        "metadata": keep(MapRecord(saliency, shown)),
     }
     data = list(shown.levels) if len(shown.levels) > 1 else shown.levels[0]
     return data, options | _placed(saliency.mpp, shown.map.step, shown.map.origin), "image"
@@ -207,12 +187,6 @@ def live_layer(
         "interpolation2d": "linear",
     }
     return values, options | _placed(mpp, step, origin), "image"
-
-
-def shown_facts(saliency: Saliency, shown: Shown) -> dict[str, Any]:
-    """Return what of a map layer's metadata depends on how it is shown."""
-    facts = {"recipe": shown.recipe, "cap": shown.cap, "threshold": shown.threshold, "blur_px": shown.blur_px}
-    return facts | {"caption": caption(saliency, shown)}
 
 
 def mask_layer(mask: np.ndarray, name: str, mpp: tuple[float, float] | None, step: tuple[float, float] = (1.0, 1.0)) -> LayerTuple:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from streamview.inference.explain import Strip
+    from streamview.inference.strips import Strip
     from streamview.results import Prediction, SaliencyMap
 
 __all__ = ["LiveMap"]

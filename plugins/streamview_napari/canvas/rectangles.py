@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from streamview_napari.canvas.records import Attached, attached_to, keep
 from streamview_napari.requests.regions import corners
-from streamview_napari.state import facts
 
 if TYPE_CHECKING:
     from napari.components import ViewerModel
@@ -68,7 +68,7 @@ class Drawing:
 
     def _find(self) -> Shapes | None:
         slide = self._state.slide_layer
-        return next((layer for layer in self._viewer.layers if slide is not None and facts(layer).get("regions_of") is slide), None)
+        return next((layer for layer in self._viewer.layers if slide is not None and attached_to(layer, "regions") is slide), None)
 
     def _add(self) -> Shapes:
         from napari.layers import Shapes
@@ -83,7 +83,7 @@ class Drawing:
             edge_width=1,
             units=slide.units,
             axis_labels=slide.axis_labels,
-            metadata={"streamview": {"regions_of": slide}},
+            metadata=keep(Attached("regions", slide)),
         )
         layer.current_edge_color, layer.current_face_color = _BLUE, "transparent"
         self._viewer.add_layer(layer)
@@ -103,7 +103,7 @@ class Drawing:
 
     def _zoomed(self, event: Any = None) -> None:
         for layer in self._viewer.layers:
-            if "regions_of" in facts(layer):
+            if attached_to(layer, "regions") is not None:
                 thicken(layer, self._viewer)
 
 

@@ -15,9 +15,9 @@ from streamview.errors import StreamviewError
 from streamview.results import Method, difference
 from streamview.results.display import PALETTES, PRESETS, TITLES, Recipe, colours
 from streamview_napari.canvas.captions import badge, value_under
-from streamview_napari.canvas.map_display import Canvas, find_glass, recipe_of
+from streamview_napari.canvas.map_display import Canvas, find_glass, recipe_of, shown_as
+from streamview_napari.canvas.records import map_record
 from streamview_napari.panels.section import ERROR_STYLE, Section, Shortcut, labelled, quiet_label
-from streamview_napari.state import facts
 
 if TYPE_CHECKING:
     from napari.components import ViewerModel
@@ -69,7 +69,8 @@ class DisplaySection(Section):
         for number, (text, tip) in enumerate(
             (("Outline", "Only the edges of what is shown."), ("Heat", "Only the colours."), ("Both", "Colours and edges."))
         ):
-            button = QPushButton(text, checkable=True)
+            button = QPushButton(text)
+            button.setCheckable(True)
             button.setToolTip(tip)
             button.setStyleSheet(_CHOICES)
             self.kind.addButton(button, number)
@@ -147,8 +148,9 @@ class DisplaySection(Section):
         self._read.stop()
         self.viewer.cursor.events.position.disconnect(self._moved)
         for layer in self.viewer.layers:
-            if "map" in facts(layer):
-                facts(layer)["map"].changed.disconnect(self._follow, missing_ok=True)
+            record = map_record(layer)
+            if record is not None:
+                record.map.changed.disconnect(self._follow, missing_ok=True)
         self.canvas.close()
 
     def apply(self) -> None:
@@ -170,24 +172,23 @@ class DisplaySection(Section):
     def _select(self, layer: Image | None) -> None:
         self._wanted = None
         self.fill(layer is not None)
-        if layer is None:
+        record = map_record(layer)
+        if layer is None or record is None:
             return
-        known = facts(layer)
-        known["map"].changed.connect(self._follow, unique=True)
+        record.map.changed.connect(self._follow, unique=True)
         self.problem.hide()
         self._find_glass(layer)
-        cap = self._locked.get(known["method"])
+        cap = self._locked.get(record.recipe.method)
         if cap is not None and recipe_of(layer).cap != cap:
             self.canvas.show(layer, replace(recipe_of(layer), cap=cap))
         self._follow()
 
     def _follow(self) -> None:
         """Let the controls say how the map is shown."""
-        layer = self.state.map_layer
-        if layer is None or self._wanted is not None:
+        record = map_record(self.state.map_layer)
+        if record is None or self._wanted is not None:
             return
-        known, recipe = facts(layer), recipe_of(layer)
-        saliency: Saliency = known["saliency"]
+        saliency, recipe, shown = record.saliency, record.recipe, record.map.shown
         blockers = [QSignalBlocker(control) for control in (self.blur, self.threshold, self.cap, self.opacity, self.glass, self.lock)]
         self.map.clear()
         for method in TITLES:
@@ -195,10 +196,10 @@ class DisplaySection(Section):
                 self.map.addItem(TITLES[method], method)
         self.map.setCurrentIndex(self.map.findData(recipe.method))
         self.kind.button(2 if recipe.outline and recipe.heat else int(recipe.heat)).setChecked(True)
-        self.blur.setMaximum(max(_WIDEST[recipe.method], recipe.blur_um))
+        self.blur.setMaximum(max(_WIDEST[recipe.method], recipe.blur_um))  # type: ignore[arg-type]  # superqt types it for whole numbers
         self.blur.setValue(recipe.blur_um)
-        self.blur_px.setText(f"{max(known['blur_px']):.3g} px")
-        self.threshold.setValue(round(known["threshold"] * 100))
+        self.blur_px.setText(f"{max(shown.blur_px):.3g} px")
+        self.threshold.setValue(round(shown.threshold * 100))
         self.cap.setValue(recipe.cap_percentile)
         self.cap.setEnabled(recipe.cap is None)
         self.opacity.setValue(recipe.opacity)
@@ -211,7 +212,7 @@ class DisplaySection(Section):
             self.colours.addItem(_swatch(recipe.colours), name)
         self.colours.setCurrentText(name)
         del blockers
-        self.badge.setText(badge(known["map"]))
+        self.badge.setText(badge(record.map))
         self.badge.setVisible(bool(self.badge.text()))
         self.note(saliency.target.name)
         self._offer()
@@ -219,9 +220,10 @@ class DisplaySection(Section):
     def _map_chosen(self) -> None:
         """Show another map of the result in place of this one."""
         layer, method = self.state.map_layer, self.map.currentData()
-        if layer is None or method == facts(layer)["method"]:
+        record = map_record(layer)
+        if layer is None or record is None or method == record.recipe.method:
             return
-        other = next(found for found in self.state.maps_of(facts(layer)["saliency"]) if facts(found)["method"] == method)
+        other = next(other for other in self.state.maps_of(record.saliency) if recipe_of(other).method == method)
         other.visible, layer.visible = True, False
         self.viewer.layers.selection.active = other
         self.state.select_map(other)
@@ -229,7 +231,7 @@ class DisplaySection(Section):
     def _reset(self) -> None:
         layer = self.state.map_layer
         if layer is not None:
-            method = facts(layer)["method"]
+            method = recipe_of(layer).method
             usual = next(recipe for recipe in PRESETS.values() if recipe.method == method)
             self._wanted = replace(usual, cap=self._locked.get(method))
             self._later.start()
@@ -239,13 +241,14 @@ class DisplaySection(Section):
         if layer is None:
             return
         self.apply()
-        method = facts(layer)["method"]
+        method = recipe_of(layer).method
         if on:
-            self._locked[method] = facts(layer)["cap"]
+            self._locked[method] = shown_as(layer).cap
         else:
             self._locked.pop(method, None)
         for other in list(self.viewer.layers):
-            if facts(other).get("method") == method and "map" in facts(other):
+            record = map_record(other)
+            if record is not None and record.recipe.method == method:
                 self.canvas.show(other, replace(recipe_of(other), cap=self._locked.get(method)))
 
     def _step(self, by: float) -> None:
@@ -254,25 +257,28 @@ class DisplaySection(Section):
 
     def _offer(self, added: Saliency | None = None) -> None:
         """List the results that the map can be compared with."""
-        layer = self.state.map_layer
-        mine = None if layer is None else facts(layer)["saliency"]
-        found = [] if mine is None else [answer.saliency for answer in self.state.answers if _comparable(mine, answer.saliency)]
+        record = map_record(self.state.map_layer)
+        mine = None if record is None else record.saliency
+        answered = [answer.saliency for answer in self.state.answers if answer.saliency is not None]
+        comparable = [] if mine is None else [saliency for saliency in answered if _comparable(mine, saliency)]
         self.other.clear()
-        for saliency in found:
+        for saliency in comparable:
             self.other.addItem(f"{saliency.target.name}, {saliency.prediction.model_name}", saliency)
-        for widget in (self._compare.itemAt(0).widget(), self.other, self.subtract):
-            widget.setVisible(bool(found))
+        caption = self._compare.itemAt(0)
+        for widget in (None if caption is None else caption.widget(), self.other, self.subtract):
+            if widget is not None:
+                widget.setVisible(bool(comparable))
 
     def _subtract(self) -> None:
         from napari.layers import Layer
 
         from streamview_napari.canvas.layers import map_layer
 
-        layer, second = self.state.map_layer, self.other.currentData()
-        if layer is None or second is None:
+        record, second = map_record(self.state.map_layer), self.other.currentData()
+        if record is None or second is None:
             return
         self.apply()
-        first, recipe = facts(layer)["saliency"], replace(recipe_of(layer), outline=False)
+        first, recipe = record.saliency, replace(record.recipe, outline=False)
         try:
             found = [difference(first, second), difference(second, first)]
         except StreamviewError as error:
@@ -281,9 +287,9 @@ class DisplaySection(Section):
         recipe = replace(recipe, cap=None)
         tuples = [map_layer(each, replace(recipe, colours=PALETTES[name])) for each, name in zip(found, (_OVER, _UNDER), strict=True)]
         made = [Layer.create(*each) for each in tuples]
-        cap = max(facts(each)["cap"] for each in made)
+        cap = max(shown_as(each).cap for each in made)
         for other in self.viewer.layers:
-            if "map" in facts(other):
+            if map_record(other) is not None:
                 other.visible = False
         for each in reversed(made):
             self.viewer.add_layer(each)
@@ -291,10 +297,13 @@ class DisplaySection(Section):
 
     def _find_glass(self, layer: Image) -> None:
         """Look for glass in a thread, once a region."""
-        saliency, slide = facts(layer)["saliency"], self.state.slide
+        record, slide = map_record(layer), self.state.slide
+        if record is None:
+            return
+        saliency = record.saliency
         key = saliency.prediction.identity.key
         if key in self._glass:
-            if facts(layer)["map"].glass is None:
+            if record.map.glass is None:
                 self.canvas.mask(layer, self._glass[key])
             return
         if slide is None or slide.identity != saliency.prediction.identity.source:
@@ -303,7 +312,8 @@ class DisplaySection(Section):
         def found(glass: Glass) -> None:
             self._glass[key] = glass
             for other in list(self.viewer.layers):
-                if facts(other).get("identity") == key and "map" in facts(other):
+                record = map_record(other)
+                if record is not None and record.saliency.prediction.identity.key == key:
                     self.canvas.mask(other, glass)
 
         self.state.start(lambda report: find_glass(slide, saliency), done=found, failed=self._fail)
@@ -325,8 +335,8 @@ class DisplaySection(Section):
         self.viewer.help = said
 
 
-def _comparable(mine: Saliency, other: Saliency | None) -> bool:
-    if other is None or other is mine:
+def _comparable(mine: Saliency, other: Saliency) -> bool:
+    if other is mine:
         return False
     ours, theirs = mine.prediction, other.prediction
     return ours.identity.source == theirs.identity.source and ours.region == theirs.region and ours.shape == theirs.shape
@@ -336,7 +346,7 @@ def _slider(low: float, high: float, decimals: int, tip: str) -> QLabeledDoubleS
     slider = QLabeledDoubleSlider(Qt.Orientation.Horizontal)
     slider.setRange(low, high)
     slider.setDecimals(decimals)
-    slider.setSingleStep(10.0**-decimals)
+    slider.setSingleStep(10.0**-decimals)  # type: ignore[arg-type]  # as above
     slider.setFixedHeight(22)
     slider.setToolTip(tip)
     return slider

@@ -29,10 +29,9 @@ from qtpy.QtWidgets import (
 from streamview.errors import StreamviewError
 from streamview.files import atomic
 from streamview.results import RESEARCH_USE
-from streamview_napari.canvas.map_display import recipe_of
+from streamview_napari.canvas.records import map_record
 from streamview_napari.panels.section import ERROR_STYLE, Section, labelled, quiet_label
 from streamview_napari.requests.script import about, command, find_origin, python
-from streamview_napari.state import facts
 
 if TYPE_CHECKING:
     import numpy as np
@@ -177,13 +176,13 @@ class ExportSection(Section):
 
     def export(self, form: Form, path: str | os.PathLike[str], done: Callable[[Path], Any] | None = None) -> None:
         """Write the map worked on in a thread, and say so; errors are shown as text."""
-        layer = self.state.map_layer
-        if layer is None:
+        record = map_record(self.state.map_layer)
+        if record is None:
             return
-        saliency, recipe, slide = facts(layer)["saliency"], recipe_of(layer), self.state.slide
+        saliency, recipe, slide = record.saliency, record.recipe, self.state.slide
         canvas = None
         if form == "view":
-            canvas = self.viewer.screenshot(canvas_only=True, flash=False)  # type: ignore[attr-defined]
+            canvas = self.viewer.screenshot(canvas_only=True, flash=False)
         self.save.setEnabled(False)
         self._say(f"Writing {Path(path).name}…")
 
@@ -206,12 +205,11 @@ class ExportSection(Section):
         self._copy(command)
 
     def _copy(self, make: Callable[..., str]) -> None:
-        layer = self.state.map_layer
-        if layer is None:
+        record = map_record(self.state.map_layer)
+        if record is None:
             return
-        saliency = facts(layer)["saliency"]
         try:
-            text = make(saliency, find_origin(saliency, facts(layer).get("run")), recipe_of(layer))
+            text = make(record.saliency, find_origin(record.saliency, record.run), record.recipe)
         except StreamviewError as error:
             self._fail(str(error))
             return
@@ -219,12 +217,12 @@ class ExportSection(Section):
         self._say("Copied.")
 
     def _choose(self) -> None:
-        layer = self.state.map_layer
-        if layer is None:
+        record = map_record(self.state.map_layer)
+        if record is None:
             return
         form: Form = self.format.currentData()
-        known, ending = facts(layer), FORMATS[form].ending
-        name = f"{Path(known['slide']).stem}-{known['target']}-{known['method']}{ending}".replace("/", "_")
+        saliency, ending = record.saliency, FORMATS[form].ending
+        name = f"{Path(saliency.prediction.slide_name).stem}-{saliency.target.name}-{record.recipe.method}{ending}".replace("/", "_")
         chosen, _ = QFileDialog.getSaveFileName(self, FORMATS[form].title, name, f"{FORMATS[form].title} (*{ending})")
         if chosen:
             self.export(form, chosen if chosen.endswith(ending) else chosen + ending)
@@ -266,12 +264,14 @@ class ExportSection(Section):
 
 def describe_map(layer: Image) -> str:
     """Say what a map layer is; see `streamview_napari.requests.script.about`."""
-    saliency = facts(layer)["saliency"]
+    record = map_record(layer)
+    if record is None:
+        return ""
     try:
-        origin = find_origin(saliency, facts(layer).get("run"))
+        origin = find_origin(record.saliency, record.run)
     except StreamviewError:
         origin = None
-    return about(saliency, recipe_of(layer), origin, facts(layer).get("verified", ""))
+    return about(record.saliency, record.recipe, origin, record.verified)
 
 
 def _as_table(text: str) -> str:

@@ -140,8 +140,8 @@ class FinetuningSection(Section):
         row.addWidget(self.cancel, 1)
         row.addWidget(self.copy, 1)
         self.column.addLayout(row)
-        for widget in (self.bar, self.said, self.problem, self.curves, self.outcome):
-            self.column.addWidget(widget)
+        for shown in (self.bar, self.said, self.problem, self.curves, self.outcome):
+            self.column.addWidget(shown)
 
     def release(self) -> None:
         """Foresee and draw nothing more."""

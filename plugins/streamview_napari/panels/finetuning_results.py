@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -60,12 +61,12 @@ class Outcome(QWidget):
         row = QHBoxLayout()
         row.addWidget(self.use_tuned, 1)
         row.addWidget(self.use_base, 1)
-        column = QVBoxLayout(self)
-        column.setContentsMargins(0, 0, 0, 0)
-        column.setSpacing(6)
+        layout = QVBoxLayout(self)
+        layout.setContentsMargins(0, 0, 0, 0)
+        layout.setSpacing(6)
         for widget in (self.said, self.figures, self.regions):
-            column.addWidget(widget)
-        column.addLayout(row)
+            layout.addWidget(widget)
+        layout.addLayout(row)
         self._state = state
         self._base, self._tuned = "", ""
         self._rows: list[Answers] = []
@@ -113,7 +114,7 @@ class Outcome(QWidget):
         self.use_base.setEnabled(used != self._base)
 
 
-def _fill(table: QTableWidget, rows: list[tuple[str, ...]], *, right: bool = False) -> None:
+def _fill(table: QTableWidget, rows: Sequence[tuple[str, ...]], *, right: bool = False) -> None:
     table.setRowCount(len(rows))
     for row, texts in enumerate(rows):
         for column, text in enumerate(texts):

@@ -8,9 +8,8 @@ from qtpy.QtCore import Qt, QTimer
 from qtpy.QtWidgets import QLabel, QTableWidgetItem
 
 from streamview.export.hotspots import Hotspot, find_hotspots
-from streamview_napari.canvas.map_display import recipe_of
+from streamview_napari.canvas.records import map_record
 from streamview_napari.panels.section import ERROR_STYLE, Section, Shortcut, plain_table, quiet_label
-from streamview_napari.state import facts
 
 if TYPE_CHECKING:
     from napari.components import ViewerModel
@@ -59,7 +58,7 @@ class HotspotSection(Section):
         self._of: tuple[Saliency, Recipe] | None = None
         self._work: Work | None = None
         self._rest = QTimer(self, singleShot=True, interval=_PERIOD)
-        self._rest.timeout.connect(self.find)
+        self._rest.timeout.connect(self.find_hotspots)
         self.table.cellClicked.connect(lambda row, column: self.fly(row))
         state.events.map_selected.connect(self._select)
         self._select(state.map_layer)
@@ -79,22 +78,23 @@ class HotspotSection(Section):
 
     def _select(self, layer: Image | None) -> None:
         self.fill(layer is not None)
-        if layer is not None:
-            facts(layer)["map"].changed.connect(self._wait, unique=True)
+        record = map_record(layer)
+        if record is not None:
+            record.map.changed.connect(self._wait, unique=True)
             self._wait()
 
     def _wait(self) -> None:
         self._rest.start()
 
-    def find(self) -> None:
+    def find_hotspots(self) -> None:
         """Look for the hotspots of the map worked on, in a thread."""
-        layer = self.state.map_layer
-        if layer is None or self.state.closed:
+        record = map_record(self.state.map_layer)
+        if record is None or self.state.closed:
             return
         if self._work is not None and self._work.running:
             self._wait()
             return
-        saliency, recipe = facts(layer)["saliency"], recipe_of(layer)
+        saliency, recipe = record.saliency, record.recipe
         if self._of is not None and self._of[0] is saliency and _edges(self._of[1]) == _edges(recipe):
             return
         self.note("looking…")

@@ -15,13 +15,14 @@ from streamview.errors import StreamviewError
 from streamview.progress import Report, Step
 from streamview_napari.canvas import layers as _layers
 from streamview_napari.canvas.live_map import LiveMap
+from streamview_napari.canvas.records import keep, map_record, path_of_layer
 from streamview_napari.canvas.rectangles import Drawing
 from streamview_napari.panels.section import BAR_STYLE, ERROR_STYLE, RUN_STYLE, Section, Shortcut, labelled, quiet_label
+from streamview_napari.requests.answers import Answer, RunFacts
 from streamview_napari.requests.inference import REGIONS, Outlook, RegionChoice, Request, compute, describe_progress, find_region, foresee
 from streamview_napari.requests.networks import describe_card, describe_streaming, known_models, load
 from streamview_napari.requests.regions import centre_of
 from streamview_napari.settings import settings
-from streamview_napari.state import Answer, RunFacts, facts
 
 if TYPE_CHECKING:
     from napari.components import ViewerModel
@@ -79,8 +80,8 @@ class InferenceSection(Section):
         self.maps = QCheckBox("Map what the answer rests on")
         self.maps.setToolTip("Without maps only the prediction is computed, in a third of the time or less.")
         self.maps.setChecked(bool(kept.maps))
-        self.size = QLabel()
-        self.size.setWordWrap(True)
+        self.extent = QLabel()
+        self.extent.setWordWrap(True)
         self.forecast = quiet_label()
         self.forecast.setToolTip("Timed on a sample of this region on this machine.")
         self.run = QPushButton("Run")
@@ -138,7 +139,7 @@ class InferenceSection(Section):
         self.column.addLayout(labelled("Region", self.region, self.draw))
         self.column.addLayout(labelled("Device", self.device, self.memory))
         self.column.addWidget(self.maps)
-        self.column.addWidget(self.size)
+        self.column.addWidget(self.extent)
         self.column.addWidget(self.forecast)
         row = QHBoxLayout()
         row.addWidget(self.run, 2)
@@ -212,7 +213,7 @@ class InferenceSection(Section):
         self.card.setText("Loading…")
         self.card.show()
         self.streaming.hide()
-        self.size.setText("")
+        self.extent.setText("")
         self.forecast.setText("")
         self.refresh()
         untrained = bool(self.model.currentData(_UNTRAINED))
@@ -309,7 +310,7 @@ class InferenceSection(Section):
             self._stale = True
             return
         if request.choice == "drawn" and request.drawn is None:
-            self.size.setText("Drag a rectangle over the tissue.")
+            self.extent.setText("Drag a rectangle over the tissue.")
             self.forecast.setText("")
             return
         self.forecast.setText("Working out what it will take…")
@@ -320,7 +321,7 @@ class InferenceSection(Section):
         if self._again():
             return
         self._outlook = outlook
-        self.size.setText(outlook.size)
+        self.extent.setText(outlook.size)
         self.forecast.setText("\n".join(text for text in (outlook.resolution, str(outlook)) if text))
         self.forecast.setStyleSheet("color: #a0a4ab;" if outlook.fits else "color: #e8a860;")
         self.problem.hide()
@@ -329,7 +330,7 @@ class InferenceSection(Section):
     def _not_foreseen(self, text: str) -> None:
         if self._again():
             return
-        self.size.setText("")
+        self.extent.setText("")
         self.forecast.setText(text)
         self.forecast.setStyleSheet("color: #e8a860;")
 
@@ -372,10 +373,9 @@ class InferenceSection(Section):
         self._live_layers = []
         out = self.state.folder / f"{next(self._numbers):04d}.ome.zarr"
         layer = self.state.slide_layer
-        known = facts(layer)
         given = request.slide.mpp[0] if request.slide.mpp is not None and request.slide.mpp_source.startswith("given") else None
         loaded = request.loaded
-        run = RunFacts(loaded.asked, not loaded.model.card.trained, known.get("path"), given, request.device, request.memory)
+        run = RunFacts(loaded.asked, not loaded.model.card.trained, path_of_layer(layer), given, request.device, request.memory)
         self._drawing.outline(region)
 
         def work(report: Report) -> tuple[Answer, list[LayerTuple]]:
@@ -438,12 +438,12 @@ class InferenceSection(Section):
 
         self._end()
         for layer in self.viewer.layers:
-            if "saliency" in facts(layer):
+            if map_record(layer) is not None:
                 layer.visible = False
         # counted before its layers appear, which would count it without its time
         self.state.answer(answer)
         for data, options, kind in tuples:
-            options["metadata"]["streamview"]["run"] = replace(run, tile=answer.tile)
+            options["metadata"] = keep(replace(options["metadata"]["streamview"], run=replace(run, tile=answer.tile)))
             self.viewer.add_layer(Layer.create(data, options, kind))
         if self.state.slide_layer is not None:
             self.viewer.layers.selection.active = self.state.slide_layer

@@ -22,6 +22,7 @@ from qtpy.QtWidgets import (
 from streamview.errors import StreamviewError
 from streamview.labels.regions import Example, write_labels
 from streamview_napari.canvas.labelled_regions import LabelledLayers
+from streamview_napari.canvas.records import path_of_layer, slide_record
 from streamview_napari.panels.classes import ClassChooser
 from streamview_napari.panels.section import ERROR_STYLE, Section, Shortcut, labelled, plain_table, quiet_label
 from streamview_napari.requests.labels import (
@@ -40,7 +41,6 @@ from streamview_napari.requests.labels import (
 )
 from streamview_napari.requests.regions import fly_to
 from streamview_napari.settings import settings
-from streamview_napari.state import facts
 
 if TYPE_CHECKING:
     from napari.components import ViewerModel
@@ -182,7 +182,7 @@ class LabelsSection(Section):
 
     def _prepare(self) -> None:
         self._layers.next(self.label.chosen, self.patient.text().strip())
-        self.draw.setEnabled(bool(facts(self.state.slide_layer).get("path")))
+        self.draw.setEnabled(bool(path_of_layer(self.state.slide_layer)))
 
     # ------------------------------------------------------------------------------------------------------------------------- the regions
 
@@ -211,16 +211,17 @@ class LabelsSection(Section):
             self._say(f"{example.name} is not open: double-click to open it.")
             return
         for other in self.viewer.layers:
-            if "source" in facts(other):
+            if slide_record(other) is not None:
                 other.visible = other is layer
         self.state.select_slide(layer)
         if not self.draw.isChecked():
             self.viewer.layers.selection.active = layer
-        if example.region is not None:
-            fly_to(self.viewer, example.region, facts(layer)["source"].mpp)
+        record = slide_record(layer)
+        if example.region is not None and record is not None:
+            fly_to(self.viewer, example.region, record.source.mpp)
 
     def _layer_of(self, path: str) -> Image | None:
-        layers = [layer for layer in self.viewer.layers if os.path.realpath(facts(layer).get("path") or "/") == path]
+        layers = [layer for layer in self.viewer.layers if os.path.realpath(path_of_layer(layer) or "/") == path]
         return next((layer for layer in layers if layer is self.state.slide_layer), layers[0] if layers else None)
 
     def _rows(self) -> list[int]:
@@ -250,7 +251,7 @@ class LabelsSection(Section):
         """List what is labelled, and keep it where it is not saved."""
         slide = self.state.slide
         if slide is not None:
-            self._mpps[os.path.realpath(facts(self.state.slide_layer).get("path") or "/")] = slide.mpp
+            self._mpps[os.path.realpath(path_of_layer(self.state.slide_layer) or "/")] = slide.mpp
         self._offer()
         names = self.names()
         with QSignalBlocker(self.table):
@@ -279,7 +280,7 @@ class LabelsSection(Section):
 
     def _slide_changed(self, layer: Image | None) -> None:
         self.draw.setChecked(False)
-        slide, path = self.state.slide, os.path.realpath(facts(layer).get("path") or "/")
+        slide, path = self.state.slide, os.path.realpath(path_of_layer(layer) or "/")
         if slide is not None and self._mpps.get(path) != slide.mpp and of_slide(self.state.labels, path):
             self._mpps[path] = slide.mpp
             self._show(self.state.labels)
@@ -307,13 +308,13 @@ class LabelsSection(Section):
     def _proposed(self) -> str:
         if self.state.table is not None:
             return str(self.state.table)
-        path = facts(self.state.slide_layer).get("path")
+        path = path_of_layer(self.state.slide_layer)
         return str((Path.home() if path is None else Path(path).parent) / "labels.csv")
 
     def load_table(self, path: Path) -> None:
         """Add the regions of a table to those that are there."""
         self._say("Loading…")
-        alone, slide = not self.state.labels, facts(self.state.slide_layer).get("path")
+        alone, slide = not self.state.labels, path_of_layer(self.state.slide_layer)
         elsewhere = None if slide is None else Path(slide).parent
 
         def loaded(found: tuple[tuple[Example, ...], dict[str, Mpp]]) -> None:

@@ -22,8 +22,8 @@ class Curves(QWidget):
         self._canvas: Any = None
         self.history: History | None = None
         self.setToolTip("Loss while training, and on the validation regions after each epoch; the ring marks what is kept.")
-        column = QVBoxLayout(self)
-        column.setContentsMargins(0, 0, 0, 0)
+        self._column = QVBoxLayout(self)
+        self._column.setContentsMargins(0, 0, 0, 0)
         self.hide()
 
     def draw(self, history: History) -> None:
@@ -37,7 +37,7 @@ class Curves(QWidget):
             self._canvas = FigureCanvasQTAgg(Figure(layout="constrained"))
             self._canvas.setFixedHeight(_HEIGHT)
             self._canvas.setMinimumWidth(1)
-            self.layout().addWidget(self._canvas)
+            self._column.addWidget(self._canvas)
         self.history = history
         draw_history(self._canvas.figure, history, DARK)
         (axes,) = self._canvas.figure.axes

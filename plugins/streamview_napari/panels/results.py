@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from qtpy.QtCore import Qt
@@ -17,9 +18,10 @@ from qtpy.QtWidgets import (
     QTableWidgetItem,
 )
 
+from streamview_napari.canvas.records import keep, map_record
 from streamview_napari.panels.section import ERROR_STYLE, Section, labelled, plain_table, quiet_label
+from streamview_napari.requests.answers import Answer
 from streamview_napari.requests.regions import describe_size, fly_to
-from streamview_napari.state import Answer, facts
 
 if TYPE_CHECKING:
     from napari.components import ViewerModel
@@ -172,7 +174,7 @@ class ResultSection(Section):
 
     def _show_certificate(self, answer: Answer) -> None:
         layers = [] if answer.saliency is None else self.state.maps_of(answer.saliency)
-        said = next((facts(layer)["verified"] for layer in layers if "verified" in facts(layer)), "")
+        said = next((record.verified for record in map(map_record, layers) if record is not None and record.verified), "")
         self.certificate.setText(said)
         self.certificate.setVisible(bool(said))
 
@@ -229,7 +231,7 @@ class ResultSection(Section):
             layers = self.state.maps_of(answer.saliency)
             default = next((layer for layer in reversed(layers) if layer is self.state.map_layer), layers[-1] if layers else None)
             for layer in self.viewer.layers:
-                if "saliency" in facts(layer):
+                if map_record(layer) is not None:
                     layer.visible = layer is default
             if default is not None:
                 self.state.select_map(default)
@@ -267,7 +269,9 @@ class ResultSection(Section):
         said = describe_certificate(certificate)
         layers = [] if answer.saliency is None else self.state.maps_of(answer.saliency)
         for layer in layers:
-            facts(layer).update(certificate=certificate.to_dict(), verified=said)
+            record = map_record(layer)
+            if record is not None:
+                layer.metadata |= keep(replace(record, certificate=certificate.to_dict(), verified=said))
         self.certificate.setText(said)
         self.certificate.show()
 

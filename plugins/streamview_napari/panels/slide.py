@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,9 +11,9 @@ from qtpy.QtWidgets import QFileDialog, QHBoxLayout, QInputDialog, QLabel, QProg
 
 from streamview.errors import SlideError
 from streamview_napari.canvas.layers import has_overview, slide_layer
+from streamview_napari.canvas.records import attached_to, keep, path_of_layer, slide_record
 from streamview_napari.panels.section import ERROR_STYLE, Section, quiet_label
 from streamview_napari.requests.regions import describe_size
-from streamview_napari.state import facts
 
 if TYPE_CHECKING:
     from napari.components import ViewerModel
@@ -36,11 +37,12 @@ def measure(layer: Image, mpp: float) -> None:
     """
     from streamview.slides import as_slide
 
-    known = facts(layer)
-    source = as_slide(known["source"], mpp)
+    record = slide_record(layer)
+    assert record is not None
+    source = as_slide(record.source, mpp)
     _, options, _ = slide_layer(source)
     layer.scale, layer.translate, layer.units = options["scale"], options["translate"], options["units"]
-    known.update(source=source, mpp=source.mpp, mpp_source=source.mpp_source)
+    layer.metadata |= keep(replace(record, source=source))
 
 
 class SlideSection(Section):
@@ -52,7 +54,7 @@ class SlideSection(Section):
         super().__init__(viewer, state)
         self.name = QLabel()
         self.name.setStyleSheet("font-weight: bold;")
-        self.size = quiet_label()
+        self.extent = quiet_label()
         self.advice = quiet_label("No overview in this file: zoom in to see it, or convert it once.")
         self.problem = QLabel()
         self.problem.setWordWrap(True)
@@ -70,7 +72,7 @@ class SlideSection(Section):
         for button in (self.measure, self.convert, self.stop):
             row.addWidget(button)
         row.addStretch()
-        for widget in (self.name, self.size, self.advice):
+        for widget in (self.name, self.extent, self.advice):
             self.column.addWidget(widget)
         self.column.addLayout(row)
         self.column.addWidget(self.bar)
@@ -90,10 +92,11 @@ class SlideSection(Section):
         self._running(False)
         if self._dialog is not None:
             self._dialog.reject()
-        if slide is None:
+        record = slide_record(layer)
+        if layer is None or slide is None or record is None:
             return
         self.name.setText(slide.name)
-        self.name.setToolTip(str(facts(layer).get("path") or slide.name))
+        self.name.setToolTip(record.path or slide.name)
         if slide.mpp is None:
             resolution = f"µm/px {slide.mpp_source}"
         else:
@@ -101,13 +104,13 @@ class SlideSection(Section):
             pixel = f"{x:.4g}" if abs(y - x) < 1e-6 * x else f"{x:.4g} × {y:.4g}"
             source = "given by you" if slide.mpp_source.startswith("given") else slide.mpp_source
             resolution = f"{pixel} µm/px ({source})"
-        self.size.setText(f"{describe_size(slide.shape, slide.mpp)}\n{resolution}")
+        self.extent.setText(f"{describe_size(slide.shape, slide.mpp)}\n{resolution}")
         self.measure.setVisible(slide.mpp is None)
         lacking = not has_overview(slide)
         self.advice.setVisible(lacking)
         self.convert.setVisible(lacking)
-        if slide.mpp is None and not facts(layer).get("asked"):
-            facts(layer)["asked"] = True
+        if slide.mpp is None and not record.asked:
+            layer.metadata |= keep(replace(record, asked=True))
             QTimer.singleShot(0, self.ask)
 
     def ask(self) -> None:
@@ -141,13 +144,13 @@ class SlideSection(Section):
             self._fail(str(error))
             return
         for other in self.viewer.layers:
-            if layer in (facts(other).get("regions_of"), facts(other).get("labels_of")):  # drawn in pixels
+            if layer in (attached_to(other, "regions"), attached_to(other, "labels")):  # drawn in pixels
                 other.scale, other.units = layer.scale, layer.units
         self.state.events.slide_changed.emit(layer)
         self.viewer.reset_view()
 
     def _choose_folder(self) -> None:
-        path = facts(self.state.slide_layer).get("path")
+        path = path_of_layer(self.state.slide_layer)
         proposed = f"{Path(path).with_suffix('')}.ome.zarr" if path else "slide.ome.zarr"
         out, _ = QFileDialog.getSaveFileName(self, "Convert to", proposed, "OME-Zarr (*.ome.zarr)")
         if out:

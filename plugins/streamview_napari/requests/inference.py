@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Literal
 from streamview.errors import RegionError
 from streamview.geometry import Region
 from streamview.progress import Report, Step
+from streamview_napari.requests.answers import Answer
 from streamview_napari.requests.networks import describe_fit
 from streamview_napari.requests.regions import describe_size, grid_scale, square, within
-from streamview_napari.state import Answer
 
 if TYPE_CHECKING:
     import numpy as np

@@ -6,14 +6,12 @@ import json
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from streamview.errors import StreamviewError
 from streamview.results import RESEARCH_USE, Saliency
 from streamview.results.display import PRESETS, TITLES, Recipe
-
-if TYPE_CHECKING:
-    from streamview_napari.state import RunFacts
+from streamview_napari.requests.answers import RunFacts
 
 __all__ = ["Origin", "about", "command", "find_origin", "python"]
 
