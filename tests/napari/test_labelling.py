@@ -15,9 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from napari.components import ViewerModel
 from napari.layers import Layer
-from streamview_napari.canvas.labelled_regions import LabelledLayers
 from streamview_napari.canvas.layers import slide_layer
 from streamview_napari.canvas.records import attached_to
+from streamview_napari.panels.labelled_regions import LabelledLayers
 from streamview_napari.panels.slide import measure
 from streamview_napari.requests.labels import (
     class_names,

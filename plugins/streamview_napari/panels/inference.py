@@ -16,7 +16,7 @@ from streamview.progress import Report, Step
 from streamview_napari.canvas import layers as _layers
 from streamview_napari.canvas.live_map import LiveMap
 from streamview_napari.canvas.records import keep, map_record, path_of_layer
-from streamview_napari.canvas.rectangles import Drawing
+from streamview_napari.panels.rectangles import Drawing
 from streamview_napari.panels.section import BAR_STYLE, ERROR_STYLE, RUN_STYLE, Section, Shortcut, labelled, quiet_label
 from streamview_napari.requests.answers import Answer, RunFacts
 from streamview_napari.requests.inference import REGIONS, Outlook, RegionChoice, Request, compute, describe_progress, find_region, foresee

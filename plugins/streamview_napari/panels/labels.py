@@ -21,9 +21,9 @@ from qtpy.QtWidgets import (
 
 from streamview.errors import StreamviewError
 from streamview.labels.regions import Example, write_labels
-from streamview_napari.canvas.labelled_regions import LabelledLayers
 from streamview_napari.canvas.records import path_of_layer, slide_record
 from streamview_napari.panels.classes import ClassChooser
+from streamview_napari.panels.labelled_regions import LabelledLayers
 from streamview_napari.panels.section import ERROR_STYLE, Section, Shortcut, labelled, plain_table, quiet_label
 from streamview_napari.requests.labels import (
     Mpp,

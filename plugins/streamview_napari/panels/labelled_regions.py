@@ -12,7 +12,7 @@ import numpy as np
 from streamview.errors import RegionError
 from streamview.labels.regions import Example
 from streamview_napari.canvas.records import Attached, attached_to, keep, path_of_layer, slide_record
-from streamview_napari.canvas.rectangles import thicken
+from streamview_napari.panels.rectangles import thicken
 from streamview_napari.requests.labels import colour_of, of_slide, path_of, replace_drawn
 from streamview_napari.requests.regions import corners, within
 
