@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -22,7 +22,9 @@ from streamview.evaluation.bootstrap import (
     rank_correlation,
     ratio,
 )
-from streamview.networks.cards import ModelCard, Task
+
+if TYPE_CHECKING:
+    from streamview.networks.cards import ModelCard, Task
 
 __all__ = ["Bin", "Figure", "Metrics", "Output", "measure"]
 

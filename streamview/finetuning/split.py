@@ -5,10 +5,13 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from streamview.errors import LabelError
 from streamview.labels.regions import Example
-from streamview.networks.cards import Task
+
+if TYPE_CHECKING:
+    from streamview.networks.cards import Task
 
 __all__ = ["CASES", "Split", "batches", "divide", "scarcity"]
 

@@ -22,7 +22,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,8 +31,10 @@ from streamview.errors import LabelError, RegionError, SlideError
 from streamview.files import atomic
 from streamview.files.tables import Row, parse_number, read_table
 from streamview.geometry import Region, as_region
-from streamview.networks.cards import ModelCard
 from streamview.slides import Slide, as_slide, open_slide
+
+if TYPE_CHECKING:
+    from streamview.networks.cards import ModelCard
 
 __all__ = ["Example", "count_labels", "find_targets", "identify_slides", "labels_digest", "read_labels", "unite_slides", "write_labels"]
 

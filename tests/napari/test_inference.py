@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import streamview_napari
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from napari.components import ViewerModel
 from npe2 import PluginManifest
 from streamview_napari.canvas.layers import SlideLevel, has_overview, slide_layer
 from streamview_napari.canvas.live_map import LiveMap
-from streamview_napari.panels import section as _section
 from streamview_napari.reader import get_reader
 from streamview_napari.requests.inference import Request, compute, describe_progress, find_region, foresee
 from streamview_napari.requests.networks import describe_card, describe_fit, describe_streaming, known_models, load
@@ -249,7 +249,7 @@ def test_a_giant_of_one_level_is_never_read_whole() -> None:
 
 
 def test_the_manifest_names_what_there_is() -> None:
-    manifest = PluginManifest.from_file(str(Path(_section.__file__).with_name("napari.yaml")))
+    manifest = PluginManifest.from_file(str(Path(streamview_napari.__file__).with_name("napari.yaml")))
     manifest.validate_imports()
     (widget,) = manifest.contributions.widgets or ()
     assert widget.display_name == "Panel"

@@ -142,8 +142,8 @@ def opened(tmp_path: Path) -> Iterator[tuple[ViewerModel, State, LabelledLayers,
     state.select_slide(viewer.layers["a.svs"])
     yield viewer, state, layers, [os.path.realpath(path) for path in paths]
     layers.release()
+    viewer.layers.clear()  # the state closes the slides of layers that are removed
     state.close()
-    viewer.layers.clear()
 
 
 def shapes(viewer: ViewerModel, slide: str) -> Any:

@@ -24,6 +24,7 @@ _KEPT_THREADS = {
 _KEPT_FILES = {
     "/dev/": "devices, the terminal among them",
     "/memfd:": "memory that graphics drivers share with the display",
+    "/usr/share/": "icons and fonts of the system, which Qt keeps open",
     "/site-packages/": "data that libraries keep open, such as fonts",
 }
 

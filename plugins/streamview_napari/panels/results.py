@@ -271,7 +271,7 @@ class ResultSection(Section):
         for layer in layers:
             record = map_record(layer)
             if record is not None:
-                layer.metadata |= keep(replace(record, certificate=certificate.to_dict(), verified=said))
+                layer.metadata.update(keep(replace(record, certificate=certificate.to_dict(), verified=said)))
         self.certificate.setText(said)
         self.certificate.show()
 

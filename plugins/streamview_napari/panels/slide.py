@@ -42,7 +42,7 @@ def measure(layer: Image, mpp: float) -> None:
     source = as_slide(record.source, mpp)
     _, options, _ = slide_layer(source)
     layer.scale, layer.translate, layer.units = options["scale"], options["translate"], options["units"]
-    layer.metadata |= keep(replace(record, source=source))
+    layer.metadata.update(keep(replace(record, source=source)))
 
 
 class SlideSection(Section):
@@ -110,7 +110,7 @@ class SlideSection(Section):
         self.advice.setVisible(lacking)
         self.convert.setVisible(lacking)
         if slide.mpp is None and not record.asked:
-            layer.metadata |= keep(replace(record, asked=True))
+            layer.metadata.update(keep(replace(record, asked=True)))
             QTimer.singleShot(0, self.ask)
 
     def ask(self) -> None:
