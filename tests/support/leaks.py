@@ -18,6 +18,7 @@ _KEPT_THREADS = {
     "zarr_io": "zarr's event loop, one a process",
     "asyncio_": "the workers of that loop",
     "zarr_pool": "zarr's workers, one pool a process",
+    "tqdm_monitor": "the thread by which tqdm redraws bars that stand still, one a process",
     "fsspecIO": "the event loop of fsspec, one a process",
 }
 # Files that libraries keep for the life of the process, by a part of their paths.
