@@ -25,6 +25,7 @@ _KEPT_THREADS = {
 _KEPT_FILES = {
     "/dev/": "devices, the terminal among them",
     "/memfd:": "memory that graphics drivers share with the display",
+    "/usr/share/": "caches of icons and fonts, which Qt maps",
     "/site-packages/": "data that libraries keep open, such as fonts",
 }
 
