@@ -151,8 +151,17 @@ def test_cancelled_in_the_last_of_several_passes_leaves_nothing(model: Model, pi
     assert open_saliency(outs[0]).target.name == "normal"
 
 
-@pytest.mark.parametrize("barriers", ["kept", "spilled", "regenerated"])
-@pytest.mark.parametrize("tile", [(40, 1000), (48, 90)], ids=["strips", "tiles"])
+@pytest.mark.parametrize(
+    ("tile", "barriers"),
+    [
+        pytest.param((40, 1000), "kept", id="strips-kept"),
+        pytest.param((48, 90), "spilled", id="tiles-spilled"),
+        pytest.param((40, 1000), "regenerated", id="strips-regenerated"),
+        pytest.param((48, 90), "kept", id="tiles-kept", marks=pytest.mark.slow),
+        pytest.param((40, 1000), "spilled", id="strips-spilled", marks=pytest.mark.slow),
+        pytest.param((48, 90), "regenerated", id="tiles-regenerated", marks=pytest.mark.slow),
+    ],
+)
 def test_networks_with_squeeze_excitation(pixels: NDArray[np.uint8], tmp_path: Path, tile: tuple[int, int], barriers: str) -> None:
     torch.manual_seed(1)
     model = make_model(Gated(3), names=NAMES)

@@ -179,8 +179,15 @@ def hungry(monkeypatch: pytest.MonkeyPatch, method: str, fails: Callable[[Tensor
     return failed
 
 
-@pytest.mark.parametrize("network", [lambda: seed_network(8, 4), lambda: Gated(2)], ids=["plain", "gated"])
-@pytest.mark.parametrize("to_disk", [False, True], ids=["memory", "disk"])
+@pytest.mark.parametrize(
+    ("network", "to_disk"),
+    [
+        pytest.param(lambda: seed_network(8, 4), False, id="plain-memory"),
+        pytest.param(lambda: Gated(2), True, id="gated-disk"),
+        pytest.param(lambda: seed_network(8, 4), True, id="plain-disk", marks=pytest.mark.slow),
+        pytest.param(lambda: Gated(2), False, id="gated-memory", marks=pytest.mark.slow),
+    ],
+)
 def test_memory_runs_out_in_large_steps(
     pixels: NDArray[np.uint8],
     tmp_path: Path,
@@ -216,7 +223,7 @@ def test_memory_runs_out_in_large_steps(
     assert "Memory ran out in steps" in prediction.warnings[-1]
 
 
-@pytest.mark.parametrize("nth", [0, 7, 15])
+@pytest.mark.parametrize("nth", [0, pytest.param(7, marks=pytest.mark.slow), 15])
 def test_once_in_a_backward_pass(
     model: Model, pixels: NDArray[np.uint8], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nth: int
 ) -> None:

@@ -61,8 +61,15 @@ def resnet18(outputs: int = 2) -> nn.Module:
     return module
 
 
-@pytest.mark.parametrize("optimiser", ["adam", "sgd"])
-@pytest.mark.parametrize("build", [paper, resnet18])
+@pytest.mark.parametrize(
+    ("build", "optimiser"),
+    [
+        (paper, "sgd"),
+        (resnet18, "adam"),
+        pytest.param(paper, "adam", marks=pytest.mark.slow),
+        pytest.param(resnet18, "sgd", marks=pytest.mark.slow),
+    ],
+)
 def test_one_step_equals_the_conventional_one(build, optimiser):
     torch.manual_seed(0)
     module = build().double()

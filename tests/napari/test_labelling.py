@@ -142,8 +142,8 @@ def opened(tmp_path: Path) -> Iterator[tuple[ViewerModel, State, LabelledLayers,
     state.select_slide(viewer.layers["a.svs"])
     yield viewer, state, layers, [os.path.realpath(path) for path in paths]
     layers.release()
-    viewer.layers.clear()  # the state closes the slides of layers that are removed
-    state.close()
+    viewer.layers.clear()
+    state.close()  # closes the slides whose layers are gone
 
 
 def shapes(viewer: ViewerModel, slide: str) -> Any:
@@ -249,8 +249,8 @@ def test_a_slide_that_gets_its_mpp_later_keeps_what_was_drawn_and_says_it_was_gi
     assert (example.region, example.mpp) == (region, 0.25)
     np.testing.assert_allclose(shapes(viewer, "plain.tif").extent.world[0], np.subtract((16, 32), 0.5) * 0.25)
     layers.release()
-    state.close()
     viewer.layers.clear()
+    state.close()  # closes the slides whose layers are gone
 
 
 def test_a_table_is_read_with_the_resolution_of_its_slides(tmp_path: Path) -> None:

@@ -76,7 +76,7 @@ FAST: list[tuple[str, dict[str, Any], int]] = [
     ("timm/tinynet_e", {}, 11),
     ("timm/lcnet_050", {}, 3),
     ("timm/spnasnet_100", {}, 1),
-    ("timm/poolformer_s12", {}, 25),
+    ("timm/poolformer_s12", {"depths": (1, 1, 1, 1)}, 9),
     ("timm/focalnet_tiny_srf", {}, 13),
     ("timm/inception_next_atto", {}, 1),
     ("timm/starnet_s1", {}, 1),
@@ -109,6 +109,7 @@ SLOW: list[tuple[str, dict[str, Any], int]] = [
     ("timm/vovnet39a", {}, 1),
     ("timm/inception_v4", {}, 1),
     ("timm/inception_resnet_v2", {}, 1),
+    ("timm/poolformer_s12", {}, 25),
     ("timm/nasnetalarge", {}, 1),
     ("timm/pnasnet5large", {}, 1),
     ("timm/nfnet_l0", {}, 13),
@@ -122,6 +123,8 @@ SLOW: list[tuple[str, dict[str, Any], int]] = [
     ("timm/mambaout_femto", {}, 1),
     ("timm/convmixer_768_32", {}, 1),
 ]
+# of many weights, and of kinds that the usual run has elsewhere: grouped and concatenated maps in others of FAST, these two in tests below
+LARGE = ("timm/selecsls42", "timm/resnet50_gn", "timm/nf_resnet26")
 NEED_ALIGNED = ("timm/hrnet_w18_small", "timm/dla34", "timm/dla46_c", "timm/seresnextaa101d_32x8d")
 # what the head takes whole, where it is not a pooling to one element
 MAPS = {"tv/alexnet", "tv/vgg16", "tv/vgg16_bn", "timm/edgenext_xx_small"}
@@ -182,7 +185,7 @@ def label(case: Any) -> str | None:
 
 @pytest.mark.parametrize(
     ("name", "arguments", "passes"),
-    [of if at % 3 == 0 else pytest.param(*of, marks=pytest.mark.slow) for at, of in enumerate(FAST)],
+    [of if at % 3 == 0 and of[0] not in LARGE else pytest.param(*of, marks=pytest.mark.slow) for at, of in enumerate(FAST)],
     ids=label,
 )
 def test_networks(name: str, arguments: dict[str, Any], passes: int) -> None:
@@ -197,7 +200,7 @@ def check_by_torch_export(name: str, arguments: dict[str, Any]) -> None:
         assert max(errors(network, image(size), tile=TILES)) < TOLERANCE
 
 
-@pytest.mark.parametrize(("name", "arguments"), [("timm/resnet10t", {}), ("timm/seresnet18", {"layers": (1, 1, 1, 1)})], ids=label)
+@pytest.mark.parametrize(("name", "arguments"), [("tv/squeezenet1_1", {}), ("timm/seresnet18", {"layers": (1, 1, 1, 1)})], ids=label)
 def test_networks_by_torch_export(name: str, arguments: dict[str, Any]) -> None:
     check_by_torch_export(name, arguments)
 

@@ -18,13 +18,14 @@ _KEPT_THREADS = {
     "zarr_io": "zarr's event loop, one a process",
     "asyncio_": "the workers of that loop",
     "zarr_pool": "zarr's workers, one pool a process",
+    "tqdm_monitor": "the thread by which tqdm redraws bars that stand still, one a process",
     "fsspecIO": "the event loop of fsspec, one a process",
 }
 # Files that libraries keep for the life of the process, by a part of their paths.
 _KEPT_FILES = {
     "/dev/": "devices, the terminal among them",
     "/memfd:": "memory that graphics drivers share with the display",
-    "/usr/share/": "icons and fonts of the system, which Qt keeps open",
+    "/usr/share/": "caches of icons and fonts, which Qt maps",
     "/site-packages/": "data that libraries keep open, such as fonts",
 }
 

@@ -76,7 +76,7 @@ class Lowering:
     partials: dict[fx.Node, Partial] = field(default_factory=dict)  # results that later calls may complete to reductions
     failures: dict[fx.Node, str] = field(default_factory=dict)  # why the shape of a result is not known
     rewired: bool = False  # whether a call now reads another than the network's code says
-    fakes: FakeTensorMode = field(default_factory=lambda: FakeTensorMode(allow_non_fake_inputs=True))
+    mode: FakeTensorMode | None = None  # of tensors without memory, once one is asked for
 
     def walk(self, image: fx.Node, channels: int) -> None:
         """Lower every call, for an image of so many channels."""
@@ -379,6 +379,13 @@ class Lowering:
         if node not in self.shapes:
             self.shapes[node] = self._run_without_memory(node)
         return self.shapes[node]
+
+    @property
+    def fakes(self) -> FakeTensorMode:
+        """The mode in which tensors have no memory; the first of a process imports some 800 modules, so most networks do without."""
+        if self.mode is None:
+            self.mode = FakeTensorMode(allow_non_fake_inputs=True)
+        return self.mode
 
     def _run_without_memory(self, node: fx.Node) -> Any:
         if node in self.reductions:
