@@ -112,9 +112,7 @@ def old_checkpoint(folder, model):
 def test_a_run_of_an_earlier_version_goes_on_or_says_why_not(tmp_path):
     model = base()
     old_checkpoint(tmp_path / "tuned", model)
-    with pytest.raises(
-        TrainingError, match=r"was started by an earlier version with the weights file of sha256 ffffffffffff, not "
-    ):
+    with pytest.raises(TrainingError, match=r"was started by an earlier version with the weights file of sha256 ffffffffffff, not "):
         finetune(replace(model, file_sha256="0" * 64), separable(12), SETTINGS, out=tmp_path / "tuned", force=True, tile=(32, 32))
     told = []
     finetune(model, separable(12), SETTINGS, out=tmp_path / "tuned", force=True, tile=(32, 32), tell=told.append)
