@@ -282,16 +282,16 @@ def test_convert_goes_on_or_refuses(run: Run, synthetic_slide: SyntheticSlide, t
         if step.done == 1:
             raise Cancelled
 
-    for options, answer, said in (([], 0, ["going on"]), (["--restart"], 0, []), (["--codec", "lz4"], 1, [])):
+    for options, answer, said in (([], 0, ["resuming"]), (["--restart"], 0, []), (["--codec", "lz4"], 1, [])):
         out_path = tmp_path / f"{len(options)}.ome.zarr"
         with monkeypatch.context() as patched:
             patched.setattr(Bars, "__call__", stop)
             status, out, _ = run("convert", synthetic_slide.path, "-o", out_path)
         assert status == 130
-        assert "the same command goes on from there, with --restart it begins anew" in out
+        assert "the same command resumes from there, with --restart it starts over" in out
         status, out, error = run("convert", synthetic_slide.path, "-o", out_path, *options)
         assert status == answer
-        assert [line.split(":")[0] for line in out.splitlines() if line.startswith("going on")] == said
+        assert [line.split(":")[0] for line in out.splitlines() if line.startswith("resuming")] == said
         assert ("another codec" in error) == (answer == 1)
 
 

@@ -43,8 +43,8 @@ def spot() -> np.ndarray:
         (np.full((SIDE, SIDE), -1.0), DETAIL, TISSUE, "no positive value, so nothing in the region supports lesion"),
         (-spot(), DETAIL, TISSUE, "no positive value, so nothing in the region supports lesion"),
         (spot(), replace(DETAIL, cap=100.0), TISSUE, "no value of the map reaches the threshold, 0.15 of the cap of 100"),
-        (spot(), DETAIL, np.full_like(TISSUE, 255), "all of the region is empty glass"),
-        (spot(), DETAIL, np.where(np.arange(SIDE)[:, None, None] < 80, 255, TISSUE).astype(np.uint8), "lies on empty glass alone"),
+        (spot(), DETAIL, np.full_like(TISSUE, 255), "the whole region is empty glass"),
+        (spot(), DETAIL, np.where(np.arange(SIDE)[:, None, None] < 80, 255, TISSUE).astype(np.uint8), "threshold only on empty glass"),
         (spot(), DETAIL, TISSUE, None),
     ],
 )

@@ -322,7 +322,7 @@ def test_a_picture_needs_the_slide_that_was_explained(small_job: Job, tmp_path: 
     (record,) = (small_job.folder / "slides").glob("*.json")
     good = record.read_text()
     record.write_text(good.replace('synthetic.svs"', 'gone.svs"'))
-    with pytest.raises(StreamviewError, match="is gone, and a picture shows the slide"):
+    with pytest.raises(StreamviewError, match="is missing, but a picture shows the slide"):
         export_job(small_job, ["png"])
     other = tmp_path / "other.ome.tif"
     tifffile.imwrite(other, np.zeros((600, 600, 3), np.uint8), photometric="rgb", tile=(256, 256))
@@ -333,7 +333,7 @@ def test_a_picture_needs_the_slide_that_was_explained(small_job: Job, tmp_path: 
         export_job(small_job, ["png"])
     values["regions"][0]["source"] = None
     record.write_text(json.dumps(values))
-    with pytest.raises(StreamviewError, match="was no file"):
+    with pytest.raises(StreamviewError, match="was not a file"):
         export_job(small_job, ["png"])
 
 

@@ -174,7 +174,7 @@ def test_the_command_line(wsinfer: Path, pixels: np.ndarray, tmp_path: Path, cap
     command = ["predict", "-i", str(path), "-o", str(job), "-m", str(wsinfer)]
     assert main(command) == 0
     printed = capsys.readouterr()
-    assert "answers: one for each patch of 32 x 32 um (64 px) that holds tissue (--per region: one for the whole region)" in printed.out
+    assert "answers: one for each patch of 32 x 32 um (64 px) with tissue (--per region: one for the whole region)" in printed.out
     assert "forecast: 16 patches of 64 px in batches of 16, 26 without tissue are left out" in printed.out
     assert "patches: 16 steps" in printed.err
     with (job / "patches/a.ome.tif/x0-y0-w448-h384.csv").open(newline="") as file:

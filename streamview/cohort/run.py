@@ -1,4 +1,4 @@
-"""The slides of a job, one at a time: open, say what it will take, answer, record. What the command line and the demo share."""
+"""Process the slides of a job one at a time: open, forecast, predict, record. Shared by the command line and the demo."""
 
 from __future__ import annotations
 
@@ -47,11 +47,11 @@ from streamview.system.machine import describe_device, find_device, peak_memory,
 
 __all__ = ["Answer", "Work", "check_display", "explain_slide", "patch_slide", "predict_slide", "run_slides"]
 
-_OPTIONS = (RegionError, ModelError, NotStreamableError, MemoryBudgetError)  # what another command line mends
-_CELL = 32  # px of the network's grid: what most networks reduce to one cell of their last features
-_PIECE = 256  # px of the network's grid: sides of a region around a piece of tissue, where the card does not state smaller ones
-_PICTURE, _PICTURE_BYTES = (1100, 2048), 200 * 2**20  # px of the longest side, and what drawing the largest takes
-_MOST_MAPS = 16  # classes of which the patches are drawn
+_OPTIONS = (RegionError, ModelError, NotStreamableError, MemoryBudgetError)  # errors that other options fix
+_CELL = 32  # px of the network's grid: the stride of most networks
+_PIECE = 256  # px of the network's grid: smallest side of a region around a piece of tissue, unless the card states a smaller one
+_PICTURE, _PICTURE_BYTES = (1100, 2048), 200 * 2**20  # px of the longest side, and memory for drawing the largest
+_MOST_MAPS = 16  # classes up to which every class has a patch map
 _NEAR_UM = 500.0  # pieces of tissue no further apart share a region
 
 
@@ -64,17 +64,17 @@ class Work:
     model
         The network.
     job, run_id
-        Where answers are recorded, and under which run.
+        The job and run that record the answers.
     announce
-        Told the forecast before each slide's long work.
+        Called with the forecast before each slide's long work.
     report
         Called after every step.
     region
-        In level-0 pixels, or as the user wrote it, which is placed on each slide; None for the whole slide.
+        In level-0 pixels, or as the user's text, converted for each slide; None for the whole slide.
     compute, mpp, pad_to
         As for `streamview.predict`.
     crop_tissue
-        Whether `run_slides` works on each piece of tissue, grown to whole cells of 32 px on the network's grid, where no `region` is given.
+        Without a `region`: whether `run_slides` works on each piece of tissue, grown to whole cells of 32 px on the network's grid.
     """
 
     model: Model
@@ -91,22 +91,22 @@ class Work:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Answer:
-    """What was made of one slide.
+    """The results for one slide.
 
     Parameters
     ----------
     prediction
-        The answer.
+        The prediction.
     ahead
-        What was expected before.
+        Its forecast.
     maps
-        Its maps, stored in the job, one entry a target; none where only a prediction was asked for.
+        Its maps, stored in the job, one entry per target; empty if there is only a prediction.
     pictures
         The display PNGs.
     empty
-        Why some of them show nothing, a sentence each.
+        Why some of them show nothing, one sentence each.
     tables
-        The answers of patches, in the forms that other programs read.
+        The predictions per patch, in the formats of other programs.
     """
 
     prediction: Prediction
@@ -123,7 +123,7 @@ def predict_slide(work: Work, path: str | os.PathLike[str]) -> Answer:
     Raises
     ------
     StreamviewError
-        As `streamview.predict`, or when the job cannot be written.
+        As `streamview.predict`, or if the job cannot be written.
     """
     with open_slide(path, work.mpp) as slide:
         tissue, region = _choose(work, slide)
@@ -138,12 +138,12 @@ def predict_slide(work: Work, path: str | os.PathLike[str]) -> Answer:
 def patch_slide(work: Work, path: str | os.PathLike[str]) -> Answer:
     """Predict for each patch of one slide; store tables, a coarse map and a picture of each class, and record them.
 
-    Maps are of every class where these are few, else of the likeliest.
+    With more than 16 classes there is a map only of the likeliest one.
 
     Raises
     ------
     StreamviewError
-        As `streamview.inference.patches.predict_patches`, or when the job cannot be written.
+        As `streamview.inference.patches.predict_patches`, or if the job cannot be written.
     """
     job = work.job
     with open_slide(path, work.mpp) as slide:
@@ -154,27 +154,27 @@ def patch_slide(work: Work, path: str | os.PathLike[str]) -> Answer:
             plans.append(plan)
             work.announce(slide, plan)
 
-        found = predict_patches(work.model, slide, region, tissue=tissue, compute=work.compute, announce=announce, report=work.report)
-        prediction = found.prediction
+        patches = predict_patches(work.model, slide, region, tissue=tissue, compute=work.compute, announce=announce, report=work.report)
+        prediction = patches.prediction
         names = prediction.class_names
         targets = [Target(name, index) for index, name in enumerate(names)]
         targets = targets if len(names) <= _MOST_MAPS else [targets[int(np.argmax(prediction.logits))]]
         maps_id = job.maps_id(job.slide_id(slide.name, _source(path), slide.identity), slide.identity)
-        stored = [job.saliency_path(maps_id, found.region, target) for target in targets]
-        place = job.folder / "patches" / stored[0].parent.name
-        tables = place / f"{region_id(found.region)}.csv", place / f"{region_id(found.region)}.geojson"
-        write_patch_table(found, tables[0])
-        write_patch_geojson(found, tables[1])
+        stored = [job.saliency_path(maps_id, patches.region, target) for target in targets]
+        place, region_name = job.folder / "patches" / stored[0].parent.name, region_id(patches.region)
+        tables = place / f"{region_name}.csv", place / f"{region_name}.geojson"
+        write_patch_table(patches, tables[0])
+        write_patch_geojson(patches, tables[1])
         entries, maps, pictures = [], [], []
-        return_freed_blocks()  # what the batches had is room for the pictures
+        return_freed_blocks()  # the memory of the batches is needed for the pictures
         for target, file in zip(targets, stored, strict=True):
-            name = file.name.removesuffix(".ome.zarr").replace(region_id(found.region), f"{region_id(found.region)}-patches", 1)
-            maps.append(save_saliency(found.map_of(target), place / f"{name}.ome.zarr"))
+            name = file.name.removesuffix(".ome.zarr").replace(region_name, f"{region_name}-patches", 1)
+            maps.append(save_saliency(patches.map_of(target), place / f"{name}.ome.zarr"))
             recipe = PRESETS["patches"]
             recipe = replace(recipe, cap=None) if prediction.task == "regression" else recipe
             pictures.append(draw_png(slide, maps[-1], recipe, place / f"{name}.png", _picture_side(work)))
-            inside = [made.relative_to(job.folder).as_posix() for made in (place / f"{name}.ome.zarr", pictures[-1].path)]
-            entries.append(StoredMap(inside[0], target, inside[1]))
+            relative = [path.relative_to(job.folder).as_posix() for path in (place / f"{name}.ome.zarr", pictures[-1].path)]
+            entries.append(StoredMap(relative[0], target, relative[1]))
         job.add(_result(work, path, slide, tissue, prediction, tuple(entries)))
     empty = tuple(f"{picture.path.name}: {picture.empty}" for picture in pictures if picture.empty is not None)
     return Answer(prediction, plans[0], tuple(maps), tuple(picture.path for picture in pictures), empty, tables)
@@ -194,37 +194,37 @@ def explain_slide(
     targets
         What to explain, as for `streamview.inference.targets.find_targets`; default the predicted class.
     displays
-        Presets to draw, the first of which stands in the record; default the usual one for the network.
+        Presets to draw; the first is entered in the record; default the network's default preset.
 
     Raises
     ------
     StreamviewError
-        As `streamview.explain`, when the job holds maps of this region by another network, or when it cannot be written.
+        As `streamview.explain`, or if the job holds maps of this region with another identity or cannot be written.
     """
     job = work.job
     with open_slide(path, work.mpp) as slide:
         tissue, region = _choose(work, slide)
-        wanted: list[Target | None] = [*find_targets(work.model, targets)] or [None]
-        apart = [target if len(wanted) > 1 else None for target in wanted]  # where there are several, each target is in the name
+        explained: list[Target | None] = [*find_targets(work.model, targets)] or [None]
+        in_names = [target if len(explained) > 1 else None for target in explained]  # file names contain the target if there are several
         place = job.maps_id(job.slide_id(slide.name, _source(path), slide.identity), slide.identity)
-        stored = [job.saliency_path(place, region, target) for target in apart]
+        stored = [job.saliency_path(place, region, target) for target in in_names]
         run = prepare(work.model, slide, region, compute=work.compute, pad_to=work.pad_to)
         _check_free(work, run, stored)
-        ahead = run.forecast(len(wanted), job.folder)
+        ahead = run.forecast(len(explained), job.folder)
         work.announce(slide, ahead)
-        found = run.explain(wanted, ahead.plan, stored, work.report)
+        results = run.explain(explained, ahead.plan, stored, work.report)
         pictures: list[Picture] = []
         entries = []
-        for maps, target, folder in zip(found, apart, stored, strict=True):
+        for maps, target, folder in zip(results, in_names, stored, strict=True):
             presets = displays or (default_preset(maps),)
-            drawn = [draw_png(slide, maps, PRESETS[p], job.picture_path(place, region, p, target)) for p in presets]
-            inside = [made.relative_to(job.folder).as_posix() for made in (folder, drawn[0].path)]
-            entries.append(StoredMap(inside[0], maps.target, inside[1]))
-            pictures += drawn
-        prediction = found[0].prediction
+            target_pictures = [draw_png(slide, maps, PRESETS[p], job.picture_path(place, region, p, target)) for p in presets]
+            relative = [path.relative_to(job.folder).as_posix() for path in (folder, target_pictures[0].path)]
+            entries.append(StoredMap(relative[0], maps.target, relative[1]))
+            pictures += target_pictures
+        prediction = results[0].prediction
         job.add(_result(work, path, slide, tissue, prediction, tuple(entries)))
     empty = tuple(f"{picture.path.name}: {picture.empty}" for picture in pictures if picture.empty is not None)
-    return Answer(prediction, ahead, tuple(found), tuple(picture.path for picture in pictures), empty)
+    return Answer(prediction, ahead, tuple(results), tuple(picture.path for picture in pictures), empty)
 
 
 def run_slides(
@@ -237,7 +237,7 @@ def run_slides(
     failed: Callable[[str, StreamviewError], None],
     skip_errors: bool = False,
 ) -> Run:
-    """Work through slides and keep the run's record; a slide that fails stays in the job as failed.
+    """Process slides and record the run; a slide that fails is recorded as failed.
 
     Parameters
     ----------
@@ -246,29 +246,29 @@ def run_slides(
     paths
         The slides.
     answer
-        What to do with each, such as `predict_slide`.
+        Processes one slide, such as `predict_slide`.
     command
         The command line's arguments, for the record.
     answered, failed
-        Told of each slide as it ends, the latter with its name and why.
+        Called after each slide: with its answer, or with its name and error.
     skip_errors
-        Whether to go on past a slide that fails.
+        Whether to continue after a slide that fails.
 
     Returns
     -------
     Run
-        As recorded: what it took and which slides failed.
+        The run's record: what it took and which slides failed.
 
     Raises
     ------
     StreamviewError
-        When a slide is named twice, or the job cannot be written.
+        If a slide is named twice, or the job cannot be written.
     Cancelled
-        When the user stops it; the record of the run then stays unfinished.
+        If the user cancels; the record of the run then stays unfinished.
 
-    All slides are looked at before the first one's long work. Without `skip_errors` nothing starts if one cannot be opened or lacks what
-    the run asks for. A slide becomes a failed row if its file cannot be read or its result not be written; an option that is wrong makes
-    none without `skip_errors`, and a path that is wrong never.
+    All slides are checked before the first one's long work. Without `skip_errors` nothing starts if one cannot be opened or does not fit
+    the options. A slide becomes a failed row if its file cannot be read or its result cannot be written; a wrong option makes a row only
+    with `skip_errors`, a wrong path never.
     """
     places: dict[str, str | os.PathLike[str]] = {}
     for path in paths:
@@ -279,8 +279,8 @@ def run_slides(
     if work.mpp is not None:
         given_mpp(work.mpp)
     start = time.monotonic()
-    work.job.slides()  # damaged records are told of now
-    refused = {path: found for path in paths if (found := _refusal(work, path)) is not None}
+    work.job.slides()  # warns of damaged records
+    refused = {path: refusal for path in paths if (refusal := _refusal(work, path)) is not None}
     run = Run(work.run_id, tuple(command), describe_device(find_device(work.compute.device)), {}, _now())
     work.job.record_run(run)
     plan: dict[str, object] = {}
@@ -336,9 +336,9 @@ def _source(path: str | os.PathLike[str]) -> str:
 
 
 def _refusal(work: Work, path: str | os.PathLike[str]) -> tuple[StreamviewError, bool] | None:
-    """Why a slide cannot be worked on, and whether its file is at fault, as far as can be told at once; None where nothing is wrong."""
+    """Why a slide cannot be processed, as far as a quick check shows, and whether its file is the reason; None if nothing is wrong."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", SlideWarning)  # which will be given when the slide's turn comes
+        warnings.simplefilter("ignore", SlideWarning)  # given when the slide is processed
         try:
             slide = open_slide(path, work.mpp)
         except SlideError as error:
@@ -355,12 +355,12 @@ def _refusal(work: Work, path: str | os.PathLike[str]) -> tuple[StreamviewError,
 
 
 def check_display(model: Model, display: Preset | None) -> None:
-    """Refuse a display that the network cannot offer before anything long begins.
+    """Reject a display that the network does not support, before any long work.
 
     Raises
     ------
     StreamviewError
-        When class evidence is asked of a network whose head is not pooling and one linear layer.
+        If the display is class evidence and the network's head is not pooling and one linear layer.
     """
     if display == "evidence" and linear_head(capture(model.module)) is None:
         raise StreamviewError(
@@ -370,7 +370,7 @@ def check_display(model: Model, display: Preset | None) -> None:
 
 
 def _picture_side(work: Work) -> int:
-    """Longest side of a picture that fits into what the budget leaves."""
+    """Longest side of a picture that fits the remaining memory budget."""
     if work.compute.memory is None or find_device(work.compute.device).type == "cuda":
         return _PICTURE[1]
     room = max(parse_bytes(work.compute.memory) - resident_memory(), 0)
@@ -378,7 +378,7 @@ def _picture_side(work: Work) -> int:
 
 
 def _pieces(work: Work, path: str | os.PathLike[str]) -> Iterator[Work]:
-    """The work on each region of a slide: with `crop_tissue` one for each piece of tissue."""
+    """Yield the work for each region of a slide: with `crop_tissue` one per piece of tissue."""
     if not work.crop_tissue or work.region is not None:
         yield work
         return
@@ -393,12 +393,12 @@ def _pieces(work: Work, path: str | os.PathLike[str]) -> Iterator[Work]:
 
 
 def _placed(work: Work, slide: Slide) -> Region | None:
-    """The region that was asked for on this slide; None for the whole slide."""
+    """The requested region on this slide; None for the whole slide."""
     return work.region.on(slide.mpp, slide.name) if isinstance(work.region, RegionText) else work.region
 
 
 def _choose(work: Work, slide: Slide) -> tuple[Tissue | None, Region]:
-    """The slide's tissue (None where it cannot be read, which spoils no answer for a region elsewhere) and the region to work on."""
+    """The slide's tissue mask and the region to process; None without a tissue mask, which explicit regions do not need."""
     region = _placed(work, slide) or Region(0, 0, *slide.shape)
     try:
         return find_tissue(slide), region
@@ -414,7 +414,7 @@ def _result(
     prediction: Prediction,
     maps: tuple[StoredMap, ...] = (),
 ) -> RegionResult:
-    """An answer as the job keeps it."""
+    """An answer in the form that the job stores."""
     region = prediction.region
     return RegionResult(
         prediction,
@@ -429,16 +429,16 @@ def _result(
 
 
 def _check_free(work: Work, run: PreparedRun, stored: Sequence[Path]) -> None:
-    """Refuse to write maps over those of an answer of another identity: the table would point at the wrong ones."""
-    ours = run.identity
+    """Refuse to overwrite maps of another identity, to which the table would then wrongly refer."""
+    identity = run.identity
     for record in work.job.slides():
         for result in record.regions:
-            held = [path for known in result.maps for path in stored if work.job.folder / known.path == path]
-            if held and result.prediction.identity.key != ours.key:
+            existing = [path for entry in result.maps for path in stored if work.job.folder / entry.path == path]
+            if existing and result.prediction.identity.key != identity.key:
                 raise StreamviewError(
-                    f"{held[0]}: holds maps of {result.prediction.slide_name} by {result.prediction.model_name} with other weights, mpp, "
-                    "precision, padding or pixels, or by an earlier version; take them out with streamview jobs rm, or choose another job "
-                    "folder"
+                    f"{existing[0]}: holds maps of {result.prediction.slide_name} by {result.prediction.model_name} with other weights, "
+                    "mpp, precision, padding or pixels, or by an earlier version; remove them with streamview jobs rm, or choose another "
+                    "job folder"
                 )
 
 

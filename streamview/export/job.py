@@ -1,4 +1,4 @@
-"""The maps of a job in the forms that other programs read."""
+"""Export the maps of a job in formats of other programs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ __all__ = ["FORMATS", "Format", "export_job"]
 
 Format = Literal["ome-zarr", "ome-tiff", "geojson", "png"]
 FORMATS: tuple[Format, ...] = get_args(Format)
-_LONGEST = 120  # letters of a slide in a file name
+_LONGEST = 120  # characters of a slide's name in a file name
 
 
 def export_job(
@@ -40,17 +40,17 @@ def export_job(
     tell: Callable[[str], None] | None = None,
     report: Report | None = None,
 ) -> list[Path]:
-    """Write every map of a job, as ``<out>/<slide>/<region>...``; nothing that exists is replaced.
+    """Write every map of a job, as ``<out>/<slide>/<region>...``; existing files are never replaced.
 
     Parameters
     ----------
     job
-        With maps by `streamview saliency`.
+        A job with maps from `streamview saliency`.
     formats
-        ``"ome-zarr"``: a copy with all maps, self-contained. ``"ome-tiff"``: one file a map. ``"geojson"``: hotspots. ``"png"``: a picture,
-        for which the slide is read again.
+        ``"ome-zarr"``: a self-contained copy with all maps. ``"ome-tiff"``: one file per map. ``"geojson"``: hotspots. ``"png"``: a
+        picture, for which the slide is read again.
     slides
-        Names of those to export; default all.
+        Names of the slides to export; default all.
     out
         Default the folder ``export`` of the job.
     display
@@ -58,21 +58,21 @@ def export_job(
     png_size
         Longest side of a picture in px, 1100 to 16384.
     tell
-        Told why a file shows nothing.
+        Called with the reason if a file shows nothing.
     report
         Called after every file; may raise `Cancelled`.
 
     Returns
     -------
     list of Path
-        What was written.
+        The written files.
 
     Raises
     ------
     StreamviewError
-        When there is nothing to export, a file exists, or the disk is full.
+        If there is nothing to export, a file exists, or the disk is full.
     SlideError
-        When a picture is asked for and the slide is not where it was, or is another one.
+        If pictures are exported and the slide has moved, or is another one.
     """
     folder = job.folder / "export" if out is None else Path(out)
     atomic.check_output(folder)
@@ -100,7 +100,7 @@ def export_job(
 def _tasks(
     form: Format, place: Path, preset: Preset, recipe: Recipe, saliency: Saliency, result: RegionResult, png_size: int
 ) -> dict[Path, Callable[[Path], str | None]]:
-    """What to write for one form of one map, by path."""
+    """The write functions for one format of one map, by path."""
     if form == "ome-zarr":
         return {_named(place, ".ome.zarr"): partial(_copy, saliency)}
     if form == "ome-tiff":
@@ -122,7 +122,7 @@ def _chosen(job: Job, names: Collection[str]) -> list[SlideRecord]:
             raise StreamviewError(f"{job.folder}: has no slide {name}, only {', '.join(sorted(known)) or 'none at all'}")
     records = [record for record in records if not names or record.slide_id in names]
     if not any(result.maps for record in records for result in record.regions):
-        raise StreamviewError(f"{job.folder}: has no maps to export; make them with `streamview saliency -o {job.folder}`")
+        raise StreamviewError(f"{job.folder}: has no maps to export; compute them with `streamview saliency -o {job.folder}`")
     return records
 
 
@@ -137,7 +137,7 @@ def _maps(record: SlideRecord) -> Iterator[tuple[RegionResult, StoredMap]]:
 
 
 def _inside(job: Job, stored: StoredMap) -> Path:
-    """Where a map is; a damaged or hostile record may name any place."""
+    """Path of a map, checked to be inside the job: a damaged or malicious record may name any path."""
     path = job.folder / stored.path
     if not path.resolve().is_relative_to(job.folder.resolve()):
         raise StreamviewError(f"{stored.path}: a map that this job's record names lies outside {job.folder}; run this slide again")
@@ -145,16 +145,16 @@ def _inside(job: Job, stored: StoredMap) -> Path:
 
 
 def _file_name(name: str) -> str:
-    """A name that is safe as a file's on every system; one that had to be changed gets a digest of the original, to stay unique."""
+    """A file name that is valid on every system; a changed name gets a digest of the original, to stay unique."""
     plain = re.sub(r"[^\w.+ -]+", "_", name, flags=re.ASCII)[:_LONGEST].strip(". ") or "slide"
     return plain if plain == name else f"{plain}-{hashlib.sha256(name.encode(errors='surrogatepass')).hexdigest()[:8]}"
 
 
 def _copy(saliency: Saliency, path: Path) -> None:
     source = Path(str(saliency.path))
-    links = [found for found in source.rglob("*") if found.is_symlink()]
+    links = [path for path in source.rglob("*") if path.is_symlink()]
     if links:
-        raise StreamviewError(f"{links[0]}: is a link, which no map has; run this slide again")
+        raise StreamviewError(f"{links[0]}: is a link, which maps do not contain; run this slide again")
     with atomic.replacing(path) as temporary:
         shutil.copytree(source, temporary)
 
@@ -169,12 +169,12 @@ def _hotspots(saliency: Saliency, recipe: Recipe, path: Path) -> str | None:
 
 
 def _picture(saliency: Saliency, recipe: Recipe, result: RegionResult, size: int, path: Path) -> str | None:
-    """Draw it; why it is empty, if it is."""
+    """Draw a picture; return the reason if it is empty."""
     prediction = saliency.prediction
     if result.source is None:
-        raise StreamviewError(f"{prediction.slide_name}: was no file, so no picture can be drawn; leave out the format png")
+        raise StreamviewError(f"{prediction.slide_name}: was not a file, so no picture can be drawn; leave out the format png")
     if not os.path.exists(result.source):
-        raise StreamviewError(f"{result.source}: is gone, and a picture shows the slide; put it back, or leave out the format png")
+        raise StreamviewError(f"{result.source}: is missing, but a picture shows the slide; put it back, or leave out the format png")
     with open_slide(result.source) as slide:
         if slide.identity != prediction.identity.source:
             raise StreamviewError(f"{result.source}: is not the slide that the map explains; put that back, or leave out the format png")

@@ -1,1 +1,1 @@
-"""Files: written whole or not at all, recognised by their first bytes, read as tables, and work on them that survives being killed."""
+"""Files: atomic writes, recognition by the first bytes, tables, and resumable work on folders."""

@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all: written beside their place, then renamed into it."""
+"""Atomic writes of files and folders: written under a temporary name in the same folder, then renamed."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  
 
 
 def safe_stem(name: str) -> str:
-    """Return a file-name stem for output that is named after a slide, whatever the slide is called.
+    """Return a valid file-name stem for output named after a slide.
 
-    Use it wherever the name of a file, folder or column of output derives from `Slide.name`: slides may have names that are no UTF-8
-    (surrogates from `os.fsdecode`), of up to 255 bytes, or with newlines, colons, or spaces at their end, and a part of a URL.
+    Use it wherever the name of an output file, folder or column derives from `Slide.name`: a slide's name may not be UTF-8 (surrogates
+    from `os.fsdecode`), may have up to 255 bytes, newlines, colons or trailing spaces, and may be part of a URL.
 
     Parameters
     ----------
     name
-        Such as `Slide.name`; its suffix is not treated apart.
+        Such as `Slide.name`, with its suffix.
 
     Returns
     -------
     str
-        `name` itself where it is at most 128 bytes of UTF-8, printable, and legal on every common file system. Else its legal characters,
-        cut to that length, and a digest of the name: different names never share a stem, and a name always has the same one.
+        `name` itself if it is at most 128 bytes of UTF-8, printable, and legal on every common file system. Otherwise its legal characters,
+        truncated to that length, and a digest of the name: different names never share a stem, and a name always has the same one.
     """
     legal = "".join(letter if letter.isprintable() and letter not in '/\\:*?"<>|' else "_" for letter in name)
     legal = legal.rstrip(" .").lstrip(" ")
@@ -53,13 +53,13 @@ def safe_stem(name: str) -> str:
 
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Turn what the file system refuses into an error that names the remedy.
+    """Convert errors of the file system into errors that name the remedy.
 
     Raises
     ------
     StreamviewError
-        When the block fails with an `OSError`: a full or read-only disk, a size limit, an I/O error, a stale handle, a name that is too
-        long ... A reader of our output that went away (`BrokenPipeError`) is no error of the disk and passes unchanged.
+        If the block fails with an `OSError`: a full or read-only disk, a size limit, an I/O error, a stale handle, a name that is too
+        long ... A `BrokenPipeError` is not a disk error and passes unchanged.
     """
     try:
         yield
@@ -77,19 +77,19 @@ def disk_errors(path: Path) -> Iterator[None]:
 
 
 def temporary_sibling(path: Path) -> Path:
-    """Name for the unfinished form of `path`: hidden, unique, on the same disk; its folder is created."""
+    """Temporary name for writing `path`: hidden, unique, on the same disk; its folder is created."""
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
     return path.with_name(f".{safe_stem(path.name)}.{uuid.uuid4().hex[:8]}.partial")
 
 
 def replace(temporary: Path, path: Path) -> None:
-    """Move a finished file or folder into its place; what stood there before goes only once the new one is in."""
+    """Move a finished file or folder to `path`; an earlier one is deleted only after the new one is in place."""
     with disk_errors(path):
         if not path.is_dir():
             os.replace(temporary, path)
             return
-        # A folder that is not empty cannot be replaced in one step: it steps aside, and back if the new one fails to come.
+        # A non-empty folder cannot be replaced in one step: it is renamed, and renamed back if the new one cannot be moved.
         aside = temporary_sibling(path)
         os.rename(path, aside)
         try:
@@ -110,12 +110,12 @@ def discard(temporary: Path) -> None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary sibling to write; it takes the place of `path` when the block ends and vanishes when it fails.
+    """Yield a temporary path to write; it replaces `path` when the block ends, and is deleted if the block fails.
 
     Raises
     ------
     StreamviewError
-        When the disk is full or `path` may not be written.
+        If the disk is full or `path` cannot be written.
     """
     temporary = temporary_sibling(path)
     try:
@@ -127,21 +127,21 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 text (line ends as given) so that a reader sees the old content or the new, never a part.
+    """Write UTF-8 text (line ends unchanged) atomically: a reader sees the old or the new content.
 
-    A byte of a file name that is no UTF-8 is written as ``\\udc..``, which JSON reads as the same name.
+    Bytes of file names that are not UTF-8 are written as ``\\udc..``, which JSON reads as the same name.
 
     Raises
     ------
     StreamviewError
-        When it cannot be written.
+        If it cannot be written.
     """
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace", newline="")
 
 
 def check_output(folder: str | os.PathLike[str]) -> None:
-    """Refuse a folder for results that is, or lies inside, an OME-Zarr image: its files would become part of the image.
+    """Reject an output folder that is, or lies inside, an OME-Zarr image: its files would become part of the image.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""What a file is that is not what it was taken for, by its first bytes."""
+"""Describe a file of an unexpected type by its first bytes."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ _KINDS = (
 
 
 def describe_file(start: bytes) -> str:
-    """Say in words what a file is, and what to do where that is certain; empty: not known.
+    """Describe a file, with what to do if that is certain; empty if unknown.
 
     Parameters
     ----------
     start
-        The first bytes, 512 or more where the file has them.
+        The first bytes, at least 512 if the file has them.
     """
     text = start.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if not start:

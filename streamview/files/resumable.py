@@ -1,14 +1,14 @@
-"""Long work on a folder that survives being killed: done beside its place, journalled file by file, then renamed into it.
+"""Write a folder in a way that survives being killed: in a partial folder with a journal of finished files, renamed at the end.
 
-Beside ``NAME`` stands ``.NAME.partial`` as long as the work is unfinished:
+While the work is unfinished, ``.NAME.partial`` lies beside ``NAME``:
 
 ``lock``
-    Held through the operating system by the process that works here, so that it ends with the process, however that ends.
+    A lock of the operating system, held by the working process and released when the process ends in any way.
 ``journal``
-    Lines of JSON: first what is being made, then one for each finished file with its size and CRC-32. Only what it vouches for counts:
-    a file that merely can be read may be cut, stale or another run's.
+    Lines of JSON: first the inputs of the work, then one line per finished file with its size and CRC-32. Only files in the journal are
+    trusted: any other file may be truncated, stale or of another run.
 ``work``
-    What becomes ``NAME``, by one rename.
+    The future ``NAME``.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Tell = Callable[[str], None]
 
 
 class Journal:
-    """The files of a folder that are finished; made by `resumable`, safe to use from several threads.
+    """The finished files of a folder; created by `resumable`, safe to use from several threads.
 
     Parameters
     ----------
@@ -51,7 +51,7 @@ class Journal:
         self._path, self._lock = path, threading.Lock()
 
     def add(self, name: str) -> None:
-        """Enter a file, complete and closed, once its bytes have reached the disk."""
+        """Sync a complete and closed file to disk, and enter it."""
         line = _line(name, self.folder / name)
         with self._lock, self._path.open("ab") as file:
             file.write(line)
@@ -62,26 +62,26 @@ class Journal:
 
 @contextmanager
 def resumable(out: Path, making: Mapping[str, Any], tell: Tell) -> Iterator[Journal]:
-    """Make a folder, going on from where an earlier attempt stopped.
+    """Create a folder, resuming an earlier attempt.
 
-    The block writes files into ``journal.folder`` and enters them; it finds there those of ``journal.finished`` and nothing else. When
-    it ends, the folder is renamed to `out`. When it fails or is stopped, what it entered is kept for the next attempt.
+    The block writes files into ``journal.folder``, which initially holds exactly those of ``journal.finished``, and enters them. At its
+    end the folder is renamed to `out`. If it fails or is stopped, the entered files are kept for the next attempt.
 
     Parameters
     ----------
     out
-        The folder to make, in one that exists.
+        The folder to create; its parent must exist.
     making
-        All that decides what the files hold, as JSON. Unfinished work on anything else is never gone on with.
+        All inputs that determine the files' content, as JSON. Unfinished work with other inputs is never resumed.
     tell
-        Told what is gone on with or kept.
+        Called with messages: that work resumes, or what was kept.
 
     Raises
     ------
     SlideError
-        When `out` exists, another process is making it, or files of unfinished work on something else are kept.
+        If `out` exists, another process is writing it, or there are finished files of unfinished work with other inputs.
     OSError
-        When the disk is full or may not be written.
+        If the disk is full or not writable.
     """
     making = json.loads(json.dumps(making))
     with _locked(out) as partial:
@@ -104,7 +104,7 @@ def resumable(out: Path, making: Mapping[str, Any], tell: Tell) -> Iterator[Jour
             if journal.finished:
                 tell(
                     f"unfinished: {len(journal.finished)} files are kept in {partial};"
-                    " the same command goes on from there, with --restart it begins anew"
+                    " the same command resumes from there, with --restart it starts over"
                 )
             else:
                 shutil.rmtree(work, ignore_errors=True)
@@ -112,12 +112,12 @@ def resumable(out: Path, making: Mapping[str, Any], tell: Tell) -> Iterator[Jour
 
 
 def discard_unfinished(out: str | os.PathLike[str]) -> None:
-    """Remove what an unfinished attempt at making `out` has left, if any.
+    """Remove the partial folder of an unfinished `out`, if any.
 
     Raises
     ------
     SlideError
-        When another process is at work on it.
+        If another process is working on it.
     """
     if _partial(Path(out)).exists():
         with _locked(Path(out)) as partial:
@@ -130,54 +130,54 @@ def _partial(out: Path) -> Path:
 
 @contextmanager
 def _locked(out: Path) -> Iterator[Path]:
-    """The folder beside `out`, for this process alone; removed afterwards when no work is left in it."""
+    """Lock and yield the partial folder of `out`; it is removed afterwards if it holds no work."""
     partial = _partial(out)
     partial.mkdir(exist_ok=True)
     lock = FileLock(partial / "lock", timeout=0)
     try:
         lock.acquire()
     except Timeout:
-        raise SlideError(f"{out}: is being made by another process; wait until it has ended, or choose another name") from None
+        raise SlideError(f"{out}: is being written by another process; wait until it has ended, or choose another name") from None
     try:
         yield partial
     finally:
-        # Removed while the lock is held: who comes next finds nothing, or a lock file without a name, which counts for none.
+        # Removed while the lock is held: the next process finds nothing, or holds a deleted lock file, which locks nothing.
         if not (partial / "work").exists():
             shutil.rmtree(partial, ignore_errors=True)
         lock.release()
-        with suppress(OSError):  # Windows keeps the file of a lock that is held
+        with suppress(OSError):  # Windows does not delete the file of a held lock
             partial.rmdir()
 
 
 def _resume(out: Path, partial: Path, making: Mapping[str, Any], tell: Tell) -> dict[str, bytes]:
-    """Lines of the finished files, by name; everything else in the folder of the work is removed."""
+    """Journal lines of the intact finished files, by name; all other files of the work are removed."""
     work, path = partial / "work", partial / "journal"
     if not work.exists():
         return {}
     header, *lines = path.read_bytes().splitlines(keepends=True) if path.exists() else [b""]
-    made = _parsed(header) or {}
-    differing = [key for key in making if key not in made or made[key] != making[key]]
+    earlier = _parsed(header) or {}
+    differing = [key for key in making if key not in earlier or earlier[key] != making[key]]
     entered = {entry[0]: line for line in lines if (entry := _parsed(line))}
     if differing and entered:
         raise SlideError(
-            f"{out}: {len(entered)} finished files of another {', '.join(differing)} are kept in {partial}; finish that with the"
-            " settings it was begun with, choose another name, or begin anew with --restart"
+            f"{out}: {partial} holds {len(entered)} finished files with another {', '.join(differing)}; finish that work with its own"
+            " settings, choose another name, or start over with --restart"
         )
     if differing:
         shutil.rmtree(work)
         return {}
-    kept = {}
+    intact = {}
     for file in _files(work):
         name = file.relative_to(work).as_posix()
         line = _line(name, file) if name in entered else b""
         if line and line == entered[name]:
-            kept[name] = line
+            intact[name] = line
         else:
             file.unlink()
-    lost = f", {len(entered) - len(kept)} were lost or changed and are made again" if len(entered) > len(kept) else ""
+    lost = f", {len(entered) - len(intact)} were lost or changed and are written again" if len(entered) > len(intact) else ""
     if entered:
-        tell(f"going on: {len(kept)} finished files are in {partial}{lost}")
-    return kept
+        tell(f"resuming: {len(intact)} finished files are in {partial}{lost}")
+    return intact
 
 
 def _files(folder: Path) -> list[Path]:
@@ -189,7 +189,7 @@ def _json(value: object) -> bytes:
 
 
 def _parsed(line: bytes) -> Any:
-    """What a line says; None when it was cut off while being written."""
+    """Parse a line; None if it was truncated while being written."""
     with suppress(ValueError):
         return json.loads(line) if line.endswith(b"\n") else None
     return None
@@ -200,7 +200,7 @@ def _line(name: str, file: Path) -> bytes:
 
 
 def _sealed(path: Path) -> tuple[int, int]:
-    """Size and CRC-32 of a file whose bytes have reached the disk."""
+    """Sync a file to disk, and return its size and CRC-32."""
     size = checksum = 0
     with path.open("r+b") as file:
         os.fsync(file.fileno())

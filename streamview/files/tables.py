@@ -1,4 +1,4 @@
-"""Tables as Excel, R and pandas write them: cells by column, with the number of their line."""
+"""Read tables written by Excel, R or pandas: cells by column, with line numbers."""
 
 from __future__ import annotations
 
@@ -38,19 +38,19 @@ class Row:
 
 
 def read_table(path: Path, known: Sequence[str], required: Sequence[str]) -> tuple[tuple[str, ...], tuple[Row, ...]]:
-    """Read a table with a header; lines without any text are left out.
+    """Read a table with a header; empty lines are skipped.
 
-    UTF-8 and Excel's UTF-16, with or without a byte order mark; separated by commas, semicolons, tabs, bars or spaces, whichever give the
-    required columns; a first line ``sep=;`` as Excel writes it.
+    UTF-8 or Excel's UTF-16, with or without a byte order mark; separated by commas, semicolons, tabs, bars or spaces, whichever gives the
+    required columns; optionally with Excel's first line ``sep=;``.
 
     Parameters
     ----------
     path
         The file.
     known
-        Columns whose case does not matter.
+        Columns matched regardless of case.
     required
-        Columns without which it is not the table that was meant.
+        Columns that the table must have.
 
     Returns
     -------
@@ -60,7 +60,7 @@ def read_table(path: Path, known: Sequence[str], required: Sequence[str]) -> tup
     Raises
     ------
     LabelError
-        The file is missing or is no such table, a column is missing or stands in it twice, or a line has more cells than there are columns.
+        If the file is missing or is not such a table, a column is missing or appears twice, or a line has more cells than columns.
     """
     expected = f"expected a CSV table with the columns {','.join(required)}"
     text = _decode(_read(path, expected), path, expected)
@@ -91,12 +91,12 @@ def read_table(path: Path, known: Sequence[str], required: Sequence[str]) -> tup
 
 
 def parse_number(text: str) -> float:
-    """Read a number, of which Excel may have written the decimal point as a comma.
+    """Parse a number, also with Excel's decimal comma.
 
     Raises
     ------
     ValueError
-        It is none, or might be thousands as well: ``1,024``.
+        If it is not a number, or could also have a thousands separator: ``1,024``.
     """
     if _COMMA.fullmatch(text) and not _THOUSANDS.fullmatch(text):
         text = text.replace(",", ".")
@@ -129,12 +129,12 @@ def _decode(data: bytes, path: Path, expected: str) -> str:
     except UnicodeDecodeError as error:
         raise LabelError(f"{path} cannot be read ({error}); {expected} in UTF-8: save it as 'CSV UTF-8'") from None
     if "\x00" in text:
-        raise LabelError(f"{path} is no text; {expected}")
+        raise LabelError(f"{path} is not text; {expected}")
     return text
 
 
 def _suits(header: str, separator: str, required: Sequence[str]) -> tuple[int, int]:
-    """How many required columns a separator gives, then how many columns at all; spaces count only where they give all that is required."""
+    """The number of required columns and of all columns that a separator gives; spaces must give all required columns to count."""
     try:
         cells = [_strip(cell).casefold() for cell in next(csv.reader([header], delimiter=separator, skipinitialspace=separator == " "), [])]
     except csv.Error:

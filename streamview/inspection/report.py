@@ -1,4 +1,4 @@
-"""What can be said of a network before it runs, as plain data: kept as JSON, shown as a table."""
+"""The report on a network before it runs, as plain data with JSON and table output."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ __all__ = ["Barrier", "Cut", "Outlook", "Refusal", "Sides", "Streamability"]
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """What the head takes of a map.
+    """An input of the head.
 
     Parameters
     ----------
     layer
-        What makes the map: path of a module, or of the module around a function with the function's name.
+        The layer that computes the map: path of a module, or of the module around a function with the function's name.
     kind
         ``"map"`` (assembled whole), or a running reduction that never holds it: ``"mean"``, ``"sum"``, ``"max"``, ``"top"`` and
         ``"bottom"`` (the k largest or smallest), ``"attention"`` (the sum by a softmax over all positions).
     channels
-        Of the map.
+        Channels of the map.
     stride
-        Distance between neighbouring elements in px of the image, (y, x); below 1 where the map is finer than the image.
+        Distance between neighbouring elements in px of the image, (y, x); below 1 if the map is finer than the image.
     field
-        Rows and columns of the image, in px, that an element away from the borders depends on (its receptive field); None: on the
-        whole image, because of a barrier or since the field grows with the image.
+        Receptive field (rows, columns; px of the image) of an element away from the borders; None: the whole image, because of a barrier
+        or because the field grows with the image.
     local_field
-        The same along the local layers alone, without what the barriers tell of the rest of the image.
+        The receptive field through the local layers alone, without the barriers' statistics.
     """
 
     layer: str
@@ -46,16 +46,16 @@ class Cut:
 
 @dataclass(frozen=True, slots=True)
 class Barrier:
-    """Where the network needs numbers from whole maps before it can go on, and a pass ends.
+    """A layer that needs statistics of whole maps, so that a pass ends before it.
 
     Parameters
     ----------
     layers
-        Paths of the modules that use these numbers.
+        Paths of the modules that use the statistics.
     statistics
-        What is gathered: ``"mean of 32 channels"``.
+        The statistics: ``"mean of 32 channels"``.
     bytes
-        Of the maps that later passes read behind the barrier, for one image of the report's size, if they are kept or spilled.
+        Size of the maps that later passes read, for one image of the report's size, if they are kept or spilled.
     """
 
     layers: tuple[str, ...]
@@ -81,14 +81,14 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True)
 class Outlook:
-    """What a square image will take on this machine, in float32 and by default at most half of its free memory.
+    """Forecast for a square image on this machine, in float32 and by default within half of the free memory.
 
     Parameters
     ----------
     side
         In px.
     prediction, saliency
-        How a forward pass, and one with the gradient of the image, will run; None where not even the smallest steps fit.
+        Plans of a forward pass, and of one with the gradient of the image; None if not even the smallest steps fit.
     """
 
     side: int
@@ -109,18 +109,18 @@ class Outlook:
 
 @dataclass(frozen=True, slots=True)
 class Sides:
-    """Which heights and widths of an image, in px, the network takes.
+    """The heights and widths of an image, in px, that the network accepts.
 
     Parameters
     ----------
     smallest
-        Of a square image.
+        Smallest side of a square image.
     period
-        Only some sides fit, and which of them repeats with this period; 1: all from the smallest on. None: no period was found.
+        Period with which the accepted sides repeat; 1: all from the smallest on. None: no period was found.
     remainders
-        Of the sides that fit, divided by the period.
+        Remainders of the accepted sides divided by the period.
     largest
-        None: no bound. Else a layer with a fixed number of positions (a flattened map, an embedding) takes no larger one.
+        Largest side, if a layer has a fixed number of positions (a flattened map, an embedding); None: no limit.
     """
 
     smallest: int
@@ -144,7 +144,7 @@ class Sides:
 
 @dataclass(frozen=True, slots=True)
 class Streamability:
-    """What is known of a network before it runs.
+    """How a network streams.
 
     Parameters
     ----------
@@ -153,36 +153,36 @@ class Streamability:
     streams
         Whether it can be streamed.
     reason, layer
-        If not, why, and the path of the layer where one is to blame.
+        If not, why, and the path of the responsible layer, if there is one.
     advice
-        What to do about it, or to stream more of it.
+        What to do about it, or how to stream more of it.
     tracer
-        What captured it: ``"torch.fx"``, ``"torch.export"``, or ``"its own graph"``.
+        How it was captured: ``"torch.fx"``, ``"torch.export"``, or ``"its own graph"``.
     channels
-        Of the image.
+        Channels of the image.
     sides
-        Which images it takes; None where none was found that it takes.
+        The accepted images; None if none was found.
     cuts
-        What the head takes of maps.
+        Inputs of the head.
     barriers
         One between two passes.
     image
-        Height and width, in px, that `Barrier.bytes` and `crossing_bytes` are stated for.
+        Height and width, in px, for which `Barrier.bytes` and `crossing_bytes` are stated.
     crossing_bytes
-        Of all maps that cross barriers, together.
+        Total size of the maps that cross barriers.
     operations
-        How many run in pieces, normalisations and ReLUs counted with the layer before them.
+        Number of operations that run in pieces; normalisations and ReLUs are counted with the layer before them.
     between
-        How many calls run once between passes.
+        Number of calls that run once between passes.
     head
-        Modules, and functions outside of them, of the calls that run once behind the last pass.
+        Modules, and functions outside of them, of the calls that run once after the last pass.
     refusals
         Calls left to the head because they are not local.
     piecewise_linear
-        Whether the local part has nothing but convolutions, ReLUs, poolings, sums and their like: the gradient of the pixels then
-        needs bits of its maps, never the maps.
+        Whether the local part has only convolutions, ReLUs, poolings, sums and the like: the gradient of the pixels then needs one bit
+        per activation instead of the activations.
     outlooks
-        What images of some sizes will take here.
+        Forecasts for images of some sizes on this machine.
     """
 
     network: str
@@ -206,7 +206,7 @@ class Streamability:
 
     @property
     def passes(self) -> int:
-        """How often the image, or what is kept of it, is passed through."""
+        """Number of passes over the image or over kept maps."""
         return len(self.barriers) + 1 if self.streams else 0
 
     def to_dict(self) -> dict[str, Any]:
@@ -269,7 +269,7 @@ def _seen(cut: Cut) -> str:
 
 
 def _grouped(head: tuple[str, ...]) -> str:
-    """The names themselves where they are few, else how many there are in each of the outermost modules."""
+    """The names if there are few, else their number in each of the outermost modules."""
     if len(head) <= 8:
         return ", ".join(head)
     outermost = [name.partition(".")[0] for name in head]

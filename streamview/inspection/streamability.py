@@ -1,4 +1,4 @@
-"""Whether a network streams, where it is cut, what it sees and which images it takes: found without running it."""
+"""Report whether a network streams, where it is cut, its receptive field and the images it accepts, without running it."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ from streamview.streaming.ops.window import AveragePool, Convolution, MaxPool
 
 __all__ = ["streamability"]
 
-_LARGEST = 2**14  # px; a receptive field beyond is not looked for
-_SCANNED = 1024  # px; sides up to here are tried one by one
-_PHASES = 64  # most neighbouring elements whose receptive fields are compared
+_LARGEST = 2**14  # px; largest receptive field searched for
+_SCANNED = 1024  # px; sides up to this are tried one by one
+_PHASES = 64  # largest number of neighbouring elements whose receptive fields are compared
 _LINEAR = (
     Convolution, TransposedConvolution, Relu, MaxPool, AveragePool, BatchNorm, Add, Concatenate, Channels, Copy, Shuffle, Pad, Resample,
 )  # fmt: skip
@@ -43,24 +43,24 @@ _UNHOOK = "remove the hook, or hook `cut` of the streamed module"
 
 
 def streamability(module: nn.Module, *, side: int = 8192) -> Streamability:
-    """Report how a network would be streamed. It is captured in its present mode; nothing is computed.
+    """Report how a network would be streamed. It is captured in its current mode; nothing is computed.
 
     Parameters
     ----------
     module
-        As for `stream`. Of a network divided by hand, give ``stream(..., body=..., head=...).module``.
+        As for `stream`. For a network split by hand, pass ``stream(..., body=..., head=...).module``.
     side
-        Of the square image, in px, that bytes are stated for; the next larger one that fits is taken.
+        Side of the square image, in px, for which bytes are stated; if it does not fit, the next larger one that does.
 
     Returns
     -------
     Streamability
-        Also of a network that cannot be streamed.
+        Also for a network that cannot be streamed.
 
     Notes
     -----
-    The receptive field is arithmetic: the range of a middle element is followed back through the geometry of every operation, in an
-    image so large that it meets no border. Holes of dilated layers inside the range count.
+    The receptive field is computed by arithmetic: the range of a middle element is traced back through the geometry of every operation,
+    in an image so large that it reaches no border. Holes of dilated layers inside the range count.
     """
     title = type(module).__name__
     try:
@@ -101,7 +101,7 @@ def streamability(module: nn.Module, *, side: int = 8192) -> Streamability:
 
 
 def _refused(module: nn.Module, reason: str) -> Streamability:
-    """Of a network that cannot be streamed: the layer that the reason names, and what to do."""
+    """The report on a network that cannot be streamed: the layer named in the reason, and what to do."""
     title = type(module).__name__
     named = re.match(r"(?:\w+ cannot be streamed: )?(\w[\w.]*)(?:: | has a hook| changes a value)", reason)
     layer = named[1] if named and named[1] != title else None
@@ -110,15 +110,15 @@ def _refused(module: nn.Module, reason: str) -> Streamability:
 
 
 def _advice(module: nn.Module, refusals: bool) -> tuple[str, ...]:
-    """What would let a network stream, or more of it, where calls of it were refused."""
-    found = []
+    """Advice on how to stream a network, or more of it, if calls were refused."""
+    advice = []
     if any(m.training and isinstance(m, nn.modules.batchnorm._BatchNorm | nn.modules.dropout._DropoutNd) for m in module.modules()):
-        found.append(_EVAL)
+        advice.append(_EVAL)
     encoded = {id(part) for m in module.modules() if isinstance(m, PatchEncoder) for part in m.modules()}
     kinds = [type(m).__name__.lower() for m in module.modules() if id(m) not in encoded]
     if refusals and any("attention" in kind and "pool" not in kind for kind in kinds):
-        found.append(_PATCHES)
-    return tuple(found)
+        advice.append(_PATCHES)
+    return tuple(advice)
 
 
 # ------------------------------------------------------------------------------------------------------------------------------ parts
@@ -128,26 +128,26 @@ def _cut(binder: _Binder, bound: Bound, key: Sink) -> Cut:
     graph, value = bound.graph, key.value
     layer = graph.lowered[value - 1].name if value else "the image"
     field = _field(binder, value)
-    whole = graph.phases[value] > 0  # made with a number of the whole map
+    whole = graph.phases[value] > 0  # depends on a statistic of a whole map
     stride = placed(bound, value)[0]
     return Cut(layer, key.kind, gathered(bound, key)[0], stride, None if whole else field, field)
 
 
 def _barrier(bound: Bound, phase: int) -> Barrier:
-    """What stands between the pass of a phase and the next."""
+    """The barrier between the pass of a phase and the next."""
     graph = bound.graph
     bridge = graph.bridges[phase]
-    given = {i for i, operand in enumerate(graph.operands) if isinstance(operand, Statistic) and operand.name in bridge.gives}
-    names = [node.name for node in graph.nodes.values() if given & set(node.weights)] or list(bridge.gives)
+    operands = {i for i, operand in enumerate(graph.operands) if isinstance(operand, Statistic) and operand.name in bridge.gives}
+    names = [node.name for node in graph.nodes.values() if operands & set(node.weights)] or list(bridge.gives)
     layers = [name if name in graph.modules else name.rpartition(".")[0] or name for name in names]
-    taken = [
+    statistics = [
         f"{'map' if key.kind == 'map' else key.kind} of {gathered(bound, key)[0]} channels"
         for key in bridge.takes
         if isinstance(key, Sink) and key.kind != "shape"
     ]
     crossing = [value for value in graph.crossing if graph.phases[value] <= phase < graph.last_reader(value)]
     size = sum(_bytes(bound, value) for value in crossing)
-    return Barrier(tuple(dict.fromkeys(layers)), tuple(dict.fromkeys(taken)), size)
+    return Barrier(tuple(dict.fromkeys(layers)), tuple(dict.fromkeys(statistics)), size)
 
 
 def _bytes(bound: Bound, value: int) -> int:
@@ -160,16 +160,16 @@ def _calls(bridge: Bridge) -> list[fx.Node]:
 
 
 def _named(node: fx.Node) -> str:
-    """The module that a call is, or is made in; the name of a function outside of all."""
+    """The module that a call is, or is part of; outside of all modules the name of the function."""
     if node.op == "call_module":
         return str(node.target)
     stack = node.meta.get("nn_module_stack")
     path = str(next(reversed(stack.values()))[0]) if stack else ""
-    return node.name if not path or path.startswith("_empty") else path  # torch.export's mark of what it made itself
+    return node.name if not path or path.startswith("_empty") else path  # torch.export's mark of generated calls
 
 
 def _is_linear(bound: Bound, value: int) -> bool:
-    """Whether an operation is linear in its maps but for the choices of ReLUs and max-poolings."""
+    """Whether an operation is linear in its maps, apart from the choices of ReLU and max-pooling."""
     node, op = bound.graph.nodes[value], bound.ops[value]
     op = op.inner if isinstance(op, Rectified) else op
     if isinstance(op, Pointwise):
@@ -182,14 +182,14 @@ def _is_linear(bound: Bound, value: int) -> bool:
 
 
 class _Binder:
-    """A graph for square images, each side bound once."""
+    """Binds a graph to square images, with a cache by side."""
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
         self._bound: dict[int, Bound | None] = {}
 
     def __call__(self, side: int) -> Bound | None:
-        """For an image of this side, if it fits."""
+        """Bind to an image of this side; None if it does not fit."""
         if side not in self._bound:
             self._bound[side] = None
             with contextlib.suppress(RegionError):
@@ -197,12 +197,12 @@ class _Binder:
         return self._bound[side]
 
     def first(self, side: int) -> Bound | None:
-        """For the first image from this side on that fits."""
+        """Bind to the smallest fitting image of at least this side."""
         return next((bound for n in range(side, side + _SCANNED) if (bound := self(n)) is not None), None)
 
 
 def _steps(bound: Bound, axis: int) -> dict[int, Fraction]:
-    """Distance between neighbouring elements of every value, in px of the image."""
+    """Stride of every value, in px of the image."""
     steps = {0: Fraction(1)}
     for value, node in bound.graph.nodes.items():
         source, op = node.inputs[0], bound.ops[value]
@@ -212,14 +212,14 @@ def _steps(bound: Bound, axis: int) -> dict[int, Fraction]:
 
 
 def _field(binder: _Binder, value: int) -> Size | None:
-    """Receptive field of an element away from the borders, along the local layers; None where it grows with the image."""
+    """Receptive field of an element away from the borders through the local layers; None if it grows with the image."""
     side = 256
     while side <= _LARGEST:
         field, larger = _reach(binder.first(side), value), None
         if field is not None:
             larger = _reach(binder.first(4 * side), value)
         if field is not None and larger is not None:
-            # where maps are resampled by odd factors, elements in the middle of another image may see a little more
+            # with odd resampling factors, middle elements of another image may have a slightly larger receptive field
             bounded = all(b <= 1.5 * a + 1 for a, b in zip(field, larger, strict=True))
             return (max(field[0], larger[0]), max(field[1], larger[1])) if bounded else None
         side *= 2
@@ -227,9 +227,9 @@ def _field(binder: _Binder, value: int) -> Size | None:
 
 
 def _reach(bound: Bound | None, value: int) -> Size | None:
-    """Lengths of the ranges of rows and columns that a middle element depends on; None where one meets a border.
+    """Lengths of the ranges of rows and columns that a middle element depends on; None if one reaches a border.
 
-    Elements at different places between those of coarser maps see ranges of different lengths; the longest counts.
+    The length depends on an element's position relative to those of coarser maps; the longest counts.
     """
     longest = [0, 0]
     for axis in (0, 1):
@@ -244,24 +244,24 @@ def _reach(bound: Bound | None, value: int) -> Size | None:
             if reached is None:
                 return None
             longest[axis] = max(longest[axis], reached[1] - reached[0])
-    return (longest[0], longest[1]) if all(longest) else (0, 0)  # between what a transposed convolution spreads lie no pixels
+    return (longest[0], longest[1]) if all(longest) else (0, 0)  # elements between the taps of a transposed convolution depend on no pixels
 
 
 def _range(bound: Bound, value: int, element: int, axis: int) -> tuple[int, int] | None:
-    """The pixels that an element depends on, first and last + 1; None where a border of any map is among what it reads."""
+    """The pixels that an element depends on, first and last + 1; None if it depends on the border of any map."""
     ranges = {value: (element, element + 1)}
-    for made in range(value, 0, -1):
-        if made not in ranges:
+    for result in range(value, 0, -1):
+        if result not in ranges:
             continue
-        op = bound.ops[made]
-        for source in bound.graph.nodes[made].inputs:
+        op = bound.ops[result]
+        for source in bound.graph.nodes[result].inputs:
             n = bound.sizes[source][axis]
-            low, high, before, after = (op.rows if axis == 0 else op.cols).need(*ranges[made], n)
+            low, high, before, after = (op.rows if axis == 0 else op.cols).need(*ranges[result], n)
             if before > 0 or after > 0 or (low < high and (low == 0 or high == n)):
                 return None
             if low < high:
-                known = ranges.get(source, (low, high))
-                ranges[source] = min(low, known[0]), max(high, known[1])
+                earlier = ranges.get(source, (low, high))
+                ranges[source] = min(low, earlier[0]), max(high, earlier[1])
     return ranges.get(0, (0, 0))
 
 
@@ -269,7 +269,7 @@ def _range(bound: Bound, value: int, element: int, axis: int) -> tuple[int, int]
 
 
 def _sides(module: nn.Module, binder: _Binder) -> Sides | None:
-    """Find the square images that it takes, by trying."""
+    """Find the accepted square images by trial."""
     takes = _Takes(module, binder)
     first = binder.first(1)
     if first is None:
@@ -284,12 +284,12 @@ def _sides(module: nn.Module, binder: _Binder) -> Sides | None:
         period = next((p for p in range(1, span + 1) if all(a == b for a, b in zip(fits, fits[p:], strict=False))), None)
         remainders = () if period is None else tuple(sorted({n % period for n, fit in enumerate(fits, base) if fit}))
         return Sides(next(n for n in range(1, base + 1) if takes(n)), period, remainders, None)
-    found = [n for n in range(1, _SCANNED + 1) if takes(n)]
-    return Sides(found[0], None, (), found[-1]) if found else None
+    accepted = [n for n in range(1, _SCANNED + 1) if takes(n)]
+    return Sides(accepted[0], None, (), accepted[-1]) if accepted else None
 
 
 class _Takes:
-    """Whether a network takes square images of a side: its layers fit them, its constants and its head the maps made of them."""
+    """Whether a network accepts square images of a side: its layers, constants and head fit the maps."""
 
     def __init__(self, module: nn.Module, binder: _Binder) -> None:
         self._binder = binder

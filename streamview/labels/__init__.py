@@ -1,1 +1,1 @@
-"""What people say of regions: labels for training and evaluation, and annotations drawn in other programs."""
+"""Labels of regions for training and evaluation, and annotations drawn in other programs."""

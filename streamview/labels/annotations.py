@@ -1,8 +1,8 @@
-"""Annotations of a slide: QuPath's GeoJSON and the XML of ASAP, in which the CAMELYON challenges give theirs.
+"""Read annotations of a slide: QuPath's GeoJSON and the XML of ASAP, used by the CAMELYON challenges.
 
-Both state level-0 pixels with the origin at the slide's top left corner: level-0 pixel k covers ``k`` to ``k + 1``. GeoJSON follows RFC
-7946 as far as QuPath does (https://qupath.readthedocs.io/en/stable/docs/advanced/exporting_annotations.html), ASAP's form is that of
-https://camelyon17.grand-challenge.org/Data/. Points and lines have no area and are left out.
+Both use level-0 pixels with the origin at the slide's top left corner: level-0 pixel k covers ``k`` to ``k + 1``. GeoJSON follows RFC
+7946 as far as QuPath does (https://qupath.readthedocs.io/en/stable/docs/advanced/exporting_annotations.html), ASAP's format is that of
+https://camelyon17.grand-challenge.org/Data/. Points and lines have no area and are skipped.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ __all__ = ["Annotation", "Polygon", "bounds", "rasterise", "read_annotations"]
 _MAX_BYTES = 2**28  # of the text, unpacked; the largest file of the challenges has 9 MB
 _MAX_POINTS = 2**23
 _FURTHEST = 2.0**24  # px: four times the largest side of a slide
-_EXCLUDING = {"exclusion", "_2", "normal"}  # the groups of CAMELYON16 and CAMELYON17 that take tissue out of the lesions around it
+_EXCLUDING = {"exclusion", "_2", "normal"}  # groups of CAMELYON16 and CAMELYON17 that are subtracted from the surrounding lesions
 _FLAT = {"dot", "pointset", "measurement"}
-_LISTED = 10  # of what is left out
-_CROSSINGS = 2**22  # of edges and rows looked at together
+_LISTED = 10  # skipped objects listed in a warning
+_CROSSINGS = 2**22  # crossings of edges and rows processed at a time
 _EXPECTED = "expected QuPath's GeoJSON (plain or .gz) or ASAP's XML"
 
 Points = NDArray[np.float64]
@@ -63,13 +63,13 @@ class Annotation:
     Parameters
     ----------
     name
-        As given by who drew it; empty when there is none.
+        Its name; empty if it has none.
     kind
-        Its class: QuPath's classification, ASAP's group; empty when there is none.
+        Its class: QuPath's classification, ASAP's group; empty if it has none.
     polygons
         Its parts.
     excludes
-        Whether it takes its area out of the other annotations, as the groups ``Exclusion``, ``_2`` and ``normal`` of CAMELYON do.
+        Whether its area is subtracted from the other annotations, as for the groups ``Exclusion``, ``_2`` and ``normal`` of CAMELYON.
     """
 
     name: str
@@ -81,22 +81,22 @@ class Annotation:
 def read_annotations(path: str | os.PathLike[str], shape: tuple[int, int] | None = None) -> tuple[Annotation, ...]:
     """Read a file of annotations.
 
-    Rings that are not closed are closed. What encloses no area (an empty polygon, two points, a straight line, no geometry) is left out,
-    and an `AnnotationWarning` counts and numbers it; points and lines are left out without a word. A DOCTYPE, with which an XML file could
-    grow without bound or name other files, is refused.
+    Open rings are closed. Objects without area (an empty polygon, two points, a straight line, no geometry) are skipped, and an
+    `AnnotationWarning` counts and numbers them; points and lines are skipped silently. A DOCTYPE, with which an XML file could expand
+    without limit or refer to other files, is refused.
 
     Parameters
     ----------
     path
-        GeoJSON (a Feature, a FeatureCollection, or a list of these; gzipped or not) or ASAP's XML, known by its content.
+        GeoJSON (a Feature, a FeatureCollection, or a list of these; gzipped or not) or ASAP's XML, recognised by its content.
     shape
-        ``(height, width)`` of the slide in level-0 pixels, to refuse annotations that lie wholly outside; those partly outside pass.
+        ``(height, width)`` of the slide in level-0 pixels, to refuse annotations wholly outside it; those partly outside are accepted.
 
     Raises
     ------
     AnnotationError
-        When the file is missing, too large, damaged, of another form, or drawn on another slide. Of several objects the message gives
-        the number, from 1.
+        If the file is missing, too large, damaged, of another format, or drawn on another slide. The message numbers the object,
+        from 1.
     """
     path = Path(path)
     data = _read(path)
@@ -104,8 +104,8 @@ def read_annotations(path: str | os.PathLike[str], shape: tuple[int, int] | None
     try:
         numbered = tuple(_asap(data, parts) if data.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<") else _geojson(data, parts))
     except (ValueError, OverflowError, RecursionError, expat.ExpatError) as error:
-        said = "too deeply nested" if isinstance(error, RecursionError) else str(error)
-        raise AnnotationError(f"{path}: cannot be read as annotations ({said}); {_EXPECTED}") from None
+        reason = "too deeply nested" if isinstance(error, RecursionError) else str(error)
+        raise AnnotationError(f"{path}: cannot be read as annotations ({reason}); {_EXPECTED}") from None
     if parts.empty:
         listed = ", ".join(parts.empty[:_LISTED]) + (f" and {len(parts.empty) - _LISTED} more" if len(parts.empty) > _LISTED else "")
         warnings.warn(f"{path}: {len(parts.empty)} left out, as they enclose no area: {listed}", AnnotationWarning, stacklevel=2)
@@ -122,12 +122,12 @@ def read_annotations(path: str | os.PathLike[str], shape: tuple[int, int] | None
 
 
 def bounds(annotations: Iterable[Annotation], shape: tuple[int, int]) -> Region:
-    """Return the smallest region of whole level-0 pixels with all annotations (but those that exclude), cut to a slide of this shape.
+    """Return the smallest region of whole level-0 pixels with all annotations that do not exclude, clipped to a slide of this shape.
 
     Raises
     ------
     AnnotationError
-        When there is no annotation, or none inside the slide.
+        If there is no annotation, or none inside the slide.
     """
     polygons = [polygon for annotation in annotations if not annotation.excludes for polygon in annotation.polygons]
     if polygons:
@@ -142,30 +142,30 @@ def bounds(annotations: Iterable[Annotation], shape: tuple[int, int]) -> Region:
 def rasterise(annotations: Iterable[Annotation], region: Region, scale: tuple[float, float] = (1.0, 1.0)) -> NDArray[np.bool_]:
     """Return which pixels of a grid have their centre inside an annotation.
 
-    Corners on the edges of pixels, as QuPath's brush and the export of hotspots draw them, give exactly the pixels that they enclose.
-    Libraries either paint the pixels on the outline too (Pillow, OpenCV) or look at every corner for every pixel (scikit-image).
+    Outlines along pixel edges, as drawn by QuPath's brush and the export of hotspots, give exactly the enclosed pixels. Libraries
+    either also fill the pixels on the outline (Pillow, OpenCV) or test every corner for every pixel (scikit-image).
 
     Parameters
     ----------
     annotations
-        What to draw; a polygon that crosses itself is filled by the even-odd rule.
+        The annotations; self-intersecting polygons are filled by the even-odd rule.
     region
-        In level-0 pixels; may reach over the slide.
+        In level-0 pixels; may exceed the slide.
     scale
         Level-0 pixels per pixel of the grid, ``(y, x)``, as `streamview.slides.sampling.Sampler.scale`.
 
     Returns
     -------
     numpy.ndarray
-        bool of the shape that a `Sampler` of this region and scale has; pixel (i, j) has its centre at
+        bool, of the shape of a `Sampler` with this region and scale; pixel (i, j) has its centre at
         ``(region.y + (i + 0.5) * scale[0], region.x + (j + 0.5) * scale[1])``.
     """
     shape = max(1, round(region.height / scale[0])), max(1, round(region.width / scale[1]))
-    drawn, taken = np.zeros(shape, np.bool_), np.zeros(shape, np.bool_)
+    included, excluded = np.zeros(shape, np.bool_), np.zeros(shape, np.bool_)
     for annotation in annotations:
         for polygon in annotation.polygons:
-            _fill(taken if annotation.excludes else drawn, polygon, (region.y, region.x), scale)
-    return drawn & ~taken
+            _fill(excluded if annotation.excludes else included, polygon, (region.y, region.x), scale)
+    return included & ~excluded
 
 
 def _fill(mask: NDArray[np.bool_], polygon: Polygon, origin: tuple[int, int], scale: tuple[float, float]) -> None:
@@ -192,7 +192,7 @@ def _fill(mask: NDArray[np.bool_], polygon: Polygon, origin: tuple[int, int], sc
 
 
 def _pieces(counts: NDArray[np.intp]) -> Iterator[slice]:
-    """Runs of edges that cross few enough rows to be worked on at once."""
+    """Yield runs of edges with few enough crossings to be processed at once."""
     total = np.cumsum(counts)
     start = 0
     while start < len(counts):
@@ -223,7 +223,7 @@ def _read(path: Path) -> bytes:
     except OSError as error:
         raise AnnotationError(f"{path}: cannot be read ({error.strerror or error}); {_EXPECTED}") from None
     if len(data) > _MAX_BYTES:
-        raise AnnotationError(f"{path}: has more than {_MAX_BYTES >> 20} MiB of text; export annotations alone, without detections")
+        raise AnnotationError(f"{path}: has more than {_MAX_BYTES >> 20} MiB of text; export only annotations, without detections")
     kind = describe_file(data[:512])
     if kind:
         raise AnnotationError(f"{path}: is {kind}; {_EXPECTED}")
@@ -231,12 +231,12 @@ def _read(path: Path) -> bytes:
 
 
 class _Parts:
-    """Makes rings of points, within a bound on their number, and keeps what it had to leave out.
+    """Builds polygons from points, limits their number, and collects skipped objects.
 
     Attributes
     ----------
     empty
-        What encloses no area, in words.
+        Objects without area, in words.
     """
 
     def __init__(self) -> None:
@@ -244,20 +244,20 @@ class _Parts:
         self._left = _MAX_POINTS
 
     def count(self, points: int) -> None:
-        """Refuse files of absurdly many points before they are all converted."""
+        """Reject files with too many points before they are converted."""
         self._left -= points
         if self._left < 0:
             raise ValueError(f"more than {_MAX_POINTS} points")
 
     def polygon(self, rings: Sequence[Sequence[tuple[float, float]]], where: str) -> Polygon | None:
-        """A polygon of its rings of ``(y, x)``; None, and noted, where it encloses no area."""
+        """Build a polygon from its rings of ``(y, x)``; without area return None and note it in `empty`."""
         outer, *holes = [self._ring(points, where) for points in rings] or [None]
         if outer is None or any(hole is None for hole in holes):
             self.empty.append(where if outer is None else f"{where} (a hole)")
         return None if outer is None else Polygon(outer, tuple(hole for hole in holes if hole is not None))
 
     def _ring(self, points: Sequence[tuple[float, float]], where: str) -> Points | None:
-        """Corners ``(y, x)``, open: a repeated first one is dropped; None where they enclose no area."""
+        """Corners ``(y, x)`` without the repeated first one; None if they enclose no area."""
         ring = np.asarray(points, np.float64).reshape(len(points), 2)
         if not (np.abs(ring) <= _FURTHEST).all():  # False for NaN too
             raise ValueError(f"{where}: a coordinate is not finite or beyond {_FURTHEST:.0f} px")
@@ -275,7 +275,7 @@ def _called(number: int, name: str) -> str:
 
 
 def _geojson(data: bytes, parts: _Parts) -> Iterator[tuple[int, Annotation]]:
-    # QuPath writes NaN among measurements, which are not looked at
+    # QuPath writes NaN in measurements, which are ignored
     document = json.loads(data)
     collections = document if isinstance(document, list) else [document]
     features: list[Any] = []
@@ -294,14 +294,14 @@ def _geojson(data: bytes, parts: _Parts) -> Iterator[tuple[int, Annotation]]:
         where = _called(number, name or kind)
         before = len(parts.empty)
         polygons = tuple(_polygons(feature.get("geometry"), where, parts))
-        empty = dict.fromkeys(parts.empty[before:])  # an object is named once
+        empty = dict.fromkeys(parts.empty[before:])  # each object once
         parts.empty[before:] = [f"{part} (a part)" if polygons and part == where else part for part in empty]
         if polygons:
             yield number, Annotation(name, kind, polygons)
 
 
 def _kind(classification: Any) -> str:
-    """QuPath's class: a text, an object with a name or names, or in other programs a number or a list."""
+    """QuPath's class: a text, or an object with a name or names; other programs write a number or a list."""
     if isinstance(classification, dict):
         classification = classification.get("name") or classification.get("names")
     if isinstance(classification, list):
@@ -348,7 +348,7 @@ def _polygons(geometry: Any, where: str, parts: _Parts) -> Iterator[Polygon]:
 
 
 def _points(ring: Any, where: str, parts: _Parts) -> list[tuple[float, float]]:
-    """Points ``(y, x)`` of a ring of ``[x, y]``; a third coordinate is not looked at."""
+    """Points ``(y, x)`` of a ring of ``[x, y]``; a third coordinate is ignored."""
     parts.count(len(_list(ring, f"{where}: a ring")))
     for point in ring:
         if not (isinstance(point, list) and len(point) >= 2 and all(isinstance(value, int | float) for value in point[:2])):
@@ -357,7 +357,7 @@ def _points(ring: Any, where: str, parts: _Parts) -> list[tuple[float, float]]:
 
 
 class _Asap:
-    """Takes the elements of ASAP's XML as they come."""
+    """Handler of the elements of ASAP's XML."""
 
     def __init__(self, parts: _Parts) -> None:
         self.annotations: list[tuple[int, Annotation]] = []
@@ -400,11 +400,11 @@ class _Asap:
 
 
 def _asap(data: bytes, parts: _Parts) -> list[tuple[int, Annotation]]:
-    taker, parser = _Asap(parts), expat.ParserCreate()
-    parser.StartElementHandler, parser.EndElementHandler = taker.start, taker.end
+    handler, parser = _Asap(parts), expat.ParserCreate()
+    parser.StartElementHandler, parser.EndElementHandler = handler.start, handler.end
     parser.StartDoctypeDeclHandler = _refuse_doctype
     parser.Parse(data, True)
-    return taker.annotations
+    return handler.annotations
 
 
 def _refuse_doctype(*_: object) -> NoReturn:

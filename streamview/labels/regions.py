@@ -1,9 +1,9 @@
-"""Labelled regions: what a network is fine-tuned on and judged by, as a table that people keep.
+"""Labelled regions for fine-tuning and evaluation, and their tables.
 
-A table is a CSV file with the columns ``slide_id,label`` and, each optional, ``patient_id``, ``x,y,width,height`` (all four or none, in
-level-0 pixels), ``mpp`` (um per level-0 pixel, where the slide does not say) and ``split`` (``train`` or ``validation``). Other columns are
-ignored. A row without a region stands for the whole slide, one without a patient for a patient of its own slide.
-`streamview.files.tables` says which separators and encodings are read.
+A table is a CSV file with the columns ``slide_id,label`` and optionally ``patient_id``, ``x,y,width,height`` (all four or none, in
+level-0 pixels), ``mpp`` (um per level-0 pixel, if the slide does not state it) and ``split`` (``train`` or ``validation``). Other columns
+are ignored. A row without a region stands for the whole slide; without a patient the slide counts as one.
+`streamview.files.tables` reads all common separators and encodings.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ _SPLITS = ("", "train", "validation")
 _SLIDES = (".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide", ".dcm", ".zarr")
 _ZARR = ("zarr.json", ".zattrs", ".zgroup")
 _WHOLE = re.compile(r"[.,]0$")
-_SHOWN = 3  # of many faults of one kind
-_NAMED = 8  # classes
+_SHOWN = 3  # errors of one kind in a message
+_NAMED = 8  # classes in a message
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -57,18 +57,18 @@ class Example:
     source
         Path of a slide, an open slide, or a uint8 (H, W, 3) array.
     label
-        As in a table: the name of a class; of a multilabel network names joined by ``;``, or nothing where none is present; of a
-        regression its values joined by ``;``.
+        As in a table: a class name; for multilabel networks names joined by ``;``, empty if none is present; for regression values
+        joined by ``;``.
     region
         In level-0 pixels; None: the whole slide.
     patient
-        Whose tissue it is: regions of one patient never stand on both sides of a split. Empty: of the slide's own.
+        The patient: regions of one patient are never on both sides of a split. Empty: the slide counts as a patient.
     slide_id
-        What tables call the slide; empty: the name of its source.
+        The slide's name in tables; empty: the name of its source.
     mpp
-        Um per level-0 pixel, in place of what the slide says.
+        Um per level-0 pixel, overriding the slide's.
     split
-        ``"train"`` or ``"validation"``, where the user has divided the examples; else empty.
+        ``"train"`` or ``"validation"`` if the user has split the examples, else empty.
     """
 
     source: str | os.PathLike[str] | Slide | NDArray[np.uint8]
@@ -85,7 +85,7 @@ class Example:
 
     @property
     def name(self) -> str:
-        """What tables call the slide."""
+        """The slide's name in tables."""
         if self.slide_id:
             return self.slide_id
         if isinstance(self.source, str | os.PathLike):
@@ -94,13 +94,13 @@ class Example:
 
     @property
     def case(self) -> str:
-        """The patient, or where none is named the slide, with or without its suffix the same."""
+        """The patient, or if none is named the slide's name without its suffix."""
         suffix = next((end for end in _SLIDES if self.name.lower().endswith(end)), "")
         return self.patient or self.name[: len(self.name) - len(suffix)].removesuffix(".ome")
 
     @property
     def file(self) -> str:
-        """Name of the slide's file without its folder; of other sources what tables call them."""
+        """File name of the slide; for other sources their name in tables."""
         return Path(self.source).name if isinstance(self.source, str | os.PathLike) else self.name
 
     def __str__(self) -> str:
@@ -109,7 +109,7 @@ class Example:
 
     @contextmanager
     def open(self) -> Iterator[Slide]:
-        """Yield the slide; what is opened here is closed at the end.
+        """Yield the slide; a slide opened here is closed afterwards.
 
         Raises
         ------
@@ -126,21 +126,21 @@ class Example:
 def read_labels(path: str | os.PathLike[str], slides: str | os.PathLike[str] | None = None) -> tuple[Example, ...]:
     """Read a table of labelled regions.
 
-    A slide is one slide however its rows name it: by another path, without its suffix, by a link, or as a copy of the file. Its rows then
-    have the source and the ``slide_id`` of the first of them, and the patient and mpp that any of them states.
+    Rows may name one slide in different ways: by another path, without its suffix, by a link, or as a copy of the file. They then all get
+    the source and the ``slide_id`` of the first, and the patient and mpp that any of them states.
 
     Parameters
     ----------
     path
         CSV file, see the module.
     slides
-        Folder of the slides; default that of the table. A ``slide_id`` is a path from there, or such a path without its suffix.
+        Folder of the slides; default that of the table. A ``slide_id`` is a path relative to it, with or without the suffix.
 
     Raises
     ------
     LabelError
-        When the table is missing or is no table, a slide is missing or could be several, a number or split is wrong, one region stands in
-        it twice, or rows of one slide contradict each other. The message names lines and slides.
+        If the table is missing or invalid, a slide is missing or ambiguous, a number or split is invalid, a region appears twice, or rows
+        of one slide contradict each other. The message names lines and slides.
 
     Examples
     --------
@@ -163,7 +163,7 @@ def read_labels(path: str | os.PathLike[str], slides: str | os.PathLike[str] | N
             missing.insert(0, f"line {line}: {error}")
     if missing:
         more = f" (and {len(missing) - _SHOWN} more)" if len(missing) > _SHOWN else ""
-        remedy = "expected a path from there, with or without its suffix; mend slide_id, or name the folder of the slides with --slides"
+        remedy = "expected a path from there, with or without its suffix; fix slide_id, or name the folder of the slides with --slides"
         raise LabelError(f"{path}: {'; '.join(missing[:_SHOWN])}{more}; {remedy}")
     examples = [_parse(path, row, sources[row.cells["slide_id"]]) for row in rows]
     keys, shapes = _file_keys(sources)
@@ -177,8 +177,8 @@ def identify_slides(examples: Sequence[Example]) -> tuple[list[str], dict[str, t
     Returns
     -------
     tuple
-        For every example what identifies the pixels of its slide: `Slide.identity`, or where it cannot be opened its source; and by
-        identity height and width in level-0 pixels.
+        For every example the identity of its slide: `Slide.identity`, or its source if it cannot be opened; and height and width in
+        level-0 pixels by identity.
     """
     identities: dict[object, str] = {}
     shapes: dict[str, tuple[int, int]] = {}
@@ -189,7 +189,7 @@ def identify_slides(examples: Sequence[Example]) -> tuple[list[str], dict[str, t
                 with example.open() as slide:
                     identities[key] = slide.identity
                     shapes[slide.identity] = slide.shape
-            except SlideError:  # whoever reads it says why
+            except SlideError:  # reported when the slide is read
                 identities[key] = str(key)
     return [identities[_source_key(example)] for example in examples], shapes
 
@@ -202,32 +202,32 @@ def unite_slides(
     places: Sequence[str] = (),
     where: str = "",
 ) -> tuple[Example, ...]:
-    """Give all examples of one slide one source, name, patient and mpp, so that it counts once; others stay as they are.
+    """Give all examples of one slide the same source, name, patient and mpp, so that it counts as one slide.
 
     Parameters
     ----------
     examples
         Labelled regions.
     identities, shapes
-        As from `identify_slides`; a region of a slide's known size is the whole slide.
+        From `identify_slides`; a region of the slide's size is the whole slide.
     places
-        What messages call each, such as ``"line 3"``; default its name and number.
+        Names of the examples in messages, such as ``"line 3"``; default their number.
     where
-        What messages begin with.
+        Prefix of messages.
 
     Raises
     ------
     LabelError
-        When one region of a slide stands there twice, or what is said of a slide contradicts: its patient, its mpp, the label of a region.
+        If a region of a slide appears twice, or examples of a slide contradict each other in patient, mpp or the label of a region.
     """
     first: dict[str, Example] = {}
     patients: dict[str, int] = {}
     mpps: dict[str, int] = {}
     regions: dict[tuple[str, Region | None], int] = {}
 
-    def refuse(before: int, now: int, found: str) -> NoReturn:
+    def refuse(before: int, now: int, contradiction: str) -> NoReturn:
         both = [f"{places[i] if places else f'example {i + 1}'} ({examples[i].name})" for i in (before, now)]
-        raise LabelError(f"{where}{both[0]} and {both[1]} are of one slide, but {found}")
+        raise LabelError(f"{where}{both[0]} and {both[1]} are of one slide, but {contradiction}")
 
     for number, (example, identity) in enumerate(zip(examples, identities, strict=True)):
         first.setdefault(identity, example)
@@ -257,14 +257,14 @@ def unite_slides(
 
 
 def write_labels(path: str | os.PathLike[str], examples: Sequence[Example]) -> None:
-    """Write a table that `read_labels` reads; slides in the table's folder or below are named from there, so that both can move together.
+    """Write a table for `read_labels`; slides in or below the table's folder get relative paths, so that both can be moved together.
 
     Raises
     ------
     LabelError
-        When an example's slide is not a file or folder.
+        If an example's slide is not a file or folder.
     StreamviewError
-        When the disk is full or the table may not be written.
+        If the disk is full or the table cannot be written.
     """
     path = Path(path)
     home = path.resolve().parent
@@ -285,23 +285,23 @@ def write_labels(path: str | os.PathLike[str], examples: Sequence[Example]) -> N
 
 
 def count_labels(examples: Sequence[Example]) -> dict[str, tuple[int, int]]:
-    """Count regions and patients of every label as it is written, by name."""
-    found: dict[str, tuple[int, int]] = {}
+    """Count regions and patients by label, as written."""
+    counts: dict[str, tuple[int, int]] = {}
     for label in sorted({example.label for example in examples}):
         cases = [example.case for example in examples if example.label == label]
-        found[label] = len(cases), len(set(cases))
-    return found
+        counts[label] = len(cases), len(set(cases))
+    return counts
 
 
 def find_targets(examples: Sequence[Example], card: ModelCard) -> NDArray[np.float64] | NDArray[np.int64]:
-    """Return what a network should answer.
+    """Return the targets of labelled regions for a network.
 
     Parameters
     ----------
     examples
         N labelled regions.
     card
-        Of a network with K outputs.
+        Card of a network with K outputs.
 
     Returns
     -------
@@ -312,7 +312,7 @@ def find_targets(examples: Sequence[Example], card: ModelCard) -> NDArray[np.flo
     Raises
     ------
     LabelError
-        When a label is no class of the network, or not its values.
+        If a label is not a class of the network, or not its number of values.
     """
     names = card.class_names
     if card.task == "regression":
@@ -328,7 +328,7 @@ def find_targets(examples: Sequence[Example], card: ModelCard) -> NDArray[np.flo
 
 
 def labels_digest(examples: Sequence[Example]) -> str:
-    """Return the hex digest of files' names, regions, labels, patients and splits, whatever their order and wherever they lie."""
+    """Return the hex digest of file names, regions, labels, patients and splits, independent of order and folder."""
     rows = [
         json.dumps([e.file, None if e.region is None else str(e.region), e.label, e.patient, e.split, e.mpp], ensure_ascii=False)
         for e in examples
@@ -338,11 +338,11 @@ def labels_digest(examples: Sequence[Example]) -> str:
 
 def _read_rows(path: Path) -> tuple[Row, ...]:
     columns, rows = read_table(path, _COLUMNS, _COLUMNS[:2])
-    given = [name for name in _REGION if name in columns]
-    if given and len(given) < len(_REGION):
-        raise LabelError(f"{path} has the columns {', '.join(given)} alone; expected x, y, width and height, or none of them")
+    present = [name for name in _REGION if name in columns]
+    if present and len(present) < len(_REGION):
+        raise LabelError(f"{path} has only the columns {', '.join(present)}; expected x, y, width and height, or none of them")
     if not rows:
-        raise LabelError(f"{path} holds no labelled region; expected one a line under {','.join(columns)}")
+        raise LabelError(f"{path} holds no labelled region; expected one per line under {','.join(columns)}")
     return rows
 
 
@@ -353,7 +353,7 @@ def _find_slide(folder: Path, name: str) -> Path:
         path = folder / spelling
         try:
             near = [other for other in path.parent.iterdir() if _is_named(other, path.name)] if path.parent.is_dir() else []
-            # an MRXS has a folder of its own name beside it, which is no slide
+            # beside an MRXS file lies a folder of the same name, which is not a slide
             if path.exists() and not (near and path.is_dir() and not any((path / file).exists() for file in _ZARR)):
                 return path
         except OSError as error:
@@ -371,9 +371,9 @@ def _is_named(file: Path, stem: str) -> bool:
 
 
 def _file_keys(sources: Mapping[str, Path]) -> tuple[dict[str, str], dict[str, tuple[int, int]]]:
-    """What tells the slides of a table apart, by name: the place on the disk, and where two may have the same pixels, these; and sizes.
+    """Identify the slides of a table by name: by file, or by pixels if two may have the same; also return their sizes in pixels.
 
-    Files of different sizes are no copies; a folder may be the pyramid of any other slide.
+    Files of different sizes are not copies; a folder may be the pyramid of any other slide.
     """
     places = {name: _place(path) for name, path in sources.items()}
     distinct = {places[name]: path for name, path in sources.items()}
@@ -386,7 +386,7 @@ def _file_keys(sources: Mapping[str, Path]) -> tuple[dict[str, str], dict[str, t
 
 
 def _place(path: Path) -> str:
-    """Where a file lies, the same for all its links."""
+    """Identify a file on disk, the same for all its links."""
     status = path.stat()
     return f"file {status.st_dev} {status.st_ino}" if status.st_ino else str(path.resolve())
 
@@ -437,11 +437,11 @@ def _index(example: Example, name: str, names: Sequence[str]) -> int:
     if name in names:
         return names.index(name)
     near = difflib.get_close_matches(name, names, 1)
-    found = f"{example}: label {name!r}" if name else f"{example}: has no label"
+    problem = f"{example}: label {name!r}" if name else f"{example}: has no label"
     hint = f" (near: {near[0]})" if near else ""
     classes = ", ".join(names) if len(names) <= _NAMED else f"{', '.join(names[:_NAMED])} and {len(names) - _NAMED} more"
-    remedy = "mend the label, or give the network a head for these classes (finetune --new-head)"
-    raise LabelError(f"{found}{hint}; the network's classes are {classes}: {remedy}")
+    remedy = "fix the label, or give the network a head for these classes (finetune --new-head)"
+    raise LabelError(f"{problem}{hint}; the network's classes are {classes}: {remedy}")
 
 
 def _numbers(example: Example, count: int) -> list[float]:

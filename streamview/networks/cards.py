@@ -1,4 +1,4 @@
-"""Model cards: what a network expects of its pixels and what its outputs mean.
+"""Model cards: a network's expected pixels and the meaning of its outputs.
 
 A card is WSInfer's ``config.json``, read unchanged (schema 1.0,
 https://github.com/SBU-BMI/wsinfer-zoo/blob/main/wsinfer_zoo/schemas/model-config.schema.json), with our additions under the
@@ -31,7 +31,7 @@ _REQUIRED = object()
 
 @dataclass(frozen=True, slots=True)
 class Stain:
-    """How the tissue that a network was trained on was stained.
+    """The stain of a network's training tissue.
 
     Parameters
     ----------
@@ -49,42 +49,43 @@ class Stain:
 
 @dataclass(frozen=True, slots=True)
 class ModelCard:
-    """What a network expects and answers; every field was checked by `parse_card`.
+    """A network's inputs and outputs; every field was checked by `parse_card`.
 
     Parameters
     ----------
     name
-        What the user calls the model.
+        Name of the model.
     architecture
-        Name of the network's definition: an id of ``streamview_models.MODELS``, ``timm:NAME``, ``torchvision:NAME``, or a bare name of
-        timm as WSInfer writes it; where the caller chose the network, what the caller wrote.
+        An id of ``streamview_models.MODELS``, ``timm:NAME``, ``torchvision:NAME``, or a bare timm name as WSInfer writes it; if the caller
+        chose the network, the caller's text.
     class_names
         Name of every output, in order.
     patch_size_pixels, spacing_um_px
-        Side of the patches cut for training, px, and um/px they were cut at; None: unknown.
+        Side of the training patches, px, and their um/px; None: unknown.
     resize
-        Side that the patches were then resized to, px; None: they were not.
+        Side to which the patches were then resized, px; None: they were not.
     mean, std
-        Of the red, green and blue of pixels scaled to 0..1: the network sees ``(pixel / 255 - mean) / std``.
+        Mean and standard deviation of the red, green and blue of pixels scaled to 0..1: the input is ``(pixel / 255 - mean) / std``.
     task
-        What the outputs are.
+        Kind of the outputs.
     trained
         False: the weights are random, and every output must say so.
     licence, split, aggregation, calibration
-        Of the weights; how data was divided; how region scores become slide scores; how probabilities were calibrated; None: not stated.
+        Licence of the weights; split of the training data; aggregation of regions to slides; calibration of probabilities; None: not
+        stated.
     use
-        What the model may be used for.
+        Intended use of the model.
     warning
-        What whoever uses it must know, to be shown with every answer; None: nothing.
+        A warning for users, shown with every answer; None: none.
     input_size
-        Smallest and largest side of the regions trained on, px of the network's own grid; None: unknown.
+        Smallest and largest side of the training regions, px of the network's grid; None: unknown.
     sha256
-        Of the card as canonical JSON (sorted keys, no spaces, UTF-8).
+        Hash of the card as canonical JSON (sorted keys, no spaces, UTF-8).
     stain
-        Of the tissue trained on; None: not stated.
+        Stain of the training tissue; None: not stated.
     answers
-        What one answer is for, where the user does not say: the whole "region", or each "patch" of it. A card of WSInfer's that states
-        its patches, without a key of ours, is for patches.
+        Default unit of one answer: the whole "region", or each "patch" of it. A WSInfer card that states its patches, without our key,
+        is for patches.
     """
 
     name: str
@@ -110,19 +111,19 @@ class ModelCard:
 
     @property
     def mpp(self) -> float | None:
-        """Um/px of the grid the network itself sees, coarser than ``spacing_um_px`` where patches were resized down; None: unknown."""
+        """Um/px of the network's grid, coarser than ``spacing_um_px`` if patches were downsized; None: unknown."""
         if self.spacing_um_px is None or self.resize is None or self.patch_size_pixels is None:
             return self.spacing_um_px
         return self.spacing_um_px * self.patch_size_pixels / self.resize
 
 
 def read_document(path: Path) -> dict[str, Any]:
-    """Read a card's file as JSON without judging its fields.
+    """Read a card's file as JSON without checking its fields.
 
     Raises
     ------
     ModelError
-        The file is missing, is not UTF-8, not JSON (NaN and Infinity are not), or not an object.
+        If the file is missing, not UTF-8, not JSON (NaN and Infinity are not), or not an object.
     """
     try:
         document = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
@@ -143,14 +144,14 @@ def parse_card(document: Mapping[str, Any], *, name: str, file: str) -> ModelCar
     document
         The parsed JSON.
     name
-        Name of the model where the card states none.
+        Name of the model if the card states none.
     file
-        What error messages call the card.
+        The card's name in messages.
 
     Raises
     ------
     ModelError
-        A field is missing, wrong or unknown; the message names the file, the field, what was found and what was expected.
+        If a field is missing, invalid or unknown; the message names the file, the field, its value and what was expected.
     """
     card = _Fields(document, file)
     card.get("spec_version", lambda v: v == "1.0", '"1.0"')
@@ -165,12 +166,12 @@ def parse_card(document: Mapping[str, Any], *, name: str, file: str) -> ModelCar
     ours.only((*_TEXTS, "task", "trained", "input_size", "stain", "answers"))
     texts = {key: ours.get(key, _is_text, "a text", default=None) for key in _TEXTS}
     side = resize or patch
-    known = patch is not None and spacing is not None
+    has_patches = patch is not None and spacing is not None
     answers = ours.get(
         "answers",
-        lambda v: v == "region" or (v == "patch" and known),
+        lambda v: v == "region" or (v == "patch" and has_patches),
         "region, or patch where patch_size_pixels and spacing_um_px are stated",
-        default="patch" if known and "streamview" not in document else "region",
+        default="patch" if has_patches and "streamview" not in document else "region",
     )
     return ModelCard(
         name=texts["name"] or name,
@@ -197,7 +198,7 @@ def parse_card(document: Mapping[str, Any], *, name: str, file: str) -> ModelCar
 
 
 def card_document(card: ModelCard) -> dict[str, Any]:
-    """Write a card as JSON; inverse of `parse_card` but for its digest."""
+    """Return a card as a JSON document; inverse of `parse_card` except for the digest."""
     transform: list[dict[str, Any]] = [] if card.resize is None else [{"name": "Resize", "arguments": {"size": card.resize}}]
     transform += [{"name": "ToTensor"}, {"name": "Normalize", "arguments": {"mean": list(card.mean), "std": list(card.std)}}]
     texts = {key: getattr(card, key) for key in _TEXTS}
@@ -233,7 +234,7 @@ def assumed_document(
     std: Sequence[float] | None = None,
     side: int | None = None,
 ) -> dict[str, Any]:
-    """Write the card of a network that came without one.
+    """Return a card document for a network without a card.
 
     Parameters
     ----------
@@ -242,9 +243,9 @@ def assumed_document(
     class_names
         Name of every output.
     mean, std
-        Of the pixels it was trained on, scaled to 0..1; None: pixels are only scaled.
+        Mean and standard deviation of the training pixels, scaled to 0..1; None: pixels are only scaled.
     side
-        Of the images it was trained on, px; None: unknown.
+        Side of the training images, px; None: unknown.
     """
     transform: list[dict[str, Any]] = [{"name": "ToTensor"}]
     if mean is not None and std is not None:
@@ -309,7 +310,7 @@ def _read_stain(ours: _Fields) -> Stain | None:
 
 
 class _Fields:
-    """One JSON object, read field by field; every refusal names the file, the field, what was found and what was expected."""
+    """One JSON object, read field by field; every error names the file, the field, its value and what was expected."""
 
     def __init__(self, values: object, file: str, prefix: str = "") -> None:
         self.file, self._prefix = file, prefix
@@ -318,13 +319,13 @@ class _Fields:
         self._values: Mapping[str, Any] = values
 
     def refuse(self, key: str, expected: str) -> NoReturn:
-        found = _shown(self._values[key]) if key in self._values else "missing"
-        raise ModelError(f"{self.file}: {self._prefix}{key} is {found}; expected {expected}")
+        value = _shown(self._values[key]) if key in self._values else "missing"
+        raise ModelError(f"{self.file}: {self._prefix}{key} is {value}; expected {expected}")
 
-    def only(self, known: Collection[str]) -> None:
+    def only(self, allowed: Collection[str]) -> None:
         for key in self._values:
-            if key not in known:
-                self.refuse(key, f"nothing under this name; understood here: {', '.join(sorted(known)) or 'no argument'}")
+            if key not in allowed:
+                self.refuse(key, f"nothing under this name; understood here: {', '.join(sorted(allowed)) or 'no argument'}")
 
     def get(self, key: str, check: Callable[[Any], bool], expected: str, default: Any = _REQUIRED) -> Any:
         if key not in self._values and default is not _REQUIRED:

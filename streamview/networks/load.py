@@ -1,4 +1,4 @@
-"""A name, a folder or a file to a network ready to answer: definition, card and weights brought together."""
+"""Load a network from a name, a folder or a file: architecture, card and weights."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ __all__ = ["Model", "as_model", "load_card", "load_model"]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Model:
-    """A network ready to answer, and what is known of it.
+    """A loaded network with its card.
 
     Parameters
     ----------
     module
-        Maps normalised (N, 3, H, W) float32 to (N, outputs). In eval mode, parameters frozen (``requires_grad`` False: saliency
-        needs the gradient of the input alone), on the CPU, weights in channels_last memory format (of ``.pt2`` files: as exported).
+        Maps normalised (N, 3, H, W) float32 to (N, outputs). In eval mode, parameters frozen (``requires_grad`` False: saliency needs
+        only the gradient of the input), on the CPU, weights in channels_last memory format (``.pt2`` files: as exported).
     card
-        What it expects and answers.
+        Its card.
     sha256
-        Of the weights, hex: the same in whatever file they came (`streamview.networks.hashing`); of ``.pt2`` files with the graph.
+        Hex hash of the weights, independent of their file (`streamview.networks.hashing`); for ``.pt2`` files also of the graph.
     notes
-        What was assumed or changed on the way, a sentence each: to be shown, for it bears on the answer.
+        What was assumed or changed on loading, one sentence each; to be shown, since results depend on it.
     file, file_sha256
-        Name of the file of weights without its folder, and the hex digest of its bytes; empty: they came from no file.
+        Name of the weights file without its folder, and the hex digest of its bytes; empty if they came from no file.
     captures
-        The network as the engine captured and checked it, for the next run.
+        The engine's captures of the network, reused by the next run.
 
     Examples
     --------
@@ -61,17 +61,17 @@ class Model:
 
 
 def as_model(model: object) -> Model:
-    """Return a model as it is.
+    """Return `model` if it is a `Model`.
 
     Raises
     ------
     ModelError
-        When it is something else, such as its module or its name.
+        If it is something else, such as a module or a name.
     """
     if isinstance(model, Model):
         return model
     if isinstance(model, nn.Module):
-        remedy = 'pass the Model, not its module; one of your own is loaded with load_model("package.module:function", weights=FILE)'
+        remedy = 'pass the Model, not its module; load your own network with load_model("package.module:function", weights=FILE)'
         raise ModelError(f"model is a torch module ({type(model).__name__}); expected what load_model returns: {remedy}")
     if isinstance(model, str | os.PathLike):
         raise ModelError(f"model {os.fspath(model)!r} is a name; expected what load_model returns: load_model({os.fspath(model)!r})")
@@ -108,7 +108,7 @@ def load_model(
     untrained: bool = False,
     seed: int = 0,
 ) -> Model:
-    """Load a network with its trained weights, or with seeded random ones. Nothing is downloaded, and nothing of any file is run.
+    """Load a network with its trained weights, or with seeded random ones. Nothing is downloaded, and code in files is never run.
 
     Parameters
     ----------
@@ -147,7 +147,7 @@ def load_model(
     """
     text = _spec(spec)
     if untrained and weights is not None:
-        raise ModelError(f"weights {os.fspath(weights)} and untrained were both asked for; choose one")
+        raise ModelError(f"weights {os.fspath(weights)} and untrained exclude each other; choose one")
     if text not in MODELS and Path(text).is_file() and (Path(text).suffix == ".pt2" or archive_kind(Path(text)) == "exported"):
         return _load_exported(Path(text), weights, card, untrained)
     choice = choose(text, card, other_weights=weights is not None)
@@ -165,8 +165,8 @@ def load_model(
     if outputs is None or choice.architecture.name not in MODELS:
         answered = count_outputs(module, choice.name)
         if outputs not in (None, answered):
-            remedy = f"mend num_classes and class_names in {choice.file}, or choose another network"
-            raise ModelError(f"model {choice.name!r} answers {answered} values, its card names {outputs} classes; {remedy}")
+            remedy = f"fix num_classes and class_names in {choice.file}, or choose another network"
+            raise ModelError(f"model {choice.name!r} returns {answered} values, but its card names {outputs} classes; {remedy}")
         choice = assume(choice, answered)
     module.float().eval().requires_grad_(False)
     sha256 = hash_tensors(module.state_dict())
@@ -181,12 +181,12 @@ def _spec(spec: object) -> str:
     if isinstance(spec, str | os.PathLike):
         return os.fspath(spec)
     what = f"the class {spec.__name__}" if isinstance(spec, type) else f"a {type(spec).__name__}"
-    remedy = 'for a network of your own name the function that builds it: load_model("package.module:function", weights=FILE)'
+    remedy = 'for your own network name the function that builds it: load_model("package.module:function", weights=FILE)'
     raise ModelError(f"model is {what}; expected a name, a folder or a file; {remedy}")
 
 
 def _trust(choice: Choice, outputs: int | None, seed: int) -> tuple[nn.Module, tuple[str, ...]]:
-    """Take a function's own weights, if it loads any: random ones differ from seed to seed."""
+    """Accept a function's own weights if it loads any: random ones differ from seed to seed."""
     remedy = "give --weights FILE, or --untrained to use seeded random ones"
     if not is_factory(choice.architecture.name):
         raise ModelError(f"model {choice.name!r} comes without trained weights, and none are downloaded; {remedy}")
@@ -198,7 +198,7 @@ def _trust(choice: Choice, outputs: int | None, seed: int) -> tuple[nn.Module, t
 
 
 def _fill(choice: Choice, weights: Weights, outputs: int | None, seed: int) -> tuple[nn.Module, tuple[str, ...]]:
-    """Build the network for the weights, with as many outputs as they have where no card says it, and fill it with them."""
+    """Build the network and load the weights; without a card, the number of outputs is taken from them."""
     architecture = choice.architecture
 
     def learn() -> int | None:
@@ -214,7 +214,7 @@ def _fill(choice: Choice, weights: Weights, outputs: int | None, seed: int) -> t
             misfit += f"; the weights have {learned} outputs, the card names {outputs} classes"
         what, remedy = f"model {choice.name!r}", "choose the network they were trained with, or give other weights"
         if choice.bound:
-            what, remedy = "its card", f"mend architecture or num_classes in {Path(choice.file).name}, or the weights"
+            what, remedy = "its card", f"fix architecture or num_classes in {Path(choice.file).name}, or the weights"
         raise ModelError(f"{weights.path} does not fit {what}: {misfit}; {remedy}")
     check_finite(fit.state, str(weights.path))
     module.load_state_dict(fit.state)
@@ -223,8 +223,8 @@ def _fill(choice: Choice, weights: Weights, outputs: int | None, seed: int) -> t
 
 def _load_exported(path: Path, weights: object, card: str | os.PathLike[str] | None, untrained: bool) -> Model:
     if weights is not None or untrained:
-        asked = "untrained" if untrained else "weights"
-        raise ModelError(f"{path} holds a network with its weights, but {asked} was asked for too; leave that out, or give the definition")
+        option = "untrained" if untrained else "weights"
+        raise ModelError(f"{path} holds a network with its weights, but {option} was given too; leave it out, or give the architecture")
     exported = read_exported(path)
     notes: tuple[str, ...] = ()
     if card is None:
@@ -234,8 +234,8 @@ def _load_exported(path: Path, weights: object, card: str | os.PathLike[str] | N
         document = {"architecture": path.stem, **read_document(Path(card))}
     parsed = parse_card(document, name=path.stem, file=str(path if card is None else card))
     if len(parsed.class_names) != exported.outputs:
-        found = f"{path} answers {exported.outputs} values, {card} names {len(parsed.class_names)} classes"
-        raise ModelError(f"{found}; mend num_classes and class_names, or give the card of this network")
+        mismatch = f"{path} returns {exported.outputs} values, but {card} names {len(parsed.class_names)} classes"
+        raise ModelError(f"{mismatch}; fix num_classes and class_names, or give the card of this network")
     notes += (parsed.warning,) if parsed.warning else ()
     module = exported.module.float().requires_grad_(False)
     return Model(module, parsed, exported.sha256, notes, path.name, exported.file_sha256)

@@ -1,4 +1,4 @@
-"""What a result is: predictions, saliency maps, and the identity they share."""
+"""The results: predictions, saliency maps, and the identity they share."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ REDUCTIONS: Mapping[Method, str] = {
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """Everything that decides a result's values; plan, device and versions only change its rounding.
+    """Everything that determines a result's values; plan, device and versions only change its rounding.
 
     Parameters
     ----------
@@ -59,19 +59,19 @@ class Identity:
     mpp
         ``(y, x)`` um/px of the network's grid; None when unknown.
     precision
-        Arithmetic of the streamed part: "float32", "bf16" or "fp16".
+        Precision of the streamed part: "float32", "bf16" or "fp16".
     padded
-        ``(height, width)`` of the grid that the region was zero-padded to, in px; None: it was not.
+        ``(height, width)`` of the grid to which the region was zero-padded, in px; None: it was not.
     patch
-        Side in px of the patches that were answered one by one; None: one answer for the region.
+        Side in px of the patches that were predicted one by one; None: one prediction for the region.
     slide_mpp
-        ``(y, x)`` um/px of the slide's level 0 as it was used; None when unknown.
+        ``(y, x)`` um/px used for the slide's level 0; None if unknown.
     slide_mpp_source
         "given" by the user, of the "file", or "unknown".
     pixel_source
         `Slide.pixel_source`: how pixels were decoded.
     background
-        RGB of glass: what transparent pixels lie on, and the reference of the signed map.
+        RGB of glass, on which transparent pixels are composited; the reference of the signed map.
     level
         ``(y, x)`` downsample of the slide's level that the grid was sampled from.
     sampling
@@ -117,7 +117,7 @@ class Identity:
             "region": _region_to_dict(self.region),
             "mpp": None if self.mpp is None else list(self.mpp),
             "precision": self.precision,
-            # left out where they are None, so that keys of earlier versions stay
+            # left out if None, so that keys of earlier versions do not change
             **{name: value for name, value in optional.items() if value is not None},
         }
 
@@ -145,16 +145,16 @@ class Identity:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What a map explains.
+    """The output that a map explains.
 
     Parameters
     ----------
     name
-        Of the class, or ``"a-b"``; ``"a - b"`` where hyphens in the classes' names would leave it open which are meant.
+        Name of the class, or ``"a-b"``; ``"a - b"`` if hyphens in class names would make it ambiguous.
     index
-        Of its logit.
+        Index of its logit.
     against
-        Logit that is subtracted; None: none is.
+        Index of the subtracted logit; None: none.
     """
 
     name: str
@@ -167,7 +167,7 @@ class Target:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Prediction:
-    """A network's answer for one region of one slide.
+    """A network's prediction for one region of one slide.
 
     Parameters
     ----------
@@ -182,17 +182,17 @@ class Prediction:
     task
         "class", "multilabel" or "regression".
     class_names
-        K names, one a logit.
+        K names, one per logit.
     logits
         float32 (K,): raw outputs of the network.
     identity
-        What decided the values.
+        Everything that determined the values.
     model_name
         Name on the model's card.
     trained
-        False when the weights are random; every output says so.
+        False if the weights are random; every output says so.
     warnings
-        What the reader must know, one sentence each.
+        Warnings about the prediction, one sentence each.
 
     Examples
     --------
@@ -244,11 +244,11 @@ class Prediction:
         return None if probabilities is None or target.against is not None else float(probabilities[target.index])
 
     def score_of(self, target: Target) -> float:
-        """The logit, or difference of logits, that a target names."""
+        """The logit, or difference of logits, of a target."""
         return float(self.logits[target.index] - (0 if target.against is None else self.logits[target.against]))
 
     def answer_for(self, target: Target) -> str:
-        """Say it in words: ``"p = 0.980"``, or ``"score = 3.1"`` where there is no probability."""
+        """Format the probability, ``"p = 0.980"``, or without one the score, ``"score = 3.1"``."""
         probability = self.probability_of(target)
         return f"score = {self.score_of(target):.3g}" if probability is None else f"p = {probability:.3f}"
 
@@ -327,7 +327,7 @@ class Prediction:
 
 
 class Pixels(Protocol):
-    """Where a `Plane` reads: something of a shape that two slices with steps of 1 cut a part out of."""
+    """A source of a `Plane`: it has a shape, and supports indexing by two slices with step 1."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -338,15 +338,15 @@ class Pixels(Protocol):
 
 
 class Plane(NDArrayOperatorsMixin):
-    """A float32 (h, w) array, read-only, of which only the pixels that are asked for are read.
+    """A read-only float32 (h, w) array that is read lazily.
 
-    It takes part in numpy's functions, operators and indexing as an array does, and has an array's methods; these read all of it, while
-    basic slices read what they cover, and `strips` read one after the other. Whether it is in memory or on disk shows nowhere else.
+    It supports numpy's functions, operators, indexing and array methods; these read all of it, whereas basic slices read only their part,
+    and `strips` reads one strip at a time. It behaves the same in memory and on disk.
 
     Parameters
     ----------
     source
-        An array, or what reads parts of one.
+        An array, or an object that reads parts of one.
     """
 
     __slots__ = ("_source",)
@@ -381,20 +381,20 @@ class Plane(NDArrayOperatorsMixin):
         return 4 * self.size
 
     def strips(self, rows: int = 512) -> Iterator[tuple[int, NDArray[np.float32]]]:
-        """Yield the first row and the values (at most `rows`, w) of one strip after the other, from top to bottom."""
+        """Yield the first row and the values (at most `rows`, w) of each strip, from top to bottom."""
         for y in range(0, self.shape[0], rows):
             yield y, self[y : y + rows]
 
     def __getitem__(self, key: Any) -> Any:
-        given = key if isinstance(key, tuple) else (key,)
-        if any(part is Ellipsis for part in given):
-            at = next(n for n, part in enumerate(given) if part is Ellipsis)
-            given = (*given[:at], *(slice(None),) * (3 - len(given)), *given[at + 1 :])
-        given += (slice(None),) * (2 - len(given))
-        if len(given) != 2 or not all(isinstance(part, slice) or _is_index(part) for part in given):
+        parts = key if isinstance(key, tuple) else (key,)
+        if any(part is Ellipsis for part in parts):
+            at = next(n for n, part in enumerate(parts) if part is Ellipsis)
+            parts = (*parts[:at], *(slice(None),) * (3 - len(parts)), *parts[at + 1 :])
+        parts += (slice(None),) * (2 - len(parts))
+        if len(parts) != 2 or not all(isinstance(part, slice) or _is_index(part) for part in parts):
             return np.asarray(self)[key]  # masks, lists of indices, new axes
         window, rest = [], []
-        for part, size in zip(given, self.shape, strict=True):
+        for part, size in zip(parts, self.shape, strict=True):
             index = range(size)[part]
             low, high = (index, index + 1) if isinstance(index, int) else (min(index, default=0), max(index, default=-1) + 1)
             window.append(slice(low, high))
@@ -416,7 +416,7 @@ class Plane(NDArrayOperatorsMixin):
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
         if copy is False and not isinstance(self._source, np.ndarray):
-            raise ValueError("the values are read when they are asked for: expected copy=None or copy=True")
+            raise ValueError("the values are read lazily: expected copy=None or copy=True")
         return np.array(self[:, :], dtype) if copy else np.asarray(self[:, :], dtype)
 
     def __array_ufunc__(self, function: np.ufunc, method: str, *inputs: Any, **options: Any) -> Any:
@@ -439,16 +439,16 @@ def _is_index(part: Any) -> bool:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SaliencyMap:
-    """Raw values of one map and where they lie on the slide.
+    """Raw values of one map and their positions on the slide.
 
     Pixel ``(i, j)`` of `values` is centred at the level-0 position ``origin + (i, j) * step``, where level-0 pixel k has its centre at k.
 
     Parameters
     ----------
     method
-        What the values are; see `REDUCTIONS`.
+        Kind of the values; see `REDUCTIONS`.
     values
-        float32 (h, w); an array given is wrapped as a `Plane`, so that maps in memory and on disk are of one type.
+        float32 (h, w); arrays are wrapped as a `Plane`, so that maps in memory and on disk have the same type.
     step, origin
         ``(y, x)`` in level-0 pixels.
     coarser
@@ -468,12 +468,12 @@ class SaliencyMap:
 
     @property
     def reduction(self) -> str:
-        """How the values follow from the gradient or the features; see `REDUCTIONS`."""
+        """How the values are computed from the gradient or the features; see `REDUCTIONS`."""
         return REDUCTIONS[self.method]
 
     @property
     def levels(self) -> tuple[Plane, ...]:
-        """`values` and its coarser forms, finest first."""
+        """`values` and its coarser levels, finest first."""
         return (self.values, *self.coarser)
 
     def placed(self, level: int) -> tuple[tuple[float, float], tuple[float, float]]:
@@ -485,22 +485,22 @@ class SaliencyMap:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Saliency:
-    """Why a network answered as it did: raw maps for one target, on the network's grid.
+    """Raw saliency maps of a prediction for one target, on the network's grid.
 
     Parameters
     ----------
     prediction
-        The answer that the maps explain.
+        The prediction.
     target
-        What the maps explain.
+        The explained output.
     std
-        The card's standard deviations, of pixels scaled to 0..1: dividing a map by them gives it per unit of pixel value.
+        The card's standard deviations, for pixels scaled to 0..1: a map divided by them is per unit of pixel value.
     glass
         RGB of empty glass, the reference of the signed map.
     maps
-        By method.
+        Maps by method.
     path
-        Where it is stored; None in memory.
+        The stored file; None in memory.
 
     Examples
     --------

@@ -42,7 +42,7 @@ _CODECS = {  # with a checksum, since neither notices a flipped bit by itself
     "zstd": (ZstdCodec(level=3), Crc32cCodec()),
     "lz4": (BloscCodec(cname="lz4", clevel=5, shuffle="noshuffle", typesize=1), Crc32cCodec()),
 }
-_FORMAT = 1  # of what an unfinished pyramid holds; another one is not gone on with
+_FORMAT = 1  # format of an unfinished pyramid; another format is not resumed
 _Span = tuple[int, int]
 
 
@@ -101,48 +101,48 @@ def build_pyramid(
     tell: Tell = lambda line: None,
     report: Report | None = None,
 ) -> Pyramid:
-    """Convert a slide; memory does not depend on its size, and what is done survives whatever stops it.
+    """Convert a slide; memory does not depend on its size, and finished parts survive an interruption.
 
-    One task is one whole shard (3, 2048, 2048) in chunks of (3, 512, 512). The work is done in ``.NAME.partial`` beside `out`, where a
-    journal names the finished shards; the metadata that make it an image are written last, and a rename puts it in place, so that a
-    pyramid is either complete or absent. The same call goes on from what an earlier one left, also one that was killed, and the result
-    is the same, byte for byte. Nothing inside depends on the name or the time.
+    One task is one whole shard (3, 2048, 2048) in chunks of (3, 512, 512). The work is done in ``.NAME.partial`` beside `out`, with a
+    journal of the finished shards; the metadata that make it an image are written last, and the folder is then renamed, so that a
+    pyramid is complete or absent. The same call resumes an earlier one, even after a kill, and the result is the same, byte for byte.
+    The content does not depend on the name or the time.
 
     Parameters
     ----------
     slide
-        Source; each of its pixels is read once.
+        The source; each of its pixels is read once.
     out
-        Folder to make, by custom ending in ``.ome.zarr``; its parents are made where missing.
+        Folder to create, conventionally ending in ``.ome.zarr``; missing parents are created.
     region
-        The part to convert, in level-0 pixels; None for the whole slide. The pyramid says where it lies, so that programs which show
-        both lay it in its place.
+        The part to convert, in level-0 pixels; None for the whole slide. The pyramid stores its position, so that programs show it in the
+        right place over the slide.
     mpp
-        Micrometres per pixel of the finest level, by exact area means (`streamview.slides.sampling.Sampler`); None for level 0 as it is.
+        Micrometres per pixel of the finest level, by exact area means (`streamview.slides.sampling.Sampler`); None: level 0 unchanged.
     levels
-        How many; None for as many as it takes until the longest side is 1024 px or less.
+        Number of levels; None: until the longest side is 1024 px or less.
     codec
-        ``"zstd"`` (level 3) or ``"lz4"`` (in Blosc): larger files, made and read faster. Both are lossless.
+        ``"zstd"`` (level 3) or ``"lz4"`` (in Blosc): larger files, written and read faster. Both are lossless.
     keep_metadata
-        Whether to store all properties that the slide's file states, which may name a patient, and not only those known to be safe.
-        Its label and macro images are never copied.
+        Whether to store all properties of the slide's file, which may name a patient, and not only those known to be safe. Label and macro
+        images are never copied.
     tell
-        Told what is gone on with or kept.
+        Called with messages: that work resumes, or what was kept.
     report
         Called after every shard; may raise `streamview.errors.Cancelled`.
 
     Returns
     -------
     Pyramid
-        The result, opened. It has the identity of the slide when it is the whole of it at full resolution, else one of its own.
+        The opened result. It has the slide's identity if it is the whole slide at full resolution, else its own.
 
     Raises
     ------
     RegionError
-        When the region is not inside the slide.
+        If the region is not inside the slide.
     SlideError
-        When `out` exists or is being made by another process, the slide cannot be read or is too coarse for `mpp`, or the disk is full or
-        not writable; nothing is left at `out`, and what is finished is kept beside it.
+        If `out` exists or is being written by another process, the slide cannot be read or is too coarse for `mpp`, or the disk is full or
+        not writable; nothing is left at `out`, and finished shards are kept beside it.
 
     Examples
     --------
@@ -189,7 +189,7 @@ def _shapes(sampler: Sampler, levels: int | None) -> tuple[tuple[int, int], ...]
     most = (max(sampler.shape) - 1).bit_length() + 1
     if levels is not None and not 1 <= levels <= most:
         height, width = sampler.shape
-        raise SlideError(f"{levels} levels asked for: expected 1 to {most} for {width} x {height} px, the last of which is one pixel")
+        raise SlideError(f"{levels} levels: expected 1 to {most} for {width} x {height} px, the last of which is one pixel")
     shapes = [sampler.shape]
     while max(shapes[-1]) > COARSEST if levels is None else len(shapes) < levels:
         shapes.append((-(-shapes[-1][0] // 2), -(-shapes[-1][1] // 2)))

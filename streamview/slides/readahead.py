@@ -1,4 +1,4 @@
-"""Read the next part while the present one is worked on."""
+"""Read the next part while the current one is processed."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ _Read = TypeVar("_Read")
 
 
 class ReadAhead(Generic[_Read]):
-    """Reads parts in a thread of its own, one ahead of what is asked for. Use it as a context manager; no thread outlives it.
+    """Reads parts in a thread, one ahead of the requested one. Use it as a context manager; its thread ends with the context.
 
     Parameters
     ----------
     fetch
-        Reads a part, given its rows and columns; runs in the thread, and here for a part that was not foreseen. What it raises
-        is raised where the part is asked for.
+        Reads a part, given its rows and columns; runs in the thread, or in the caller's for a part that was not read ahead. Its
+        exceptions are raised by `read` of that part.
     order
-        The parts in the order in which they will probably be asked for.
+        The parts in the expected order of requests.
     """
 
     def __init__(self, fetch: Callable[[tuple[int, int], tuple[int, int]], _Read], order: Sequence[Part]) -> None:
@@ -32,16 +32,16 @@ class ReadAhead(Generic[_Read]):
         self._ahead: tuple[Part, Future[_Read]] | None = None
 
     def read(self, rows: tuple[int, int], cols: tuple[int, int]) -> _Read:
-        """Return what `fetch` gives for these rows and columns, and begin with the part that follows."""
+        """Return the result of `fetch` for these rows and columns, and start reading the next part."""
         part = rows, cols
         ahead, self._ahead = self._ahead, None
         if ahead is not None and ahead[0] != part:
             ahead[1].cancel()
-        found = ahead[1].result() if ahead is not None and ahead[0] == part else self._fetch(rows, cols)
+        result = ahead[1].result() if ahead is not None and ahead[0] == part else self._fetch(rows, cols)
         following = self._next.get(part)
         if following is not None:
             self._ahead = following, self._pool.submit(self._fetch, *following)
-        return found
+        return result
 
     def __enter__(self) -> Self:
         return self

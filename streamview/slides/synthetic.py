@@ -250,8 +250,8 @@ def _grain(shape: tuple[int, int], y0: int, y1: int, tiles: tuple[Floats, ...]) 
 
 
 def _tiles(sizes: tuple[int, ...], grain: float, rng: np.random.Generator) -> tuple[Floats, ...]:
-    made = [ndimage.gaussian_filter(rng.standard_normal((n, n), np.float32), grain, mode="wrap") for n in sizes]
-    return tuple(tile / tile.std() for tile in made)
+    tiles = [ndimage.gaussian_filter(rng.standard_normal((n, n), np.float32), grain, mode="wrap") for n in sizes]
+    return tuple(tile / tile.std() for tile in tiles)
 
 
 def synthetic_region(height: int, width: int, *, seed: int, lesion_share: float) -> tuple[Bytes, Mask]:

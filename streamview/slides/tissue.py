@@ -1,7 +1,7 @@
-"""Where a slide shows tissue: a mask on a low level, bounding boxes, and how much of the tissue a region holds.
+"""Find a slide's tissue: a mask at low resolution, bounding boxes, and the share of the tissue in a region.
 
-Stain absorbs at least one of red, green and blue: the mask is where the largest loss against glass exceeds Otsu's threshold
-(https://doi.org/10.1109/TSMC.1979.4310076), on pixels as large as a nucleus, after a median filter, without specks and with small holes
+Stain absorbs at least one of red, green and blue: a pixel is tissue if its largest absorption relative to glass exceeds Otsu's threshold
+(https://doi.org/10.1109/TSMC.1979.4310076), on pixels the size of a nucleus, after a median filter, without specks and with small holes
 filled.
 """
 
@@ -63,12 +63,12 @@ def find_tissue(slide: Slide) -> Tissue:
     Parameters
     ----------
     slide
-        Brightfield; all that absorbs light is tissue, pen marks too.
+        A brightfield slide; everything that absorbs light counts as tissue, including pen marks.
 
     Raises
     ------
     SlideError
-        When that level cannot be read.
+        If that level cannot be read.
     """
     finest = max(1.0, math.sqrt(math.prod(slide.shape) / _LARGEST))
     steps = (finest, finest) if slide.mpp is None else (max(finest, _PIXEL_UM / slide.mpp[0]), max(finest, _PIXEL_UM / slide.mpp[1]))

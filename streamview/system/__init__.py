@@ -1,1 +1,1 @@
-"""The machine: its devices, memory and disk, the versions of what is installed, and what is missing."""
+"""The machine: its devices, memory and disk, the installed versions, and what is missing."""

@@ -1,4 +1,4 @@
-"""What this machine has, what it lacks, and what to do about it. Every check does a little of the real work."""
+"""Check this machine's installation, and say how to fix it. Every check runs a small piece of real work."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ _WINDOW_TRIAL = "from qtpy.QtWidgets import QApplication; QApplication([])"
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One thing looked at.
+    """The result of one check.
 
     Parameters
     ----------
     name
-        What.
+        The component.
     ok
-        Whether it is there and works.
+        Whether it is installed and works.
     found
-        What was found.
+        The version or state found.
     remedy
-        What to do when it is not ok.
+        What to do if it is not ok.
     needed
-        Whether the core cannot work without it.
+        Whether the core requires it.
     """
 
     name: str
@@ -47,7 +47,7 @@ class Check:
 
 
 def examine() -> Iterator[Check]:
-    """Look at everything, one thing after the other; a missing package is a finding, never an error."""
+    """Run all checks; a missing package is a result, never an error."""
     remedy = f"use Python {'.'.join(map(str, _PYTHON))} or newer"
     yield Check("python", sys.version_info >= _PYTHON, f"{platform.python_version()} at {sys.executable}", remedy)
     yield _tried("torch", "torch", _try_torch)
@@ -64,7 +64,7 @@ def examine() -> Iterator[Check]:
 
 
 def check_window() -> Check:
-    """Whether napari can open a window; Qt is tried in another process, as it ends the process where there is no display."""
+    """Check whether napari can open a window; Qt runs in a subprocess, as it kills the process if there is no display."""
     name, install = "napari and Qt", "pip install 'streamview[napari]' (needed for `streamview view` only)"
     missing = [package for package in ("napari", "qtpy") if importlib.util.find_spec(package) is None]
     if missing:
@@ -76,9 +76,9 @@ def check_window() -> Check:
     except subprocess.TimeoutExpired:
         return Check(name, False, "Qt did not start within a minute", "check the display", needed=False)
     if trial.returncode:
-        said = (trial.stderr.strip().splitlines() or [f"ended with {trial.returncode}"])[-1]
+        message = (trial.stderr.strip().splitlines() or [f"exit status {trial.returncode}"])[-1]
         remedy = "on Debian: apt-get install libegl1 libxkbcommon-x11-0 libxcb-cursor0 libxcb-icccm4 libxcb-keysyms1 libdbus-1-3"
-        return Check(name, False, f"Qt does not start ({said})", remedy, needed=False)
+        return Check(name, False, f"Qt does not start ({message})", remedy, needed=False)
     return Check(name, True, f"napari {importlib.metadata.version('napari')}", needed=False)
 
 
@@ -92,24 +92,24 @@ def _tried(name: str, packages: str, trial: Callable[[], str]) -> Check:
 def _try_torch() -> str:
     import torch
 
-    answer = torch.nn.functional.conv2d(torch.ones(1, 3, 8, 8), torch.ones(1, 3, 3, 3))
-    if float(answer[0, 0, 0, 0]) != 27:
-        raise RuntimeError(f"a convolution answered {float(answer[0, 0, 0, 0])}, not 27")
+    output = torch.nn.functional.conv2d(torch.ones(1, 3, 8, 8), torch.ones(1, 3, 3, 3))
+    if float(output[0, 0, 0, 0]) != 27:
+        raise RuntimeError(f"a convolution returned {float(output[0, 0, 0, 0])}, not 27")
     return f"{torch.__version__}, {torch.get_num_threads()} threads"
 
 
 def _check_cuda() -> Check:
-    remedy = "all works on the CPU; for a GPU install its driver and a torch built for it (https://pytorch.org/get-started)"
+    remedy = "everything works on the CPU; for a GPU install its driver and a torch built for it (https://pytorch.org/get-started)"
     if importlib.util.find_spec("torch") is None:
         return Check("cuda", False, "no torch", remedy, needed=False)
     import torch
 
     if not torch.cuda.is_available():
-        built = f"torch is built for CUDA {torch.version.cuda}, but sees no device" if torch.version.cuda else "torch is built without it"
-        return Check("cuda", False, built, remedy, needed=False)
+        state = f"torch is built for CUDA {torch.version.cuda}, but sees no device" if torch.version.cuda else "torch is built without it"
+        return Check("cuda", False, state, remedy, needed=False)
     free, total = torch.cuda.mem_get_info()
-    found = f"{torch.cuda.get_device_name()}, {free / 2**30:.1f} of {total / 2**30:.1f} GB free"
-    return Check("cuda", True, found, needed=False)
+    state = f"{torch.cuda.get_device_name()}, {free / 2**30:.1f} of {total / 2**30:.1f} GB free"
+    return Check("cuda", True, state, needed=False)
 
 
 def _try_openslide() -> str:

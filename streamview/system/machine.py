@@ -1,4 +1,4 @@
-"""What this process took, and what it runs on, in words."""
+"""Memory of this process, and the device it runs on."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def resident_memory() -> int:
 def _status(field: str) -> int:
     """A field of Linux's ``/proc/self/status`` in bytes; elsewhere the largest resident memory so far.
 
-    The kernel's ``ru_maxrss`` is the second choice, since a process inherits it from the one that started it.
+    ``ru_maxrss`` is only the fallback, since a process inherits it from its parent.
     """
     if os.path.exists("/proc/self/status"):
         with open("/proc/self/status") as lines:
@@ -51,13 +51,13 @@ def _status(field: str) -> int:
 
 
 def return_freed_memory() -> None:
-    """Give back to the system what was freed so far, where the allocator is glibc's, which keeps it in one pool a thread."""
+    """Return freed memory to the system; needed with glibc, whose allocator keeps it in a pool per thread."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def free_disk(path: str | os.PathLike[str]) -> int:
-    """Bytes that are free where a file or folder will be made."""
+    """Free bytes on the disk of a future file or folder."""
     place = Path(os.path.abspath(path))
     return shutil.disk_usage(next(folder for folder in (place, *place.parents) if os.path.exists(folder))).free
 
@@ -69,14 +69,14 @@ def peak_device_memory() -> int | None:
 
 
 def total_memory(device: torch.device) -> int | None:
-    """All memory of a CUDA device in bytes: what a share of ``--memory`` is of there; None where it is of the machine's."""
+    """Total memory in bytes of a CUDA device, to which a share of ``--memory`` refers; None on the CPU."""
     import torch
 
     return torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
 
 
 def describe_device(device: torch.device) -> str:
-    """Name the device really used: ``"cpu (2 threads)"``, ``"cuda (NVIDIA H200)"``."""
+    """Name the device used: ``"cpu (2 threads)"``, ``"cuda (NVIDIA H200)"``."""
     import torch
 
     if device.type == "cuda":
@@ -85,12 +85,12 @@ def describe_device(device: torch.device) -> str:
 
 
 def find_device(name: str = "auto") -> torch.device:
-    """The device of this name; ``"auto"`` takes CUDA where there is one.
+    """The device of this name; ``"auto"`` is CUDA if available.
 
     Raises
     ------
     ModelError
-        When the device is unknown or absent.
+        If the device is unknown or missing.
     """
     import torch
 
@@ -103,7 +103,7 @@ def find_device(name: str = "auto") -> torch.device:
     if device.type not in ("cpu", "cuda"):
         raise ModelError(f"device {name!r} is not supported: expected auto, cpu or cuda")
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise ModelError(f"device {name!r} was asked for, but torch sees no CUDA device: use --device cpu, or see `streamview doctor`")
+        raise ModelError(f"device {name!r}: torch sees no CUDA device; use --device cpu, or see `streamview doctor`")
     if device.type == "cuda" and device.index is None:
         device = torch.device("cuda", torch.cuda.current_device())
     return device

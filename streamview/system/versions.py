@@ -1,4 +1,4 @@
-"""The versions of what a result was computed with."""
+"""The versions of the software that computed a result."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ _PACKAGES = ("streamview", "torch", "numpy", "zarr", "tifffile", "openslide-pyth
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that decide a result's rounding; a missing one is left out."""
-    found = {"python": platform.python_version()}
+    """Versions of Python and of the packages that affect a result; missing ones are left out."""
+    installed = {"python": platform.python_version()}
     for name in _PACKAGES:
         try:
-            found[name] = importlib.metadata.version(name)
+            installed[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found
+    return installed

@@ -125,7 +125,7 @@ def test_loading_gives_a_frozen_model_with_a_card(original: Path, tmp_path: Path
     named = load_model(original, card=tmp_path / "card.json")
     assert (named.card.class_names, named.sha256, named.notes) == (("benign", "tumour"), model.sha256, ())
     (tmp_path / "card.json").write_text(json.dumps(assumed_document("mine", ["a", "b", "c"])))
-    with pytest.raises(ModelError, match=r"answers 2 values, .* names 3 classes"):
+    with pytest.raises(ModelError, match=r"returns 2 values, but .* names 3 classes"):
         load_model(original, card=tmp_path / "card.json")
     for options in ({"untrained": True}, {"weights": original}):
         with pytest.raises(ModelError, match="holds a network with its weights"):
