@@ -130,7 +130,8 @@ def toctrees():
 
 def test_rooms_import_only_from_floors_below():
     floors = {}
-    for number, rooms in re.findall(r"^\| (\d+) \| ([^|]+) \|", (ROOT / "docs/architecture.md").read_text(), re.MULTILINE):
+    text, plugin = (ROOT / "docs/architecture.md").read_text().split("## The napari plugin")
+    for number, rooms in re.findall(r"^\| (\d+) \| ([^|]+) \|", text, re.MULTILINE):
         floors |= dict.fromkeys(re.findall(r"`([\w.]+)`", rooms), int(number))
     upward, met = [], set()
     for package, folder in PACKAGES.items():
@@ -144,6 +145,17 @@ def test_rooms_import_only_from_floors_below():
                 met.add(here)
                 upward += [(here, other) for other in there if other != here and floors[other] >= floors[here]]
     assert met == set(floors)
+    assert upward == []
+    floors = {}
+    for number, rooms in re.findall(r"^\| (\d+) \| ([^|]+) \|", plugin, re.MULTILINE):
+        floors |= dict.fromkeys(re.findall(r"`(\w+)(?:/|\.py)`", rooms), int(number))
+    met = set()
+    for path in (ROOT / PACKAGES["streamview_napari"]).rglob("*.py"):
+        here = path.relative_to(ROOT / PACKAGES["streamview_napari"]).with_suffix("").parts[0]
+        met.add(here)
+        there = {other.split(".")[1] for other in imported(path) if other.startswith("streamview_napari.")} & set(floors)
+        upward += [(here, other) for other in there if other != here and floors[other] >= floors[here]]
+    assert met - {"__init__"} == set(floors)
     assert upward == []
 
 
