@@ -115,19 +115,19 @@ def record_plans(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 def small_steps(monkeypatch: pytest.MonkeyPatch, pause: float = 0.0) -> list[Step]:
     """Let the engine take steps of 32 rows, and perhaps its time over each; return the steps it has reported."""
-    complete, told = PreparedRun._complete, []
+    explain, told = PreparedRun.explain, []
 
-    def slowly(self: PreparedRun, call: Any, plan: Any, attempt: Any, report: Any) -> Any:
+    def slowly(self: PreparedRun, targets: Any, plan: Any, outs: Any, report: Any, watch: Any) -> Any:
         def slowed(step: Step) -> None:
             told.append(step)
             time.sleep(pause)
             report(step)
 
-        return complete(self, call, plan, attempt, slowed)
+        return explain(self, targets, plan, outs, slowed, watch)
 
     plan = PreparedRun.plan
     monkeypatch.setattr(PreparedRun, "plan", lambda self, *how: plan(replace(self, compute=replace(self.compute, tile=(32, 512))), *how))
-    monkeypatch.setattr(PreparedRun, "_complete", slowly)
+    monkeypatch.setattr(PreparedRun, "explain", slowly)
     return told
 
 
@@ -136,6 +136,7 @@ def test_draw_cancel_run_and_look_at_the_answer(
 ) -> None:
     viewer, dock = opened
     region = Region(128, 256, 384, 256)
+    told = small_steps(monkeypatch, pause=0.02)
     panel = draw(viewer, dock, region, qtbot)
     assert panel.extent.text() == "256 × 384 px · 0.13 × 0.19 mm"
     assert "peak memory" in panel.forecast.text()
@@ -145,7 +146,6 @@ def test_draw_cancel_run_and_look_at_the_answer(
     assert not result.filled
 
     # cancelled midway: nothing is left, and it can run again
-    told = small_steps(monkeypatch, pause=0.02)
     panel.run.click()
     assert not panel.run.isEnabled()
     assert panel.bar.height() == 8
@@ -244,18 +244,18 @@ def test_errors_of_the_engine_reach_the_user_and_it_can_run_again(
 ) -> None:
     viewer, dock = opened
     panel = draw(viewer, dock, Region(128, 256, 256, 256), qtbot)
-    complete = PreparedRun._complete
+    explain = PreparedRun.explain
 
-    def fail(self: PreparedRun, call: Any, plan: Any, attempt: Any, report: Any) -> Any:
+    def fail(self: PreparedRun, targets: Any, plan: Any, outs: Any, report: Any, watch: Any) -> Any:
         def broken(step: Step) -> None:
             report(step)
             if step.task == "backward pass":
                 raise error
 
         # not the engine's own retry in smaller steps, which is tested elsewhere
-        return complete(self, call, plan, attempt, broken)
+        return explain(self, targets, plan, outs, broken, watch)
 
-    monkeypatch.setattr(PreparedRun, "_complete", fail)
+    monkeypatch.setattr(PreparedRun, "explain", fail)
     monkeypatch.setattr("streamview.streaming.run.out_of_memory.ran_out", lambda *a, **k: False)
     with caplog.at_level(logging.CRITICAL):
         panel.run.click()
@@ -265,7 +265,7 @@ def test_errors_of_the_engine_reach_the_user_and_it_can_run_again(
     assert panel.run.isEnabled()
     assert not panel.cancel.isEnabled()
     assert dock.state.answers == []
-    monkeypatch.setattr(PreparedRun, "_complete", complete)
+    monkeypatch.setattr(PreparedRun, "explain", explain)
     panel.maps.setChecked(False)
     qtbot.waitUntil(panel.run.isEnabled, timeout=LIMIT)
     panel.run.click()
@@ -296,9 +296,9 @@ def test_closing_the_window_stops_the_run_and_leaves_no_thread_or_file(
     viewer = view(path)
     dock = viewer.window.dock_widgets["Panel (streamview)"]
     qtbot.waitUntil(lambda: dock.state.loaded is not None, timeout=LIMIT)
+    told = small_steps(monkeypatch, pause=0.05)
     panel = draw(viewer, dock, Region(0, 0, 512, 512), qtbot)
     assert handles()
-    told = small_steps(monkeypatch, pause=0.05)
     panel.run.click()
     qtbot.waitUntil(lambda: len(told) > 3, timeout=LIMIT)
     assert any(thread.name == "streamview work" for thread in threading.enumerate())

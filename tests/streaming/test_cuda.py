@@ -95,7 +95,7 @@ def test_float32_is_full_for_callers_that_overlap_and_as_before_afterwards() -> 
 @settings(deadline=None, max_examples=50, derandomize=True)
 @given(st.integers(1, 40_000), st.integers(1, 40_000))
 def test_steps_are_large_on_cuda(height: int, width: int) -> None:
-    candidates = plan._cuda_candidates(height, width)
+    candidates = plan._cuda_candidates((height, width), plan.MEASURED)
     (rows, columns), _ = candidates[0]
     assert columns == width or width > 2**13
     assert rows == 2**13 or min(rows, height) * columns >= min(height * width, 2**22)

@@ -76,7 +76,6 @@ FAST: list[tuple[str, dict[str, Any], int]] = [
     ("timm/tinynet_e", {}, 11),
     ("timm/lcnet_050", {}, 3),
     ("timm/spnasnet_100", {}, 1),
-    ("timm/poolformer_s12", {"depths": (1, 1, 1, 1)}, 9),
     ("timm/focalnet_tiny_srf", {}, 13),
     ("timm/inception_next_atto", {}, 1),
     ("timm/starnet_s1", {}, 1),
