@@ -6,7 +6,7 @@ MAKEFLAGS += --no-print-directory
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 PYTHON ?= python3
-BIN := .venv/bin
+BIN := .venv/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 PINS := pyproject.toml constraints.txt
 # What Qt and OpenGL need for a window without a screen or a graphics card
 DEBIAN := xvfb xauth libgl1 libegl1 libgl1-mesa-dri libopengl0 libglib2.0-0 libxkbcommon-x11-0 libdbus-1-3 libfontconfig1 libxcb-cursor0 \
@@ -14,9 +14,10 @@ DEBIAN := xvfb xauth libgl1 libegl1 libgl1-mesa-dri libopengl0 libglib2.0-0 libx
 # Beside torch, numpy, scipy, pillow, tifffile, safetensors, tqdm, filelock, matplotlib, hypothesis and torchvision
 WHEELS := zarr numcodecs donfig google-crc32c imagecodecs openslide-python openslide-bin tifffile
 # Two processes of one thread each are faster than one of two, and the tests of one file stay together where they can
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+# Compiled files are kept: each process that a test starts would otherwise compile everything anew.
+PYTEST := env -u PYTHONDONTWRITEBYTECODE OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
-.PHONY: help demo test test-slow lint bench bench-full gpu gpu-wheels screenshots debian clean
+.PHONY: help demo test test-slow lint bench bench-full docs dist gpu gpu-wheels screenshots debian clean
 
 help:  ## Show the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 13
@@ -42,11 +43,19 @@ bench-full: .venv/.test  ## Five networks at 1024 to 4096 px, then page and pict
 	$(BIN)/python -m benchmarks.peers --full --json benchmarks/results.jsonl
 	$(BIN)/python -m benchmarks.peers --render benchmarks/results.jsonl
 
+docs: .venv/.docs  ## The pages and the API reference as a site, docs/_build/index.html; a warning is an error
+	$(BIN)/python -m sphinx -q -W --keep-going -j 2 docs docs/_build
+
+dist: .venv/pyvenv.cfg $(PINS)  ## Source distribution and wheel, in dist/
+	$(BIN)/pip install -q -c constraints.txt hatchling
+	rm -rf dist
+	$(BIN)/python -m hatchling build -d dist
+
 # Nothing is installed: torch is that of $(PYTHON), and what it lacks comes from wheels/ (made by `make gpu-wheels` where there is an index).
 gpu:  ## Checks and measures on a GPU in 9 minutes, with the torch of $(PYTHON); says so where there is none
 	@if ls wheels/*.whl >/dev/null 2>&1 && ! $(PYTHON) -c "import openslide, zarr" 2>/dev/null; then \
 		$(PYTHON) -m pip install -q --no-index --no-deps --no-compile --upgrade --target wheels/site wheels/*.whl; fi
-	PYTHONPATH=.:models:tests:tests/streaming:wheels/site $(PYTHON) -m benchmarks.gpu $(GPU)
+	PYTHONPATH=.:models:wheels/site $(PYTHON) -m benchmarks.gpu $(GPU)
 
 gpu-wheels:  ## What `make gpu` needs beside torch, for Python 3.12 on Linux, into wheels/
 	for package in $(WHEELS); do $(PYTHON) -m pip download -q --no-deps --only-binary=:all: --python-version 3.12 --implementation cp \
@@ -57,26 +66,30 @@ screenshots: .venv/.test debian  ## The pictures of the napari window in docs/im
 	env -u QT_QPA_PLATFORM LIBGL_ALWAYS_SOFTWARE=1 xvfb-run -a -s "-screen 0 1720x1300x24" $(BIN)/python -m benchmarks.screenshots
 
 clean:  ## Remove the environment and all that the targets made
-	rm -rf .venv .pytest_cache .hypothesis .mypy_cache .ruff_cache demo-output wheels benchmarks/.lightstream
+	rm -rf .venv .pytest_cache .hypothesis .mypy_cache .ruff_cache demo-output docs/_build dist wheels benchmarks/.lightstream
 
 # Without a virtual screen the tests of real windows skip themselves. QT_QPA_PLATFORM=offscreen cannot draw a canvas.
 on_screen = if command -v xvfb-run >/dev/null; then \
 	env -u QT_QPA_PLATFORM LIBGL_ALWAYS_SOFTWARE=1 xvfb-run -a -s "-screen 0 1600x1000x24" env $(1); else env $(1); fi
 
-.venv/bin/python:
+.venv/pyvenv.cfg:
 	$(PYTHON) -m venv .venv
 
 # torch alone first: pinned exactly, pip takes the build for the processor where one is offered, and the range in pyproject.toml is met.
-.venv/.base: .venv/bin/python $(PINS)
+.venv/.base: .venv/pyvenv.cfg $(PINS)
 	$(BIN)/pip install -q -c constraints.txt torch==2.13.0
 	$(BIN)/pip install -q -c constraints.txt -e .
 	@touch $@
 
 # timm and torchvision without what they ask for: the wheel of torchvision would replace torch by its build for CUDA, gigabytes of it.
-# tests/zoo.py makes them importable; what else timm imports is among what the extra test needs.
+# tests/support/zoo.py makes them importable; what else timm imports is among what the extra test needs.
 .venv/.test: .venv/.base
 	$(BIN)/pip install -q -c constraints.txt -e '.[test]'
 	$(BIN)/pip install -q --no-deps timm==1.0.31 torchvision==0.28.0
+	@touch $@
+
+.venv/.docs: .venv/.base
+	$(BIN)/pip install -q -c constraints.txt -e '.[docs]'
 	@touch $@
 
 debian:

@@ -50,8 +50,8 @@ def build_network(name: str) -> nn.Module:
     """The network of this name in eval mode, with weights from torch's seed."""
     if name in MODELS:
         return MODELS[name]().eval()
-    sys.path.append(str(Path(__file__).parents[1] / "tests"))
-    from zoo import import_torchvision  # whose wheel for processors needs help
+    sys.path.append(str(Path(__file__).parents[1]))
+    from tests.support.zoo import import_torchvision  # whose wheel for processors needs help
 
     return import_torchvision().models.get_model(name).eval()
 

@@ -30,8 +30,8 @@ CHUNK, SHARD = 512, 2048
 
 def streamview(slide: str, out: str, codec: str = "zstd", shape: tuple[int, int] | None = None) -> Callable[[], None]:
     """Convert with `streamview.build_pyramid`; of `shape`, by repeating the slide, where one is given."""
-    from streamview.pyramid import build_pyramid
     from streamview.slides import open_slide
+    from streamview.slides.pyramid import build_pyramid
 
     def convert() -> None:
         with open_slide(slide) as opened:
@@ -137,10 +137,10 @@ def draw(picture: str) -> None:
     from streamview.errors import Cancelled
     from streamview.geometry import Region
     from streamview.progress import Step
-    from streamview.pyramid import build_pyramid, pyramid_shapes
     from streamview.slides import open_slide
-    from streamview.synthetic import write_synthetic_slide
-    from streamview.thumbnail import thumbnail
+    from streamview.slides.pyramid import build_pyramid, pyramid_shapes
+    from streamview.slides.synthetic import write_synthetic_slide
+    from streamview.slides.thumbnail import thumbnail
 
     def stop(step: Step) -> None:
         if step.done == 6:

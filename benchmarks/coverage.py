@@ -32,8 +32,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from streamview.machine import peak_memory
 from streamview.streaming import PatchEncoder, stream
+from streamview.system.machine import peak_memory
 
 Row = dict[str, float | list[float] | str]
 
@@ -135,8 +135,8 @@ def measure(module: nn.Module, image: Tensor, *, train: bool) -> tuple[Row, list
 
 def efficientnet(way: str) -> Row:
     """One way with the barriers of EfficientNet-B0; the plain network's result is computed behind it, for the error."""
-    sys.path.append(str(Path(__file__).parents[1] / "tests"))
-    from zoo import import_timm  # which torchvision's wheel for processors needs help with
+    sys.path.append(str(Path(__file__).parents[1]))
+    from tests.support.zoo import import_timm  # which torchvision's wheel for processors needs help with
 
     timm = import_timm()
     network = timm.create_model("efficientnet_b0").eval()

@@ -28,11 +28,11 @@ from streamview import load_model, predict
 from streamview.evaluation import Metrics, measure
 from streamview.finetuning import PRESETS, FinetuneResult, History, Settings, finetune
 from streamview.finetuning.curves import draw_history
-from streamview.labels import Example, find_targets, write_labels
-from streamview.loading import Model
-from streamview.machine import peak_memory
+from streamview.labels.regions import Example, find_targets, write_labels
+from streamview.networks import Model
 from streamview.results import RESEARCH_USE
 from streamview.streaming.memory import format_bytes
+from streamview.system.machine import peak_memory
 
 TRAIN, TEST = "tumor_001,tumor_004", "tumor_064"
 SHARES = (0.1, 0.2, 0.3)

@@ -18,10 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.contestants import build_network
-from streamview.machine import peak_memory, resident_memory
 from streamview.streaming import module, stream
-from streamview.streaming.calibration import measure
 from streamview.streaming.memory import return_freed_blocks
+from streamview.streaming.run.timing import measure
+from streamview.system.machine import peak_memory, resident_memory
 
 COMBINATIONS = (
     ("camelyon17-2048", 1024, "saliency", "400MB"),

@@ -26,8 +26,8 @@ from torch import Tensor
 from benchmarks.contestants import KINDS, NETWORKS, documented, install_lightstream, tilings
 from benchmarks.report import Row, draw, page, table
 from benchmarks.worker import Case, Worker, as_row
-from streamview.machine import describe_device
 from streamview.streaming.memory import free_memory
+from streamview.system.machine import describe_device
 
 ROOT = Path(__file__).parents[1]
 EQUAL = "streamview equal"

@@ -20,7 +20,7 @@ from statistics import median
 import numpy as np
 from numpy.typing import NDArray
 
-from streamview.machine import peak_memory
+from streamview.system.machine import peak_memory
 
 Figures = dict[str, float]
 Pixels = NDArray[np.uint8] | None
@@ -147,7 +147,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = options.slide
         if path is None:
-            from streamview.synthetic import write_synthetic_slide
+            from streamview.slides.synthetic import write_synthetic_slide
 
             path = str(Path(folder, "slide.svs"))
             write_synthetic_slide(path, size=(8192, 8192), seed=1)

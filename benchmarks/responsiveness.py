@@ -42,7 +42,7 @@ def main() -> None:
 
 
 def _measure(place: Path, seconds: float, rounds: int) -> None:
-    from streamview_napari import _finetuning
+    from streamview_napari.panels import finetuning as _finetuning
 
     polite = _finetuning.yield_to_window
     viewer, section = _open(place)
@@ -67,12 +67,12 @@ def _measure(place: Path, seconds: float, rounds: int) -> None:
 
 def _open(place: Path) -> tuple[Any, Any]:
     """A window with labelled regions on two slides, and the section that trains on them, ready."""
-    from streamview_napari._settings import settings
+    from streamview_napari.settings import settings
     from streamview_napari.view import add_layers, view
 
     from streamview.geometry import Region
-    from streamview.labels import Example
-    from streamview.synthetic import write_synthetic_slide
+    from streamview.labels.regions import Example
+    from streamview.slides.synthetic import write_synthetic_slide
 
     paths = [place / f"{name}.svs" for name in "ab"]
     for seed, path in enumerate(paths):

@@ -27,7 +27,7 @@ def main(folder: Path) -> None:
     with tempfile.TemporaryDirectory() as place:
         os.environ["NAPARI_CONFIG"] = str(Path(place) / "settings.yaml")
         from streamview.geometry import Region
-        from streamview.synthetic import write_synthetic_slide
+        from streamview.slides.synthetic import write_synthetic_slide
 
         path = Path(place) / "lymph-node.svs"
         mask = write_synthetic_slide(path, size=(4096, 4096), mpp=0.5, seed=6)
@@ -46,10 +46,10 @@ def take(path: Path, region: Any, folder: Path) -> None:
     """Work with the window as a user does, and take a picture at every stage."""
     from napari.settings import get_settings
     from PIL import Image
-    from streamview_napari._regions import corners, fly_to
+    from streamview_napari.requests.regions import corners, fly_to
     from streamview_napari.view import view
 
-    from streamview import inference
+    from streamview.inference import explain as inference
 
     get_settings().application.save_window_geometry = False
     viewer = view(path)
@@ -108,12 +108,12 @@ def take_finetuning(place: Path, folder: Path) -> None:
     from napari.settings import get_settings
     from PIL import Image
     from qtpy.QtWidgets import QScrollArea
-    from streamview_napari._regions import fly_to
-    from streamview_napari._settings import settings
+    from streamview_napari.requests.regions import fly_to
+    from streamview_napari.settings import settings
     from streamview_napari.view import view
 
     from streamview.geometry import Region
-    from streamview.labels import Example, write_labels
+    from streamview.labels.regions import Example, write_labels
 
     labels = []
     for number in range(PATIENTS):

@@ -11,11 +11,11 @@ import time
 from itertools import pairwise
 
 from streamview.finetuning import History, Settings, finetune, forecast_training
-from streamview.labels import Example
-from streamview.loading import load_model
-from streamview.machine import peak_memory
-from streamview.streaming.calibration import format_seconds
+from streamview.labels.regions import Example
+from streamview.networks import load_model
 from streamview.streaming.memory import format_bytes
+from streamview.streaming.run.timing import format_seconds
+from streamview.system.machine import peak_memory
 
 
 def main() -> None:

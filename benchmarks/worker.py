@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.contestants import Pass, build_contestant
-from streamview.machine import peak_memory, resident_memory
+from streamview.system.machine import peak_memory, resident_memory
 
 WARM_UP = 256  # px
 

@@ -1,4 +1,4 @@
-"""Draw the pictures of docs/tissue.md, docs/export.md and docs/evaluation.md: ``python docs/pictures.py`` in a checkout, two minutes."""
+"""Draw the pictures of docs/tissue.md, export.md, evaluation.md and engine.md: ``python docs/pictures.py`` in a checkout, two minutes."""
 
 from __future__ import annotations
 
@@ -12,19 +12,20 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
-from streamview.annotations import Annotation, rasterise, read_annotations
 from streamview.cli import main
-from streamview.display import TEAL_LIME
 from streamview.evaluation import evaluate, write_evaluation
 from streamview.export.outlines import outline
 from streamview.geometry import Region
-from streamview.labels import Example
-from streamview.loading import load_model
+from streamview.labels.annotations import Annotation, rasterise, read_annotations
+from streamview.labels.regions import Example
+from streamview.networks import load_model
 from streamview.results import RESEARCH_USE
+from streamview.results.display import TEAL_LIME
 from streamview.slides import open_slide
-from streamview.synthetic import write_synthetic_slide
-from streamview.thumbnail import thumbnail
-from streamview.tissue import find_tissue, tissue_region
+from streamview.slides.synthetic import write_synthetic_slide
+from streamview.slides.thumbnail import thumbnail
+from streamview.slides.tissue import find_tissue, tissue_region
+from streamview.streaming.schedule import Window, schedule_axis
 
 _IMAGES = Path(__file__).parent / "images"
 _YELLOW, _TEAL, _BLACK = (255, 225, 74), (10, 127, 140), (0, 0, 0)
@@ -119,7 +120,37 @@ def draw_evaluation(folder: Path) -> None:
     canvas.quantize(256, dither=Image.Dither.NONE).save(_IMAGES / "evaluation.png", optimize=True)
 
 
+def draw_engine() -> None:
+    """The rows of docs/engine.md's network, coloured by the step that computes them; those that are carried are hatched."""
+    convolution, pool = Window(kernel=3, before=1, after=1), Window(kernel=2, stride=2)
+    schedule = schedule_axis([convolution, pool, convolution], inputs=[(0,), (1,), (2,)], sources=[16], step=6)
+    row, width, gap, top = 30, 200, 70, 64
+    colours, ink = ((122, 190, 198), (240, 196, 120), (196, 160, 210)), "#1b1f24"
+    canvas = Image.new("RGB", (4 * width + 5 * gap, top + 16 * row + 84), "white")
+    draw, text = ImageDraw.Draw(canvas), ImageFont.load_default(22)
+    for value, name in enumerate(("image", "first", "pool", "second")):
+        left, height = gap + value * (width + gap), 16 * row // schedule.sizes[value]
+        draw.text((left + width // 2, top - 20), name, ink, ImageFont.load_default(26), anchor="ms")
+        for step in range(schedule.steps):
+            start, stop = schedule.new(value, step)
+            carried = schedule.kept[value][step + 1]
+            for number in range(start, stop):
+                box = (left, top + number * height, left + width, top + (number + 1) * height)
+                draw.rectangle(box, colours[step], "white", 2)
+                if carried <= number:
+                    for x in range(left + 8, left + width - height, 14):
+                        draw.line([(x, box[3] - 6), (x + height - 12, box[1] + 6)], ink, 2)
+                draw.text((left - 10, (box[1] + box[3]) // 2), str(number), "#57606a", ImageFont.load_default(16), anchor="rm")
+    y = top + 16 * row + 50
+    for step, colour in enumerate(colours):
+        draw.rectangle((gap + step * 160, y - 12, gap + step * 160 + 28, y + 12), colour)
+        draw.text((gap + step * 160 + 38, y), f"step {step + 1}", ink, text, anchor="lm")
+    draw.text((gap + 3 * 160, y), "hatched: carried to a later step", ink, text, anchor="lm")
+    canvas.quantize(64, dither=Image.Dither.NONE).save(_IMAGES / "engine.png", optimize=True)
+
+
 if __name__ == "__main__":
+    draw_engine()
     with tempfile.TemporaryDirectory() as made:
         draw_tissue(Path(made))
         draw_export(Path(made))

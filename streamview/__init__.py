@@ -13,26 +13,39 @@ if TYPE_CHECKING:
     from streamview.evaluation import evaluate
     from streamview.finetuning import finetune
     from streamview.geometry import Region
-    from streamview.inference import explain, predict, saliency
-    from streamview.labels import read_labels
-    from streamview.loading import load_model
-    from streamview.pyramid import build_pyramid, open_pyramid
-    from streamview.slides import open_slide
+    from streamview.inference.compute import Compute
+    from streamview.inference.explain import explain, forecast, predict, saliency
+    from streamview.inference.prepared import PreparedRun, prepare
+    from streamview.inspection.model import inspect_model
+    from streamview.inspection.verification import verify
+    from streamview.labels.regions import read_labels
+    from streamview.networks import Model, load_model
+    from streamview.results.types import Prediction, Saliency
+    from streamview.slides import Slide, open_slide
+    from streamview.slides.pyramid import build_pyramid, open_pyramid
     from streamview.streaming import stream
-    from streamview.verification import verify
 
 __all__ = [
+    "Compute",
+    "PreparedRun",
+    "Model",
+    "Prediction",
     "Region",
+    "Saliency",
+    "Slide",
     "StreamviewError",
     "__version__",
     "build_pyramid",
     "evaluate",
     "explain",
     "finetune",
+    "forecast",
+    "inspect_model",
     "load_model",
     "open_pyramid",
     "open_slide",
     "predict",
+    "prepare",
     "read_labels",
     "saliency",
     "stream",
@@ -41,20 +54,29 @@ __all__ = [
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Compute": "inference.compute",
+    "PreparedRun": "inference.prepared",
+    "Model": "networks",
+    "Prediction": "results.types",
     "Region": "geometry",
+    "Saliency": "results.types",
+    "Slide": "slides",
     "StreamviewError": "errors",
-    "build_pyramid": "pyramid",
+    "build_pyramid": "slides.pyramid",
     "evaluate": "evaluation",
-    "explain": "inference",
+    "explain": "inference.explain",
     "finetune": "finetuning",
-    "load_model": "loading",
-    "open_pyramid": "pyramid",
+    "forecast": "inference.explain",
+    "inspect_model": "inspection.model",
+    "load_model": "networks",
+    "open_pyramid": "slides.pyramid",
     "open_slide": "slides",
-    "predict": "inference",
-    "read_labels": "labels",
-    "saliency": "inference",
+    "predict": "inference.explain",
+    "read_labels": "labels.regions",
+    "prepare": "inference.prepared",
+    "saliency": "inference.explain",
     "stream": "streaming",
-    "verify": "verification",
+    "verify": "inspection.verification",
 }
 
 

@@ -1,4 +1,4 @@
-"""The demo: a synthetic slide with a planted lesion, from the file to its prediction and maps, and how well each map finds it."""
+"""The demo: a synthetic slide with a planted lesion, its prediction and maps, and how well each map finds the lesion."""
 
 from __future__ import annotations
 
@@ -13,23 +13,24 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy import sparse
 
-from streamview import atomic
-from streamview.batch import Answer, Work, explain_slide, predict_slide, run_slides
-from streamview.display import PRESETS, Preset, blur
+from streamview.cohort.run import Answer, Work, explain_slide, predict_slide, run_slides
 from streamview.errors import StreamviewError
-from streamview.forecasts import Forecast
+from streamview.files import atomic
+from streamview.inference.compute import Compute
+from streamview.inference.forecast import Forecast
+from streamview.inference.patches import PatchPlan
 from streamview.jobs import Job, new_run_id
-from streamview.loading import load_model
-from streamview.patches import PatchPlan
+from streamview.networks import load_model
 from streamview.progress import Report
-from streamview.pyramid import build_pyramid
-from streamview.results import Plane, Precision, Saliency, SaliencyMap
+from streamview.results import Plane, Saliency, SaliencyMap
+from streamview.results.display import PRESETS, Preset, blur
 from streamview.slides import Slide, open_slide
-from streamview.synthetic import write_synthetic_slide
+from streamview.slides.pyramid import build_pyramid
+from streamview.slides.synthetic import write_synthetic_slide
 
 __all__ = ["DemoResult", "Localisation", "localise", "run_demo", "share_inside"]
 
-_SMALLEST = 512  # px: the lesion of a smaller slide is a few cells
+_SMALLEST = 512  # px: on a smaller slide the lesion is only a few cells
 _TARGET = "lesion"
 
 
@@ -40,9 +41,9 @@ class Localisation:
     Parameters
     ----------
     what
-        The map and how it was treated.
+        The map and its processing.
     inside
-        Share (0..1) of its positive mass inside the lesion; NaN for a map without any.
+        Share (0..1) of its positive mass inside the lesion; NaN for a map without positive values.
     """
 
     what: str
@@ -51,7 +52,7 @@ class Localisation:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DemoResult:
-    """What the demo made.
+    """What the demo computed.
 
     Parameters
     ----------
@@ -62,9 +63,9 @@ class DemoResult:
     lesion_share
         Share (0..1) of the slide's area that is lesion.
     localisation
-        For each map, how much of it lies on the lesion.
+        How much of each map lies on the lesion.
     seconds
-        What it all took.
+        Time taken.
     """
 
     answer: Answer
@@ -82,36 +83,34 @@ def run_demo(
     report: Report | None = None,
     size: int = 4096,
     untrained: bool = False,
-    memory: str | int | None = None,
-    device: str = "auto",
-    precision: Precision = "float32",
+    compute: Compute = Compute(),
     command: Sequence[str] = ("demo",),
 ) -> DemoResult:
-    """Synthesise a slide file, convert it, predict, explain, and measure.
+    """Synthesise a slide, convert it, predict, explain, and measure how well the maps find the lesion.
 
     Parameters
     ----------
     folder
-        Gets ``synthetic.svs``, ``synthetic.ome.zarr``, ``lesion.png`` (the planted lesion, 1 bit a level-0 pixel) and ``job``; what an
-        earlier demo left there is replaced.
+        Receives ``synthetic.svs``, ``synthetic.ome.zarr``, ``lesion.png`` (the planted lesion, 1 bit per level-0 pixel) and ``job``; the
+        output of an earlier demo is replaced.
     tell, announce
-        Told what is being done, and the forecasts.
+        Called with each stage, and with the forecasts.
     report
         Called after every step; may raise `Cancelled`.
     size
         Side of the slide in px, 512 or more.
-    untrained, memory, device, precision
+    untrained, compute
         As for `load_model` and `predict`.
     command
-        For the run's record.
+        The command for the run's record.
 
     Raises
     ------
     StreamviewError
-        When the folder cannot be written, the slide would be too small, or memory or device do not fit.
+        If the folder cannot be written, the slide would be too small, memory is too small or the device is missing.
     """
     if size < _SMALLEST:
-        raise StreamviewError(f"a demo slide of {size} px: expected {_SMALLEST} px a side or more")
+        raise StreamviewError(f"demo slide of {size} px: expected {_SMALLEST} px a side or more")
     start = time.monotonic()
     folder = Path(folder)
     atomic.check_output(folder)
@@ -134,7 +133,7 @@ def run_demo(
         build_pyramid(slide, pyramid_path, tell=tell, report=report).close()
 
     job = Job(folder / "job")
-    work = Work(model, job, new_run_id(), announce, report, memory=memory, device=device, precision=precision)
+    work = Work(model, job, new_run_id(), announce, report, compute=compute)
     answers: list[Answer] = []
 
     def both(work: Work, path: str | os.PathLike[str]) -> Answer:
@@ -152,7 +151,7 @@ def run_demo(
 def localise(saliency: Saliency, lesion: NDArray[np.bool_]) -> tuple[Localisation, ...]:
     """Measure how much of each map lies on a lesion.
 
-    Every map as it is, and the signed one also as the detail display shows it: blurred, then negatives cut.
+    Every map is measured raw; the signed one also as the detail display shows it: blurred, then without negative values.
 
     Parameters
     ----------
@@ -161,26 +160,26 @@ def localise(saliency: Saliency, lesion: NDArray[np.bool_]) -> tuple[Localisatio
     lesion
         bool (height, width) of level 0.
     """
-    found = []
+    measured = []
     for method, saliency_map in saliency.maps.items():
-        found.append(Localisation(f"{method}, positive part of the raw map", share_inside(saliency_map, lesion)))
+        measured.append(Localisation(f"{method}, positive part of the raw map", share_inside(saliency_map, lesion)))
         mpp = saliency.mpp
         if method == "signed" and mpp is not None:
             width = PRESETS["detail"].blur_um
             sigma = width / (mpp[0] * saliency_map.step[0]), width / (mpp[1] * saliency_map.step[1])
             values = blur(np.asarray(saliency_map.values, np.float32), sigma)
             blurred = SaliencyMap(method, Plane(values), saliency_map.step, saliency_map.origin)
-            found.append(Localisation(f"signed, blurred by {width:g} um, then negatives cut", share_inside(blurred, lesion)))
-    return tuple(found)
+            measured.append(Localisation(f"signed, blurred by {width:g} um, then negatives cut", share_inside(blurred, lesion)))
+    return tuple(measured)
 
 
 def share_inside(saliency_map: SaliencyMap, lesion: NDArray[np.bool_]) -> float:
-    """Share of a map's positive mass on a lesion; every level-0 pixel has the value of the map's nearest one.
+    """Share of a map's positive mass on a lesion; every level-0 pixel has the value of the nearest map pixel.
 
     Parameters
     ----------
     saliency_map
-        Of the whole slide.
+        Map of the whole slide.
     lesion
         bool (height, width) of level 0.
 
@@ -191,13 +190,13 @@ def share_inside(saliency_map: SaliencyMap, lesion: NDArray[np.bool_]) -> float:
     """
     mass = np.maximum(np.asarray(saliency_map.values, np.float32), 0)
     rows, columns = (_nearest(saliency_map, axis, lesion.shape[axis]) for axis in (0, 1))
-    inside = (rows @ (columns @ lesion.T.astype(np.float32)).T).astype(np.float32, copy=False)  # level-0 px of lesion nearest to each
+    inside = (rows @ (columns @ lesion.T.astype(np.float32)).T).astype(np.float32, copy=False)  # lesion px nearest to each map pixel
     total = np.sum((mass @ columns.sum(1)) * rows.sum(1), dtype=np.float64)
     return float(np.sum(np.multiply(mass, inside, out=inside), dtype=np.float64) / total) if total > 0 else float("nan")
 
 
 def _nearest(saliency_map: SaliencyMap, axis: int, size: int) -> sparse.csr_array:
-    """Matrix (map pixels, level-0 pixels) along one axis: 1 where the map's pixel is the nearest."""
+    """Matrix (map pixels, level-0 pixels) along one axis: 1 where the map pixel is the nearest."""
     count = saliency_map.values.shape[axis]
     nearest = ((np.arange(size) - saliency_map.origin[axis]) / saliency_map.step[axis]).round().astype(np.intp).clip(0, count - 1)
     return sparse.csr_array((np.ones(size, np.float32), (nearest, np.arange(size))), shape=(count, size))

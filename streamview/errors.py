@@ -1,10 +1,10 @@
-"""What can go wrong, said so that the reader knows what to do.
+"""The errors and warnings of streamview.
 
-Every message names what was found, what was expected and the remedy, in one line. Shells catch `StreamviewError` alone and
-print the message; anything else is a defect of the program and keeps its traceback.
+Every message says in one line what was found, what was expected and what to do. Shells catch only `StreamviewError` and print its
+message; any other exception is a bug and keeps its traceback.
 
-One remedy is an option on the command line (``--mpp 0.5``) and an argument in Python (``mpp=0.5``). A message may be written either way:
-``str(error)`` names arguments, and the command line passes all that it prints through `name_options`.
+The same remedy is an option on the command line (``--mpp 0.5``) and an argument in Python (``mpp=0.5``). A message may use either form:
+``str(error)`` names arguments, and the command line passes everything it prints through `name_options`.
 """
 
 import re
@@ -30,25 +30,25 @@ __all__ = [
 _FLAGS = "untrained|force|restart|new-head|skip-errors|crop-tissue"
 _VALUES = "mpp|weights|card|memory|device|tile|region|channel|precision|slides|display|pad-to|target|resamples"
 _VALUE = r"[A-Z]{2,}\b|N\b|cpu|cuda|detail|paper|evidence|float32|bf16|fp16|\d[^\s;)]*|[^\s;)]*[/.\\:][^\s;)]+"
-# whole command lines stay as they are
-_WRITTEN = re.compile(
+# whole command lines are left unchanged
+_OPTIONS = re.compile(
     rf"(?P<command>`[^`]*`|\b(?:streamview|vips|pip) [^;)]*)|(?<!\S)\(?-m (?P<model>[^\s;)]+)(?P<rest>(?: --(?:{_VALUES}) [^\s;)]+)*)"
     rf"|(?<![\w-])--(?:(?P<flag>{_FLAGS})\b|(?P<name>{_VALUES})\b(?: (?P<value>{_VALUE}))?)"
 )
-_SPOKEN = re.compile(
+_ARGUMENTS = re.compile(
     r'load_model\("(?P<model>[^"]+)"(?P<rest>(?:, \w+=[^,)]+)*)\)'
     rf"|(?<![^\s(])(?:(?P<flag>{_FLAGS.replace('-', '_')})=True|(?P<name>{_VALUES.replace('-', '_')})=(?P<value>[^\s;)]*))"
 )
 
 
 def name_arguments(text: str) -> str:
-    """Name Python arguments where a message names options of the command line: ``--mpp 0.5`` becomes ``mpp=0.5``."""
-    return _WRITTEN.sub(_argument, text)
+    """Replace command-line options in a message by Python arguments: ``--mpp 0.5`` becomes ``mpp=0.5``."""
+    return _OPTIONS.sub(_argument, text)
 
 
 def name_options(text: str) -> str:
-    """Name options of the command line where a message names Python arguments; inverse of `name_arguments`."""
-    return _SPOKEN.sub(_option, text)
+    """Replace Python arguments in a message by command-line options; the inverse of `name_arguments`."""
+    return _ARGUMENTS.sub(_option, text)
 
 
 def _argument(match: re.Match[str]) -> str:
@@ -72,23 +72,33 @@ def _option(match: re.Match[str]) -> str:
 
 
 class StreamviewError(Exception):
-    """Base of every error that the user can mend."""
+    """Base class of every error that the user can fix.
+
+    Examples
+    --------
+    >>> import streamview
+    >>> try:
+    ...     streamview.Region(y=0, x=0, height=0, width=512)
+    ... except streamview.StreamviewError as error:
+    ...     print(error)
+    region 512 x 0 px at level 0: width and height must be positive and the level 0 or more
+    """
 
     def __str__(self) -> str:
-        """The message, which names Python arguments."""
+        """The message, naming Python arguments."""
         return name_arguments(super().__str__())
 
 
 class SlideError(StreamviewError):
-    """A slide or pyramid is missing, damaged, of an unknown format, or lacks what the work needs."""
+    """A slide or pyramid is missing, damaged, of an unknown format, or lacks required information."""
 
 
 class SlideWarning(UserWarning):
-    """A slide is read otherwise than it should be; the pixels are right."""
+    """A slide is not read in the expected way; the pixels are correct."""
 
 
 class JobWarning(UserWarning):
-    """A part of a job cannot be used; the rest is."""
+    """Part of a job cannot be used; the rest is used."""
 
 
 class RegionError(StreamviewError):
@@ -96,23 +106,23 @@ class RegionError(StreamviewError):
 
 
 class AnnotationError(StreamviewError):
-    """A file of annotations is missing, damaged, hostile, of another form, or drawn on another slide."""
+    """An annotation file is missing, damaged, malicious, of another format, or drawn on another slide."""
 
 
 class AnnotationWarning(UserWarning):
-    """Some objects of a file of annotations are left out; the others are read."""
+    """Some objects of an annotation file are skipped; the others are read."""
 
 
 class ModelError(StreamviewError):
-    """A model, its card or its weights are unknown, unsafe or do not fit together."""
+    """A model, its card or its weights are unknown, unsafe or do not match."""
 
 
 class LabelError(StreamviewError):
-    """Labelled regions are missing, wrong, too few, or cannot be divided."""
+    """Labelled regions are missing, invalid, too few, or cannot be split."""
 
 
 class TrainingError(StreamviewError):
-    """Fine-tuning cannot begin or go on as asked; what was reached is kept."""
+    """Fine-tuning cannot start or continue; the best network so far is kept."""
 
 
 class NotStreamableError(StreamviewError):
@@ -124,4 +134,4 @@ class MemoryBudgetError(StreamviewError):
 
 
 class Cancelled(StreamviewError):
-    """Not a fault: the user asked the work to stop; nothing half-written is left looking finished."""
+    """The user cancelled the work; no partial output is left that looks complete."""

@@ -1,4 +1,4 @@
-"""Regions, and coordinates between levels, level-0 pixels and micrometres (y before x everywhere)."""
+"""Regions, in level-0 pixels or micrometres (y before x everywhere)."""
 
 from __future__ import annotations
 
@@ -29,12 +29,21 @@ class Region:
     height, width
         Extent in pixels of `level`; positive.
     level
-        Pyramid level, 0 being the full resolution. Whole numbers of any type, such as ``numpy.int64(5)`` and ``512.0``, are taken.
+        Pyramid level; 0 is the full resolution. Whole numbers of any type are accepted, such as ``numpy.int64(5)`` and ``512.0``.
 
     Raises
     ------
     RegionError
-        When a number is not whole, the extent is not positive or the level is negative.
+        If a number is not whole, the extent is not positive or the level is negative.
+
+    Examples
+    --------
+    >>> import streamview
+    >>> region = streamview.Region(y=128, x=0, height=512, width=768)
+    >>> region.shape, region.y_stop
+    ((512, 768), 640)
+    >>> streamview.Region.parse("0,128,768,512") == region  # as the command line writes it: X,Y,WIDTH,HEIGHT
+    True
     """
 
     y: int
@@ -55,7 +64,7 @@ class Region:
 
     @classmethod
     def parse(cls, text: str, mpp: tuple[float, float] | None = None) -> Region:
-        """Read ``X,Y,WIDTH,HEIGHT``, the order of the command line; see `RegionText`.
+        """Read ``X,Y,WIDTH,HEIGHT``, the command line's order; see `RegionText`.
 
         Parameters
         ----------
@@ -67,7 +76,7 @@ class Region:
         Raises
         ------
         RegionError
-            When the text is no region, or has a length in um or mm and `mpp` is None.
+            If the text is not a region, or has a length in um or mm and `mpp` is None.
         """
         return RegionText.parse(text).on(mpp)
 
@@ -83,7 +92,7 @@ class Region:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Height and width in pixels of the region's level."""
+        """``(height, width)`` in pixels of `level`."""
         return self.height, self.width
 
     def inside(self, shape: tuple[int, int]) -> bool:
@@ -91,7 +100,7 @@ class Region:
         return self.y >= 0 and self.x >= 0 and self.y_stop <= shape[0] and self.x_stop <= shape[1]
 
     def __str__(self) -> str:
-        """``X,Y,WIDTH,HEIGHT``, as the command line takes it."""
+        """``X,Y,WIDTH,HEIGHT``, as on the command line."""
         return f"{self.x},{self.y},{self.width},{self.height}"
 
 
@@ -99,14 +108,14 @@ class Region:
 class RegionText:
     """A region as a user writes it: ``X,Y,WIDTH,HEIGHT``, each in level-0 pixels, ``um`` or ``mm``.
 
-    Commas may be spaces, and the last one an x: ``1mm 500um 2048x2048``. Lengths become pixels once the slide's mpp is known.
+    Spaces may replace the commas, and an x the last one: ``1mm 500um 2048x2048``. Lengths are converted once the slide's mpp is known.
 
     Parameters
     ----------
     text
-        As written.
+        The text as written.
     lengths
-        x, y, width and height: a whole number and ``"px"``, or a number and ``"um"``.
+        x, y, width and height: each a whole number and ``"px"``, or a number and ``"um"``.
     """
 
     text: str
@@ -114,12 +123,12 @@ class RegionText:
 
     @classmethod
     def parse(cls, text: str) -> RegionText:
-        """Read a text.
+        """Parse a text.
 
         Raises
         ------
         RegionError
-            When it is not four lengths, a number of pixels is not whole, it begins left of or above the slide, or is empty.
+            If it is not four lengths, a number of pixels is not whole, x or y is negative, or width or height is not positive.
         """
         parts = _TEXT.fullmatch(text)
         if parts is None:
@@ -130,32 +139,30 @@ class RegionText:
             for number, unit in zip(groups[::2], groups[1::2], strict=True)
         )
         if not all(math.isfinite(value) and (unit == "um" or value.is_integer()) for value, unit in lengths):
-            raise RegionError(f"region {text!r}: pixels are whole numbers; expected {_FORM}")
+            raise RegionError(f"region {text!r}: pixels must be whole numbers; expected {_FORM}")
         if min(lengths[0][0], lengths[1][0]) < 0:
-            raise RegionError(f"region {text!r}: begins outside the slide; x and y must be 0 or more")
+            raise RegionError(f"region {text!r}: starts outside the slide; x and y must be 0 or more")
         if min(lengths[2][0], lengths[3][0]) <= 0:
             raise RegionError(f"region {text!r}: width and height must be positive; expected {_FORM}")
         return cls(text, lengths)
 
     def on(self, mpp: tuple[float, float] | None, slide: str = "the slide") -> Region:
-        """Return the region in level-0 pixels; lengths in um are rounded to whole ones.
+        """Convert to level-0 pixels, rounding lengths in um to whole pixels.
 
         Parameters
         ----------
         mpp
             ``(y, x)`` um per level-0 pixel; None: unknown.
         slide
-            What messages call the slide.
+            The slide's name in messages.
 
         Raises
         ------
         RegionError
-            When a length is in um or mm and `mpp` is None, or width or height is less than a pixel.
+            If a length is in um or mm and `mpp` is None, or width or height is less than a pixel.
         """
         if mpp is None and any(unit == "um" for _, unit in self.lengths):
-            raise RegionError(
-                f"region {self.text!r}: the mpp of {slide} is unknown; give the region in pixels, or state the mpp with --mpp"
-            )
+            raise RegionError(f"region {self.text!r}: the mpp of {slide} is unknown; give the region in pixels, or set the mpp with --mpp")
         scales = (1.0, 1.0) if mpp is None else (mpp[1], mpp[0])
         x, y, width, height = (
             round(value / (scale if unit == "um" else 1.0)) for (value, unit), scale in zip(self.lengths, scales * 2, strict=True)
@@ -166,12 +173,12 @@ class RegionText:
 
 
 def as_region(region: Any) -> Region:
-    """Return what is a region, and say of anything else how to make one.
+    """Return `region` if it is a `Region`; otherwise raise an error that says how to make one.
 
     Raises
     ------
     RegionError
-        When it is no `Region`; the order of bare numbers is never guessed.
+        If it is not a `Region`; the order of bare numbers is never guessed.
     """
     if isinstance(region, Region):
         return region
@@ -185,7 +192,7 @@ def as_region(region: Any) -> Region:
 
 
 def _whole(name: str, value: Any) -> int:
-    """A whole number of any numeric type as int."""
+    """Convert a whole number of any numeric type to int."""
     try:
         return operator.index(value)
     except TypeError:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
 import pytest
 
-from streamview.synthetic import write_synthetic_slide
+from streamview.slides.synthetic import write_synthetic_slide
+from tests.support.leaks import Opened
+from tests.support.slides import SyntheticSlide
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -32,17 +32,17 @@ def shared_data() -> Path:
     return _SHARED.resolve()
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class SyntheticSlide:
-    """A slide file, its lesion mask (level 0) and its mpp."""
-
-    path: Path
-    lesion: npt.NDArray[np.bool_]
-    mpp: float
-
-
 @pytest.fixture(scope="session")
 def synthetic_slide(tmp_path_factory: pytest.TempPathFactory) -> SyntheticSlide:
     """An Aperio-like SVS of odd size (1501 rows, 2203 columns, two levels) with a lesion; not to be changed."""
     path = tmp_path_factory.mktemp("synthetic") / "synthetic.svs"
     return SyntheticSlide(path, write_synthetic_slide(path, size=(1501, 2203), seed=4), 0.5)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_left_open() -> Iterator[None]:
+    """Fail a test that leaves a file or a thread open; what fixtures of a wider scope opened before it stays theirs."""
+    before = Opened.now()
+    yield
+    leaks = before.leaks()
+    assert not leaks, f"left open: {', '.join(leaks)}"

@@ -86,7 +86,7 @@ def test_any_order_gives_the_stated_formula(data: st.DataObject, method: tuple[s
     whole = aggregate(results)
     counted = np.array([row for row, empty in zip(rows, glass, strict=True) if not empty], np.float32).astype(np.float64)
     if not len(counted):
-        assert (whole.prediction, whole.reason) == (None, "no region holds tissue")
+        assert (whole.prediction, whole.reason) == (None, "no region contains tissue")
         return
     assert whole.prediction is not None
     values = whole.prediction.logits if task == "regression" else whole.prediction.probabilities

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy import ndimage
 
-from streamview.annotations import Annotation, Polygon, bounds, rasterise, read_annotations
 from streamview.errors import AnnotationError, AnnotationWarning
 from streamview.export.outlines import outline, signed_area
 from streamview.geometry import Region
+from streamview.labels.annotations import Annotation, Polygon, bounds, rasterise, read_annotations
 
 SQUARE = [[10, 20], [14, 20], [14, 26], [10, 26], [10, 20]]  # x, y
 HOLE = [[11, 22], [13, 22], [13, 24], [11, 24], [11, 22]]
@@ -207,11 +207,11 @@ def test_missing_huge_and_broken_gzip(tmp_path: Path, monkeypatch: pytest.Monkey
     path.write_bytes(gzip.compress(b"[]" * 1000)[:-20])
     with pytest.raises(AnnotationError, match="damaged gzip"):
         read_annotations(path)
-    monkeypatch.setattr("streamview.annotations._MAX_BYTES", 10_000)
+    monkeypatch.setattr("streamview.labels.annotations._MAX_BYTES", 10_000)
     path.write_bytes(gzip.compress(b" " * 10**7))
     with pytest.raises(AnnotationError, match="more than 0 MiB"):
         read_annotations(path)
-    monkeypatch.setattr("streamview.annotations._MAX_POINTS", 4)
+    monkeypatch.setattr("streamview.labels.annotations._MAX_POINTS", 4)
     with pytest.raises(AnnotationError, match="more than 4 points"):
         read_annotations(write(tmp_path, feature(polygon(SQUARE))))
 
@@ -228,7 +228,7 @@ def test_many_crossings_are_worked_on_in_pieces(monkeypatch: pytest.MonkeyPatch)
     rng = np.random.default_rng(1)
     one = [Annotation("", "", (Polygon(rng.uniform(0, 200, (500, 2))),))]
     whole = rasterise(one, Region(0, 0, 200, 200))
-    monkeypatch.setattr("streamview.annotations._CROSSINGS", 777)
+    monkeypatch.setattr("streamview.labels.annotations._CROSSINGS", 777)
     np.testing.assert_array_equal(rasterise(one, Region(0, 0, 200, 200)), whole)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streamview.atomic import safe_stem, write_text
+from streamview.files.atomic import safe_stem, write_text
 
 # Every name that a POSIX file system holds: any bytes but NUL and the slash.
 NAMES = st.binary(min_size=1, max_size=255).filter(lambda name: not {0, 0x2F} & set(name)).map(os.fsdecode)

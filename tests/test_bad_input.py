@@ -16,20 +16,20 @@ import safetensors.torch
 import tifffile
 import torch
 import zarr
-from conftest import SyntheticSlide
 from streamview_models import folder
 from torch import nn
 
-from streamview import atomic
 from streamview.cli import main
 from streamview.errors import ModelError, SlideError, StreamviewError
 from streamview.export.job import export_job
-from streamview.inference import predict
+from streamview.files import atomic
+from streamview.inference.explain import predict
 from streamview.jobs import Job
-from streamview.loading import Model, load_model
+from streamview.networks import Model, load_model
 from streamview.progress import Step
-from streamview.pyramid import build_pyramid
 from streamview.slides import open_slide
+from streamview.slides.pyramid import build_pyramid
+from tests.support.slides import SyntheticSlide
 
 Refusal = Callable[..., str]
 REGION = ("--region", "700,400,320,300")
@@ -159,7 +159,7 @@ def test_weights_that_do_not_fit_the_card(refusal: Refusal, synthetic_slide: Syn
     message = refusal("predict", "-i", synthetic_slide.path, "-o", job, "-m", home)
     assert "does not fit its card" in message
     assert "expected 3x" in message
-    assert "mend architecture or num_classes" in message
+    assert "fix architecture or num_classes" in message
 
 
 def test_nan_weights(refusal: Refusal, synthetic_slide: SyntheticSlide, tmp_path: Path, job: Path) -> None:
@@ -217,7 +217,7 @@ def test_class_evidence_where_the_network_has_none(
         head = [nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2)]
         return Model(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), *head).eval().requires_grad_(False), load_model("demo").card, "0" * 64)
 
-    monkeypatch.setattr("streamview.loading.load_model", two_layers)
+    monkeypatch.setattr("streamview.networks.load_model", two_layers)
     command = ["saliency", "-i", synthetic_slide.path, "-o", job, "-m", "mine", *REGION]
     message = refusal(*command, "--display", "evidence")
     assert "does not end in pooling and one linear layer" in message
@@ -230,7 +230,7 @@ def test_class_evidence_where_the_network_has_none(
 def test_an_output_that_cannot_be(refusal: Refusal, synthetic_slide: SyntheticSlide, tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_text("mine")
-    assert "is a file; a job needs a folder" in refusal("predict", "-i", synthetic_slide.path, "-o", file, "-m", "demo", *REGION)
+    assert "is a file, but a job is a folder" in refusal("predict", "-i", synthetic_slide.path, "-o", file, "-m", "demo", *REGION)
     assert "exists already; remove it or choose another name" in refusal("convert", synthetic_slide.path, "-o", file)
     assert "file" in refusal("convert", synthetic_slide.path, "-o", file / "below.ome.zarr")
     assert file.read_text() == "mine"
@@ -394,6 +394,6 @@ def test_a_class_called_all_is_not_explained_in_silence(
     assert (
         main(["saliency", "-i", str(synthetic_slide.path), "-o", str(job), "-m", str(home), *REGION, "--target", "all", 'a,"b"\nc|d']) == 0
     )
-    assert "warning: --target all: is taken for the class of this name" in capsys.readouterr().err
+    assert "warning: --target all means the class of that name" in capsys.readouterr().err
     ((result,),) = (record.regions for record in Job(job).slides())
     assert [stored.target.index for stored in result.maps if stored.target is not None] == [0, 1]

@@ -16,21 +16,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
-from conftest import SyntheticSlide
 from PIL import Image
-from zoo import import_timm
 
 from streamview import __version__
 from streamview.cli import main
 from streamview.cli.console import Bars
 from streamview.cli.parser import build_parser
-from streamview.doctor import Check, check_window, examine
 from streamview.errors import Cancelled, SlideWarning
 from streamview.geometry import Region
 from streamview.jobs import Job
 from streamview.progress import Step
-from streamview.pyramid import open_pyramid
 from streamview.results import open_saliency
+from streamview.slides import open_slide
+from streamview.system.doctor import Check, check_window, examine
+from tests.support.slides import SyntheticSlide
+from tests.support.zoo import import_timm
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -134,7 +134,7 @@ def test_a_command_line_that_makes_no_sense_shows_that_commands_usage(
 @pytest.mark.parametrize("region", [["--region", "-5,0,10,10"], ["--region=-5,0,10,10"], ["--region", "-.5mm,0,10,10"]])
 def test_a_negative_region_is_said_to_be_one(run: Run, synthetic_slide: SyntheticSlide, tmp_path: Path, region: list[str]) -> None:
     status, _, err = run("predict", "-i", synthetic_slide.path, "-o", tmp_path / "job", "-m", "demo", *region)
-    assert (status, "begins outside the slide; x and y must be 0 or more" in err) == (1, True)
+    assert (status, "starts outside the slide; x and y must be 0 or more" in err) == (1, True)
     assert not (tmp_path / "job").exists()
 
 
@@ -148,7 +148,7 @@ def test_regions_in_micrometres_are_those_in_pixels(run: Run, synthetic_slide: S
     }
     part = tmp_path / "part.ome.zarr"
     assert run("convert", synthetic_slide.path, "-o", part, "--region", "100um,50um,500x600", "--target-mpp", "1um")[0] == 0
-    with open_pyramid(part) as pyramid:
+    with open_slide(part) as pyramid:
         assert (pyramid.levels[0].shape, pyramid.mpp) == ((300, 250), (1.0, 1.0))
     plain = tmp_path / "plain.tif"
     Image.fromarray(np.zeros((40, 30, 3), np.uint8)).save(plain)
@@ -176,16 +176,16 @@ def test_every_command_that_writes_is_tried() -> None:
 def test_an_output_that_cannot_be_written_is_refused_before_anything_else(run: Run, tmp_path: Path, command: str) -> None:
     (tmp_path / "file").write_text("")
     places = {"": "expected a path", f"{tmp_path}/file/x": "is a file, so nothing"}
-    places |= {"s3://bucket/x": "on this machine"} | ({"/proc/x": "nothing can be written in /proc"} if Path("/proc/self").exists() else {})
+    places |= {"s3://bucket/x": "on this machine"} | ({"/proc/x": "cannot write in /proc"} if Path("/proc/self").exists() else {})
     for place, reason in places.items():
         status, out, err = run(command, *WRITING[command].split(), "-o", place)
         assert (status, out, err.count("\n")) == (1, "", 1)
         assert err.startswith(f"error: -o {place!r}" if not place or "://" in place else f"error: -o {place}: ")
         assert reason in err
     if command in ("demo", "export"):
-        assert "is a file, and the output is a folder" in run(command, *WRITING[command].split(), "-o", tmp_path / "file")[2]
+        assert "is a file, but the output is a folder" in run(command, *WRITING[command].split(), "-o", tmp_path / "file")[2]
     if command == "verify":
-        assert "--json /proc/x: nothing" in run("verify", "-m", "demo", "--json", "/proc/x")[2]
+        assert "--json /proc/x: cannot write in /proc" in run("verify", "-m", "demo", "--json", "/proc/x")[2]
 
 
 def test_info(run: Run, synthetic_slide: SyntheticSlide, tmp_path: Path) -> None:
@@ -205,7 +205,7 @@ def test_info(run: Run, synthetic_slide: SyntheticSlide, tmp_path: Path) -> None
     assert "0.25 um/px (given (--mpp))" in run("info", synthetic_slide.path, "--mpp", "0.25")[1]
     plain = tmp_path / "plain.tif"
     Image.fromarray(np.zeros((40, 30, 3), np.uint8)).save(plain)
-    assert "state it with --mpp" in run("info", plain)[1]
+    assert "set it with --mpp" in run("info", plain)[1]
 
 
 def test_info_as_json_holds_no_private_value(run: Run, shared_data: Path) -> None:
@@ -229,7 +229,7 @@ def test_info_of_a_channel(run: Run, tmp_path: Path) -> None:
     assert (status, "2 channels of 8 bit: DAPI, FITC" in err) == (1, True)
     assert "channel 1 (FITC) as grey" in run("info", tmp_path / "a.ome.tif", "--channel", "FITC")[1]
     assert run("convert", tmp_path / "a.ome.tif", "--channel", "1", "-o", tmp_path / "grey.ome.zarr")[0] == 0
-    with open_pyramid(tmp_path / "grey.ome.zarr") as pyramid:
+    with open_slide(tmp_path / "grey.ome.zarr") as pyramid:
         assert np.array_equal(pyramid.read(Region(0, 0, 64, 64))[..., 0], values[1])
 
 
@@ -250,7 +250,7 @@ def test_convert(run: Run, synthetic_slide: SyntheticSlide, tmp_path: Path) -> N
     assert out.index("writes at most") < out.index("written: ")
     assert "peak memory" in out
     assert "pyramid: " in err
-    with open_pyramid(out_path) as pyramid:
+    with open_slide(out_path) as pyramid:
         assert pyramid.shape == (1501, 2203)
         assert pyramid.mpp == (0.5, 0.5)
     assert run("info", out_path)[0] == 0
@@ -262,7 +262,7 @@ def test_convert_a_part_at_another_mpp(run: Run, synthetic_slide: SyntheticSlide
     status, out, _ = run("convert", synthetic_slide.path, "-o", out_path, *options)
     assert status == 0
     assert "500 x 600 px, levels: 2; writes at most 1 MB" in out
-    with open_pyramid(out_path) as pyramid:
+    with open_slide(out_path) as pyramid:
         assert ([level.shape for level in pyramid.levels], pyramid.mpp) == ([(600, 500), (300, 250)], (1.0, 1.0))
 
 
@@ -282,16 +282,16 @@ def test_convert_goes_on_or_refuses(run: Run, synthetic_slide: SyntheticSlide, t
         if step.done == 1:
             raise Cancelled
 
-    for options, answer, said in (([], 0, ["going on"]), (["--restart"], 0, []), (["--codec", "lz4"], 1, [])):
+    for options, answer, said in (([], 0, ["resuming"]), (["--restart"], 0, []), (["--codec", "lz4"], 1, [])):
         out_path = tmp_path / f"{len(options)}.ome.zarr"
         with monkeypatch.context() as patched:
             patched.setattr(Bars, "__call__", stop)
             status, out, _ = run("convert", synthetic_slide.path, "-o", out_path)
         assert status == 130
-        assert "the same command goes on from there, with --restart it begins anew" in out
+        assert "the same command resumes from there, with --restart it starts over" in out
         status, out, error = run("convert", synthetic_slide.path, "-o", out_path, *options)
         assert status == answer
-        assert [line.split(":")[0] for line in out.splitlines() if line.startswith("going on")] == said
+        assert [line.split(":")[0] for line in out.splitlines() if line.startswith("resuming")] == said
         assert ("another codec" in error) == (answer == 1)
 
 
@@ -357,11 +357,11 @@ def test_slides_of_the_same_name_are_kept_apart(run: Run, synthetic_slide: Synth
     assert "x600-y300-w320-h320  demo  normal (p = " in out
     assert "with maps" in out
     status, out, _ = run("jobs", "rm", job, "--slide", second.slide_id, "--region", "600,300,320,320")
-    assert (status, out) == (0, f"taken out: {second.slide_id} 600,300,320,320\n")
+    assert (status, out) == (0, f"removed: {second.slide_id} 600,300,320,320\n")
     assert {row["slide_id"] for row in rows_of(job)} == {"synthetic.svs"}
     assert not list((job / "saliency").rglob("*.ome.zarr"))
     assert run("jobs", "rm", job, "--slide", "gone.svs")[2].startswith("error: ")
-    assert "is no job folder" in run("jobs", "list", tmp_path)[2]
+    assert "is not a job folder" in run("jobs", "list", tmp_path)[2]
 
 
 def test_saliency(run: Run, synthetic_slide: SyntheticSlide, tmp_path: Path) -> None:
@@ -434,11 +434,11 @@ def test_saliency_of_several_targets(run: Run, synthetic_slide: SyntheticSlide, 
 
 
 def test_a_full_disk_is_foreseen(run: Run, synthetic_slide: SyntheticSlide, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("streamview.forecasts.free_disk", lambda path: 2**20)
+    monkeypatch.setattr("streamview.inference.prepared.free_disk", lambda path: 2**20)
     command = ["-i", synthetic_slide.path, "-o", tmp_path / "job", "-m", "demo", "--region", "600,300,300,300"]
     _, out, err = run("saliency", *command, "--target", "all")
     assert "writes at most 2 MB, 1 MB are free" in out
-    assert "warning: the disk may not hold the maps: free some space" in err
+    assert "warning: the disk may be too small for the maps: free some space" in err
     _, out, err = run("predict", *command)
     assert "disk" not in err
     assert "writes" not in out
@@ -449,10 +449,10 @@ def test_what_was_assumed_of_a_model_is_said_once_and_kept(
 ) -> None:
     from dataclasses import replace
 
-    from streamview import loading
+    from streamview import networks
 
-    load, note = loading.load_model, "w.ckpt: 'model.' was taken off every name"
-    monkeypatch.setattr(loading, "load_model", lambda *args, **options: replace(load(*args, **options), notes=(note,)))
+    load, note = networks.load_model, "w.ckpt: 'model.' was taken off every name"
+    monkeypatch.setattr(networks, "load_model", lambda *args, **options: replace(load(*args, **options), notes=(note,)))
     twin, job = tmp_path / "twin.svs", tmp_path / "job"
     shutil.copy(synthetic_slide.path, twin)
     status, _, err = run("predict", "-i", synthetic_slide.path, twin, "-o", job, "-m", "demo", "--region", "600,300,256,256")
@@ -520,7 +520,7 @@ def test_models_inspect_takes_names_without_weights(run: Run) -> None:
 
 def test_the_doctor_says_what_is_missing_and_what_to_do(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     window = Check("napari and Qt", True, "napari", needed=False)
-    monkeypatch.setattr("streamview.doctor.check_window", lambda: window)
+    monkeypatch.setattr("streamview.system.doctor.check_window", lambda: window)
     status, out, _ = run("doctor")
     assert (status, out.splitlines()[-1]) == (0, "ready")
     for name in ("python", "torch", "cuda", "openslide", "tifffile", "zarr", "napari and Qt", "disk", "memory"):
@@ -539,12 +539,12 @@ def test_a_window_without_a_display_is_refused_before_qt_is_touched(run: Run, mo
     for key in ("DISPLAY", "WAYLAND_DISPLAY", "QT_QPA_PLATFORM"):
         monkeypatch.delenv(key, raising=False)
     monkeypatch.setattr(sys, "platform", "linux")
-    monkeypatch.setattr("streamview.doctor.importlib.util.find_spec", lambda name: object())
+    monkeypatch.setattr("streamview.system.doctor.importlib.util.find_spec", lambda name: object())
     assert not check_window().ok
     status, _, err = run("view", tmp_path)
     assert status == 1
-    assert err.startswith("error: no window can be opened: installed, but there is no display; ")
-    monkeypatch.setattr("streamview.doctor.importlib.util.find_spec", lambda name: None)
+    assert err.startswith("error: cannot open a window: installed, but there is no display; ")
+    monkeypatch.setattr("streamview.system.doctor.importlib.util.find_spec", lambda name: None)
     assert "pip install 'streamview[napari]'" in run("view", tmp_path)[2]
 
 

@@ -10,13 +10,13 @@ import pytest
 from PIL import Image
 from scipy import ndimage
 
-from streamview.display import PRESETS, Recipe, apply_recipe, blur, blurred_overview, colours, default_preset, glass_mask, show
 from streamview.errors import StreamviewError
 from streamview.export.png import overlay, render_png
 from streamview.geometry import Region
 from streamview.results import Identity, Prediction, Saliency, SaliencyMap, Target, save_saliency
+from streamview.results.display import PRESETS, Recipe, apply_recipe, blur, blurred_overview, colours, default_preset, glass_mask, show
 from streamview.slides import as_slide
-from streamview.thumbnail import thumbnail
+from streamview.slides.thumbnail import thumbnail
 
 
 def spot_saliency(
@@ -184,7 +184,7 @@ def test_a_thumbnail_keeps_the_area_means(shape: tuple[int, int]) -> None:
 def test_a_thumbnail_is_the_same_by_strips(monkeypatch: pytest.MonkeyPatch) -> None:
     slide = as_slide(tissue())
     whole = thumbnail(slide, Region(5, 7, 500, 560), (123, 140))
-    monkeypatch.setattr("streamview.thumbnail._STRIP_BYTES", 3 * 560 * 40)
+    monkeypatch.setattr("streamview.slides.thumbnail._STRIP_BYTES", 3 * 560 * 40)
     by_strips = thumbnail(slide, Region(5, 7, 500, 560), (123, 140))
     assert np.abs(whole.astype(int) - by_strips).max() <= 1
 

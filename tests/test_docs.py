@@ -14,6 +14,8 @@ from streamview.cli.parser import build_parser
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted((ROOT / "docs").glob("*.md"))
 NAMES = [page.relative_to(ROOT).as_posix() for page in PAGES]
+# pages of the site that show a file from outside its folder
+INCLUDED = ["docs/contributing.md", "docs/changes.md"]
 PACKAGES = {"streamview": "streamview", "streamview_models": "models/streamview_models", "streamview_napari": "plugins/streamview_napari"}
 
 
@@ -54,7 +56,7 @@ def test_the_examples_run_and_print_what_is_shown(page, tmp_path, monkeypatch, c
             assert printed == following[1], f"{page.name}, line {line}"
 
 
-@pytest.mark.parametrize("name", ["README.md", *(name for name in NAMES if name.startswith("docs/"))])
+@pytest.mark.parametrize("name", ["README.md", *(name for name in NAMES if name.startswith("docs/") and name not in INCLUDED)])
 def test_every_page_has_an_example(name):
     assert any(language == "python" for language, _, _ in blocks((ROOT / name).read_text()))
 
@@ -110,41 +112,70 @@ def test_every_public_name_is_explained():
     assert {name for name in set(streamview.__all__) - {"__version__"} if not re.search(rf"\b{name}\b", text)} == set()
 
 
+def test_every_public_name_is_in_the_reference():
+    documented = set(re.findall(r"^\.\. auto\w+:: streamview\.(\w+)(?:\(\))?$", (ROOT / "docs/api.md").read_text(), re.MULTILINE))
+    assert documented == set(streamview.__all__) - {"__version__"}
+
+
+def test_every_page_is_in_the_contents():
+    pages = {page.stem for page in (ROOT / "docs").glob("*.md")} - {"index"}
+    contents = [line for language, text, _ in toctrees() for line in text.splitlines() if line and not line.startswith(":")]
+    assert sorted(contents) == sorted(pages)
+
+
+def toctrees():
+    text = (ROOT / "docs/index.md").read_text().replace("```{toctree}", "```toctree")
+    return [block for block in blocks(text) if block[0] == "toctree"]
+
+
 def test_rooms_import_only_from_floors_below():
     floors = {}
-    for number, rooms in re.findall(r"^\| (\d+) \| ([^|]+) \|", (ROOT / "docs/architecture.md").read_text(), re.MULTILINE):
+    text, plugin = (ROOT / "docs/architecture.md").read_text().split("## The napari plugin")
+    for number, rooms in re.findall(r"^\| (\d+) \| ([^|]+) \|", text, re.MULTILINE):
         floors |= dict.fromkeys(re.findall(r"`([\w.]+)`", rooms), int(number))
     upward, met = [], set()
     for package, folder in PACKAGES.items():
         for path in (ROOT / folder).rglob("*.py"):
             if path.name == "train.py":  # a script of its own, run by hand
                 continue
-            parts = (package, *path.relative_to(ROOT / folder).with_suffix("").parts)
-            here = room(".".join(parts).removesuffix(".__init__"))
-            met.add(here)
-            upward += [(here, there) for there in imported(path) if there != here and floors[there] >= floors[here]]
+            module = ".".join((package, *path.relative_to(ROOT / folder).with_suffix("").parts)).removesuffix(".__init__")
+            inside = module.startswith("streamview.streaming.")
+            for name in (room, room_of_engine) if inside else (room,):
+                here, there = name(module), {name(other) for other in imported(path)} & set(floors)
+                met.add(here)
+                upward += [(here, other) for other in there if other != here and floors[other] >= floors[here]]
     assert met == set(floors)
+    assert upward == []
+    floors = {}
+    for number, rooms in re.findall(r"^\| (\d+) \| ([^|]+) \|", plugin, re.MULTILINE):
+        floors |= dict.fromkeys(re.findall(r"`(\w+)(?:/|\.py)`", rooms), int(number))
+    met = set()
+    for path in (ROOT / PACKAGES["streamview_napari"]).rglob("*.py"):
+        here = path.relative_to(ROOT / PACKAGES["streamview_napari"]).with_suffix("").parts[0]
+        met.add(here)
+        there = {other.split(".")[1] for other in imported(path) if other.startswith("streamview_napari.")} & set(floors)
+        upward += [(here, other) for other in there if other != here and floors[other] >= floors[here]]
+    assert met - {"__init__"} == set(floors)
     assert upward == []
 
 
 def room(module):
+    """The room of a module; the engine is one room from outside, and several from inside."""
     parts = module.split(".")
     return parts[0] if parts[0] != "streamview" or len(parts) == 1 else parts[1]
 
 
+def room_of_engine(module):
+    parts = module.split(".")
+    return ".".join(parts[1:3]) if parts[1:2] == ["streaming"] else ""
+
+
 def imported(path):
-    """Rooms that a file imports from anywhere in it."""
-    found = set()
+    """Modules of the project that a file imports from anywhere in it."""
+    modules = set()
     for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module == "streamview":
-            found |= {room(f"streamview.{alias.name}") if alias.name != "__version__" else "streamview" for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            found.add(room(node.module))
+        if isinstance(node, ast.ImportFrom):
+            modules |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
         elif isinstance(node, ast.Import):
-            found |= {room(alias.name) for alias in node.names}
-    return {name for name in found if name in ROOMS}
-
-
-ROOMS = {*PACKAGES} | {path.stem for path in (ROOT / "streamview").iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()} - {
-    "__init__"
-}
+            modules |= {alias.name for alias in node.names}
+    return {module for module in modules if module.split(".")[0] in PACKAGES}

@@ -10,11 +10,11 @@ from PIL import Image
 
 import streamview
 from streamview.cli import main
-from streamview.display import PRESETS, Recipe, empty_reason, show
 from streamview.export.png import draw_png
 from streamview.results import Saliency, SaliencyMap
+from streamview.results.display import PRESETS, Recipe, empty_reason, show
 from streamview.slides import as_slide
-from streamview.synthetic import write_synthetic_slide
+from streamview.slides.synthetic import write_synthetic_slide
 
 SIDE = 96
 TISSUE = np.full((SIDE, SIDE, 3), 150, np.uint8)
@@ -39,12 +39,12 @@ def spot() -> np.ndarray:
 @pytest.mark.parametrize(
     ("values", "recipe", "pixels", "reason"),
     [
-        (np.zeros((SIDE, SIDE)), DETAIL, TISSUE, "zero everywhere, so no pixel of the region changes the answer for lesion"),
-        (np.full((SIDE, SIDE), -1.0), DETAIL, TISSUE, "no positive value, so nothing in the region speaks for lesion"),
-        (-spot(), DETAIL, TISSUE, "no positive value, so nothing in the region speaks for lesion"),
+        (np.zeros((SIDE, SIDE)), DETAIL, TISSUE, "zero everywhere, so no pixel of the region changes the output for lesion"),
+        (np.full((SIDE, SIDE), -1.0), DETAIL, TISSUE, "no positive value, so nothing in the region supports lesion"),
+        (-spot(), DETAIL, TISSUE, "no positive value, so nothing in the region supports lesion"),
         (spot(), replace(DETAIL, cap=100.0), TISSUE, "no value of the map reaches the threshold, 0.15 of the cap of 100"),
-        (spot(), DETAIL, np.full_like(TISSUE, 255), "all of the region is empty glass"),
-        (spot(), DETAIL, np.where(np.arange(SIDE)[:, None, None] < 80, 255, TISSUE).astype(np.uint8), "lies on empty glass alone"),
+        (spot(), DETAIL, np.full_like(TISSUE, 255), "the whole region is empty glass"),
+        (spot(), DETAIL, np.where(np.arange(SIDE)[:, None, None] < 80, 255, TISSUE).astype(np.uint8), "threshold only on empty glass"),
         (spot(), DETAIL, TISSUE, None),
     ],
 )
@@ -67,7 +67,7 @@ def test_a_blur_can_leave_nothing(saliency: Saliency) -> None:
     values = np.full((SIDE, SIDE), -1.0)
     values[40, 40] = 1
     maps = with_values(saliency, values)
-    assert "blurred by 3 um the map has no positive value" in str(empty_reason(maps, show(maps, PRESETS["detail"])))
+    assert "after a blur of 3 um the map has no positive value" in str(empty_reason(maps, show(maps, PRESETS["detail"])))
 
 
 def test_the_command_line_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

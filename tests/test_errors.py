@@ -15,10 +15,10 @@ import streamview
 from streamview.cli.console import complain
 from streamview.errors import ModelError, RegionError, SlideError, StreamviewError, name_arguments, name_options
 from streamview.evaluation import evaluate
-from streamview.labels import Example
-from streamview.loading import Model
+from streamview.inspection.verification import verify
+from streamview.labels.regions import Example
+from streamview.networks import Model
 from streamview.slides.sampling import Sampler
-from streamview.verification import verify
 
 SPOKEN = [
     ("state the slide's with --mpp", "state the slide's with mpp="),
@@ -51,7 +51,7 @@ def test_every_option_that_a_message_of_the_core_names_has_its_argument() -> Non
     root = Path(streamview.__file__).parent
     left = []
     for path in sorted(root.rglob("*.py")):
-        if path.relative_to(root).parts[0] in ("cli", "doctor.py"):
+        if path.relative_to(root).parts[0] == "cli" or path.name == "doctor.py":
             continue
         texts = [n.value for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Constant) and isinstance(n.value, str)]
         left += [text for text in texts if "\n" not in text and re.search(r"(?<![\w`-])--[a-z]", name_arguments(text))]

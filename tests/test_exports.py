@@ -15,12 +15,9 @@ import numpy as np
 import pytest
 import tifffile
 import zarr
-from conftest import SyntheticSlide
 from PIL import Image
 
-from streamview.annotations import rasterise, read_annotations
 from streamview.cli import main
-from streamview.display import PRESETS, Recipe, glass_mask
 from streamview.errors import StreamviewError
 from streamview.export.geojson import write_hotspots
 from streamview.export.hotspots import find_hotspots
@@ -29,9 +26,12 @@ from streamview.export.ometiff import write_ome_tiff
 from streamview.export.png import render_png
 from streamview.geometry import Region
 from streamview.jobs import Job, RegionResult, StoredMap
+from streamview.labels.annotations import rasterise, read_annotations
 from streamview.results import RESEARCH_USE, Identity, Prediction, Saliency, SaliencyMap, Target, open_saliency, save_saliency
+from streamview.results.display import PRESETS, DisplayChoice, Recipe, glass_mask
 from streamview.slides import Slide, open_slide
-from streamview.thumbnail import thumbnail
+from streamview.slides.thumbnail import thumbnail
+from tests.support.slides import SyntheticSlide
 
 RAW = Recipe("absolute", blur_um=0.0, cap_percentile=100.0, threshold=0.5, outline=False)
 OME = {"ome": "http://www.openmicroscopy.org/Schemas/OME/2016-06"}
@@ -95,7 +95,7 @@ def check_every_form(path: Path, mask: np.ndarray, region: Region, factor: int, 
     """`mask` is that of the whole slide's level 0, in whole blocks of `factor` px of the region."""
     blocks = mask[region.y : region.y_stop : factor, region.x : region.x_stop : factor]
     job = make_job(folder / "job", path, region, blocks, factor)
-    written = export_job(job, ("ome-zarr", "ome-tiff", "geojson"), out=folder / "out", display="paper", blur_um=0.0, threshold=0.5)
+    written = export_job(job, ("ome-zarr", "ome-tiff", "geojson"), out=folder / "out", display=DisplayChoice("paper", 0.0, 0.5))
     names = {found.name.removeprefix(f"x{region.x}-y{region.y}-w{region.width}-h{region.height}") for found in written}
     assert names == {".ome.zarr", "-absolute.ome.tif", "-signed.ome.tif", "-paper.geojson"}
     shutil.rmtree(job.folder / "saliency")  # the copies stand alone
@@ -322,7 +322,7 @@ def test_a_picture_needs_the_slide_that_was_explained(small_job: Job, tmp_path: 
     (record,) = (small_job.folder / "slides").glob("*.json")
     good = record.read_text()
     record.write_text(good.replace('synthetic.svs"', 'gone.svs"'))
-    with pytest.raises(StreamviewError, match="is gone, and a picture shows the slide"):
+    with pytest.raises(StreamviewError, match="is missing, but a picture shows the slide"):
         export_job(small_job, ["png"])
     other = tmp_path / "other.ome.tif"
     tifffile.imwrite(other, np.zeros((600, 600, 3), np.uint8), photometric="rgb", tile=(256, 256))
@@ -333,7 +333,7 @@ def test_a_picture_needs_the_slide_that_was_explained(small_job: Job, tmp_path: 
         export_job(small_job, ["png"])
     values["regions"][0]["source"] = None
     record.write_text(json.dumps(values))
-    with pytest.raises(StreamviewError, match="was no file"):
+    with pytest.raises(StreamviewError, match="was not a file"):
         export_job(small_job, ["png"])
 
 

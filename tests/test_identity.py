@@ -11,20 +11,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import SyntheticSlide
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import nn
 
 from streamview.geometry import Region
-from streamview.inference import predict
-from streamview.loading import Model, load_model
-from streamview.pyramid import build_pyramid, open_pyramid
+from streamview.inference.compute import Compute
+from streamview.inference.explain import predict
+from streamview.inference.identity import identify
+from streamview.networks import Model, load_model
 from streamview.results import Identity, Prediction
-from streamview.session import identify
 from streamview.slides import Slide, as_slide, open_slide
+from streamview.slides.pyramid import build_pyramid
 from streamview.slides.slide import Level, SlideBase, composite, output
+from tests.support.slides import SyntheticSlide
 
 SIDE = 96
 WHOLE = Region(0, 0, SIDE, SIDE)
@@ -104,7 +105,7 @@ def model(weights: int, mean: float) -> Model:
 @cache
 def answer(asked: Asked) -> Prediction:
     network, slide = model(asked.weights, asked.mean), asked.slide()
-    return predict(network, slide, asked.region, pad_to=asked.pad_to, precision=asked.precision, tile=(64, 64))
+    return predict(network, slide, asked.region, pad_to=asked.pad_to, compute=Compute(tile=(64, 64), precision=asked.precision))
 
 
 BASE = Asked()
@@ -136,7 +137,7 @@ def test_the_identity_is_known_before_the_run_and_survives_json(asked: Asked) ->
     network = model(asked.weights, asked.mean)
     identity = identify(network, asked.slide(), asked.region, precision=asked.precision, pad_to=asked.pad_to)
     assert identity == answer(asked).identity
-    again = Identity.from_json(json.loads(json.dumps(identity.to_json())))
+    again = Identity.from_dict(json.loads(json.dumps(identity.to_dict())))
     assert (again, again.key, again.policy) == (identity, identity.key, identity.policy)
 
 
@@ -173,9 +174,9 @@ def test_records_of_earlier_versions_keep_their_keys() -> None:
         "weights_sha256": "ab", "card_sha256": "cd", "source": "s", "region": {"y": 1, "x": 2, "height": 3, "width": 4, "level": 0},
         "mpp": [0.5, 0.5], "precision": "float32",
     }  # fmt: skip
-    old = Identity.from_json(values)
+    old = Identity.from_dict(values)
     assert old.sampling is None
-    assert old.to_json() == values
+    assert old.to_dict() == values
     assert old.key.startswith("d8f77dba0d0f76cb")
 
 
@@ -200,6 +201,6 @@ def test_the_mpp_given_is_part_of_the_identity(synthetic_slide: SyntheticSlide) 
 def test_the_mpp_given_for_a_pyramid_is_compared_with_its_own(synthetic_slide: SyntheticSlide, tmp_path: Path) -> None:
     with open_slide(synthetic_slide.path) as slide:
         build_pyramid(slide, tmp_path / "a.ome.zarr").close()
-    with open_slide(tmp_path / "a.ome.zarr", 1.0) as given, open_pyramid(tmp_path / "a.ome.zarr") as plain:
+    with open_slide(tmp_path / "a.ome.zarr", 1.0) as given, open_slide(tmp_path / "a.ome.zarr") as plain:
         assert (given.stated_mpp, plain.stated_mpp) == ((0.5, 0.5), None)
         assert as_slide(given, 2.0).stated_mpp == (0.5, 0.5)

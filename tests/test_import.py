@@ -7,7 +7,10 @@ import sys
 import pytest
 
 HEAVY = "torch zarr tifffile openslide scipy PIL matplotlib napari qtpy PySide6 PyQt6 magicgui anywidget"
-CORE = "streamview.batch streamview.demo streamview.doctor streamview.cli.commands streamview.inference streamview.jobs streamview.pyramid"
+CORE = (
+    "streamview.cohort.run streamview.demo streamview.system.doctor streamview.cli.commands "
+    "streamview.inference.explain streamview.jobs streamview.slides.pyramid"
+)
 
 
 def loaded_by(code: str) -> set[str]:

@@ -8,42 +8,23 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from networks import Excite, seed_network
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
-from streamview.cards import parse_card
 from streamview.errors import Cancelled, MemoryBudgetError, ModelError, RegionError, SlideError
-from streamview.forecasts import forecast
 from streamview.geometry import Region
-from streamview.inference import explain, find_target, find_targets, predict, saliency
-from streamview.loading import Model
+from streamview.inference.compute import Compute
+from streamview.inference.explain import explain, forecast, predict, saliency
+from streamview.inference.prepared import prepare
+from streamview.inference.targets import find_target, find_targets
+from streamview.networks import Model
 from streamview.progress import Step
 from streamview.results import Target, open_saliency
-from streamview.session import Session
 from streamview.slides import as_slide
-from streamview.streaming.plan import Plan, make_plan
-from streamview.synthetic import synthetic_region
-
-MEAN, STD = (0.7, 0.5, 0.6), (0.2, 0.25, 0.3)
-
-
-def make_model(
-    module: nn.Module, *, mpp: float | None = None, task: str = "class", names: tuple[str, ...] = ("normal", "tumour"), **extra: Any
-) -> Model:
-    card = {
-        "spec_version": "1.0",
-        "architecture": "camelyon17-2048",
-        "num_classes": len(names),
-        "class_names": list(names),
-        "patch_size_pixels": None,
-        "spacing_um_px": mpp,
-        "transform": [{"name": "ToTensor"}, {"name": "Normalize", "arguments": {"mean": list(MEAN), "std": list(STD)}}],
-        "streamview": {"task": task, **extra},
-    }
-    return Model(
-        module.eval().requires_grad_(False).to(memory_format=torch.channels_last), parse_card(card, name="test", file="card.json"), "0" * 64
-    )
+from streamview.slides.synthetic import synthetic_region
+from streamview.streaming.plan.plan import Plan, make_plan
+from tests.support.inference import MEAN, STD, Gated, distance, make_model, whole
+from tests.support.networks import seed_network
 
 
 @pytest.fixture(scope="module")
@@ -57,34 +38,15 @@ def model() -> Model:
     return make_model(seed_network(8, 4))
 
 
-def whole(
-    model: Model, pixels: NDArray[np.uint8], target: int, against: int | None = None
-) -> tuple[Tensor, NDArray[np.float32], NDArray[np.float32]]:
-    """Logits, max over channels of the gradient, and gradient x (input - glass), by plain autograd in float64."""
-    module = model.module.double()
-    mean, std = (torch.tensor(v, dtype=torch.float64).view(1, 3, 1, 1) for v in (MEAN, STD))
-    image = ((torch.from_numpy(pixels).permute(2, 0, 1)[None].double() / 255 - mean) / std).requires_grad_()
-    logits = module(image)[0]
-    score = logits[target] if against is None else logits[target] - logits[against]
-    grad = torch.autograd.grad(score, image)[0]
-    signed = (grad * (image - (1 - mean) / std)).sum(1)
-    model.module.float()
-    return logits.detach(), grad.abs().amax(1)[0].numpy(), signed[0].detach().numpy()
-
-
-def distance(found: Any, expected: NDArray[np.float32]) -> float:
-    return float(np.linalg.norm(np.asarray(found) - expected) / np.linalg.norm(expected))
-
-
 @pytest.mark.parametrize("tile", [(32, 1000), (48, 80), None], ids=["strips", "tiles", "chosen"])
 def test_maps_equal_whole_image_autograd(model: Model, pixels: NDArray[np.uint8], tile: tuple[int, int] | None) -> None:
-    found = saliency(model, pixels, tile=tile)
+    found = saliency(model, pixels, compute=Compute(tile=tile))
     logits, absolute, signed = whole(model, pixels, found.target.index)
     assert distance(found.prediction.logits, logits.numpy()) < 1e-5
     assert found.target.name == model.card.class_names[int(logits.argmax())]
     assert distance(found.maps["absolute"].values, absolute) < 1e-4
     assert distance(found.maps["signed"].values, signed) < 1e-4
-    assert np.array_equal(predict(model, pixels, tile=tile).logits, found.prediction.logits)
+    assert np.array_equal(predict(model, pixels, compute=Compute(tile=tile)).logits, found.prediction.logits)
 
 
 def test_target_by_name_and_index(model: Model, pixels: NDArray[np.uint8]) -> None:
@@ -130,7 +92,7 @@ def test_several_targets_from_one_forward_pass_equal_each_alone(pixels: NDArray[
     model, steps = make_model(seed_network(8, 4, 3), names=NAMES), []
     targets = ["grade-2", None, "normal", "grade-1-normal"]
     outs = [tmp_path / f"{number}.ome.zarr" for number in range(4)] if to_disk else None
-    found = explain(model, pixels, targets=targets, outs=outs, tile=(48, 80), report=steps.append)
+    found = explain(model, pixels, targets=targets, outs=outs, compute=Compute(tile=(48, 80)), report=steps.append)
     count = -(-250 // 48) * -(-333 // 80)
     assert [step.done for step in steps if step.task == "forward pass"] == list(range(count + 1))
     assert [step.done for step in steps if step.task == "4 backward passes"] == list(range(4 * count + 1))
@@ -139,7 +101,7 @@ def test_several_targets_from_one_forward_pass_equal_each_alone(pixels: NDArray[
         assert sorted(tmp_path.iterdir()) == outs
         found = [open_saliency(out) for out in outs]
     for target, several in zip(targets, found, strict=True):
-        alone = saliency(model, pixels, target=target, tile=(48, 80))
+        alone = saliency(model, pixels, target=target, compute=Compute(tile=(48, 80)))
         assert several.target == alone.target
         assert np.array_equal(several.prediction.logits, alone.prediction.logits)
         for method, saliency_map in alone.maps.items():
@@ -150,7 +112,7 @@ def test_several_targets_from_one_forward_pass_equal_each_alone(pixels: NDArray[
 def test_a_difference_is_explained_by_the_gradient_of_the_difference(pixels: NDArray[np.uint8]) -> None:
     torch.manual_seed(0)
     model = make_model(seed_network(8, 4, 3), names=NAMES)
-    difference, first, second = explain(model, pixels, targets=["grade-2-normal", "grade-2", "normal"], tile=(40, 100))
+    difference, first, second = explain(model, pixels, targets=["grade-2-normal", "grade-2", "normal"], compute=Compute(tile=(40, 100)))
     assert difference.target == Target("grade-2-normal", 2, 0)
     logits, absolute, signed = whole(model, pixels, 2, 0)
     assert distance(difference.maps["absolute"].values, absolute) < 1e-4
@@ -184,40 +146,31 @@ def test_cancelled_in_the_last_of_several_passes_leaves_nothing(model: Model, pi
     outs = [tmp_path / "a.ome.zarr", tmp_path / "b.ome.zarr"]
     saliency(model, pixels, target="normal", out=outs[0])
     with pytest.raises(Cancelled):
-        explain(model, pixels, targets=["tumour", "normal"], outs=outs, tile=(64, 1000), report=cancel)
+        explain(model, pixels, targets=["tumour", "normal"], outs=outs, compute=Compute(tile=(64, 1000)), report=cancel)
     assert list(tmp_path.iterdir()) == outs[:1]
     assert open_saliency(outs[0]).target.name == "normal"
 
 
-class Gated(nn.Module):
-    """Squeeze-excitation, twice, with a branch around the second, and a head that reads the first means too."""
-
-    def __init__(self, outputs: int) -> None:
-        super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.SiLU())
-        self.first, self.second = Excite(8), Excite(8)
-        self.middle = nn.Conv2d(8, 8, 3, padding=1)
-        self.last = nn.Linear(16, outputs)
-
-    def forward(self, image: Tensor) -> Tensor:
-        x = self.stem(image)
-        means = x.mean((2, 3))
-        x = self.first(x)
-        x = x + self.second(self.middle(x).relu())
-        return self.last(torch.cat([x.amax((2, 3)), means * torch.tanh(means)], 1))
-
-
-@pytest.mark.parametrize("barriers", ["kept", "spilled", "regenerated"])
-@pytest.mark.parametrize("tile", [(40, 1000), (48, 90)], ids=["strips", "tiles"])
+@pytest.mark.parametrize(
+    ("tile", "barriers"),
+    [
+        pytest.param((40, 1000), "kept", id="strips-kept"),
+        pytest.param((48, 90), "spilled", id="tiles-spilled"),
+        pytest.param((40, 1000), "regenerated", id="strips-regenerated"),
+        pytest.param((48, 90), "kept", id="tiles-kept", marks=pytest.mark.slow),
+        pytest.param((40, 1000), "spilled", id="strips-spilled", marks=pytest.mark.slow),
+        pytest.param((48, 90), "regenerated", id="tiles-regenerated", marks=pytest.mark.slow),
+    ],
+)
 def test_networks_with_squeeze_excitation(pixels: NDArray[np.uint8], tmp_path: Path, tile: tuple[int, int], barriers: str) -> None:
     torch.manual_seed(1)
     model = make_model(Gated(3), names=NAMES)
-    session = Session.prepare(model, pixels, None, None, "cpu")
-    plan = make_plan(session.bound, 1, torch.float32, session.needs, session.weights, tile=tile, barriers=barriers)
+    run = prepare(model, pixels)
+    plan = make_plan(run.both, tile=tile, barriers=barriers)
     assert (len(plan.passes), plan.barriers) == (3, barriers)
     targets = ["grade-1", "grade-2", "grade-2-normal"]
     steps: list[Step] = []
-    found = explain(model, pixels, targets=targets, plan=plan, report=steps.append)
+    found = run.explain(targets, plan, report=steps.append)
     assert max(step.total for step in steps) == 3 * plan.steps
     assert steps[-1].done == 3 * plan.steps
     for several, (target, against) in zip(found, [(1, None), (2, None), (2, 0)], strict=True):
@@ -226,10 +179,10 @@ def test_networks_with_squeeze_excitation(pixels: NDArray[np.uint8], tmp_path: P
         assert distance(several.maps["absolute"].values, absolute) < 1e-4
         assert distance(several.maps["signed"].values, signed) < 1e-4
     outs = [tmp_path / f"{number}.ome.zarr" for number in range(3)]
-    for kept, stored in zip(found, explain(model, pixels, targets=targets, outs=outs, plan=plan), strict=True):
+    for kept, stored in zip(found, run.explain(targets, plan, outs), strict=True):
         assert np.array_equal(stored.maps["absolute"].values, kept.maps["absolute"].values)
         assert np.array_equal(stored.maps["signed"].values, kept.maps["signed"].values)
-    assert np.array_equal(predict(model, pixels, plan=plan).logits, found[0].prediction.logits)
+    assert np.array_equal(run.predict(plan).logits, found[0].prediction.logits)
 
 
 def test_squeeze_excitation_by_the_plan_that_is_chosen(pixels: NDArray[np.uint8]) -> None:
@@ -239,13 +192,13 @@ def test_squeeze_excitation_by_the_plan_that_is_chosen(pixels: NDArray[np.uint8]
     _, absolute, signed = whole(model, pixels, 1)
     assert distance(found.maps["absolute"].values, absolute) < 1e-4
     assert distance(found.maps["signed"].values, signed) < 1e-4
-    planned = forecast(model, pixels, explain=True, memory="4GB")
+    planned = forecast(model, pixels, targets=1, compute=Compute(memory="4GB"))
     assert isinstance(planned.plan, Plan)
     assert planned.plan.barriers != "none"
 
 
 def test_evidence_is_the_linear_layer_on_the_last_features(model: Model, pixels: NDArray[np.uint8]) -> None:
-    found = saliency(model, pixels, target=1, tile=(40, 90)).maps["evidence"]
+    found = saliency(model, pixels, target=1, compute=Compute(tile=(40, 90))).maps["evidence"]
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (MEAN, STD))
     image = (torch.from_numpy(pixels).permute(2, 0, 1)[None] / 255 - mean) / std
     features = model.module[:-3](image)
@@ -270,8 +223,8 @@ def test_no_evidence_where_the_head_is_more_than_pooling_and_a_linear_layer(pixe
 
 def test_written_equals_kept_in_memory(model: Model, pixels: NDArray[np.uint8], tmp_path: Path) -> None:
     for tile in ((32, 1000), (48, 80)):
-        stored = saliency(model, pixels, out=tmp_path / "map.ome.zarr", tile=tile)
-        kept = saliency(model, pixels, tile=tile)
+        stored = saliency(model, pixels, out=tmp_path / "map.ome.zarr", compute=Compute(tile=tile))
+        kept = saliency(model, pixels, compute=Compute(tile=tile))
         for method, saliency_map in kept.maps.items():
             assert np.array_equal(np.asarray(stored.maps[method].values), saliency_map.values)
             assert stored.maps[method].origin == saliency_map.origin
@@ -355,9 +308,9 @@ def test_not_finite(pixels: NDArray[np.uint8]) -> None:
 
 def test_budget_too_small(model: Model, pixels: NDArray[np.uint8]) -> None:
     with pytest.raises(MemoryBudgetError, match=r"memory 10 MB: the process needs .* give more"):
-        predict(model, pixels, memory="10MB")
+        predict(model, pixels, compute=Compute(memory="10MB"))
     with pytest.raises(MemoryBudgetError, match="expected an amount such as 2GB"):
-        predict(model, pixels, memory="lots")
+        predict(model, pixels, compute=Compute(memory="lots"))
 
 
 def test_cancelled_within_one_step_and_nothing_left(model: Model, pixels: NDArray[np.uint8], tmp_path: Path) -> None:
@@ -370,7 +323,7 @@ def test_cancelled_within_one_step_and_nothing_left(model: Model, pixels: NDArra
             raise Cancelled("stop")
 
     with pytest.raises(Cancelled):
-        saliency(model, pixels, out=tmp_path / "map.ome.zarr", tile=(16, 1000), report=cancel)
+        saliency(model, pixels, out=tmp_path / "map.ome.zarr", compute=Compute(tile=(16, 1000)), report=cancel)
     assert steps[-1].done == 2
     assert list(tmp_path.iterdir()) == []
     assert all(torch.equal(tensor, state[name]) for name, tensor in model.module.state_dict().items())
@@ -379,7 +332,7 @@ def test_cancelled_within_one_step_and_nothing_left(model: Model, pixels: NDArra
 
 def test_forecast_names_plan_and_memory(model: Model) -> None:
     pixels = np.full((1500, 1600, 3), 243, np.uint8)
-    found = forecast(model, as_slide(pixels), explain=True, tile=(64, 1600))
+    found = forecast(model, as_slide(pixels), targets=1, compute=Compute(tile=(64, 1600)))
     assert found.plan.tile == (64, 1600)
     assert found.plan.steps == 24
     assert found.seconds is not None
@@ -390,8 +343,8 @@ def test_forecast_names_plan_and_memory(model: Model) -> None:
 
 def test_forecast_counts_the_maps(model: Model, tmp_path: Path) -> None:
     slide = as_slide(np.full((1500, 1600, 3), 243, np.uint8))
-    one, four = (forecast(model, slide, explain=True, maps=maps, out=tmp_path / "not" / "yet", tile=(64, 1600)) for maps in (1, 4))
-    assert (one.maps, four.maps) == (1, 4)
+    one, four = (forecast(model, slide, targets=maps, out=tmp_path / "not" / "yet", compute=Compute(tile=(64, 1600))) for maps in (1, 4))
+    assert (one.targets, four.targets) == (1, 4)
     assert one.disk_bytes == pytest.approx(1500 * 1600 * 4 * 4 / 3 * (2 + 1 / 64), rel=0.01)
     assert four.disk_bytes == pytest.approx(4 * one.disk_bytes, abs=4)
     assert one.seconds is not None
@@ -399,5 +352,5 @@ def test_forecast_counts_the_maps(model: Model, tmp_path: Path) -> None:
     assert four.seconds > one.seconds
     assert " for 4 targets; writes at most " in str(four)
     with pytest.raises(MemoryBudgetError, match="before the first step"):
-        forecast(model, slide, explain=True, maps=1000, memory="4GB")  # kept in memory
-    forecast(model, slide, explain=True, maps=1000, memory="4GB", out=tmp_path)
+        forecast(model, slide, targets=1000, compute=Compute(memory="4GB"))  # kept in memory
+    forecast(model, slide, targets=1000, compute=Compute(memory="4GB"), out=tmp_path)

@@ -14,34 +14,16 @@ import pytest
 
 from streamview.errors import JobWarning, StreamviewError
 from streamview.geometry import Region
-from streamview.jobs import Job, RegionResult, Run, StoredMap, new_run_id, region_id, versions
-from streamview.results import Identity, Prediction, Target
+from streamview.jobs import Job, RegionResult, Run, StoredMap, new_run_id, region_id
+from streamview.results import Target
+from streamview.system.versions import versions
+from tests.support.jobs import NORMAL, TUMOUR, answer
 
 COLUMNS = (
     "slide_id,patient_id,region_id,level,x,y,width,height,mpp,width_um,tissue_covered,prediction,prob_normal,prob_tumour,"
     "logit_normal,logit_tumour,model_id,weights_sha256,run_id,status,error,maps,precision,"
     "aggregation,regions,grid_mpp,mpp_source,padded,identity,source,warnings"
 )
-
-
-NORMAL, TUMOUR = Target("normal", 0), Target("tumour", 1)
-
-
-def answer(slide: str = "a.svs", logits: tuple[float, float] = (0.0, 1.0), weights: str = "ab", x: int = 0) -> RegionResult:
-    region = Region(10, x, 2048, 4096)
-    prediction = Prediction(
-        slide_name=slide,
-        region=region,
-        shape=(1024, 2048),
-        mpp=(0.5, 0.5),
-        task="class",
-        class_names=("normal", "tumour"),
-        logits=np.array(logits, np.float32),
-        identity=Identity(weights, "cd", slide, region, (0.5, 0.5), "float32"),
-        model_name="demo",
-        trained=True,
-    )
-    return RegionResult(prediction, "run-1", (0.25, 0.25), 0.75, (StoredMap(f"saliency/{slide}/r.ome.zarr", TUMOUR, "r.png"),))
 
 
 def rows(job: Job) -> list[dict[str, str]]:
@@ -104,7 +86,7 @@ def test_records_survive_the_disk(tmp_path: Path) -> None:
     job.add(answer())
     (record,) = Job(tmp_path).slides()
     assert record.slide_id == "a.svs"
-    assert record.regions[0].prediction.to_json() == answer().prediction.to_json()
+    assert record.regions[0].prediction.to_dict() == answer().prediction.to_dict()
     assert record.regions[0].mpp == (0.25, 0.25)
     assert record.regions[0].maps == answer().maps
     assert job.saliency_path("a.svs", Region(1, 2, 3, 4)) == tmp_path / "saliency" / "a.svs" / "x2-y1-w4-h3.ome.zarr"
@@ -277,7 +259,7 @@ def test_a_slide_that_is_replaced_makes_earlier_answers_superseded(tmp_path: Pat
         ("aggregate", "ok", "tumour"),
         ("x0-y10-w4096-h2048", "superseded", "normal"),
     ]
-    assert "another slide took the place" in rows(job)[-1]["error"]
+    assert "the slide was replaced by another" in rows(job)[-1]["error"]
     assert "## Superseded" in (job.folder / "summary.md").read_text()
     job.add(named(place, pixels="old", logits=(5.0, 0.0)))  # put back
     assert [row["status"] for row in rows(job)] == ["ok", "ok", "superseded"]
@@ -290,7 +272,7 @@ def test_an_answer_of_an_earlier_version_gives_way(tmp_path: Path) -> None:
     new = replace(old.prediction.identity, slide_mpp=(0.25, 0.25), slide_mpp_source="file", pixel_source="tiff", sampling=1)
     job.add(replace(old, prediction=replace(old.prediction, identity=new), maps=()))
     assert [row["status"] for row in rows(job)] == ["ok", "ok", "superseded"]
-    assert rows(job)[-1]["error"] == "answered again by a later version"
+    assert rows(job)[-1]["error"] == "computed again by a later version"
     other = replace(new, slide_mpp=(0.5, 0.5), slide_mpp_source="given")  # of the same grid mpp, as by --mpp
     job.add(replace(old, prediction=replace(old.prediction, identity=other), mpp=(0.5, 0.5), maps=()))
     assert [row["maps"] for row in rows(job) if row["mpp_source"] == "given"] == ["", ""]
@@ -338,7 +320,7 @@ def test_taking_out_never_reaches_outside_the_job(tmp_path: Path) -> None:
 WRITER = """
 import sys
 sys.path[:0] = sys.argv[3].split(":")
-from test_jobs import answer
+from tests.support.jobs import answer
 from streamview.jobs import Job
 job = Job(sys.argv[1])
 input()
@@ -350,9 +332,7 @@ for number in range(25):
 def test_two_processes_on_one_slide_lose_nothing(tmp_path: Path) -> None:
     job, path = Job(tmp_path / "job"), ":".join(sys.path)
     command = [sys.executable, "-c", WRITER, str(job.folder)]
-    processes = [
-        subprocess.Popen([*command, str(number), f"{Path(__file__).parent}:{path}"], stdin=subprocess.PIPE, text=True) for number in (0, 1)
-    ]
+    processes = [subprocess.Popen([*command, str(number), path], stdin=subprocess.PIPE, text=True) for number in (0, 1)]
     for process in processes:  # started together
         assert process.stdin is not None
         process.stdin.write("\n")

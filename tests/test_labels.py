@@ -9,10 +9,9 @@ import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from streamview.cards import assumed_document, parse_card
 from streamview.errors import LabelError
 from streamview.geometry import Region
-from streamview.labels import (
+from streamview.labels.regions import (
     Example,
     count_labels,
     find_targets,
@@ -22,8 +21,9 @@ from streamview.labels import (
     unite_slides,
     write_labels,
 )
-from streamview.pyramid import build_pyramid
+from streamview.networks.cards import assumed_document, parse_card
 from streamview.slides import open_slide
+from streamview.slides.pyramid import build_pyramid
 
 
 def card(task="class", names=("normal", "tumour")):
@@ -83,7 +83,7 @@ def test_what_was_written_is_read_again_wherever_both_are_moved(folder, tmp_path
         ("", "is an empty file"),
         ("a,b\n", r"has no column slide_id and no column label \(found: a, b\)"),
         ("slide,label\na,x\n", r"has no column slide_id \(found: slide, label\)"),
-        ("slide_id,label,x,y\na,n,1,2\n", "has the columns x, y alone; expected x, y, width and height"),
+        ("slide_id,label,x,y\na,n,1,2\n", "has only the columns x, y; expected x, y, width and height"),
         ("slide_id,label\n", "holds no labelled region"),
         ("slide_id,label\nnone.svs,n\nnever,n\n", "line 2: slide 'none.svs' is not in .*; line 3: slide 'never' is not in .*slides"),
         ("slide_id,label\nc,n\n", "slide 'c' may be c.ndpi or c.svs"),

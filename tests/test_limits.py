@@ -15,21 +15,22 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from networks import Excite, seed_network
 from numpy.typing import NDArray
-from test_inference import Gated, distance, make_model
 from torch import Tensor, nn
 
 from streamview.errors import Cancelled, MemoryBudgetError, ModelError, SlideError
-from streamview.inference import explain, predict, saliency
-from streamview.loading import Model
+from streamview.inference.compute import Compute
+from streamview.inference.explain import explain, predict, saliency
+from streamview.inference.reader import PixelReader
+from streamview.networks import Model
 from streamview.progress import Step
-from streamview.readahead import ReadAhead
 from streamview.results import open_saliency
-from streamview.session import Session
 from streamview.slides.array import ArraySlide
+from streamview.slides.readahead import ReadAhead
+from streamview.slides.synthetic import synthetic_region, write_synthetic_slide
 from streamview.streaming.ops.window import Convolution
-from streamview.synthetic import synthetic_region, write_synthetic_slide
+from tests.support.inference import Gated, distance, make_model
+from tests.support.networks import Excite, seed_network
 
 TILE = (48, 80)
 
@@ -55,7 +56,7 @@ def test_a_weight_that_is_not_finite_is_named(pixels: NDArray[np.uint8]) -> None
         name, parameter = list(network.named_parameters())[number]
         parameter.data[(0,) * parameter.dim()] = value
         with pytest.raises(ModelError, match=rf"^the model test answered .*: not finite; {name} holds {what}: get sound weights$"):
-            predict(make_model(network), pixels, tile=TILE)
+            predict(make_model(network), pixels, compute=Compute(tile=TILE))
 
 
 def test_buffers_may_hold_infinity_but_no_nan(pixels: NDArray[np.uint8]) -> None:
@@ -76,7 +77,7 @@ def test_the_first_layer_and_step_are_named(pixels: NDArray[np.uint8], tile: tup
     model = make_model(nn.Sequential(Dark(), nn.MaxPool2d(2), nn.Conv2d(3, 2, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten()))
     steps: list[Step] = []
     with pytest.raises(ModelError) as raised:
-        predict(model, np.where(bright > 0, 255, 0).astype(np.uint8), tile=tile, report=steps.append)
+        predict(model, np.where(bright > 0, 255, 0).astype(np.uint8), compute=Compute(tile=tile), report=steps.append)
     named = r"0\.log is the first to give NaN, in rows (\d+) to (\d+) and columns (\d+) to (\d+) of the region; check its weights"
     found = re.search(named, str(raised.value))
     assert found is not None
@@ -108,7 +109,7 @@ def test_in_a_later_pass_the_statistic_is_named(pixels: NDArray[np.uint8]) -> No
     with pytest.raises(
         ModelError, match=r"mul is the first to give NaN, in rows 0 to .*; log, computed of the whole map before it, holds NaN"
     ):
-        predict(make_model(Divided()), pixels, tile=TILE)
+        predict(make_model(Divided()), pixels, compute=Compute(tile=TILE))
 
 
 def test_in_the_head_the_call_is_named(pixels: NDArray[np.uint8]) -> None:
@@ -121,7 +122,7 @@ def test_in_the_head_the_call_is_named(pixels: NDArray[np.uint8]) -> None:
             return self.last(torch.log(-1 - self.conv(image).relu().amax((2, 3))))
 
     with pytest.raises(ModelError, match=r"log, behind the last map, is the first to give NaN; check its weights"):
-        predict(make_model(Headed()), pixels, tile=TILE)
+        predict(make_model(Headed()), pixels, compute=Compute(tile=TILE))
 
 
 class Rooted(nn.Module):
@@ -138,10 +139,10 @@ class Rooted(nn.Module):
 
 def test_a_gradient_that_is_not_finite(pixels: NDArray[np.uint8], tmp_path: Path) -> None:
     model = make_model(Rooted())
-    assert np.isfinite(predict(model, pixels, tile=TILE).logits).all()
+    assert np.isfinite(predict(model, pixels, compute=Compute(tile=TILE)).logits).all()
     found = "^the model test gave a gradient of tumour: not finite; the reverse pass of (mul|relu|relu_1|sqrt|add) is the first to give"
     with pytest.raises(ModelError, match=rf"{found} (NaN|infinity), in rows \d+ to 250 and columns \d+ to 333 of the region; check its"):
-        saliency(model, pixels, target="tumour", tile=TILE, out=tmp_path / "map.ome.zarr")
+        saliency(model, pixels, target="tumour", compute=Compute(tile=TILE), out=tmp_path / "map.ome.zarr")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -155,7 +156,7 @@ def test_a_head_whose_gradient_is_not_finite(pixels: NDArray[np.uint8]) -> None:
             return self.last(torch.sqrt(self.conv(image).relu().amax((2, 3)) * 0))
 
     with pytest.raises(ModelError, match=r"gave a gradient of .*: not finite; the gradient that the head gives holds (NaN|infinity);"):
-        saliency(make_model(Headed()), pixels, tile=TILE)
+        saliency(make_model(Headed()), pixels, compute=Compute(tile=TILE))
 
 
 # --------------------------------------------------------------------------------------------------------------------------- memory
@@ -178,8 +179,15 @@ def hungry(monkeypatch: pytest.MonkeyPatch, method: str, fails: Callable[[Tensor
     return failed
 
 
-@pytest.mark.parametrize("network", [lambda: seed_network(8, 4), lambda: Gated(2)], ids=["plain", "gated"])
-@pytest.mark.parametrize("to_disk", [False, True], ids=["memory", "disk"])
+@pytest.mark.parametrize(
+    ("network", "to_disk"),
+    [
+        pytest.param(lambda: seed_network(8, 4), False, id="plain-memory"),
+        pytest.param(lambda: Gated(2), True, id="gated-disk"),
+        pytest.param(lambda: seed_network(8, 4), True, id="plain-disk", marks=pytest.mark.slow),
+        pytest.param(lambda: Gated(2), False, id="gated-memory", marks=pytest.mark.slow),
+    ],
+)
 def test_memory_runs_out_in_large_steps(
     pixels: NDArray[np.uint8],
     tmp_path: Path,
@@ -191,12 +199,12 @@ def test_memory_runs_out_in_large_steps(
     torch.manual_seed(0)
     model = make_model(network())
     state = {name: tensor.clone() for name, tensor in model.module.state_dict().items()}
-    expected = explain(model, pixels, targets=[0, 1], tile=(60, 333))
+    expected = explain(model, pixels, targets=[0, 1], compute=Compute(tile=(60, 333)))
     failed = hungry(monkeypatch, "run", lambda given, _: given.shape[1] == 3 and given.shape[2] > 80)
     outs = [tmp_path / "0.ome.zarr", tmp_path / "1.ome.zarr"] if to_disk else None
     steps: list[Step] = []
     with caplog.at_level(logging.WARNING):
-        found = explain(model, pixels, targets=[0, 1], outs=outs, tile=(240, 333), report=steps.append)
+        found = explain(model, pixels, targets=[0, 1], outs=outs, compute=Compute(tile=(240, 333)), report=steps.append)
     assert len(failed) == 2
     assert "cpu ran out of memory in steps of 120 x 333 px; starting again in steps of 60 x 333 px" in caplog.text
     assert found[0].prediction.warnings[-1] == "Memory ran out in steps of 240 x 333 px; this was computed in steps of 60 x 333 px."
@@ -210,18 +218,18 @@ def test_memory_runs_out_in_large_steps(
         for method, saliency_map in two.maps.items():
             assert np.array_equal(np.asarray(one.maps[method].values), saliency_map.values)
     assert all(torch.equal(tensor, state[name]) for name, tensor in model.module.state_dict().items())
-    prediction = predict(model, pixels, tile=(240, 333))
+    prediction = predict(model, pixels, compute=Compute(tile=(240, 333)))
     assert np.array_equal(prediction.logits, expected[0].prediction.logits)
     assert "Memory ran out in steps" in prediction.warnings[-1]
 
 
-@pytest.mark.parametrize("nth", [0, 7, 15])
+@pytest.mark.parametrize("nth", [0, pytest.param(7, marks=pytest.mark.slow), 15])
 def test_once_in_a_backward_pass(
     model: Model, pixels: NDArray[np.uint8], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nth: int
 ) -> None:
-    expected = saliency(model, pixels, target=1, tile=(64, 333))
+    expected = saliency(model, pixels, target=1, compute=Compute(tile=(64, 333)))
     failed = hungry(monkeypatch, "vjp", lambda _, number: number == nth)
-    found = saliency(model, pixels, target=1, tile=(64, 333), out=tmp_path / "map.ome.zarr")
+    found = saliency(model, pixels, target=1, compute=Compute(tile=(64, 333)), out=tmp_path / "map.ome.zarr")
     assert failed == [nth]
     assert list(tmp_path.iterdir()) == [tmp_path / "map.ome.zarr"]
     assert distance(found.prediction.logits, expected.prediction.logits) < 1e-5
@@ -234,7 +242,7 @@ def test_nothing_smaller_is_left(model: Model, pixels: NDArray[np.uint8], tmp_pa
     model.captures.graph(model.module, channels=3)  # checked while there is memory
     failed = hungry(monkeypatch, "vjp", lambda *_: True)
     with pytest.raises(MemoryBudgetError, match=r"cpu ran out of memory, also in steps of 15 x 333 px"):
-        saliency(model, pixels, tile=(240, 333), out=tmp_path / "map.ome.zarr")
+        saliency(model, pixels, compute=Compute(tile=(240, 333)), out=tmp_path / "map.ome.zarr")
     assert len(failed) == 5
     assert list(tmp_path.iterdir()) == []
     assert all(torch.equal(tensor, state[name]) for name, tensor in model.module.state_dict().items())
@@ -251,7 +259,7 @@ def test_cancelled_after_memory_ran_out(model: Model, pixels: NDArray[np.uint8],
             raise Cancelled("stop")
 
     with pytest.raises(Cancelled):
-        saliency(model, pixels, tile=(64, 333), out=tmp_path / "map.ome.zarr", report=cancel)
+        saliency(model, pixels, compute=Compute(tile=(64, 333)), out=tmp_path / "map.ome.zarr", report=cancel)
     assert failed
     assert steps[-1].done == 2
     assert list(tmp_path.iterdir()) == []
@@ -260,7 +268,7 @@ def test_cancelled_after_memory_ran_out(model: Model, pixels: NDArray[np.uint8],
 
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
 def test_two_runs_are_the_same_bit_for_bit(model: Model, pixels: NDArray[np.uint8], precision: Any) -> None:
-    first, second = (saliency(model, pixels, target=1, tile=TILE, precision=precision) for _ in range(2))
+    first, second = (saliency(model, pixels, target=1, compute=Compute(tile=TILE, precision=precision)) for _ in range(2))
     assert np.array_equal(first.prediction.logits, second.prediction.logits)
     for method, saliency_map in first.maps.items():
         assert np.array_equal(saliency_map.values, second.maps[method].values)
@@ -326,26 +334,26 @@ class Recorded(ArraySlide):
 
 
 def test_every_part_is_read_once_a_pass_and_ahead(model: Model, pixels: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Session, "reads_ahead", True)
-    slide = Recorded(pixels)
-    assert np.array_equal(predict(model, slide, tile=(50, 333)).logits, predict(model, pixels, tile=(50, 333)).logits)
+    monkeypatch.setattr(PixelReader, "reads_ahead", True)
+    slide, strips = Recorded(pixels), Compute(tile=(50, 333))
+    assert np.array_equal(predict(model, slide, compute=strips).logits, predict(model, pixels, compute=strips).logits)
     assert [y for y, _ in slide.reads] == [0, 50, 100, 150, 200]
     assert [name.startswith("streamview-read") for _, name in slide.reads] == [False, True, True, True, True]
     slide.reads.clear()
-    found = saliency(model, slide, target=1, tile=(50, 333))
+    found = saliency(model, slide, target=1, compute=strips)
     assert [y for y, _ in slide.reads] == [0, 50, 100, 150, 200, 150, 100, 50, 0]  # the last is remembered
     assert [name.startswith("streamview-read") for _, name in slide.reads].count(False) == 2
-    assert np.array_equal(found.maps["signed"].values, saliency(model, pixels, target=1, tile=(50, 333)).maps["signed"].values)
+    assert np.array_equal(found.maps["signed"].values, saliency(model, pixels, target=1, compute=strips).maps["signed"].values)
     assert not readers()
 
 
 def test_reading_that_fails_or_is_cancelled_leaves_no_thread(
     model: Model, pixels: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Session, "reads_ahead", True)
+    monkeypatch.setattr(PixelReader, "reads_ahead", True)
     steps: list[Step] = []
     with pytest.raises(SlideError, match="unreadable"):
-        predict(model, Recorded(pixels, damaged=120), tile=(50, 333), report=steps.append)
+        predict(model, Recorded(pixels, damaged=120), compute=Compute(tile=(50, 333)), report=steps.append)
     assert steps[-1].done == 2  # the steps before the damage are done
     assert not readers()
 
@@ -354,16 +362,16 @@ def test_reading_that_fails_or_is_cancelled_leaves_no_thread(
             raise Cancelled("stop")
 
     with pytest.raises(Cancelled):
-        predict(model, pixels, tile=(50, 333), report=cancel)
+        predict(model, pixels, compute=Compute(tile=(50, 333)), report=cancel)
     assert not readers()
 
 
 def test_networks_of_several_passes_are_read_ahead(pixels: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(1)
     model = make_model(nn.Sequential(nn.Conv2d(3, 6, 3), Excite(6), nn.Conv2d(6, 2, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()))
-    expected = saliency(model, pixels, target=1, tile=TILE)
-    monkeypatch.setattr(Session, "reads_ahead", True)
-    found = saliency(model, pixels, target=1, tile=TILE)
+    expected = saliency(model, pixels, target=1, compute=Compute(tile=TILE))
+    monkeypatch.setattr(PixelReader, "reads_ahead", True)
+    found = saliency(model, pixels, target=1, compute=Compute(tile=TILE))
     assert np.array_equal(found.maps["signed"].values, expected.maps["signed"].values)
 
 
@@ -374,9 +382,9 @@ import sys
 from dataclasses import replace
 import numpy as np
 import streamview
-from streamview.display import PRESETS
+from streamview.results.display import PRESETS
 from streamview.export.png import render_png
-from streamview.machine import peak_memory, resident_memory
+from streamview.system.machine import peak_memory, resident_memory
 from streamview.results import Saliency, SaliencyMap, Target
 from streamview.slides.array import ArraySlide
 
@@ -403,7 +411,7 @@ def test_a_picture_takes_less_than_what_is_set_aside_beside_the_steps(tmp_path: 
 COMMAND = """
 import sys
 from streamview.cli import main
-from streamview.machine import peak_memory
+from streamview.system.machine import peak_memory
 status = main(sys.argv[1:])
 print("PEAK", peak_memory() // 2**20)
 sys.exit(status)
@@ -424,4 +432,4 @@ def test_saliency_keeps_a_small_budget_picture_included(tmp_path: Path, memory: 
 
 def test_a_budget_below_what_the_libraries_take_is_refused(pixels: NDArray[np.uint8], model: Model) -> None:
     with pytest.raises(MemoryBudgetError, match=r"^memory 100 MB: the process needs [\d.]+ [MG]B before the first step; give more$"):
-        saliency(model, pixels, memory="100MB")
+        saliency(model, pixels, compute=Compute(memory="100MB"))

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import zarr
 
-from streamview.display import PALETTES, PRESETS
 from streamview.errors import StreamviewError
 from streamview.export.omezarr import stored_recipe, write_ome_zarr
 from streamview.export.table import write_hotspot_table
 from streamview.geometry import Region
 from streamview.results import RESEARCH_USE, Identity, Prediction, Saliency, SaliencyMap, Target, difference, open_saliency, save_saliency
+from streamview.results.display import PALETTES, PRESETS
 
 
 def result(values: np.ndarray, *, weights: str = "ab" * 32, target: str = "tumour", x: int = 64) -> Saliency:

@@ -13,14 +13,15 @@ import torch
 from PIL import Image
 from streamview_models import folder
 
-from streamview import patches as module
-from streamview.cards import card_document, parse_card
 from streamview.cli import main
 from streamview.errors import Cancelled, MemoryBudgetError, ModelError, RegionError
 from streamview.geometry import Region
+from streamview.inference import patches as module
+from streamview.inference.compute import Compute
+from streamview.inference.patches import predict_patches
 from streamview.jobs import Job
-from streamview.loading import Model, load_model
-from streamview.patches import predict_patches
+from streamview.networks import Model, load_model
+from streamview.networks.cards import card_document, parse_card
 from streamview.progress import Step
 from streamview.results import Target, open_saliency
 
@@ -74,7 +75,7 @@ def test_each_patch_is_answered_as_an_image_of_its_own(network: Model, pixels: n
     mean_probability = found.values.reshape(-1, 2).astype(np.float64).mean(0)
     np.testing.assert_allclose(found.prediction.probabilities, mean_probability, rtol=1e-5)
     assert "mean of the probabilities of 42 patches of 64 px" in found.prediction.warnings[0]
-    assert (found.identity.patch, type(found.identity).from_json(found.identity.to_json())) == (64, found.identity)
+    assert (found.identity.patch, type(found.identity).from_dict(found.identity.to_dict())) == (64, found.identity)
     assert replace(found.identity, patch=None).key != found.identity.key
 
 
@@ -124,7 +125,7 @@ def test_batches_are_of_what_memory_allows_and_change_nothing(network: Model, pi
     assert sizes == [16, 8, 4, *[2] * 8]
     assert found.computed.sum() == 16
     with pytest.raises(MemoryBudgetError, match=r"a patch needs .*; give more"):
-        predict_patches(network, pixels, mpp=0.5, memory="1MB")
+        predict_patches(network, pixels, mpp=0.5, compute=Compute(memory="1MB"))
 
 
 def test_what_is_wrong_with_a_network_is_said(network: Model, pixels: np.ndarray) -> None:
@@ -173,7 +174,7 @@ def test_the_command_line(wsinfer: Path, pixels: np.ndarray, tmp_path: Path, cap
     command = ["predict", "-i", str(path), "-o", str(job), "-m", str(wsinfer)]
     assert main(command) == 0
     printed = capsys.readouterr()
-    assert "answers: one for each patch of 32 x 32 um (64 px) that holds tissue (--per region: one for the whole region)" in printed.out
+    assert "answers: one for each patch of 32 x 32 um (64 px) with tissue (--per region: one for the whole region)" in printed.out
     assert "forecast: 16 patches of 64 px in batches of 16, 26 without tissue are left out" in printed.out
     assert "patches: 16 steps" in printed.err
     with (job / "patches/a.ome.tif/x0-y0-w448-h384.csv").open(newline="") as file:

@@ -7,26 +7,30 @@ import csv
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import numpy as np
 import pytest
 import torch
-from conftest import SyntheticSlide
-from networks import Excite, seed_network
 from numpy.typing import NDArray
-from test_inference import MEAN, STD, distance, make_model, whole
 from torch import Tensor, nn
 
 from streamview.cli import main
 from streamview.cli.parser import build_parser
 from streamview.errors import ModelError
-from streamview.forecasts import forecast
-from streamview.inference import explain, predict, saliency
+from streamview.inference.compute import PRECISIONS, Compute
+from streamview.inference.explain import explain, forecast, predict, saliency
+from streamview.inference.passes import forward_pass, score_gradients
+from streamview.inference.prepared import prepare
+from streamview.inference.targets import find_target
+from streamview.progress import Progress
 from streamview.results import Precision, open_saliency
-from streamview.session import PRECISIONS, Session
 from streamview.streaming import stream
 from streamview.streaming.graph import Sink
+from streamview.streaming.run.run import Run
+from tests.support.inference import MEAN, STD, distance, make_model, whole
+from tests.support.networks import Excite, seed_network
+from tests.support.slides import SyntheticSlide
 
 HALVES = ("bf16", "fp16")
 TILE = (48, 80)
@@ -79,7 +83,7 @@ class Shaped(nn.Module):
 @pytest.mark.parametrize("network", [relu_network, gated_network, Shaped], ids=["relu", "gated", "shaped"])
 def test_maps_and_logits_are_close_to_float32(network: Callable[[], nn.Module], pixels: NDArray[np.uint8], precision: Precision) -> None:
     model = make_model(network())
-    exact, found = (saliency(model, pixels, target=1, tile=TILE, precision=p) for p in ("float32", precision))
+    exact, found = (saliency(model, pixels, target=1, compute=Compute(tile=TILE, precision=p)) for p in ("float32", precision))
     for method, saliency_map in exact.maps.items():
         values = found.maps[method].values
         assert values.dtype == np.float32
@@ -90,7 +94,7 @@ def test_maps_and_logits_are_close_to_float32(network: Callable[[], nn.Module], 
     assert not np.array_equal(found.prediction.logits, logits)
     assert found.prediction.identity.precision == precision
     assert found.prediction.identity.key != exact.prediction.identity.key
-    assert np.array_equal(predict(model, pixels, tile=TILE, precision=precision).logits, found.prediction.logits)
+    assert np.array_equal(predict(model, pixels, compute=Compute(tile=TILE, precision=precision)).logits, found.prediction.logits)
 
 
 @pytest.mark.parametrize("precision", HALVES)
@@ -99,18 +103,19 @@ def test_as_close_as_torch_itself(pixels: NDArray[np.uint8], precision: Precisio
     torch.manual_seed(0)
     model = make_model(seed_network(8, 4))
     exact = whole(model, pixels, 1)[1]
-    dtype = PRECISIONS[precision]
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}[precision]
     plain = copy.deepcopy(model.module).to(dtype)
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (MEAN, STD))
     image = ((torch.from_numpy(pixels).permute(2, 0, 1)[None] / 255 - mean) / std).to(dtype).requires_grad_()
     grad = torch.autograd.grad(plain(image)[0, 1] * 2.0**10, image)[0].float() / 2.0**10
     theirs = distance(grad.abs().amax(1)[0].numpy(), exact)
-    ours = distance(saliency(model, pixels, target=1, tile=TILE, precision=precision).maps["absolute"].values, exact)
+    ours = distance(saliency(model, pixels, target=1, compute=Compute(tile=TILE, precision=precision)).maps["absolute"].values, exact)
     assert 1e-4 < ours < 1.2 * theirs
 
 
 def test_gradients_below_fp16_are_not_flushed_to_zero(pixels: NDArray[np.uint8]) -> None:
-    exact, found = (saliency(make_model(relu_network(1e-9)), pixels, target=1, tile=TILE, precision=p) for p in ("float32", "fp16"))
+    computes = [Compute(tile=TILE, precision=precision) for precision in ("float32", "fp16")]
+    exact, found = (saliency(make_model(relu_network(1e-9)), pixels, target=1, compute=compute) for compute in computes)
     values = exact.maps["absolute"].values
     assert 0 < values.max() < 2.0**-24  # the least that fp16 holds
     assert distance(found.maps["absolute"].values, values) < 0.05
@@ -118,7 +123,8 @@ def test_gradients_below_fp16_are_not_flushed_to_zero(pixels: NDArray[np.uint8])
 
 
 def test_gradients_beyond_fp16_are_scaled_down(pixels: NDArray[np.uint8]) -> None:
-    exact, found = (saliency(make_model(relu_network(1e9)), pixels, target=1, tile=TILE, precision=p) for p in ("float32", "fp16"))
+    computes = [Compute(tile=TILE, precision=precision) for precision in ("float32", "fp16")]
+    exact, found = (saliency(make_model(relu_network(1e9)), pixels, target=1, compute=compute) for compute in computes)
     assert distance(found.maps["absolute"].values, exact.maps["absolute"].values) < 0.05
 
 
@@ -128,10 +134,11 @@ def test_the_scale_is_a_power_of_two_that_brings_the_gradient_at_the_cut_into_ra
     network[-1].weight.data.fill_(weight)
     model = make_model(network)
     for precision in ("float32", "fp16"):
-        session = Session.prepare(model, pixels, None, None, "cpu", precision)
-        run = session.run(session.plan(session.needs, None, TILE, 0), session.needs)
-        passed = session.forward(run, None)
-        grads, scale = session.gradients(run, passed, find(model))
+        prepared = prepare(model, pixels, compute=Compute("cpu", tile=TILE, precision=precision))
+        run = Run(prepared.both, prepared.plan(targets=1))
+        with prepared.reader(run.call) as reader:
+            result = forward_pass(run, reader, model.card, Progress("forward pass", run.steps, None))
+        grads, scale = score_gradients(run, result, find_target(model, 1))
         ((key, grad),) = grads.items()
         assert isinstance(key, Sink)
         assert grad is not None
@@ -139,21 +146,15 @@ def test_the_scale_is_a_power_of_two_that_brings_the_gradient_at_the_cut_into_ra
             assert scale == 1
         else:
             assert np.log2(scale) == round(np.log2(scale))
-            assert 4 <= float(grad.abs().max()) / np.prod(session.bound.sizes[key.value]) <= 16 or abs(np.log2(scale)) == 100
+            assert 4 <= float(grad.abs().max()) / np.prod(run.bound.sizes[key.value]) <= 16 or abs(np.log2(scale)) == 100
         assert torch.equal(grad / scale, torch.full_like(grad, weight)) == (weight in (0.0, 1.0) or abs(np.log2(scale)) <= 100)
-
-
-def find(model: Any) -> Any:
-    from streamview.inference import find_target
-
-    return find_target(model, 1)
 
 
 def test_several_targets_and_files(pixels: NDArray[np.uint8], tmp_path: Path) -> None:
     model = make_model(relu_network())
     outs = [tmp_path / "a.ome.zarr", tmp_path / "b.ome.zarr"]
-    kept = explain(model, pixels, targets=[0, 1], tile=TILE, precision="bf16")
-    stored = explain(model, pixels, targets=[0, 1], outs=outs, tile=TILE, precision="bf16")
+    kept = explain(model, pixels, targets=[0, 1], compute=Compute(tile=TILE, precision="bf16"))
+    stored = explain(model, pixels, targets=[0, 1], outs=outs, compute=Compute(tile=TILE, precision="bf16"))
     for one, two, path in zip(kept, stored, outs, strict=True):
         assert np.array_equal(one.maps["signed"].values, two.maps["signed"].values)
         assert open_saliency(path).prediction.identity.precision == "bf16"
@@ -162,10 +163,11 @@ def test_several_targets_and_files(pixels: NDArray[np.uint8], tmp_path: Path) ->
 def test_the_network_and_the_bridges_stay_in_float32(pixels: NDArray[np.uint8]) -> None:
     model = make_model(Shaped())
     before = copy.deepcopy(model.module.state_dict())
-    session = Session.prepare(model, pixels, None, None, "cpu", "bf16")
-    assert {w.dtype for w in session.weights} == {torch.bfloat16}
-    run = session.run(session.plan(None, None, TILE, 0), None)
-    session.forward(run, None)
+    prepared = prepare(model, pixels, compute=Compute("cpu", tile=TILE, precision="bf16"))
+    assert {w.dtype for w in prepared.forward.weights} == {torch.bfloat16}
+    run = Run(prepared.forward, prepared.plan())
+    with prepared.reader(run.call) as reader:
+        forward_pass(run, reader, model.card, Progress("forward pass", run.steps, None))
     assert {t.dtype for t in run.tensors.values()} <= {torch.float32, torch.float64}
     after = model.module.state_dict()
     assert all(after[name].dtype == tensor.dtype and torch.equal(after[name], tensor) for name, tensor in before.items())
@@ -173,11 +175,12 @@ def test_the_network_and_the_bridges_stay_in_float32(pixels: NDArray[np.uint8]) 
 
 def test_less_memory_is_planned(pixels: NDArray[np.uint8]) -> None:
     model = make_model(relu_network())
-    full, half = (forecast(model, pixels, explain=True, memory="4GB", tile=(32, 203), precision=p) for p in ("float32", "bf16"))
-    assert half.plan.peak_bytes < 0.75 * full.plan.peak_bytes
+    full, half = (Compute(memory="4GB", tile=(32, 203), precision=precision) for precision in ("float32", "bf16"))
+    more, less = (forecast(model, pixels, targets=1, compute=compute) for compute in (full, half))
+    assert less.plan.peak_bytes < 0.75 * more.plan.peak_bytes
     assert np.array_equal(
-        saliency(model, pixels, plan=half.plan, precision="bf16").maps["signed"].values,
-        saliency(model, pixels, memory="4GB", tile=(32, 203), precision="bf16").maps["signed"].values,
+        prepare(model, pixels, compute=half).explain(plan=less.plan)[0].maps["signed"].values,
+        saliency(model, pixels, compute=half).maps["signed"].values,
     )
 
 
@@ -188,18 +191,18 @@ def test_what_overflows_is_refused_with_the_remedy(pixels: NDArray[np.uint8]) ->
     remedy = "fp16 ends at 65504: use bf16 or float32"
     found = r"answered \[.*\]: not finite; 2 is the first to give (NaN|infinity), in rows 0 to \d+ and columns 0 to \d+ of the region"
     with pytest.raises(ModelError, match=f"{found}; {remedy}"):
-        predict(model, pixels, tile=TILE, precision="fp16")
-    predict(model, pixels, tile=TILE, precision="bf16")
+        predict(model, pixels, compute=Compute(tile=TILE, precision="fp16"))
+    predict(model, pixels, compute=Compute(tile=TILE, precision="bf16"))
 
     steep = relu_network()
     for layer in (0, 2, 5):
         steep[layer].weight.data *= 2.0**6
     model = make_model(nn.Sequential(Shrunk(2.0**-13), *steep))
-    predict(model, pixels, tile=TILE, precision="fp16")
+    predict(model, pixels, compute=Compute(tile=TILE, precision="fp16"))
     found = "gave a gradient of .*: not finite; the reverse pass of [12] is the first to give (NaN|infinity), in rows"
     with pytest.raises(ModelError, match=f"{found} .*; {remedy}"):
-        saliency(model, pixels, tile=TILE, precision="fp16")
-    saliency(model, pixels, tile=TILE, precision="bf16")
+        saliency(model, pixels, compute=Compute(tile=TILE, precision="fp16"))
+    saliency(model, pixels, compute=Compute(tile=TILE, precision="bf16"))
 
 
 class Shrunk(nn.Module):
@@ -215,7 +218,7 @@ class Shrunk(nn.Module):
 
 def test_unknown_precision(pixels: NDArray[np.uint8]) -> None:
     with pytest.raises(ModelError, match="precision 'int8' is unknown: expected float32, bf16, fp16"):
-        predict(make_model(relu_network()), pixels, precision="int8")  # type: ignore[arg-type]
+        predict(make_model(relu_network()), pixels, compute=Compute(precision="int8"))  # type: ignore[arg-type]
 
 
 def test_on_the_command_line(synthetic_slide: SyntheticSlide, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

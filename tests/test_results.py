@@ -15,8 +15,8 @@ import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from streamview import atomic
 from streamview.errors import StreamviewError
+from streamview.files import atomic
 from streamview.geometry import Region
 from streamview.results import Identity, MapWriter, Prediction, Saliency, SaliencyMap, Target, open_saliency, save_saliency
 
@@ -63,7 +63,7 @@ def test_the_identity_changes_with_every_field() -> None:
         Identity(IDENTITY.weights_sha256, IDENTITY.card_sha256, IDENTITY.source, IDENTITY.region, IDENTITY.mpp, "float64"),
     ]
     assert len({IDENTITY.key, *(other.key for other in others)}) == 7
-    assert Identity.from_json(json.loads(json.dumps(IDENTITY.to_json()))).key == IDENTITY.key
+    assert Identity.from_dict(json.loads(json.dumps(IDENTITY.to_dict()))).key == IDENTITY.key
 
 
 def test_probabilities_by_task() -> None:
@@ -83,9 +83,9 @@ def test_probabilities_by_task() -> None:
 
 def test_a_prediction_survives_json() -> None:
     prediction = make_prediction(logits=(0.1, 1 / 3))
-    again = Prediction.from_json(json.loads(json.dumps(prediction.to_json())))
+    again = Prediction.from_dict(json.loads(json.dumps(prediction.to_dict())))
     assert again.logits.tolist() == prediction.logits.tolist()
-    assert again.to_json() == prediction.to_json()
+    assert again.to_dict() == prediction.to_dict()
 
 
 @settings(max_examples=12, deadline=None)
@@ -120,7 +120,7 @@ def test_saving_and_opening_gives_the_same_saliency(tmp_path: Path) -> None:
     saved = save_saliency(saliency, tmp_path / "job" / "r.ome.zarr")
     again = open_saliency(tmp_path / "job" / "r.ome.zarr")
     for opened in (saved, again):
-        assert opened.prediction.to_json() == saliency.prediction.to_json()
+        assert opened.prediction.to_dict() == saliency.prediction.to_dict()
         assert (opened.target, opened.std, opened.glass) == (saliency.target, saliency.std, saliency.glass)
         assert list(opened.maps) == ["absolute", "signed", "evidence"]
         assert opened.mpp == (0.25, 0.25)

@@ -8,19 +8,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_inference import make_model
 from torch import nn
 
-from streamview import forecasts
-from streamview.forecasts import forecast
-from streamview.inference import saliency
-from streamview.loading import Model
-from streamview.session import Session
-from streamview.shares import step_shares
+from streamview.inference import forecast as forecasts
+from streamview.inference.compute import Compute
+from streamview.inference.explain import forecast
+from streamview.inference.prepared import prepare
+from streamview.inference.shares import step_shares
+from streamview.networks import Model
 from streamview.slides.array import ArraySlide
-from streamview.streaming import execute
-from streamview.streaming.calibration import Speed
-from streamview.synthetic import synthetic_region
+from streamview.slides.synthetic import synthetic_region
+from streamview.streaming.run import passes as execute
+from streamview.streaming.run.timing import Speed
+from tests.support.inference import make_model
 
 SIDE, TILE = 1024, (64, 64)
 
@@ -42,13 +42,20 @@ def slide(noise: bool) -> ArraySlide:
     return ArraySlide(pixels)
 
 
-@pytest.mark.parametrize("pool", [lambda: nn.AdaptiveMaxPool2d(1), lambda: nn.AdaptiveAvgPool2d(1)], ids=["max", "mean"])
-@pytest.mark.parametrize("noise", [False, True], ids=["even", "noisy"])
+@pytest.mark.parametrize(
+    ("pool", "noise"),
+    [
+        pytest.param(lambda: nn.AdaptiveMaxPool2d(1), True, id="max-noisy"),
+        pytest.param(lambda: nn.AdaptiveAvgPool2d(1), False, id="mean-even"),
+        pytest.param(lambda: nn.AdaptiveMaxPool2d(1), False, id="max-even", marks=pytest.mark.slow),
+        pytest.param(lambda: nn.AdaptiveAvgPool2d(1), True, id="mean-noisy", marks=pytest.mark.slow),
+    ],
+)
 def test_estimated_shares_are_near_what_is_computed(pool: Callable[[], nn.Module], noise: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     model, source = pooled(pool()), slide(noise)
-    session = Session.prepare(model, source, None, None, "cpu")
-    plan = session.plan(session.needs, "4GB", TILE, 0)
-    shares = step_shares(session.slide, session.sampler, session.kept, session.bound, plan, session.weights)
+    run = prepare(model, source, compute=Compute("cpu", "4GB", TILE))
+    plan = run.plan(targets=1, stored=True)
+    shares = step_shares(run.slide, run.sampler, run.inside, run.both, plan)
     counts = {"run_step": 0, "reverse_step": 0}
 
     def counted(name: str) -> Callable[..., Any]:
@@ -62,7 +69,7 @@ def test_estimated_shares_are_near_what_is_computed(pool: Callable[[], nn.Module
 
     for name in counts:
         monkeypatch.setattr(execute, name, counted(name))
-    saliency(model, source, plan=plan)
+    run.explain(plan=plan)
     assert plan.tapes == plan.steps
     computed, reversed_ = (count / plan.steps for count in counts.values())
     assert abs(shares.computed - computed) <= 0.3 * computed
@@ -73,7 +80,7 @@ def test_a_forecast_counts_what_is_not_computed(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(forecasts, "SAMPLE", (64, 128))
     monkeypatch.setattr(forecasts, "measure", lambda *_: Speed(1e-6, 2e-6))
     model = pooled(nn.AdaptiveMaxPool2d(1))
-    even, noisy = (forecast(model, slide(noise), explain=True, memory="4GB", tile=TILE).seconds for noise in (False, True))
+    even, noisy = (forecast(model, slide(noise), targets=1, compute=Compute(memory="4GB", tile=TILE)).seconds for noise in (False, True))
     assert even is not None
     assert noisy is not None
     assert even < 0.7 * noisy

@@ -9,23 +9,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
-from conftest import SyntheticSlide
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from streamview_models.demo.train import stain_statistics
 
-from streamview.cards import ModelCard, Stain, card_document, parse_card
 from streamview.cli import main
 from streamview.errors import ModelError
 from streamview.export.job import export_job
 from streamview.geometry import Region
-from streamview.inference import predict, saliency
+from streamview.inference.compute import Compute
+from streamview.inference.explain import predict, saliency
 from streamview.jobs import Job
-from streamview.loading import Model, load_model
+from streamview.networks import Model, load_model
+from streamview.networks.cards import ModelCard, Stain, card_document, parse_card
+from streamview.networks.suitability import Overview, unsuitable
 from streamview.slides import open_slide
-from streamview.suitability import Overview, unsuitable
-from streamview.synthetic import synthetic_region
+from streamview.slides.synthetic import synthetic_region
+from tests.support.slides import SyntheticSlide
 
 DARK, GLASS, STAIN = "The region is dark", "The region holds only glass", "The stain is not like the H&E"
 HE_WITHOUT_STATISTICS = Stain("H&E")
@@ -78,7 +79,7 @@ def test_networks_for_other_stains_are_left_alone(demo: Model) -> None:
     assert warned(fluorescence(), replace(demo.card, stain=Stain("fluorescence"))) == ()
     assert warned(immunohistochemistry(), replace(demo.card, stain=Stain("IHC"))) == ()
     image = immunohistochemistry()
-    from streamview.suitability import tissue_density
+    from streamview.networks.suitability import tissue_density
 
     mean = tissue_density(image.reshape(-1, 3)).mean(0)
     own = replace(demo.card, stain=Stain("Ki-67", tuple(mean), (0.005, 0.005, 0.005)))
@@ -125,7 +126,7 @@ def test_a_warning_stays_with_the_result_on_every_shell(demo: Model, tmp_path: P
     with open_slide(path, 0.5) as slide:
         assert predict(demo, slide).warnings[-1].startswith(DARK)
         # the region is padded, and read in pieces of any size
-        again = predict(demo, slide, pad_to=320, tile=(64, 96))
+        again = predict(demo, slide, pad_to=320, compute=Compute(tile=(64, 96)))
         assert again.warnings[-1].startswith(DARK)
         assert saliency(demo, slide).prediction.warnings[-1].startswith(DARK)
     assert main(["saliency", "-i", str(path), "-o", str(job), "-m", "demo", "--mpp", "0.5"]) == 0

@@ -5,7 +5,7 @@ from scipy import ndimage
 
 from streamview.geometry import Region
 from streamview.slides import open_slide
-from streamview.synthetic import synthetic_region, write_synthetic_slide
+from streamview.slides.synthetic import synthetic_region, write_synthetic_slide
 
 
 @pytest.fixture(scope="module")

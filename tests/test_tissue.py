@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import SyntheticSlide
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -16,13 +15,15 @@ import streamview
 from streamview.cli import main
 from streamview.errors import RegionError, SlideError
 from streamview.geometry import Region
+from streamview.inference.compute import Compute
 from streamview.jobs import Job
 from streamview.results import open_saliency
 from streamview.slides import as_slide, open_slide
 from streamview.slides.padding import PaddedSampler
 from streamview.slides.sampling import Sampler
-from streamview.synthetic import write_synthetic_slide
-from streamview.tissue import Tissue, covered, find_tissue, otsu, tissue_boxes, tissue_region, tissue_regions
+from streamview.slides.synthetic import write_synthetic_slide
+from streamview.slides.tissue import Tissue, covered, find_tissue, otsu, tissue_boxes, tissue_region, tissue_regions
+from tests.support.slides import SyntheticSlide
 
 PINK = (196, 120, 172)
 
@@ -105,7 +106,7 @@ def test_real_tissue(shared_data: Path, name: str, low: float, high: float) -> N
 
 
 def test_memory_is_bounded_by_the_choice_of_the_level(synthetic_slide: SyntheticSlide, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("streamview.tissue._LARGEST", 2_000)
+    monkeypatch.setattr("streamview.slides.tissue._LARGEST", 2_000)
     with open_slide(synthetic_slide.path) as slide:
         coarse = find_tissue(slide)
         assert 1_800 <= coarse.mask.size <= 2_000
@@ -174,11 +175,11 @@ def test_a_padded_answer_is_that_of_the_padded_image(synthetic_slide: SyntheticS
     model = streamview.load_model("demo")
     region = Region(600, 800, 150, 210)
     with open_slide(synthetic_slide.path) as slide:
-        found = streamview.saliency(model, slide, region, "lesion", pad_to=256, tile=(64, 128))
+        found = streamview.saliency(model, slide, region, "lesion", pad_to=256, compute=Compute(tile=(64, 128)))
         plain = streamview.saliency(model, slide, region, "lesion")
         pixels = np.zeros((256, 256, 3), np.uint8)
         pixels[:150, :210] = slide.read(region)
-    whole = streamview.saliency(model, pixels, None, "lesion", mpp=0.5, tile=(256, 256))
+    whole = streamview.saliency(model, pixels, None, "lesion", mpp=0.5, compute=Compute(tile=(256, 256)))
     assert found.prediction.logits == pytest.approx(whole.prediction.logits, rel=1e-4, abs=1e-4)
     assert found.prediction.shape == found.maps["absolute"].values.shape == (150, 210)
     np.testing.assert_allclose(found.maps["absolute"].values, whole.maps["absolute"].values[:150, :210], rtol=1e-3, atol=1e-6)
@@ -188,7 +189,7 @@ def test_a_padded_answer_is_that_of_the_padded_image(synthetic_slide: SyntheticS
     identity = found.prediction.identity
     assert (identity.padded, plain.prediction.identity.padded) == ((256, 256), None)
     assert identity.key != plain.prediction.identity.key
-    assert type(identity).from_json(identity.to_json()) == identity
+    assert type(identity).from_dict(identity.to_dict()) == identity
     assert any("zeros at the right and below make it 256 x 256 px" in warning for warning in found.prediction.warnings)
 
 

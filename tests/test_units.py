@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from streamview.errors import MemoryBudgetError, RegionError, StreamviewError
 from streamview.geometry import Region, RegionText, as_region
-from streamview.inference import predict, saliency
-from streamview.loading import load_model
+from streamview.inference.explain import predict, saliency
+from streamview.networks import load_model
 from streamview.slides import as_slide
 from streamview.streaming.memory import format_bytes, parse_bytes
 
@@ -123,8 +123,8 @@ def test_any_text_is_a_region_or_refused_in_one_line(text: str) -> None:
         *(("1,2,3", "expected X,Y"), ("1,2,3,4,5", "expected X,Y"), ("", "expected X,Y"), ("1,2,3,4cm", "expected X,Y")),
         *(("0,5mm,1,2,3", "expected X,Y"), ("1.5,2,3,4", "whole numbers"), ("1,2,inf,4", "expected X,Y"), ("9" * 400 + ",2,3,4", "whole")),
         *(
-            ("-5,0,10,10", "begins outside"),
-            ("0,-1um,10,10", "begins outside"),
+            ("-5,0,10,10", "starts outside"),
+            ("0,-1um,10,10", "starts outside"),
             ("0,0,0,10", "must be positive"),
             ("0,0,10,-1um", "must be positive"),
         ),

@@ -9,19 +9,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import SyntheticSlide
 
 import streamview
 from streamview.cli import main
 from streamview.errors import Cancelled, MemoryBudgetError, RegionError
 from streamview.geometry import Region
-from streamview.loading import Model, load_model
+from streamview.inference.compute import Compute
+from streamview.inspection.certificate import Certificate
+from streamview.inspection.verification import _pixels
+from streamview.networks import Model, load_model
 from streamview.progress import Step
 from streamview.slides import open_slide
 from streamview.slides.sampling import Sampler
-from streamview.streaming.certificate import Certificate
 from streamview.streaming.step import reverse_step
-from streamview.verification import _pixels
+from tests.support.slides import SyntheticSlide
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -55,7 +56,7 @@ def test_of_random_pixels(model: Model) -> None:
 def test_of_a_region_of_a_slide(model: Model, synthetic_slide: SyntheticSlide) -> None:
     region = Region(700, 300, 301, 402)
     with open_slide(synthetic_slide.path) as slide:
-        found = streamview.verify(model, slide, region, windows=2, tile=(64, 97))
+        found = streamview.verify(model, slide, region, windows=2, compute=Compute(tile=(64, 97)))
         assert found.facts["slide_identity"] == slide.identity
     assert found.passed
     assert found.facts["region"] == "300,700,402,301"
@@ -83,7 +84,7 @@ def test_it_can_be_cancelled_and_refuses_what_does_not_fit(model: Model) -> None
     with pytest.raises(Cancelled):
         streamview.verify(model, report=cancel)
     with pytest.raises(MemoryBudgetError, match="the process already takes"):
-        streamview.verify(model, memory="1MB")
+        streamview.verify(model, compute=Compute(memory="1MB"))
     with pytest.raises(RegionError, match="expected one inside level 0"):
         streamview.verify(model, np.zeros((90, 90, 3), np.uint8), Region(0, 0, 99, 99), mpp=0.5)
 
@@ -99,14 +100,14 @@ def test_the_command_prints_and_keeps_the_certificate(run: Run, model: Model, sy
     assert f"written: {file}" in out
     assert [path for path in job.rglob("*") if path.is_file()] == [kept]
     assert kept.read_text() == file.read_text()
-    found = Certificate.from_json(json.loads(kept.read_text()))
+    found = Certificate.from_dict(json.loads(kept.read_text()))
     assert found.passed
     assert found.seed == 5
     assert str(found) in out
 
 
 def test_a_broken_engine_fails_the_command(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("streamview.streaming.execute.reverse_step", lambda *args: (reverse_step(*args)[0], [None] * 99))
+    monkeypatch.setattr("streamview.streaming.run.passes.reverse_step", lambda *args: (reverse_step(*args)[0], [None] * 99))
     status, out, _ = run("verify", "-m", "demo", "--windows", 1, "-o", tmp_path)
     assert status == 1
     assert "\nFAILED: worst relative error " in out
@@ -117,7 +118,7 @@ def test_a_broken_engine_fails_the_command(run: Run, tmp_path: Path, monkeypatch
 def test_the_command_says_what_does_not_fit(run: Run) -> None:
     status, _, err = run("verify", "-m", "demo", "--region", "0,0,9,9")
     assert (status, err.count("\n")) == (1, 1)
-    assert "no slide it could be a part of" in err
+    assert "there is no slide; name one with -i" in err
     status, out, _ = run("verify", "-m", "imagenette", "--untrained", "--windows", 1)
     assert status == 0
     assert "weights: random (untrained)" in out

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from benchmarks.gpu.report import PAGE, insert, tables
-from streamview import atomic
+from streamview.files import atomic
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -11,20 +11,21 @@ from typing import Any
 import numpy as np
 import torch
 from hypothesis import HealthCheck, Phase, given, settings
-from networks import Case, Excite, cases
-from oracle import errors, gradients, joined, remembering
 from streamview_models import MODELS
 from torch import Tensor, nn
 
 import streamview
 from streamview.errors import StreamviewError
 from streamview.finetuning import Settings, finetune
-from streamview.labels import read_labels
-from streamview.session import Session
-from streamview.streaming import shortage
+from streamview.inference.compute import PRECISIONS, Compute
+from streamview.inference.prepared import prepare
+from streamview.labels.regions import read_labels
+from streamview.slides.synthetic import write_synthetic_slide
 from streamview.streaming.cuda import bounded
 from streamview.streaming.cuda import full_float32 as in_full_float32
-from streamview.synthetic import write_synthetic_slide
+from streamview.streaming.run import out_of_memory as shortage
+from tests.support.networks import Case, Excite, cases
+from tests.support.oracle import errors, gradients, joined, remembering
 
 __all__ = ["CHECKS", "Check"]
 
@@ -132,7 +133,7 @@ def first_logit(network: nn.Module, image: Tensor) -> Tensor:
 def flags_are_restored(device: torch.device) -> str:
     """A prediction leaves the user's settings of TF32 as they are."""
     before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
-    streamview.predict(streamview.load_model("demo"), np.full((512, 512, 3), 200, np.uint8), mpp=0.5, device=str(device))
+    streamview.predict(streamview.load_model("demo"), np.full((512, 512, 3), 200, np.uint8), mpp=0.5, compute=Compute(device=str(device)))
     after = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
     assert before == after, f"{before} became {after}"
     return f"TF32 {before[0]}, {before[1]} before and after"
@@ -181,7 +182,7 @@ def memory_is_bounded(device: torch.device) -> str:
     for _ in range(2):
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
-        streamview.saliency(model, pixels, memory="1.5GB", device=str(device))
+        streamview.saliency(model, pixels, compute=Compute(device=str(device), memory="1.5GB"))
         peaks.append(torch.cuda.max_memory_reserved(device) / 2**30)
     assert max(peaks) <= 1.5, f"reserved {peaks} GB of 1.5"
     return f"peaks {peaks[0]:.2f} and {peaks[1]:.2f} GB of 1.5"
@@ -194,10 +195,11 @@ def reading_is_pinned(device: torch.device) -> str:
         write_synthetic_slide(path, size=(1536, 2048), seed=3)
         model = streamview.load_model("demo")
         with streamview.open_slide(path) as slide:
-            session = Session.prepare(model, slide, None, None, str(device))
-            assert session.reads_ahead
-            assert session._fetch((0, 64), (0, 64)).is_pinned()
-            maps = [streamview.saliency(model, slide, device=name) for name in (str(device), "cpu")]
+            run = prepare(model, slide, compute=Compute(device=str(device)))
+            with run.reader(run.forward) as reader:
+                assert reader.reads_ahead
+                assert reader.fetch((0, 64), (0, 64)).is_pinned()
+            maps = [streamview.saliency(model, slide, compute=Compute(device=name)) for name in (str(device), "cpu")]
     ours, theirs = (np.asarray(found.maps["absolute"].values, np.float64) for found in maps)
     far = np.linalg.norm(ours - theirs) / np.linalg.norm(theirs)
     assert far < 1e-2, f"relative L2 to the CPU's map {far:.1e}"
@@ -211,7 +213,8 @@ def half_precision(device: torch.device) -> str:
         path = Path(folder) / "slide.svs"
         write_synthetic_slide(path, size=(1024, 1024), seed=5)
         with streamview.open_slide(path) as slide:
-            results = {p: streamview.saliency(model, slide, device=str(device), precision=p) for p in ("float32", "bf16", "fp16")}
+            computes = [Compute(device=str(device), precision=precision) for precision in PRECISIONS]
+            results = {compute.precision: streamview.saliency(model, slide, compute=compute) for compute in computes}
     full = np.asarray(results["float32"].maps["absolute"].values)
     lines = []
     for precision in ("bf16", "fp16"):

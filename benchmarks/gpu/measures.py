@@ -16,11 +16,17 @@ from streamview_models import MODELS
 from torch import Tensor, nn
 
 import streamview
-from streamview.forecasts import forecast
-from streamview.session import Session
+from streamview.inference.compute import Compute
+from streamview.inference.explain import forecast
+from streamview.inference.passes import forward_pass
+from streamview.inference.prepared import prepare
+from streamview.inference.reader import read_order
+from streamview.progress import Progress
+from streamview.results import Precision
+from streamview.slides.synthetic import write_synthetic_slide
 from streamview.streaming import stream
 from streamview.streaming.cuda import full_float32
-from streamview.synthetic import write_synthetic_slide
+from streamview.streaming.run.run import Run
 
 __all__ = ["NETWORKS", "SIZES", "Case", "cases", "measure", "measure_slide"]
 
@@ -136,38 +142,38 @@ def _seconds(work: Callable[[], object], device: torch.device) -> float:
     return float(begin.elapsed_time(end)) / 1000
 
 
-def measure_slide(device: torch.device, size: int = 8192, precision: str = "float32") -> dict[str, Any]:
+def measure_slide(device: torch.device, size: int = 8192, precision: Precision = "float32") -> dict[str, Any]:
     """A whole call of `streamview.saliency` on a slide: its time, its forecast, and how far reading and computing overlap."""
     model = streamview.load_model("camelyon17-2048", untrained=True)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "slide.svs"
         write_synthetic_slide(path, size=(size, size), seed=1)
         with streamview.open_slide(path, mpp=8.0) as slide:
-            expected = forecast(model, slide, explain=True, device=str(device), precision=precision)
+            compute = Compute(device=str(device), precision=precision)
+            expected = forecast(model, slide, targets=1, compute=compute)
             calls = []
             for _ in range(2):  # the first call also pays for what is set up once
                 _settle(device)
                 start = time.perf_counter()
-                streamview.saliency(model, slide, device=str(device), precision=precision)
+                streamview.saliency(model, slide, compute=compute)
                 calls.append(time.perf_counter() - start)
             peak = torch.cuda.max_memory_reserved(device) if device.type == "cuda" else 0
-            session = Session.prepare(model, slide, None, None, str(device), precision)
+            run = prepare(model, slide, compute=compute)
             start = time.perf_counter()
-            plan = session.plan(session.needs, None, None, 0)
+            plan = run.plan(targets=1)
             planning = time.perf_counter() - start
-            start = time.perf_counter()
-            for rows, columns in session._order(plan):
-                session._fetch(rows, columns)
-            reading = time.perf_counter() - start
-            start = time.perf_counter()
-            with full_float32(device):
-                session.forward(session.run(plan, session.needs), None, explain=True)
-                session.wait()
-                both = time.perf_counter() - start
-                start = time.perf_counter()  # the region is on the device now, where there is one
-                session.forward(session.run(plan, session.needs), None, explain=True)
-                session.wait()
-            computing = time.perf_counter() - start
+            with run.reader(run.both) as reader, full_float32(device):
+                start = time.perf_counter()
+                for rows, columns in read_order(run.both, plan):
+                    reader.fetch(rows, columns)
+                reading = time.perf_counter() - start
+                taken = []
+                for _ in range(2):  # the second time the region is on the device, where there is one
+                    start = time.perf_counter()
+                    forward_pass(Run(run.both, plan), reader, model.card, Progress("forward pass", plan.steps, None), explain=True)
+                    _settle(device)
+                    taken.append(time.perf_counter() - start)
+            both, computing = taken
     return {
         "size": size, "precision": precision, "seconds": min(calls), "first_seconds": calls[0], "peak_bytes": peak,
         "forecast_seconds": expected.seconds, "forecast_bytes": expected.peak_bytes, "planning_seconds": planning,

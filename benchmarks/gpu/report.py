@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.report import markdown
-from streamview import atomic
+from streamview.files import atomic
 
 __all__ = ["PAGE", "insert", "tables"]
 

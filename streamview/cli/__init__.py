@@ -1,6 +1,6 @@
-"""The command line: a thin shell that parses, calls one core function and shows one result.
+"""The command line: parses the arguments, calls one core function and shows its result.
 
-Results go to stdout, progress, warnings and errors to stderr. Everything heavy is imported by the command that needs it, so that
+Results go to stdout; progress, warnings and errors to stderr. Each command imports its own heavy dependencies, so that
 ``streamview --help`` is instant.
 """
 
@@ -27,15 +27,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     Parameters
     ----------
     argv
-        Arguments; default those of the process.
+        Arguments (default: those of the process).
 
     Returns
     -------
     int
-        Exit status: 0 when all went well, 1 after an error or when a slide failed, 2 for a command line that makes no sense (then by
-        `SystemExit`), 130 when cancelled, 141 when nobody reads the output any more.
+        Exit status: 0 on success, 1 after an error or if a slide failed, 2 for an invalid command line (raised as `SystemExit`),
+        130 when cancelled, 141 if the output's reader has gone.
     """
-    # torch's own switch, read when it first allocates: huge pages make the large blocks of a step a fifth cheaper
+    # read by torch at its first allocation: huge pages make the large blocks of a step a fifth cheaper
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     arguments = list(sys.argv[1:] if argv is None else argv)
     parser = build_parser()
@@ -60,13 +60,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         complain(f"error: {one_line(error)}")
         return 1
     except BrokenPipeError:
-        # as `streamview models | head` does; what is still buffered must not fail again when Python flushes it
+        # as in `streamview models | head`; the remaining buffer must not fail again when Python flushes it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
 
 
 def _show(others: Callable[..., Any], message: Warning | str, category: type[Warning], *where: Any, **how: Any) -> None:
-    """Say what concerns a slide, its annotations or a job as any other warning of a command, and all else as Python does."""
+    """Print warnings about slides, annotations and jobs in the command's own form, and all others as Python does."""
     if issubclass(category, SlideWarning | AnnotationWarning | JobWarning):
         warn(str(message))
     else:

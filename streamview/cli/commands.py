@@ -1,4 +1,4 @@
-"""One function a command: call the core, show what came back, return the exit status."""
+"""One function per command: call the core, show the result, return the exit status."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ __all__ = ["COMMANDS"]
 
 
 def _convert(options: Namespace, arguments: list[str]) -> int:
-    from streamview import atomic
+    from streamview.files import atomic
     from streamview.geometry import RegionText
-    from streamview.machine import free_disk
-    from streamview.pyramid import build_pyramid, discard_unfinished, pyramid_shapes
     from streamview.slides import open_slide
+    from streamview.slides.pyramid import build_pyramid, discard_unfinished, pyramid_shapes
+    from streamview.system.machine import free_disk
 
     start = time.monotonic()
     text = None if options.region is None else RegionText.parse(options.region)
@@ -35,9 +35,9 @@ def _convert(options: Namespace, arguments: list[str]) -> int:
         height, width = shapes[0]
         say(f"{slide.name}: {width} x {height} px, levels: {len(shapes)}; writes at most {amount(largest)}, {amount(free)} are free")
         if largest > free:
-            warn("the disk may not hold it: free some space, or write to another disk")
+            warn("the disk may be too small: free some space, or write to another disk")
         if slide.mpp is None:
-            warn("the micrometres per pixel are unknown, and the pyramid says so: state them with --mpp")
+            warn("the micrometres per pixel are unknown, and will be in the pyramid: set them with --mpp")
         if options.restart:
             with atomic.disk_errors(Path(options.output)):
                 discard_unfinished(options.output)
@@ -60,6 +60,7 @@ def _convert(options: Namespace, arguments: list[str]) -> int:
 def _export(options: Namespace, arguments: list[str]) -> int:
     from streamview.export.job import export_job
     from streamview.jobs import Job
+    from streamview.results.display import DisplayChoice
 
     empty: list[str] = []
     with Bars() as bars:
@@ -68,9 +69,7 @@ def _export(options: Namespace, arguments: list[str]) -> int:
             options.format,
             slides=options.slide,
             out=options.output,
-            display=options.display,
-            blur_um=options.blur,
-            threshold=options.threshold,
+            display=DisplayChoice(options.display, options.blur, options.threshold),
             png_size=options.png_size,
             tell=empty.append,
             report=bars,
@@ -88,22 +87,22 @@ def _jobs(options: Namespace, arguments: list[str]) -> int:
 
     job = Job(options.job)
     if not (job.folder / "slides").is_dir():
-        raise StreamviewError(f"{job.folder}: is no job folder; name one that streamview predict or saliency made")
+        raise StreamviewError(f"{job.folder}: is not a job folder; give one written by streamview predict or saliency")
     if options.action == "rm":
         for name in job.remove(options.slide, None if options.region is None else Region.parse(options.region)):
-            say(f"taken out: {name}")
+            say(f"removed: {name}")
         return 0
     for record in job.slides():
         say(f"{record.slide_id}{'' if record.source is None else f'  ({record.source})'}")
         for result in record.regions:
             prediction = result.prediction
-            state = record.superseded(result) or ("" if result.holds_tissue else "no tissue, does not count")
+            state = record.superseded(result) or ("" if result.holds_tissue else "no tissue, not counted")
             facts = f"{region_id(prediction.region)}  {prediction.model_name}  {in_words(prediction)}"
             say(f"  {facts}{state and f'  [{state}]'}{'  with maps' if result.maps else ''}")
         for results in by_policy(record):
             whole = aggregate(results)
-            said = f"none: {whole.reason}" if whole.prediction is None else f"{in_words(whole.prediction)}  ({whole.method})"
-            say(f"  slide  {results[-1].prediction.model_name}  {said}")
+            summary = f"none: {whole.reason}" if whole.prediction is None else f"{in_words(whole.prediction)}  ({whole.method})"
+            say(f"  slide  {results[-1].prediction.model_name}  {summary}")
         if record.error is not None:
             say(f"  failed: {record.error}")
     return 0
@@ -111,13 +110,14 @@ def _jobs(options: Namespace, arguments: list[str]) -> int:
 
 def _verify(options: Namespace, arguments: list[str]) -> int:
     from streamview.geometry import Region, RegionText
+    from streamview.inference.compute import Compute
+    from streamview.inspection.verification import verify, write_certificate
     from streamview.jobs import Job, region_id
-    from streamview.loading import load_model
+    from streamview.networks import load_model
     from streamview.slides import open_slide
-    from streamview.verification import verify, write_certificate
 
     if options.region is not None and options.slides is None:
-        raise StreamviewError(f"--region {options.region}: there is no slide it could be a part of; name one with -i, or leave it out")
+        raise StreamviewError(f"--region {options.region}: there is no slide; name one with -i, or leave out --region")
     start = time.monotonic()
     text = None if options.region is None else RegionText.parse(options.region)
     job = None if options.output is None else Job(options.output)
@@ -128,12 +128,12 @@ def _verify(options: Namespace, arguments: list[str]) -> int:
         slide = None if options.slides is None else open_while.enter_context(open_slide(options.slides, options.mpp))
         region = None if text is None or slide is None else text.on(slide.mpp, slide.name)
         certificate = verify(
-            model, slide, region, windows=options.windows, seed=options.seed, memory=options.memory, device=options.device, report=bars
+            model, slide, region, windows=options.windows, seed=options.seed, compute=Compute(options.device, options.memory), report=bars
         )
-        what = "random" if slide is None else f"{slide.name}-{region_id(region or Region(0, 0, *slide.shape))}"
+        pixels = "random" if slide is None else f"{slide.name}-{region_id(region or Region(0, 0, *slide.shape))}"
     say(str(certificate))
     files = [] if options.json is None else [Path(options.json)]
-    files += [] if job is None else [job.certificate_path(what, model.sha256)]
+    files += [] if job is None else [job.certificate_path(pixels, model.sha256)]
     for path in files:
         write_certificate(certificate, path)
         say(f"written: {path}")
@@ -146,17 +146,17 @@ def _models(options: Namespace, arguments: list[str]) -> int:
 
 
 def _inspect(options: Namespace) -> int:
-    from streamview.onboarding import inspect_model
+    from streamview.inspection.model import inspect_model
 
-    found = inspect_model(options.model, weights=options.weights, card=options.card, untrained=options.untrained, outlooks=True)
-    say(json.dumps(found.to_json(), indent=2, ensure_ascii=False) if options.json else str(found))
-    return 0 if found.streams else 1
+    report = inspect_model(options.model, weights=options.weights, card=options.card, untrained=options.untrained, outlooks=True)
+    say(json.dumps(report.to_dict(), indent=2, ensure_ascii=False) if options.json else str(report))
+    return 0 if report.streams else 1
 
 
 def _list_models() -> int:
     from streamview_models import ALIASES, MODELS
 
-    from streamview.loading import load_card
+    from streamview.networks import load_card
 
     rows = [("MODEL", "CLASSES", "MPP", "TRAINED", "LICENCE")]
     for name in MODELS:
@@ -169,28 +169,28 @@ def _list_models() -> int:
         say("  ".join([*(f"{cell:<{width}}" for cell, width in zip(row[:4], widths, strict=True)), row[4]]))
     short = ", ".join(f"{alias} = {name}" for alias, name in ALIASES.items())
     say(f"short names: {short}")
-    say("-m also takes timm:NAME, torchvision:NAME, package.module:function, FILE.pt2, and a folder with card.json and weights.safetensors")
+    say("-m also accepts timm:NAME, torchvision:NAME, package.module:function, FILE.pt2 or a folder with card.json and weights.safetensors")
     return 0
 
 
 def _doctor(options: Namespace, arguments: list[str]) -> int:
-    from streamview.doctor import examine
+    from streamview.system.doctor import examine
 
-    fine = True
+    ready = True
     for check in examine():
         state = "ok" if check.ok else "missing" if check.needed else "-"
         say(f"{state:<8} {check.name:<16} {check.found}{'' if check.ok else f'; {check.remedy}'}")
-        fine &= check.ok or not check.needed
-    say("ready" if fine else "not ready: mend what is missing")
-    return 0 if fine else 1
+        ready &= check.ok or not check.needed
+    say("ready" if ready else "not ready: fix what is missing")
+    return 0 if ready else 1
 
 
 def _view(options: Namespace, arguments: list[str]) -> int:
-    from streamview.doctor import check_window
+    from streamview.system.doctor import check_window
 
     check = check_window()
     if not check.ok:
-        raise StreamviewError(f"no window can be opened: {check.found}; {check.remedy}")
+        raise StreamviewError(f"cannot open a window: {check.found}; {check.remedy}")
     from streamview_napari.view import run
 
     run(options.path)
@@ -199,28 +199,27 @@ def _view(options: Namespace, arguments: list[str]) -> int:
 
 def _demo(options: Namespace, arguments: list[str]) -> int:
     from streamview.demo import run_demo
+    from streamview.inference.compute import Compute
 
     with Bars() as bars:
-        shown = run_demo(
+        result = run_demo(
             options.output,
             size=options.size,
             untrained=options.untrained,
-            memory=options.memory,
-            device=options.device,
-            precision=options.precision,
+            compute=Compute(options.device, options.memory, precision=options.precision),
             tell=say,
             announce=show_forecast,
             report=bars,
             command=arguments,
         )
     say("")
-    show_answer(shown.answer)
-    say(f"slide, pyramid and job: {options.output} (look: streamview view {shown.job})")
-    say(f"\nthe lesion covers {shown.lesion_share:.2%} of the slide; share of each map's positive mass inside it, and times that area:")
-    for row in shown.localisation:
-        say(f"  {row.what:<58} {row.inside:6.1%}  {row.inside / shown.lesion_share:5.1f}x")
+    show_answer(result.answer)
+    say(f"slide, pyramid and job: {options.output} (view them: streamview view {result.job})")
+    say(f"\nthe lesion covers {result.lesion_share:.2%} of the slide; share of each map's positive mass inside, and ratio to that area:")
+    for row in result.localisation:
+        say(f"  {row.what:<58} {row.inside:6.1%}  {row.inside / result.lesion_share:5.1f}x")
     say("")
-    show_cost(shown.seconds)
+    show_cost(result.seconds)
     return 0
 
 

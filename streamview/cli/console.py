@@ -1,4 +1,4 @@
-"""What the user sees: lines, bars with the time left, and what the work took."""
+"""Output of the command line: lines, warnings, and progress bars with the time left."""
 
 from __future__ import annotations
 
@@ -15,49 +15,48 @@ __all__ = ["Bars", "amount", "complain", "one_line", "say", "warn"]
 
 
 def say(line: str) -> None:
-    """Print a line of the result at once, also into a pipe; what the output cannot encode (a file name that is no UTF-8) is escaped."""
+    """Print a line of the result and flush; characters that the output cannot encode (file names that are not UTF-8) are escaped."""
     encoding = sys.stdout.encoding or "utf-8"
     print(line.encode(encoding, "backslashreplace").decode(encoding), flush=True)
 
 
 def complain(line: str) -> None:
-    """Print a line on stderr; what it names as an argument of Python is an option here."""
+    """Print a line on stderr, with options in place of the Python arguments it names."""
     print(_encodable(name_options(line)), file=sys.stderr, flush=True)
 
 
 def _encodable(line: str) -> str:
-    """With the bytes of file names that are no UTF-8 written out, which a terminal would refuse."""
+    """Escape the bytes of file names that are not UTF-8, which a terminal would reject."""
     return line.encode("utf-8", "backslashreplace").decode()
 
 
 def warn(line: str) -> None:
-    """Print what the reader of a result must know, on stderr."""
+    """Print a warning on stderr."""
     complain(f"warning: {line}")
 
 
 def amount(size: float) -> str:
-    """Bytes for people: ``"1.9 GB"``, ``"21 MB"``; as `streamview.streaming.plan.format_bytes`, without loading torch."""
+    """Format bytes: ``"1.9 GB"``, ``"21 MB"``; the same as `streamview.streaming.plan.plan.format_bytes`, without loading torch."""
     return f"{size / 2**30:.1f} GB" if size >= 2**30 else f"{size / 2**20:.0f} MB" if size >= 2**20 else f"{size / 2**10:.0f} KB"
 
 
 def one_line(error: BaseException) -> str:
-    """The message of an error without line breaks."""
+    """Return an error's message without line breaks."""
     return " ".join(str(error).split())
 
 
 class Bars:
-    """Draws steps as progress bars on stderr, and cancels: the `Report` of every command.
+    """Progress bars on stderr, and cancellation: the `Report` of every command.
 
-    Each task has its own bar with the rate and the time left; where stderr is no terminal, a line a minute and one when it is done.
-    While its context lasts, a first Ctrl-C stops the work at its next step, where everything can be tidied up, and a second one at once;
-    on leaving it the terminal is clean again.
+    Each task has its own bar with rate and time left; where stderr is not a terminal, one line per minute and one at the end.
+    Inside the context, the first Ctrl-C cancels at the next step, so that everything is cleaned up, and the second interrupts at once.
     """
 
     def __init__(self) -> None:
         self._bar: Any = None
         self._cancelled = False
-        self._minute = 0  # of the running task, said last
-        self._before: Any = None
+        self._minute = 0  # of the current task, last reported
+        self._previous_handler: Any = None
 
     def __call__(self, step: Step) -> None:
         """Show a step.
@@ -65,7 +64,7 @@ class Bars:
         Raises
         ------
         Cancelled
-            When the user asked for it.
+            After Ctrl-C.
         """
         if self._cancelled:
             raise Cancelled("stopped by the user")
@@ -80,7 +79,7 @@ class Bars:
     def _draw(self, step: Step) -> None:
         from tqdm import tqdm
 
-        if self._bar is not None and step.done < self._bar.n:  # the task began again
+        if self._bar is not None and step.done < self._bar.n:  # the task restarted
             self.close()
         if self._bar is None:
             form = "{desc}: {percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt} steps, {rate_fmt}, {elapsed} gone, {remaining} left"
@@ -90,7 +89,7 @@ class Bars:
             self.close()
 
     def close(self) -> None:
-        """End the bar being drawn, if any."""
+        """Close the current bar, if any."""
         if self._bar is not None:
             self._bar.close()
             self._bar = None
@@ -99,13 +98,13 @@ class Bars:
         if self._cancelled:
             raise KeyboardInterrupt
         self._cancelled = True
-        # not print: a handler may interrupt another print
+        # not print: the handler may interrupt another print
         os.write(2, b"\ncancelling at the next step; Ctrl-C again stops at once\n")
 
     def __enter__(self) -> Self:
-        self._before = signal.signal(signal.SIGINT, self._interrupt)
+        self._previous_handler = signal.signal(signal.SIGINT, self._interrupt)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        signal.signal(signal.SIGINT, self._before)
+        signal.signal(signal.SIGINT, self._previous_handler)
         self.close()

@@ -1,4 +1,4 @@
-"""``evaluate``: labelled regions to figures."""
+"""The command ``evaluate``: metrics on labelled regions."""
 
 from __future__ import annotations
 
@@ -13,20 +13,22 @@ from streamview.cli.console import Bars, complain, say, warn
 from streamview.cli.run import parse_tile, show_cost
 
 if TYPE_CHECKING:
-    from streamview.labels import Example
-    from streamview.loading import Model
+    from streamview.inference.compute import Compute
+    from streamview.labels.regions import Example
+    from streamview.networks import Model
 
 __all__ = ["evaluate"]
 
 
 def evaluate(options: Namespace, arguments: list[str]) -> int:
-    """Predict for labelled regions, say how good the answers are, and write it down."""
-    from streamview.evaluation import evaluate as judge
+    """Predict for labelled regions, measure the predictions, and write the results."""
+    from streamview.evaluation import evaluate as run_evaluation
     from streamview.evaluation import write_evaluation
     from streamview.evaluation.report import check_folder
-    from streamview.labels import find_targets, read_labels
-    from streamview.loading import load_model
-    from streamview.machine import describe_device, find_device
+    from streamview.inference.compute import Compute
+    from streamview.labels.regions import find_targets, read_labels
+    from streamview.networks import load_model
+    from streamview.system.machine import describe_device, find_device
 
     start = time.monotonic()
     tile = None if options.tile is None else parse_tile(options.tile)
@@ -35,46 +37,43 @@ def evaluate(options: Namespace, arguments: list[str]) -> int:
     examples = read_labels(options.labels, options.slides)
     model = load_model(options.model, weights=options.weights, card=options.card, untrained=options.untrained)
     find_targets(examples, model.card)
-    drawn = "" if model.card.trained else " (untrained, random weights)"
-    narrow = "" if options.precision == "float32" else f" in {options.precision}"
-    say(f"network: {model.card.name}{drawn} on {describe_device(device)}{narrow}")
+    untrained = "" if model.card.trained else " (untrained, random weights)"
+    precision = "" if options.precision == "float32" else f" in {options.precision}"
+    say(f"network: {model.card.name}{untrained} on {describe_device(device)}{precision}")
     say(f"use: {model.card.use}")
     with Bars() as bars:
-        _show_largest(model, examples, tile, options)
-        found = judge(
+        compute = Compute(str(device), options.memory, tile, options.precision)
+        _show_largest(model, examples, compute)
+        evaluation = run_evaluation(
             model,
             examples,
-            memory=options.memory,
-            tile=tile,
-            device=str(device),
-            precision=options.precision,
+            compute=compute,
             resamples=options.resamples,
             skip_errors=options.skip_errors,
             report=bars,
         )
-    for row in found.failed:
+    for row in evaluation.failed:
         complain(f"error: {row.error}")
-    for warning in found.warnings:
+    for warning in evaluation.warnings:
         warn(warning)
-    say(f"\n{found}\n")
-    for path in write_evaluation(found, options.output):
+    say(f"\n{evaluation}\n")
+    for path in write_evaluation(evaluation, options.output):
         say(f"written: {os.path.relpath(path)}")
     show_cost(time.monotonic() - start)
-    return 1 if found.failed else 0
+    return 1 if evaluation.failed else 0
 
 
-def _show_largest(model: Model, examples: Sequence[Example], tile: tuple[int, int] | None, options: Namespace) -> None:
-    """Say how many regions there are and what the largest will take; one that cannot be read is spoken of when its turn comes."""
+def _show_largest(model: Model, examples: Sequence[Example], compute: Compute) -> None:
+    """Print the number of regions and the forecast for the largest; if it cannot be read, the error is reported in its turn."""
     from streamview.errors import RegionError, SlideError
-    from streamview.forecasts import forecast
+    from streamview.inference.explain import forecast
 
     slides, patients = ({str(getattr(example, what)) for example in examples} for what in ("source", "case"))
     say(f"labels: {len(examples)} regions on {len(slides)} slides of {len(patients)} patients")
     largest = max(examples, key=lambda example: math.inf if example.region is None else example.region.height * example.region.width)
     try:
         with largest.open() as slide:
-            how = {"memory": options.memory, "tile": tile, "device": options.device, "precision": options.precision}
-            ahead = forecast(model, slide, largest.region, **how)
+            largest_forecast = forecast(model, slide, largest.region, compute=compute)
     except (SlideError, RegionError):
         return
-    say(f"forecast for {largest}: {ahead}")
+    say(f"forecast for {largest}: {largest_forecast}")

@@ -1,4 +1,4 @@
-"""What a slide is, for people and as JSON."""
+"""The command ``info``: describe a slide as text or JSON."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ __all__ = ["describe", "info"]
 
 
 def info(options: Namespace, arguments: list[str]) -> int:
-    """Say what a slide is."""
+    """Describe a slide."""
     from streamview.slides import open_slide
 
     with open_slide(options.slide, options.mpp, options.channel) as slide:
-        found = describe(slide)
-    say(json.dumps(found, indent=2, ensure_ascii=False) if options.json else _in_words(found))
+        facts = describe(slide)
+    say(json.dumps(facts, indent=2, ensure_ascii=False) if options.json else _in_words(facts))
     return 0
 
 
 def describe(slide: Slide) -> dict[str, Any]:
-    """Facts about a slide, fit for JSON: pairs are (y, x), lengths in px of their level, mm or um as named.
+    """Facts about a slide, ready for JSON: pairs are (y, x); lengths are in px of their level, or in mm or um where named so.
 
-    Of what may name people or places it holds the keys alone, never the values.
+    Properties that may name people or places appear by key only, never with their values.
     """
     from streamview.slides.properties import hidden_properties, safe_properties
 
@@ -66,31 +66,31 @@ def _profile_name(profile: bytes) -> str | None:
         return None
 
 
-def _in_words(found: dict[str, Any]) -> str:
-    rows = [("size", f"{found['width']} x {found['height']} px")]
-    if found["mpp"] is None:
-        remedy = "" if "--mpp" in found["mpp_source"] else "; state it with --mpp where a network needs it"
-        rows.append(("mpp", f"{found['mpp_source']}{remedy}"))
+def _in_words(facts: dict[str, Any]) -> str:
+    rows = [("size", f"{facts['width']} x {facts['height']} px")]
+    if facts["mpp"] is None:
+        remedy = "" if "--mpp" in facts["mpp_source"] else "; set it with --mpp if a network needs it"
+        rows.append(("mpp", f"{facts['mpp_source']}{remedy}"))
     else:
-        (y, x), (high, wide) = found["mpp"], found["extent_mm"]
+        (y, x), (high, wide) = facts["mpp"], facts["extent_mm"]
         pitch = " across, ".join(dict.fromkeys((f"{x:.4g} um/px", f"{y:.4g} um/px")))
-        rows.append(("mpp", f"{pitch}{' down' if 'across' in pitch else ''} ({found['mpp_source']})"))
+        rows.append(("mpp", f"{pitch}{' down' if 'across' in pitch else ''} ({facts['mpp_source']})"))
         rows.append(("extent", f"{wide:.4g} x {high:.4g} mm"))
-    profile = found["icc_profile"]
+    profile = facts["icc_profile"]
     colour = "no ICC profile" if profile is None else f"ICC profile {profile['name'] or 'without a name'}, {profile['bytes']} bytes"
-    rows += [("glass", found["background"]), ("colour", colour), ("read by", found["reader"]), ("identity", found["identity"])]
-    lines = [found["name"], *(f"  {name:<9} {_printable(value)}" for name, value in rows), ""]
-    lines += _columns([("level", "width", "height", "downsample", "tile", "compression"), *map(_level, enumerate(found["levels"]))])
-    hidden = found["hidden"]
-    left = [f"pictures: {', '.join(hidden['pictures'])}"] if hidden["pictures"] else []
+    rows += [("glass", facts["background"]), ("colour", colour), ("read by", facts["reader"]), ("identity", facts["identity"])]
+    lines = [facts["name"], *(f"  {name:<9} {_printable(value)}" for name, value in rows), ""]
+    lines += _columns([("level", "width", "height", "downsample", "tile", "compression"), *map(_level, enumerate(facts["levels"]))])
+    hidden = facts["hidden"]
+    omitted = [f"pictures: {', '.join(hidden['pictures'])}"] if hidden["pictures"] else []
     if hidden["properties"]:
         keys, rest = hidden["properties"][:12], len(hidden["properties"]) - 12
-        left.append(f"properties: {', '.join(keys)}{f' and {rest} more (all with --json)' if rest > 0 else ''}")
+        omitted.append(f"properties: {', '.join(keys)}{f' and {rest} more (all with --json)' if rest > 0 else ''}")
     return "\n".join(
         [
             *lines,
-            *(["", "  left out of every output (convert --keep-metadata keeps the properties)"] if left else []),
-            *(f"  {_printable(line)}" for line in left),
+            *(["", "  left out of every output (convert --keep-metadata keeps the properties)"] if omitted else []),
+            *(f"  {_printable(line)}" for line in omitted),
         ]
     )
 
@@ -108,5 +108,5 @@ def _columns(rows: Sequence[tuple[str, ...]]) -> list[str]:
 
 
 def _printable(text: str) -> str:
-    """Without the control characters that a file may hold."""
+    """Remove control characters, which a file may contain."""
     return "".join(letter for letter in " ".join(text.split()) if letter.isprintable())

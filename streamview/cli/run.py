@@ -12,19 +12,19 @@ from typing import TYPE_CHECKING
 from streamview.cli.console import Bars, amount, complain, one_line, say, warn
 
 if TYPE_CHECKING:
-    from streamview.batch import Answer, Work
+    from streamview.cohort.run import Answer, Work
     from streamview.errors import StreamviewError
-    from streamview.forecasts import Forecast
-    from streamview.loading import Model
-    from streamview.patches import PatchPlan
+    from streamview.inference.forecast import Forecast
+    from streamview.inference.patches import PatchPlan
+    from streamview.networks import Model
     from streamview.slides import Slide
 
 __all__ = ["parse_tile", "predict", "saliency", "show_answer", "show_cost", "show_forecast"]
 
 
 def predict(options: Namespace, arguments: list[str]) -> int:
-    """Predict for every slide, or where the network is made for patches, for each patch of it."""
-    from streamview.batch import patch_slide, predict_slide
+    """Predict for every slide, or with a network made for patches, for each of its patches."""
+    from streamview.cohort.run import patch_slide, predict_slide
 
     def is_per_patch(model: Model) -> bool:
         return (options.per or model.card.answers) == "patch"
@@ -39,9 +39,9 @@ def predict(options: Namespace, arguments: list[str]) -> int:
 
 
 def saliency(options: Namespace, arguments: list[str]) -> int:
-    """Predict for every slide and map what the network saw."""
-    from streamview.batch import check_display, explain_slide
-    from streamview.inference import find_targets
+    """Predict for every slide and compute saliency maps."""
+    from streamview.cohort.run import check_display, explain_slide
+    from streamview.inference.targets import find_targets
 
     def explain(work: Work, path: str | os.PathLike[str]) -> Answer:
         return explain_slide(work, path, targets=options.target or (), displays=[options.display] if options.display else None)
@@ -50,35 +50,35 @@ def saliency(options: Namespace, arguments: list[str]) -> int:
         check_display(model, options.display)
         find_targets(model, options.target or ())
         if "all" in (options.target or ()) and "all" in model.card.class_names:
-            warn("--target all: is taken for the class of this name; to explain every class, name each")
+            warn("--target all means the class of that name; to explain every class, name each")
 
     return _run(options, arguments, explain, check)
 
 
 def _check_patches(model: Model, options: Namespace) -> str:
-    """What is said of answers for patches; refuses options that they have no use for."""
+    """Describe the answers for patches; refuse options that do not apply to them."""
     from streamview.errors import StreamviewError
-    from streamview.patches import patch_side
+    from streamview.inference.patches import patch_side
 
     side = patch_side(model.card)
-    for option, given in (("--tile", options.tile), ("--pad-to", options.pad_to), ("--precision", options.precision != "float32")):
-        if given:
-            raise StreamviewError(f"{option} is for regions that are streamed: leave it out, or give --per region for one answer for all")
+    for option, used in (("--tile", options.tile), ("--pad-to", options.pad_to), ("--precision", options.precision != "float32")):
+        if used:
+            raise StreamviewError(f"{option} applies only to streamed regions: leave it out, or use --per region for one answer per region")
     um = side * (model.card.mpp or 0.0)
-    return f"answers: one for each patch of {um:g} x {um:g} um ({side} px) that holds tissue (--per region: one for the whole region)"
+    return f"answers: one for each patch of {um:g} x {um:g} um ({side} px) with tissue (--per region: one for the whole region)"
 
 
 def show_forecast(slide: Slide, ahead: Forecast | PatchPlan) -> None:
-    """Say which slide is next and what it will take."""
+    """Print the next slide and its forecast."""
     scale = slide.mpp_source if slide.mpp is None else f"{slide.mpp[1]:.4g} um/px, {slide.mpp_source}"
     say(f"\n{slide.name}: {slide.shape[1]} x {slide.shape[0]} px ({scale})")
     say(f"forecast: {ahead}")
     if ahead.disk_free is not None and ahead.disk_bytes > ahead.disk_free:
-        warn("the disk may not hold the maps: free some space, write to another disk, or name fewer targets")
+        warn("the disk may be too small for the maps: free some space, write to another disk, or name fewer targets")
 
 
 def show_answer(answer: Answer, said: Collection[str] = (), *, place: bool = False) -> None:
-    """Say what the network answered (with `place`: for which region), what was not `said` before to know of it, and where the maps are."""
+    """Print the answer (with its region if `place`), its warnings except those already `said`, and the paths of its files."""
     from streamview.jobs import in_words
 
     prediction = answer.prediction
@@ -86,9 +86,9 @@ def show_answer(answer: Answer, said: Collection[str] = (), *, place: bool = Fal
         if warning not in said:
             warn(warning)
     say(f"prediction{f' for the region {prediction.region}' if place else ''}: {in_words(prediction)}")
-    for made in answer.maps:
-        explained = f"{made.target}, {prediction.answer_for(made.target)}" if len(answer.maps) > 1 else made.target
-        say(f"maps of {explained}: {', '.join(made.maps)} in {os.path.relpath(str(made.path))}")
+    for maps in answer.maps:
+        explained = f"{maps.target}, {prediction.answer_for(maps.target)}" if len(answer.maps) > 1 else maps.target
+        say(f"maps of {explained}: {', '.join(maps.maps)} in {os.path.relpath(str(maps.path))}")
     for table in answer.tables:
         say(f"patches: {os.path.relpath(table)}")
     for picture in answer.pictures:
@@ -98,8 +98,8 @@ def show_answer(answer: Answer, said: Collection[str] = (), *, place: bool = Fal
 
 
 def show_cost(seconds: float) -> None:
-    """Say what the command took."""
-    from streamview.machine import peak_device_memory, peak_memory
+    """Print the time and memory that the command took."""
+    from streamview.system.machine import peak_device_memory, peak_memory
 
     device = peak_device_memory()
     reserved = "" if device is None else f", {amount(device)} on the device"
@@ -112,14 +112,15 @@ def _run(
     answer: Callable[[Work, str | os.PathLike[str]], Answer],
     check: Callable[[Model], str | None] | None = None,
 ) -> int:
-    """Check all that concerns every slide, then work through them."""
-    from streamview.batch import Work, run_slides
+    """Check what all slides share, then process each of them."""
+    from streamview.cohort.run import Work, run_slides
     from streamview.geometry import RegionText
+    from streamview.inference.compute import Compute
     from streamview.jobs import Job, new_run_id
-    from streamview.loading import load_model
-    from streamview.machine import describe_device, find_device, total_memory
-    from streamview.streaming.calibration import format_seconds
+    from streamview.networks import load_model
     from streamview.streaming.memory import parse_bytes
+    from streamview.streaming.run.timing import format_seconds
+    from streamview.system.machine import describe_device, find_device, total_memory
 
     region = None if options.region is None else RegionText.parse(options.region)
     tile = None if options.tile is None else parse_tile(options.tile)
@@ -129,9 +130,9 @@ def _run(
     model = load_model(options.model, weights=options.weights, card=options.card, untrained=options.untrained)
     padding = None if options.pad_to is None else _side(options.pad_to, model)
     remark = None if check is None else check(model)
-    drawn = "" if model.card.trained else " (untrained, random weights)"
-    narrow = "" if options.precision == "float32" else f" in {options.precision}"
-    say(f"network: {model.card.name}{drawn} on {describe_device(device)}{narrow}")
+    untrained = "" if model.card.trained else " (untrained, random weights)"
+    precision = "" if options.precision == "float32" else f" in {options.precision}"
+    say(f"network: {model.card.name}{untrained} on {describe_device(device)}{precision}")
     say(f"use: {model.card.use}")
     if remark is not None:
         say(remark)
@@ -148,16 +149,16 @@ def _run(
 
     with Bars() as bars:
 
-        def answered(made: Answer) -> None:
-            show_answer(made, model.notes, place=options.crop_tissue)
+        def answered(slide_answer: Answer) -> None:
+            show_answer(slide_answer, model.notes, place=options.crop_tissue)
 
         def failed(name: str, error: StreamviewError) -> None:
             bars.close()
             complain(f"error: {one_line(error)}")
 
         work = Work(
-            model, job, new_run_id(), announce, bars, region, options.mpp, memory, str(device), options.precision, padding,
-            options.crop_tissue, tile,
+            model, job, new_run_id(), announce, bars, region, Compute(str(device), memory, tile, options.precision), options.mpp, padding,
+            options.crop_tissue,
         )  # fmt: skip
         run = run_slides(work, options.slides, answer, command=arguments, answered=answered, failed=failed, skip_errors=options.skip_errors)
     done = len(run.plan)
@@ -165,22 +166,22 @@ def _run(
     written = job.folder / "predictions.csv"
     say(f"\n{done} of {len(options.slides)} slides answered{f': {os.path.relpath(written)}' if written.exists() else ''}")
     if left and not done:
-        warn(f"nothing was computed, {left} slides left: --skip-errors goes on past a slide that fails")
+        warn(f"nothing was computed, {left} slides left: --skip-errors continues after a slide that fails")
     elif left:
-        warn(f"stopped at {run.failed[-1]} with {left} slides left: --skip-errors goes on past a slide that fails")
+        warn(f"stopped at {run.failed[-1]} with {left} slides left: --skip-errors continues after a slide that fails")
     show_cost(run.seconds or 0.0)
     return 1 if run.failed else 0
 
 
 def _side(text: str, model: Model) -> int:
-    """Read ``--pad-to``: px, or the one size that the card states."""
+    """Parse ``--pad-to``: px, or ``card`` for the one size in the card."""
     from streamview.errors import StreamviewError
 
     if text == "card":
         low, high = model.card.input_size or (0, 0)
         if not low or low != high:
-            states = f"sides of {low} to {high} px" if low else "no size"
-            raise StreamviewError(f"--pad-to card: the card of the model {model.card.name} states {states}; give the side in px")
+            size = f"sides of {low} to {high} px" if low else "no size"
+            raise StreamviewError(f"--pad-to card: the card of the model {model.card.name} states {size}; give the side in px")
         return low
     if not text.isascii() or not text.isdecimal() or not int(text):
         raise StreamviewError(f"--pad-to {text}: expected a whole number of px above 0, such as 8192, or card")
@@ -188,12 +189,12 @@ def _side(text: str, model: Model) -> int:
 
 
 def parse_tile(text: str) -> tuple[int, int]:
-    """Read ``--tile``.
+    """Parse ``--tile``.
 
     Raises
     ------
     StreamviewError
-        When it is not two whole numbers.
+        If it is not two positive whole numbers.
     """
     from streamview.errors import StreamviewError
 

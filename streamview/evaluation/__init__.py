@@ -1,4 +1,4 @@
-"""How good a network is on labelled regions: predicted one after the other, measured, and written with pictures."""
+"""Evaluate a network on labelled regions: predictions, metrics with intervals, and files with charts."""
 
 from streamview.evaluation.answers import Evaluation, evaluate
 from streamview.evaluation.metrics import Figure, Metrics, measure

@@ -1,4 +1,4 @@
-"""Every labelled region predicted one after the other, and the answers measured."""
+"""Predict for every labelled region, and measure the predictions."""
 
 from __future__ import annotations
 
@@ -12,36 +12,37 @@ from functools import partial
 
 import numpy as np
 
-from streamview.cards import ModelCard
 from streamview.errors import LabelError, RegionError, SlideError
 from streamview.evaluation.metrics import Metrics, measure
-from streamview.inference import predict
-from streamview.labels import Example, find_targets, identify_slides, labels_digest, unite_slides
-from streamview.loading import Model, as_model
+from streamview.inference.compute import Compute
+from streamview.inference.explain import predict
+from streamview.labels.regions import Example, find_targets, identify_slides, labels_digest, unite_slides
+from streamview.networks import Model, as_model
+from streamview.networks.cards import ModelCard
 from streamview.progress import Report, Step
 from streamview.results import Precision, Prediction
 from streamview.slides import Slide
 
 __all__ = ["Evaluation", "Row", "evaluate"]
 
-_FEW = 10  # patients below which an interval is too narrow to lean on
-_PARTS = 100  # steps of the progress that a region counts for
+_FEW = 10  # patients below which the intervals tend to be too narrow
+_PARTS = 100  # progress steps per region
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Row:
-    """One labelled region and what became of it.
+    """One labelled region and its prediction.
 
     Parameters
     ----------
     example
-        As labelled.
+        The labelled region.
     prediction
-        The answer; None where the region failed.
+        None if the region failed.
     mpp
-        Um per level-0 pixel of the slide, across; None when unknown.
+        Horizontal um per level-0 pixel of the slide; None if unknown.
     error
-        Why it failed, in one line; empty where it did not.
+        Why it failed, in one line; empty if it did not.
     """
 
     example: Example
@@ -52,22 +53,22 @@ class Row:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Evaluation:
-    """How good a network is on labelled regions.
+    """A network's predictions and metrics on labelled regions.
 
     Parameters
     ----------
     rows
-        One a region, in the order they were given.
+        One per region, in the order of the examples.
     metrics
-        Of the regions that were answered; None where all failed.
+        Metrics over the regions that did not fail; None if all failed.
     card, weights_sha256
-        Of the network: with the labels, what the figures follow from.
+        The network's card and the hash of its weights.
     labels_sha256
-        `streamview.labels.labels_digest` of the examples.
+        `streamview.labels.regions.labels_digest` of the examples.
     precision
-        Arithmetic of the streamed part.
+        Precision of the streamed part.
     warnings
-        What the reader must know, one sentence each.
+        Warnings about the results, one sentence each.
     """
 
     rows: tuple[Row, ...]
@@ -80,98 +81,105 @@ class Evaluation:
 
     @property
     def failed(self) -> tuple[Row, ...]:
-        """The regions without an answer."""
+        """The rows of the regions that failed."""
         return tuple(row for row in self.rows if row.prediction is None)
 
     def __str__(self) -> str:
-        """The figures, a line each."""
-        said = "no region was answered" if self.metrics is None else str(self.metrics)
-        return f"{said}\n{len(self.failed)} of {len(self.rows)} regions failed" if self.failed else said
+        """The metrics, one per line."""
+        text = "no region was answered" if self.metrics is None else str(self.metrics)
+        return f"{text}\n{len(self.failed)} of {len(self.rows)} regions failed" if self.failed else text
 
 
 def evaluate(
     model: Model,
     examples: Sequence[Example],
     *,
-    memory: str | int | None = None,
-    tile: tuple[int, int] | None = None,
-    device: str = "auto",
-    precision: Precision = "float32",
+    compute: Compute = Compute(),
     resamples: int = 2000,
     seed: int = 0,
     skip_errors: bool = False,
     report: Report | None = None,
 ) -> Evaluation:
-    """Predict for every labelled region, and measure the answers.
+    """Predict for every labelled region, and measure the predictions.
 
     Parameters
     ----------
     model
         From `streamview.load_model`.
     examples
-        Labelled regions, as from `streamview.labels.read_labels`; those of one slide are answered together, so that it is opened once.
-    memory, tile, device, precision
+        Labelled regions, such as from `streamview.labels.regions.read_labels`. Regions of one slide are predicted together, so that
+        it is opened once.
+    compute
         As for `streamview.predict`.
     resamples, seed
         As for `measure`.
     skip_errors
-        Whether to go on past a region whose slide cannot be read or that does not fit; its row then says why.
+        Whether to continue after a region that cannot be read or does not fit the network; its row then holds the error.
     report
         Called after every step of the engine with the progress over all regions, a hundred steps each; may raise `Cancelled`.
 
     Raises
     ------
     LabelError
-        When there is no example, a label is no class of the network, or examples of one slide contradict each other; nothing was
-        computed then.
+        If there is no example, a label is not a class of the network, or examples of one slide contradict each other; raised before
+        anything is computed.
     SlideError, RegionError
-        When a region fails and `skip_errors` is not set; the message names it.
+        If a region fails and `skip_errors` is False; the message names it.
     ModelError, NotStreamableError, MemoryBudgetError
         As for `streamview.predict`.
+
+    Examples
+    --------
+    >>> import streamview
+    >>> from streamview.labels.regions import Example
+    >>> examples = [Example("slide.svs", "lesion", streamview.Region(0, 256, 512, 256), patient="patient-1")]
+    >>> result = streamview.evaluate(streamview.load_model("demo"), examples, resamples=100)
+    >>> result.metrics.regions, result.metrics.accuracy.value
+    (1, 1.0)
     """
     as_model(model)
     if not examples:
-        raise LabelError("there is no labelled region to evaluate on; expected one or more")
+        raise LabelError("there are no labelled regions to evaluate on; expected one or more")
     targets = find_targets(examples, model.card)
     examples = unite_slides(examples, *identify_slides(examples))
-    answer = partial(predict, model, memory=memory, tile=tile, device=device, precision=precision)
+    answer = partial(predict, model, compute=compute)
     start, count = time.monotonic(), len(examples)
 
     def tell(regions: int, inside: Step | None = None) -> None:
-        # a region's last step is told when its row is there
+        # a region's last step is reported once its row exists
         parts = 0 if inside is None else (_PARTS - 1) * inside.done // max(inside.total, 1)
         if report is not None:
             report(Step("evaluation", _PARTS * regions + parts, _PARTS * count, time.monotonic() - start))
 
     rows: dict[int, Row] = {}
-    for together in _by_slide(examples):
+    for numbers in _by_slide(examples):
         with contextlib.ExitStack() as open_while:
             slide: Slide | None = None
-            for number in together:
+            for number in numbers:
                 example = examples[number]
                 try:
                     slide = slide or open_while.enter_context(example.open())
                     prediction = answer(slide, example.region, report=partial(tell, len(rows)))
                 except (SlideError, RegionError) as error:
-                    said = f"{example}: {error}"
+                    message = f"{example}: {error}"
                     if not skip_errors:
-                        raise type(error)(said) from error
-                    rows[number] = Row(example, None, error=" ".join(said.split()))
+                        raise type(error)(message) from error
+                    rows[number] = Row(example, None, error=" ".join(message.split()))
                 else:
                     rows[number] = Row(example, prediction, None if slide.mpp is None else slide.mpp[1])
                 tell(len(rows))
     ordered = tuple(rows[number] for number in range(count))
-    answers = {number: row.prediction.logits for number, row in enumerate(ordered) if row.prediction is not None}
+    logits = {number: row.prediction.logits for number, row in enumerate(ordered) if row.prediction is not None}
     metrics = None
-    if answers:
-        patients = [examples[number].case for number in answers]
-        metrics = measure(np.stack(list(answers.values())), targets[list(answers)], patients, model.card, resamples=resamples, seed=seed)
+    if logits:
+        patients = [examples[number].case for number in logits]
+        metrics = measure(np.stack(list(logits.values())), targets[list(logits)], patients, model.card, resamples=resamples, seed=seed)
     warnings = (*model.notes, *_warnings(ordered, metrics))
-    return Evaluation(ordered, metrics, model.card, model.sha256, labels_digest(examples), precision, warnings)
+    return Evaluation(ordered, metrics, model.card, model.sha256, labels_digest(examples), compute.precision, warnings)
 
 
 def _by_slide(examples: Sequence[Example]) -> list[list[int]]:
-    """Numbers of the examples, those of one slide together, slides as they come."""
+    """Group the indices of the examples by slide, in order of first appearance."""
     groups: dict[tuple[object, float | None], list[int]] = {}
     for number, example in enumerate(examples):
         source = example.source
@@ -181,18 +189,18 @@ def _by_slide(examples: Sequence[Example]) -> list[list[int]]:
 
 
 def _warnings(rows: Sequence[Row], metrics: Metrics | None) -> list[str]:
-    """What the predictions warn of, each once, and what the figures cannot bear."""
-    found = Counter(warning for row in rows if row.prediction is not None for warning in row.prediction.warnings)
-    said = [warning if times == len(rows) else f"{warning} ({times} of {len(rows)} regions)" for warning, times in found.items()]
+    """The distinct warnings of the predictions, and limits of the metrics."""
+    counts = Counter(warning for row in rows if row.prediction is not None for warning in row.prediction.warnings)
+    warnings = [warning if count == len(rows) else f"{warning} ({count} of {len(rows)} regions)" for warning, count in counts.items()]
     if metrics is None:
-        return said
+        return warnings
     if metrics.shortfall:
-        said.append(f"On these regions the network is of no use: {metrics.shortfall}.")
+        warnings.append(f"On these regions the network is of no use: {metrics.shortfall}.")
     if metrics.patients == 1:
-        said.append("All regions are of one patient, so there are no intervals: name patients in the column patient_id.")
+        warnings.append("All regions are of one patient, so there are no intervals: name patients in the column patient_id.")
     elif metrics.patients < _FEW and metrics.resamples:
-        said.append(f"The intervals rest on {metrics.patients} patients: with fewer than {_FEW} they tend to be too narrow.")
+        warnings.append(f"The intervals rest on {metrics.patients} patients: with fewer than {_FEW} they tend to be too narrow.")
     absent = [output.name for output in metrics.outputs if not output.regions]
     if absent:
-        said.append(f"No region is of {', '.join(absent)}: nothing is known of how well it is found.")
-    return said
+        warnings.append(f"No region is labelled {', '.join(absent)}: these regions do not show how well that class is recognised.")
+    return warnings

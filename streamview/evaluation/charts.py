@@ -1,4 +1,4 @@
-"""Figures as pictures, drawn on figures of matplotlib that the caller owns; nothing here touches pyplot or any global state."""
+"""Charts of an evaluation, drawn on matplotlib figures of the caller; pyplot and its global state are not used."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from streamview import atomic
 from streamview.evaluation.bootstrap import format_figure
 from streamview.evaluation.metrics import Metrics
+from streamview.files import atomic
 from streamview.results import RESEARCH_USE
 
 if TYPE_CHECKING:
@@ -26,14 +26,14 @@ __all__ = ["chart_size", "draw_confusion", "draw_reliability", "draw_scatter", "
 _INK, _GREY, _FAINT = "#1b1f24", "#57606a", "#e4e7eb"
 _BLUE, _PALE, _RED = "#2a6f97", "#a9cfe4", "#b3402a"
 _TEXT, _SMALL = 10, 8.5  # points
-_HEAD, _FOOT = 0.95, 0.34  # inches that title and footer take
-_ACROSS = 3  # scatter plots in a row
-_FEW = 6  # classes whose cells have room for a second figure
-_LONGEST = 28  # letters of a name
+_HEAD, _FOOT = 0.95, 0.34  # inches for title and footer
+_ACROSS = 3  # scatter plots per row
+_FEW = 6  # classes up to which the cells have room for a second number
+_LONGEST = 28  # characters of a name
 
 
 def chart_size(metrics: Metrics, what: str) -> tuple[float, float]:
-    """Width and height in inches that ``"confusion"``, ``"reliability"`` or ``"scatter"`` is legible at."""
+    """Width and height in inches at which ``"confusion"``, ``"reliability"`` or ``"scatter"`` is legible."""
     count = len(metrics.outputs)
     if what == "confusion":
         side = min(max(4.21, 0.62 * count + 2.0), 14.0)
@@ -44,16 +44,16 @@ def chart_size(metrics: Metrics, what: str) -> tuple[float, float]:
 
 
 def draw_confusion(figure: mpl.Figure, metrics: Metrics, name: str = "") -> None:
-    """Draw what was answered for the regions of each class: counts, and the share of the row as the cell's shade.
+    """Draw the confusion matrix: counts, each cell shaded by its share of the row.
 
     Parameters
     ----------
     figure
-        An empty figure of matplotlib, drawn in place.
+        An empty matplotlib figure, drawn in place.
     metrics
-        Of a class task.
+        Metrics of a class task.
     name
-        Of the network, for the title.
+        Name of the network, for the title.
     """
     counts = np.array(metrics.confusion)
     rows = counts.sum(1, keepdims=True)
@@ -73,7 +73,7 @@ def draw_confusion(figure: mpl.Figure, metrics: Metrics, name: str = "") -> None
     across = len(names) > 4 or max(map(len, names)) * len(names) > 40
     ticks = range(len(names))
     axes.set_xticks(ticks, names, rotation=40 if across else 0, ha="right" if across else "center", rotation_mode="anchor")
-    axes.set_yticks(ticks, [f"{given}  (n = {output.regions})" for given, output in zip(names, metrics.outputs, strict=True)])
+    axes.set_yticks(ticks, [f"{label}  (n = {output.regions})" for label, output in zip(names, metrics.outputs, strict=True)])
     axes.set_xlabel("answered class", fontsize=_TEXT, color=_INK)
     axes.set_ylabel("true class", fontsize=_TEXT, color=_INK)
     axes.tick_params(length=0, labelsize=_TEXT if len(names) <= _FEW else _SMALL, colors=_INK)
@@ -88,14 +88,14 @@ def draw_confusion(figure: mpl.Figure, metrics: Metrics, name: str = "") -> None
 
 
 def draw_reliability(figure: mpl.Figure, metrics: Metrics, name: str = "") -> None:
-    """Draw how often answers of like confidence are right, and how many there are.
+    """Draw the accuracy of answers by confidence, and their number.
 
     Parameters
     ----------
     figure, name
         As for `draw_confusion`.
     metrics
-        Of a class or multilabel task.
+        Metrics of a class or multilabel task.
     """
     bins = metrics.reliability
     edges = np.linspace(0, 1, len(bins) + 1)
@@ -112,15 +112,15 @@ def draw_reliability(figure: mpl.Figure, metrics: Metrics, name: str = "") -> No
     axes.text(0.08, 0.1, "as confident as right", fontsize=_SMALL, color=_GREY, **tilted)
     shares = [0.0 if math.isnan(entry.accuracy) else entry.accuracy for entry in bins]
     axes.bar(edges[:-1], shares, width=np.diff(edges), align="edge", color=_PALE, edgecolor="white", zorder=1)
-    said, right = [entry.confidence for entry in used], [entry.accuracy for entry in used]
-    axes.vlines(said, said, right, color=_RED, linewidth=1.5, zorder=3, label="gap to their confidence")
-    axes.plot(said, right, "o", color=_BLUE, markersize=6, zorder=4, clip_on=False, label="answers of like confidence")
+    confidences, accuracies = [entry.confidence for entry in used], [entry.accuracy for entry in used]
+    axes.vlines(confidences, confidences, accuracies, color=_RED, linewidth=1.5, zorder=3, label="gap to their confidence")
+    axes.plot(confidences, accuracies, "o", color=_BLUE, markersize=6, zorder=4, clip_on=False, label="answers of similar confidence")
     axes.set(xlim=(0, 1), ylim=(0, 1.02))
     axes.set_ylabel("share answered right", fontsize=_TEXT, color=_INK)
     axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 1), ncols=2, fontsize=_SMALL, frameon=False, labelcolor=_INK)
     counts = [entry.count for entry in bins]
-    drawn = below.bar(edges[:-1], counts, width=np.diff(edges), align="edge", color=_GREY, edgecolor="white")
-    below.bar_label(drawn, [str(count) if count else "" for count in counts], fontsize=_SMALL, color=_INK, padding=1)
+    bars = below.bar(edges[:-1], counts, width=np.diff(edges), align="edge", color=_GREY, edgecolor="white")
+    below.bar_label(bars, [str(count) if count else "" for count in counts], fontsize=_SMALL, color=_INK, padding=1)
     below.set(ylim=(0, 1.25 * max(counts)), yticks=[])
     below.set_xticks(edges[::2])
     below.set_xlabel("confidence of the answer (probability)", fontsize=_TEXT, color=_INK)
@@ -132,16 +132,16 @@ def draw_reliability(figure: mpl.Figure, metrics: Metrics, name: str = "") -> No
 def draw_scatter(
     figure: mpl.Figure, metrics: Metrics, truth: NDArray[np.float64], values: NDArray[np.floating[Any]], name: str = ""
 ) -> None:
-    """Draw the values of a regression over the truth, one plot an output.
+    """Draw predicted values against the truth, one plot per output.
 
     Parameters
     ----------
     figure, name
         As for `draw_confusion`.
     metrics
-        Of a regression with K outputs.
+        Metrics of a regression with K outputs.
     truth, values
-        (N, K): what should have been answered, and what was.
+        (N, K): true and predicted values.
     """
     count = len(metrics.outputs)
     _page(figure, "Values and truth", name, [_scope(metrics)])
@@ -155,29 +155,29 @@ def draw_scatter(
         axes.plot((low - room, high + room), (low - room, high + room), color=_GREY, linewidth=1, linestyle=(0, (4, 3)))
         axes.plot(x, y, "o", color=_BLUE, markersize=5, alpha=0.65, markeredgewidth=0)
         axes.set(xlim=(low - room, high + room), ylim=(low - room, high + room), aspect="equal")
-        said = f"Spearman's rho {output.spearman}\nmean absolute error {output.error}\nalways the median: {format_figure(output.baseline)}"
-        axes.set_title(f"{_short(output.name)}\n{said}", fontsize=_SMALL, color=_INK, loc="left")
+        text = f"Spearman's rho {output.spearman}\nmean absolute error {output.error}\nalways the median: {format_figure(output.baseline)}"
+        axes.set_title(f"{_short(output.name)}\n{text}", fontsize=_SMALL, color=_INK, loc="left")
         axes.set_xlabel("truth", fontsize=_TEXT, color=_INK)
         axes.set_ylabel("answered value", fontsize=_TEXT, color=_INK)
         _frame(axes)
 
 
 def write_chart(path: str | os.PathLike[str], draw: Callable[[mpl.Figure], None], size: tuple[float, float]) -> Path:
-    """Draw a chart into a PNG of 150 dots an inch; it appears whole or not at all.
+    """Write a chart as a PNG of 150 dots per inch, complete or not at all.
 
     Parameters
     ----------
     path
         The file.
     draw
-        Draws on the figure it is given.
+        Draws on a figure.
     size
         Width and height in inches.
 
     Raises
     ------
     StreamviewError
-        When the disk is full or the file may not be written.
+        If the disk is full or the file cannot be written.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure as Page
@@ -192,7 +192,7 @@ def write_chart(path: str | os.PathLike[str], draw: Callable[[mpl.Figure], None]
 
 
 def _page(figure: mpl.Figure, title: str, name: str, lines: Sequence[str]) -> None:
-    """The title with what was measured, the research-use line at the foot, and room between them."""
+    """Set title, scope and research-use line, and leave room for the plots between them."""
     height = figure.get_figheight()
     figure.set_layout_engine("compressed", rect=(0.01, _FOOT / height, 0.98, 1 - (0.5 + 0.15 * len(lines) + _FOOT) / height))
     shown = f"{title}: {_short(name)}" if name else title
@@ -210,7 +210,7 @@ def _frame(axes: Axes) -> None:
 
 
 def _scope(metrics: Metrics) -> str:
-    """What was measured."""
+    """The regions and patients measured."""
     return str(metrics).partition("\n")[0]
 
 
@@ -226,7 +226,7 @@ def _short(name: str) -> str:
 
 
 def _ramp() -> Any:
-    """From white to blue, light enough throughout that black or white figures can be read on it."""
+    """A colour map from white to blue on which black or white numbers stay legible."""
     from matplotlib.colors import LinearSegmentedColormap
 
     return LinearSegmentedColormap.from_list("white-blue", ["#f4f7f9", _PALE, _BLUE])

@@ -1,17 +1,16 @@
-"""How good answers are, beside what an answer without a network would reach."""
+"""Metrics of a network's predictions, each beside the baseline reached without a network."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit, logsumexp, softmax
 
-from streamview.cards import ModelCard, Task
 from streamview.evaluation.bootstrap import (
     Bootstrap,
     Figure,
@@ -24,6 +23,9 @@ from streamview.evaluation.bootstrap import (
     ratio,
 )
 
+if TYPE_CHECKING:
+    from streamview.networks.cards import ModelCard, Task
+
 __all__ = ["Bin", "Figure", "Metrics", "Output", "measure"]
 
 _BINS = 10
@@ -31,14 +33,14 @@ _BINS = 10
 
 @dataclass(frozen=True, slots=True)
 class Bin:
-    """Answers of like confidence.
+    """Answers of similar confidence.
 
     Parameters
     ----------
     count
-        How many.
+        Number of answers.
     confidence, accuracy
-        Mean confidence, and share that is right; NaN in an empty bin.
+        Mean confidence, and share of right answers; NaN in an empty bin.
     """
 
     count: int
@@ -48,19 +50,19 @@ class Bin:
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """How one output of a network did.
+    """Metrics of one output of a network.
 
     Parameters
     ----------
     name
-        Of the class, or of the value.
+        Name of the class or value.
     regions
-        How many regions are of the class; of a regression: all.
+        Number of regions of the class; for regression, of all regions.
     auc
-        Area under the ROC curve of this class against all others; None in a regression, and for the first of two classes, whose area is
-        that of the second.
+        Area under the ROC curve of this class against all others; None for regression, and for the first of two classes, whose area
+        equals that of the second.
     accuracy
-        Multilabel: share of regions right at a probability of 0.5.
+        Multilabel: share of regions that are right at a probability threshold of 0.5.
     spearman
         Regression: rank correlation of values and truth.
     error
@@ -81,34 +83,34 @@ class Output:
 
 @dataclass(frozen=True, slots=True)
 class Metrics:
-    """How good the answers for some regions are. What a task does not have is None or empty.
+    """Metrics of the predictions for some regions. Fields that do not apply to the task are None or empty.
 
     Parameters
     ----------
     task
-        Of the network.
+        Task of the network.
     regions, patients
-        How many were measured.
+        Number of regions and patients.
     resamples
-        Of the bootstrap; 0: no intervals.
+        Bootstrap resamples; 0: no intervals.
     loss
         Mean over regions (and outputs) of the cross-entropy, of the binary cross-entropy, or of Huber's loss with delta 1; unweighted.
     outputs
-        One an output of the network.
+        One per output of the network.
     accuracy
-        Share of regions answered right; multilabel: of all pairs of region and class, at 0.5.
+        Share of right regions; multilabel: of right pairs of region and class, at 0.5.
     baseline
-        Accuracy of always answering the most frequent class; multilabel: mean of those of the outputs.
+        Accuracy of always answering the most frequent class; multilabel: mean over the outputs.
     majority
         That class; None for multilabel.
     balanced_accuracy
-        Mean over the classes there are of the share of their regions answered right.
+        Mean over the classes that occur of the share of their regions that is right.
     confusion
-        (K, K) counts: rows are the truth, columns the answer.
+        (K, K) counts: rows are true classes, columns predicted classes.
     reliability
-        Ten bins of equal width of the answer's confidence, each with its lower edge outside.
+        Ten bins of equal width over the confidence of the answer, each (low, high].
     ece
-        Expected calibration error: mean over answers of the gap between confidence and accuracy of their bin (0..1).
+        Expected calibration error (0..1): mean over answers of the gap between their bin's confidence and accuracy.
     """
 
     task: Task
@@ -126,7 +128,7 @@ class Metrics:
     ece: float | None = None
 
     def __str__(self) -> str:
-        """A few lines for people."""
+        """The metrics, one per line."""
         unit = " (95 % intervals, resampled by patient)" if self.resamples and self.patients > 1 else ""
         lines = [f"{_count(self.regions, 'region')} of {_count(self.patients, 'patient')}{unit}", f"loss {format_figure(self.loss)}"]
         if self.accuracy is not None:
@@ -152,7 +154,7 @@ class Metrics:
 
     @property
     def brief(self) -> str:
-        """The main figure and what it is to be compared with, in a few words."""
+        """The main metric with its baseline, in a few words."""
         if self.accuracy is not None:
             return f"accuracy {format_figure(self.accuracy.value)} (majority {format_figure(self.baseline)})"
         errors = [f"{format_figure(o.error.value)} ({format_figure(o.baseline)})" for o in self.outputs if o.error is not None]
@@ -160,27 +162,28 @@ class Metrics:
 
     @property
     def shortfall(self) -> str:
-        """Say where the answers are no better than one that needs no network; empty: nowhere."""
+        """Where the predictions are no better than the baseline, in words; empty if nowhere."""
         parts = []
         if self.accuracy is not None and self.baseline is not None and self.accuracy.value <= self.baseline:
             always = "the more frequent state of every class" if self.majority is None else self.majority
-            how = "worse than" if self.accuracy.value < self.baseline else "no better than"
-            parts.append(f"accuracy {format_figure(self.accuracy.value)}, {how} always answering {always} ({format_figure(self.baseline)})")
+            comparison = "worse than" if self.accuracy.value < self.baseline else "no better than"
+            accuracy = f"accuracy {format_figure(self.accuracy.value)}"
+            parts.append(f"{accuracy}, {comparison} always answering {always} ({format_figure(self.baseline)})")
         for output in self.outputs:
             if output.error is not None and output.baseline is not None and output.error.value >= output.baseline:
-                how = "worse than" if output.error.value > output.baseline else "no better than"
+                comparison = "worse than" if output.error.value > output.baseline else "no better than"
                 error = f"mean absolute error of {output.name} {format_figure(output.error.value)}"
-                parts.append(f"{error}, {how} always answering the median ({format_figure(output.baseline)})")
+                parts.append(f"{error}, {comparison} always answering the median ({format_figure(output.baseline)})")
         return "; ".join(parts)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """Return the fields as plain JSON values; NaN becomes None."""
         plain: dict[str, Any] = _plain(asdict(self))
         return plain
 
     @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> Self:
-        """Inverse of `to_json`."""
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Inverse of `to_dict`."""
         return cls(
             **{
                 **values,
@@ -204,45 +207,45 @@ def measure(
     resamples: int = 2000,
     seed: int = 0,
 ) -> Metrics:
-    """Measure the answers of a network.
+    """Measure the predictions of a network.
 
     Parameters
     ----------
     logits
         (N, K): raw outputs for N regions.
     targets
-        What it should have answered, as `streamview.labels.find_targets` gives it.
+        True classes or values, as returned by `streamview.labels.regions.find_targets`.
     patients
-        N names: regions of one patient stay together in every resample.
+        N names; regions of one patient stay together in every resample.
     card
-        Of the network: its task and the names of its K outputs.
+        The network's card: its task and the names of its K outputs.
     reference
-        Targets that the majority and the median are taken from, those of the training; default `targets`.
+        Targets of the training, from which majority and median are computed; default `targets`.
     resamples
-        Of the bootstrap; 0 leaves the intervals out.
+        Bootstrap resamples; 0: no intervals.
     seed
-        Of the bootstrap.
+        Seed of the bootstrap.
 
     Raises
     ------
     ValueError
-        When there is no region, the shapes do not fit together, or a logit or target is not finite.
+        If there is no region, the shapes do not match, or a logit or target is not finite.
     """
     values, truth = np.asarray(logits, np.float64), np.asarray(targets)
-    known = truth if reference is None else np.asarray(reference)
+    reference_targets = truth if reference is None else np.asarray(reference)
     names = card.class_names
     count = len(values)
     shape = (count,) if card.task == "class" else (count, len(names))
     if not count or values.shape != (count, len(names)) or truth.shape != shape or len(patients) != count:
-        found = f"logits {values.shape}, targets {truth.shape}, {len(patients)} patients"
-        raise ValueError(f"{found}: expected ({count or 'N'}, {len(names)}), {shape}, {count or 'N'}, of one region or more")
-    if known.shape[1:] != truth.shape[1:] or not len(known):
-        raise ValueError(f"reference {known.shape}: expected targets of one region or more, such as {truth.shape}")
+        shapes = f"logits {values.shape}, targets {truth.shape}, {len(patients)} patients"
+        raise ValueError(f"{shapes}: expected ({count or 'N'}, {len(names)}), {shape}, {count or 'N'}, of one region or more")
+    if reference_targets.shape[1:] != truth.shape[1:] or not len(reference_targets):
+        raise ValueError(f"reference {reference_targets.shape}: expected targets of one region or more, such as {truth.shape}")
     if not (np.isfinite(values).all() and np.isfinite(truth).all()):
-        raise ValueError("logits or targets hold NaN or infinity; expected finite numbers")
+        raise ValueError("logits or targets contain NaN or infinity; expected finite numbers")
     figure = Bootstrap(patients, resamples, seed)
-    judge = {"class": _measure_classes, "multilabel": _measure_labels, "regression": _measure_values}[card.task]
-    metrics = judge(values, truth, known, names, figure)
+    measure_task = {"class": _measure_classes, "multilabel": _measure_labels, "regression": _measure_values}[card.task]
+    metrics = measure_task(values, truth, reference_targets, names, figure)
     return Metrics(card.task, count, figure.patients, resamples, **metrics)
 
 
@@ -253,9 +256,9 @@ def _measure_classes(
     answers = logits.argmax(1)
     right = answers == targets
     counts = np.bincount(targets, minlength=count)
-    # two classes have one area: that of the second
+    # two classes share one AUC, listed for the second
     scored = range(count) if count > 2 else range(1, count)
-    # log-odds do not saturate as probabilities do; rounded, as equal ones must tie whatever the order of the sum
+    # log-odds do not saturate as probabilities do; rounded so that equal ones tie whatever the order of summation
     odds = {index: (logits[:, index] - logsumexp(np.delete(logits, index, 1), axis=1)).round(12) for index in scored}
     areas = {index: figure(area_under_curve(score, targets == index)) for index, score in odds.items()}
     majority = int(np.bincount(reference, minlength=count).argmax())
@@ -289,7 +292,7 @@ def _measure_labels(
         for k, (name, base) in enumerate(zip(names, baselines, strict=True))
     ]
     return {
-        # softplus of the logit, signed so that the right answer is below 0
+        # softplus of the logit, with the sign chosen so that right answers are negative
         "loss": float(np.logaddexp(0, np.where(present, -logits, logits)).mean()),
         "outputs": tuple(outputs),
         "accuracy": figure(mean(right.mean(1))),
@@ -317,11 +320,11 @@ def _measure_values(
 
 
 def _calibration(confidence: Floats, right: NDArray[np.bool_]) -> dict[str, Any]:
-    """Reliability and expected calibration error, as Guo et al. (2017, https://arxiv.org/abs/1706.04599) bin them: (low, high]."""
+    """Reliability and expected calibration error, binned (low, high] as by Guo et al. (2017, https://arxiv.org/abs/1706.04599)."""
     places = np.digitize(confidence, np.linspace(0, 1, _BINS + 1)[1:-1], right=True)
     counts = np.bincount(places, minlength=_BINS).astype(np.float64)
     confidences, shares = (ratio(np.bincount(places, values, _BINS), counts) for values in (confidence, right))
-    bins = tuple(Bin(int(n), float(said), float(share)) for n, said, share in zip(counts, confidences, shares, strict=True))
+    bins = tuple(Bin(int(n), float(confident), float(share)) for n, confident, share in zip(counts, confidences, shares, strict=True))
     return {"reliability": bins, "ece": float(np.nansum(counts * np.abs(confidences - shares)) / len(right))}
 
 

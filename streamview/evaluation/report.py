@@ -1,4 +1,4 @@
-"""An evaluation as files: figures as JSON, a table of the regions, pictures, and a page for people."""
+"""Write an evaluation: metrics as JSON, a table of the regions, charts, and a readable summary."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from streamview import atomic
 from streamview.errors import StreamviewError
 from streamview.evaluation import charts
 from streamview.evaluation.answers import Evaluation, Row
 from streamview.evaluation.bootstrap import format_figure
 from streamview.evaluation.metrics import Metrics
-from streamview.jobs import versions
-from streamview.labels import find_targets
+from streamview.files import atomic
+from streamview.labels.regions import find_targets
 from streamview.results import RESEARCH_USE
+from streamview.system.versions import versions
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Page
@@ -29,20 +29,20 @@ if TYPE_CHECKING:
 __all__ = ["check_folder", "write_evaluation"]
 
 _PICTURES = ("confusion.png", "reliability.png", "scatter.png")
-_MANY = 20  # classes whose confusion is not written out as text
+_MANY = 20  # classes up to which the summary contains the confusion matrix
 
 
 def check_folder(folder: str | os.PathLike[str]) -> Path:
-    """Return a path that an evaluation can be written to.
+    """Check that an evaluation can be written to a folder, and return its path.
 
     Raises
     ------
     StreamviewError
-        When it is a file, or the folder of a model, whose files have the same names.
+        If it is a file, or the folder of a model, whose files have the same names.
     """
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
-        raise StreamviewError(f"{folder}: is a file; an evaluation needs a folder, choose another output")
+        raise StreamviewError(f"{folder}: is a file, but an evaluation is a folder; choose another output")
     if (folder / "card.json").exists():
         raise StreamviewError(f"{folder}: is the folder of a model; choose another output, or a folder inside it")
     atomic.check_output(folder)
@@ -50,15 +50,15 @@ def check_folder(folder: str | os.PathLike[str]) -> Path:
 
 
 def write_evaluation(evaluation: Evaluation, folder: str | os.PathLike[str]) -> tuple[Path, ...]:
-    """Write an evaluation; one that stood in the folder before is replaced.
+    """Write an evaluation, replacing an earlier one in the folder.
 
     Parameters
     ----------
     evaluation
         From `evaluate`.
     folder
-        Where ``regions.csv``, ``confusion.png`` and ``reliability.png`` (of a regression: ``scatter.png``), ``summary.md`` and
-        ``metrics.json`` go, each whole or not at all.
+        Receives ``regions.csv``, ``confusion.png`` and ``reliability.png`` (for regression ``scatter.png``), ``summary.md`` and
+        ``metrics.json``, each complete or not at all.
 
     Returns
     -------
@@ -68,25 +68,25 @@ def write_evaluation(evaluation: Evaluation, folder: str | os.PathLike[str]) -> 
     Raises
     ------
     StreamviewError
-        When the folder is a file or that of a model, the disk is full, or nothing may be written there.
+        If the folder is a file or that of a model, the disk is full, or the folder is not writable.
     """
     folder = check_folder(folder)
     regions, summary, figures = (folder / name for name in ("regions.csv", "summary.md", "metrics.json"))
-    figures.unlink(missing_ok=True)  # the last to come: while it is missing the others may be of two evaluations
+    figures.unlink(missing_ok=True)  # written last: until then the other files may belong to two evaluations
     atomic.write_text(regions, _table(evaluation))
-    drawn = _charts(evaluation)
+    drawings = _charts(evaluation)
     for name in _PICTURES:
-        if name not in drawn:
+        if name not in drawings:
             (folder / name).unlink(missing_ok=True)
-    sizes = [charts.chart_size(metrics, name.removesuffix(".png")) for name in drawn if (metrics := evaluation.metrics) is not None]
-    pictures = [charts.write_chart(folder / name, draw, size) for (name, draw), size in zip(drawn.items(), sizes, strict=True)]
-    atomic.write_text(summary, _summary(evaluation, list(drawn)))
+    sizes = [charts.chart_size(metrics, name.removesuffix(".png")) for name in drawings if (metrics := evaluation.metrics) is not None]
+    pictures = [charts.write_chart(folder / name, draw, size) for (name, draw), size in zip(drawings.items(), sizes, strict=True)]
+    atomic.write_text(summary, _summary(evaluation, list(drawings)))
     atomic.write_text(figures, json.dumps(_document(evaluation), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
     return (regions, *pictures, summary, figures)
 
 
 def _charts(evaluation: Evaluation) -> dict[str, Callable[[Page], None]]:
-    """What to draw, by file name."""
+    """The charts to draw, by file name."""
     metrics, name = evaluation.metrics, evaluation.card.name
     if metrics is None:
         return {}
@@ -110,7 +110,7 @@ def _document(evaluation: Evaluation) -> dict[str, Any]:
         "class_names": list(card.class_names),
         "regions": len(evaluation.rows),
         "failed": len(evaluation.failed),
-        "metrics": None if evaluation.metrics is None else evaluation.metrics.to_json(),
+        "metrics": None if evaluation.metrics is None else evaluation.metrics.to_dict(),
         "warnings": list(evaluation.warnings),
         "versions": versions(),
         "note": RESEARCH_USE,
@@ -167,7 +167,7 @@ def _summary(evaluation: Evaluation, pictures: list[str]) -> str:
 
 
 def _figures(metrics: Metrics) -> list[str]:
-    """The figures as a table, what an answer without the network would reach beside them."""
+    """The metrics as a table, each beside its baseline without the network."""
     rows: list[tuple[str, object, str]] = []
     if metrics.accuracy is not None:
         always = "the more frequent state of every class" if metrics.majority is None else metrics.majority

@@ -1,3 +1,3 @@
-"""Results in other forms: pictures, and files that QuPath, Fiji and zarr readers open in place."""
+"""Export results as pictures, and as files that QuPath, Fiji and zarr readers open in the right place."""
 
 __all__: list[str] = []

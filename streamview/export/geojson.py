@@ -1,4 +1,4 @@
-"""GeoJSON as QuPath reads it: level-0 pixels, closed rings, measurements, one annotation a hotspot."""
+"""GeoJSON for QuPath: level-0 pixels, closed rings, measurements, one annotation per hotspot."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from streamview import atomic
-from streamview.annotations import Points, Polygon
-from streamview.display import Recipe, show
 from streamview.export.hotspots import Hotspot, find_hotspots
+from streamview.files import atomic
+from streamview.labels.annotations import Points, Polygon
 from streamview.results import RESEARCH_USE, Saliency
+from streamview.results.display import Recipe, show
 
 __all__ = ["feature", "write_hotspots"]
 
@@ -28,11 +28,11 @@ def feature(
     polygon
         In level-0 pixels.
     name, kind
-        Of the annotation and of its class.
+        Names of the annotation and of its class.
     colour
-        Of the class, such as ``"#18c28c"``.
+        Colour of the class, such as ``"#18c28c"``.
     measurements
-        Finite numbers by name, with their unit in it.
+        Finite numbers by name, which includes the unit.
     metadata
         Texts by name.
     """
@@ -60,14 +60,14 @@ def write_hotspots(saliency: Saliency, recipe: Recipe, path: str | os.PathLike[s
     saliency
         The map.
     recipe
-        How it is blurred, and from which share of the cap on an area counts.
+        Its blur and threshold.
     path
-        The file; it appears whole or not at all.
+        The file; written completely or not at all.
 
     Raises
     ------
     StreamviewError
-        When the saliency has no such map, or the disk is full.
+        If the saliency has no such map, or the disk is full.
     """
     path, prediction = Path(path), saliency.prediction
     metadata = {"identity": prediction.identity.key, "note": RESEARCH_USE}
@@ -100,7 +100,7 @@ def write_hotspots(saliency: Saliency, recipe: Recipe, path: str | os.PathLike[s
             "target": saliency.target.name,
             "answer": prediction.answer_for(saliency.target),
             "warnings": list(prediction.warnings),
-            "identity": prediction.identity.to_json() | {"key": prediction.identity.key},
+            "identity": prediction.identity.to_dict() | {"key": prediction.identity.key},
         },
     }
     atomic.write_text(path, json.dumps(document, ensure_ascii=False, allow_nan=False) + "\n")
@@ -113,6 +113,6 @@ def _measurements(hotspot: Hotspot, rank: int) -> dict[str, float]:
 
 
 def _closed(ring: Points) -> list[list[float]]:
-    """Corners ``[x, y]``, the first one repeated; whole numbers as such."""
+    """Corners ``[x, y]``, the first one repeated; whole numbers as int."""
     points = [[int(x) if x == int(x) else float(x), int(y) if y == int(y) else float(y)] for y, x in ring.tolist()]
     return [*points, points[0]]

@@ -1,4 +1,4 @@
-"""The areas that a display shows, ranked: where to look first, in level-0 pixels and mm2."""
+"""Hotspots: the areas that a display shows, ranked, in level-0 pixels and mm2."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from streamview.annotations import Polygon
-from streamview.display import Recipe, apply_recipe, blur, show
 from streamview.export.outlines import outline, signed_area
+from streamview.labels.annotations import Polygon
 from streamview.results import Saliency
+from streamview.results.display import Recipe, apply_recipe, blur, show
 
 __all__ = ["Hotspot", "find_hotspots"]
 
-_FINEST = 4096  # px a side of the grid that outlines follow at most
+_FINEST = 4096  # px a side of the finest grid for outlines
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -25,15 +25,15 @@ class Hotspot:
     Parameters
     ----------
     polygon
-        Its outline in level-0 pixels, level-0 pixel k covering ``k`` to ``k + 1``.
+        Its outline in level-0 pixels; level-0 pixel k covers ``k`` to ``k + 1``.
     area
         In level-0 px2.
     area_mm2
-        In mm2; None where the mpp is unknown.
+        In mm2; None if the mpp is unknown.
     mass
-        Share (0..1) of the map's positive values that lies inside.
+        Share (0..1) of the map's positive mass inside.
     peak
-        Largest value of the blurred map inside, raw.
+        Largest raw value of the blurred map inside.
     """
 
     polygon: Polygon
@@ -46,22 +46,22 @@ class Hotspot:
 def find_hotspots(saliency: Saliency, recipe: Recipe, most: int = 1000) -> tuple[Hotspot, ...]:
     """Find the areas that a recipe shows, those with most of the map's mass first.
 
-    They follow the edges of the map's pixels, on its finest level of at most 4096 px a side that still resolves the blur, and end with the
-    region. Pixels are connected by their sides.
+    Outlines follow the edges of the map's pixels, on its finest level of at most 4096 px a side that still resolves the blur, and are
+    clipped to the region. Pixels are connected by their sides.
 
     Parameters
     ----------
     saliency
         The map.
     recipe
-        Which map, how it is blurred, and from which share of the cap on an area counts.
+        The map, its blur and its threshold.
     most
-        No more than these are traced.
+        Largest number of hotspots.
 
     Raises
     ------
     StreamviewError
-        When the saliency has no such map.
+        If the saliency has no such map.
     """
     shown = show(saliency, recipe)
     index = shown.fitting(_FINEST)
@@ -70,26 +70,26 @@ def find_hotspots(saliency: Saliency, recipe: Recipe, most: int = 1000) -> tuple
     labels, count = ndimage.label(apply_recipe(values, shown.cap, shown.threshold) > 0)
     if not count:
         return ()
-    values = np.nan_to_num(np.maximum(values, 0))  # a copy: the map itself is the record
+    values = np.nan_to_num(np.maximum(values, 0))  # a copy: the stored map must not change
     masses = np.bincount(labels.ravel(), values.ravel())[1:]
     total = float(values.sum(dtype=np.float64))
     windows = ndimage.find_objects(labels)
     mpp = saliency.mpp
-    found = []
+    hotspots = []
     for number in np.argsort(-masses, kind="stable")[:most].tolist():
         rows, columns = windows[number]
         inside = labels[rows, columns] == number + 1
         polygon = _placed(outline(inside), (rows.start, columns.start), step, origin, saliency)
         area = signed_area(polygon.exterior) + sum(signed_area(hole) for hole in polygon.holes)  # that of holes is negative
         peak = float(values[rows, columns][inside].max())
-        found.append(Hotspot(polygon, area, None if mpp is None else area * mpp[0] * mpp[1] / 1e6, float(masses[number]) / total, peak))
-    return tuple(found)
+        hotspots.append(Hotspot(polygon, area, None if mpp is None else area * mpp[0] * mpp[1] / 1e6, float(masses[number]) / total, peak))
+    return tuple(hotspots)
 
 
 def _placed(
     polygon: Polygon, first: tuple[int, int], step: tuple[float, float], origin: tuple[float, float], saliency: Saliency
 ) -> Polygon:
-    """From corners of the level's pixels to level-0 pixels, cut to the region: pixels of a coarse map may reach over it."""
+    """Convert from the level's pixel corners to level-0 pixels, clipped to the region, which coarse pixels may exceed."""
     region = saliency.prediction.region
     corner = np.array(origin) - np.array(step) / 2 + 0.5
 

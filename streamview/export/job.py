@@ -1,34 +1,32 @@
-"""The maps of a job in the forms that other programs read."""
+"""Export the maps of a job in formats of other programs."""
 
 from __future__ import annotations
 
 import hashlib
-import math
 import os
 import re
 import shutil
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Literal, get_args
 
-from streamview import atomic
-from streamview.display import PRESETS, Preset, Recipe, default_preset, empty_reason, show
 from streamview.errors import StreamviewError
 from streamview.export.geojson import write_hotspots
 from streamview.export.ometiff import write_ome_tiff
 from streamview.export.png import draw_png
+from streamview.files import atomic
 from streamview.jobs import Job, RegionResult, SlideRecord, StoredMap
 from streamview.progress import Progress, Report
 from streamview.results import Method, Saliency, open_saliency
+from streamview.results.display import DisplayChoice, Preset, Recipe, empty_reason, show
 from streamview.slides import open_slide
 
 __all__ = ["FORMATS", "Format", "export_job"]
 
 Format = Literal["ome-zarr", "ome-tiff", "geojson", "png"]
 FORMATS: tuple[Format, ...] = get_args(Format)
-_LONGEST = 120  # letters of a slide in a file name
+_LONGEST = 120  # characters of a slide's name in a file name
 
 
 def export_job(
@@ -37,52 +35,45 @@ def export_job(
     *,
     slides: Collection[str] = (),
     out: str | os.PathLike[str] | None = None,
-    display: Preset | None = None,
-    blur_um: float | None = None,
-    threshold: float | None = None,
+    display: DisplayChoice = DisplayChoice(),
     png_size: int = 2048,
     tell: Callable[[str], None] | None = None,
     report: Report | None = None,
 ) -> list[Path]:
-    """Write every map of a job, as ``<out>/<slide>/<region>...``; nothing that exists is replaced.
+    """Write every map of a job, as ``<out>/<slide>/<region>...``; existing files are never replaced.
 
     Parameters
     ----------
     job
-        With maps by `streamview saliency`.
+        A job with maps from `streamview saliency`.
     formats
-        ``"ome-zarr"``: a copy with all maps, self-contained. ``"ome-tiff"``: one file a map. ``"geojson"``: hotspots. ``"png"``: a picture,
-        for which the slide is read again.
+        ``"ome-zarr"``: a self-contained copy with all maps. ``"ome-tiff"``: one file per map. ``"geojson"``: hotspots. ``"png"``: a
+        picture, for which the slide is read again.
     slides
-        Names of those to export; default all.
+        Names of the slides to export; default all.
     out
         Default the folder ``export`` of the job.
-    display, blur_um, threshold
-        How pictures and hotspots show the maps: a preset (default the usual one for the network), and in its place another blur in um and
-        another threshold, a share (0..1) of the cap.
+    display
+        How pictures and hotspots show the maps.
     png_size
         Longest side of a picture in px, 1100 to 16384.
     tell
-        Told why a file shows nothing.
+        Called with the reason if a file shows nothing.
     report
         Called after every file; may raise `Cancelled`.
 
     Returns
     -------
     list of Path
-        What was written.
+        The written files.
 
     Raises
     ------
     StreamviewError
-        When there is nothing to export, a file exists, or the disk is full.
+        If there is nothing to export, a file exists, or the disk is full.
     SlideError
-        When a picture is asked for and the slide is not where it was, or is another one.
+        If pictures are exported and the slide has moved, or is another one.
     """
-    if blur_um is not None and not 0 <= blur_um < math.inf:
-        raise StreamviewError(f"a blur of {blur_um:g} um: expected 0 or more")
-    if threshold is not None and not 0 <= threshold <= 1:
-        raise StreamviewError(f"a threshold of {threshold:g}: expected a share of the cap, 0 to 1")
     folder = job.folder / "export" if out is None else Path(out)
     atomic.check_output(folder)
     tasks: dict[Path, Callable[[Path], str | None]] = {}
@@ -90,11 +81,7 @@ def export_job(
         for result, stored in _maps(record):
             saliency = open_saliency(_inside(job, stored))
             place = folder / _file_name(record.slide_id) / _file_name(Path(stored.path).name.removesuffix(".ome.zarr"))
-            preset = display or default_preset(saliency)
-            recipe = PRESETS[preset]
-            recipe = recipe if blur_um is None else replace(recipe, blur_um=blur_um)
-            # a threshold of the user's own is the only one
-            recipe = recipe if threshold is None else replace(recipe, threshold=threshold, floor_percentile=0.0)
+            preset, recipe = display.recipe(saliency)
             for form in FORMATS:
                 if form in formats:
                     tasks |= _tasks(form, place, preset, recipe, saliency, result, png_size)
@@ -113,7 +100,7 @@ def export_job(
 def _tasks(
     form: Format, place: Path, preset: Preset, recipe: Recipe, saliency: Saliency, result: RegionResult, png_size: int
 ) -> dict[Path, Callable[[Path], str | None]]:
-    """What to write for one form of one map, by path."""
+    """The write functions for one format of one map, by path."""
     if form == "ome-zarr":
         return {_named(place, ".ome.zarr"): partial(_copy, saliency)}
     if form == "ome-tiff":
@@ -135,7 +122,7 @@ def _chosen(job: Job, names: Collection[str]) -> list[SlideRecord]:
             raise StreamviewError(f"{job.folder}: has no slide {name}, only {', '.join(sorted(known)) or 'none at all'}")
     records = [record for record in records if not names or record.slide_id in names]
     if not any(result.maps for record in records for result in record.regions):
-        raise StreamviewError(f"{job.folder}: has no maps to export; make them with `streamview saliency -o {job.folder}`")
+        raise StreamviewError(f"{job.folder}: has no maps to export; compute them with `streamview saliency -o {job.folder}`")
     return records
 
 
@@ -150,7 +137,7 @@ def _maps(record: SlideRecord) -> Iterator[tuple[RegionResult, StoredMap]]:
 
 
 def _inside(job: Job, stored: StoredMap) -> Path:
-    """Where a map is; a damaged or hostile record may name any place."""
+    """Path of a map, checked to be inside the job: a damaged or malicious record may name any path."""
     path = job.folder / stored.path
     if not path.resolve().is_relative_to(job.folder.resolve()):
         raise StreamviewError(f"{stored.path}: a map that this job's record names lies outside {job.folder}; run this slide again")
@@ -158,16 +145,16 @@ def _inside(job: Job, stored: StoredMap) -> Path:
 
 
 def _file_name(name: str) -> str:
-    """A name that is safe as a file's on every system; one that had to be changed gets a digest of the original, to stay unique."""
+    """A file name that is valid on every system; a changed name gets a digest of the original, to stay unique."""
     plain = re.sub(r"[^\w.+ -]+", "_", name, flags=re.ASCII)[:_LONGEST].strip(". ") or "slide"
     return plain if plain == name else f"{plain}-{hashlib.sha256(name.encode(errors='surrogatepass')).hexdigest()[:8]}"
 
 
 def _copy(saliency: Saliency, path: Path) -> None:
     source = Path(str(saliency.path))
-    links = [found for found in source.rglob("*") if found.is_symlink()]
+    links = [path for path in source.rglob("*") if path.is_symlink()]
     if links:
-        raise StreamviewError(f"{links[0]}: is a link, which no map has; run this slide again")
+        raise StreamviewError(f"{links[0]}: is a link, which maps do not contain; run this slide again")
     with atomic.replacing(path) as temporary:
         shutil.copytree(source, temporary)
 
@@ -182,12 +169,12 @@ def _hotspots(saliency: Saliency, recipe: Recipe, path: Path) -> str | None:
 
 
 def _picture(saliency: Saliency, recipe: Recipe, result: RegionResult, size: int, path: Path) -> str | None:
-    """Draw it; why it is empty, if it is."""
+    """Draw a picture; return the reason if it is empty."""
     prediction = saliency.prediction
     if result.source is None:
-        raise StreamviewError(f"{prediction.slide_name}: was no file, so no picture can be drawn; leave out the format png")
+        raise StreamviewError(f"{prediction.slide_name}: was not a file, so no picture can be drawn; leave out the format png")
     if not os.path.exists(result.source):
-        raise StreamviewError(f"{result.source}: is gone, and a picture shows the slide; put it back, or leave out the format png")
+        raise StreamviewError(f"{result.source}: is missing, but a picture shows the slide; put it back, or leave out the format png")
     with open_slide(result.source) as slide:
         if slide.identity != prediction.identity.source:
             raise StreamviewError(f"{result.source}: is not the slide that the map explains; put that back, or leave out the format png")

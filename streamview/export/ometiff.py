@@ -12,35 +12,35 @@ import numpy as np
 import tifffile
 from numpy.typing import NDArray
 
-from streamview import atomic
+from streamview.files import atomic
 from streamview.results import RESEARCH_USE, Method, Plane, Saliency
 from streamview.results.types import halve
 
 __all__ = ["write_ome_tiff"]
 
 _TILE = 512
-_BUFFER = 2**24  # bytes compressed in one go
+_BUFFER = 2**24  # bytes compressed at a time
 
 
 def write_ome_tiff(saliency: Saliency, method: Method, path: str | os.PathLike[str]) -> Path:
     """Write one map: BigTIFF, tiles of 512 px, zlib with the predictor for floats, coarser levels in SubIFDs, in bounded memory.
 
-    ``PhysicalSize`` is the width of the map's pixel in um, and the ``Position`` of the plane the place of its top left corner, in um from
-    the slide's; both are left out where the mpp is unknown. A map annotation says the same in level-0 pixels, with the identity.
+    ``PhysicalSize`` is the size of the map's pixel in um, and the plane's ``Position`` that of its top left corner, in um from the
+    slide's; both are left out if the mpp is unknown. A map annotation states the same in level-0 pixels, and the identity.
 
     Parameters
     ----------
     saliency
         In memory, or opened from disk and then read tile by tile.
     method
-        Which of its maps.
+        The map.
     path
-        The file; it appears whole or not at all.
+        The file; written completely or not at all.
 
     Raises
     ------
     StreamviewError
-        When the disk is full or `path` may not be written.
+        If the disk is full or `path` cannot be written.
     """
     path, saliency_map = Path(path), saliency.maps[method]
     levels = list(saliency_map.levels)
@@ -69,7 +69,7 @@ def write_ome_tiff(saliency: Saliency, method: Method, path: str | os.PathLike[s
 
 
 def _tiles(level: Plane) -> Iterator[NDArray[np.float32]]:
-    """Whole tiles, row by row; those at the edge filled up with zeros, which no reader shows."""
+    """Yield whole tiles, row by row, padded with zeros at the edge, which readers do not show."""
     height, width = level.shape
     for y in range(0, height, _TILE):
         for x in range(0, width, _TILE):
@@ -81,8 +81,8 @@ def _metadata(saliency: Saliency, method: Method) -> dict[str, Any]:
     prediction, saliency_map, mpp = saliency.prediction, saliency.maps[method], saliency.mpp
     (sy, sx), (oy, ox) = saliency_map.step, saliency_map.origin
     top, left = oy - sy / 2 + 0.5, ox - sx / 2 + 0.5
-    said = f"{saliency_map.reduction}; target {saliency.target.name}; network {prediction.model_name}"
-    said += "" if prediction.trained else " (untrained, random weights)"
+    description = f"{saliency_map.reduction}; target {saliency.target.name}; network {prediction.model_name}"
+    description += "" if prediction.trained else " (untrained, random weights)"
     facts = {
         "slide": prediction.slide_name,
         "region X,Y,WIDTH,HEIGHT in level-0 px": str(prediction.region),
@@ -103,7 +103,7 @@ def _metadata(saliency: Saliency, method: Method) -> dict[str, Any]:
         "axes": "YX",
         "UUID": str(uuid.uuid5(uuid.NAMESPACE_OID, f"{prediction.identity.key} {method} {saliency.target}")),
         "Name": f"{method} of {saliency.target.name}",
-        "Description": f"{RESEARCH_USE} {said}. Identity {prediction.identity.key}.",
+        "Description": f"{RESEARCH_USE} {description}. Identity {prediction.identity.key}.",
         "Channel": {"Name": [method]},
         "MapAnnotation": {"Namespace": "streamview", **facts},
     }

@@ -1,4 +1,4 @@
-"""All maps of a result as an OME-Zarr that needs no job, with the display that it is to be opened with."""
+"""Write all maps of a result as a self-contained OME-Zarr, with the display recipe for viewers."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import Any, get_args
 
 import zarr
 
-from streamview import atomic
-from streamview.display import Recipe
 from streamview.errors import StreamviewError
+from streamview.files import atomic
 from streamview.results import Method, Saliency, save_saliency
+from streamview.results.display import Recipe
 
 __all__ = ["stored_recipe", "write_ome_zarr"]
 
@@ -21,21 +21,21 @@ _KEY = "streamview_display"
 
 
 def write_ome_zarr(saliency: Saliency, recipe: Recipe, path: str | os.PathLike[str]) -> Path:
-    """Write all maps of a result, raw float32, and how one of them is shown.
+    """Write all maps of a result, raw float32, and a display recipe.
 
     Parameters
     ----------
     saliency
         In memory, or opened from disk.
     recipe
-        Its display.
+        The recipe with which viewers open it.
     path
-        The folder, ``NAME.ome.zarr``; it appears whole or not at all.
+        The folder, ``NAME.ome.zarr``; written completely or not at all.
 
     Raises
     ------
     StreamviewError
-        When the name is another, the disk is full, or the place may not be written.
+        If the name has another suffix, the disk is full, or the path cannot be written.
     """
     path = Path(path)
     if not path.name.endswith(".ome.zarr"):
@@ -50,7 +50,7 @@ def write_ome_zarr(saliency: Saliency, recipe: Recipe, path: str | os.PathLike[s
 
 
 def stored_recipe(path: str | os.PathLike[str]) -> Recipe | None:
-    """Return the display that a stored result is to be opened with; None where it has none of this version's form."""
+    """Return the display recipe of a stored result; None if it has none in the format of this version."""
     try:
         values: Any = zarr.open_group(Path(path), mode="r").attrs.get(_KEY)
     except (OSError, ValueError, KeyError, TypeError):
@@ -58,13 +58,13 @@ def stored_recipe(path: str | os.PathLike[str]) -> Recipe | None:
     if not isinstance(values, dict) or set(values) != {field.name for field in fields(Recipe)} or values["method"] not in get_args(Method):
         return None
     numbers = ("blur_um", "cap_percentile", "threshold", "floor_percentile", "opacity")
-    sound = all(isinstance(values[name], int | float) and 0 <= values[name] < 1e6 for name in numbers)
-    sound = sound and max(values["cap_percentile"], values["floor_percentile"]) <= 100 and max(values["threshold"], values["opacity"]) <= 1
-    sound = sound and all(isinstance(values[name], bool) for name in ("outline", "heat", "glass"))
-    sound = sound and (values["cap"] is None or (isinstance(values["cap"], int | float) and 0 < values["cap"] < float("inf")))
+    valid = all(isinstance(values[name], int | float) and 0 <= values[name] < 1e6 for name in numbers)
+    valid = valid and max(values["cap_percentile"], values["floor_percentile"]) <= 100 and max(values["threshold"], values["opacity"]) <= 1
+    valid = valid and all(isinstance(values[name], bool) for name in ("outline", "heat", "glass"))
+    valid = valid and (values["cap"] is None or (isinstance(values["cap"], int | float) and 0 < values["cap"] < float("inf")))
     palette = values["colours"]
-    sound = sound and isinstance(palette, list) and len(palette) >= 2 and all(map(_is_colour, palette))
-    return Recipe(**(values | {"colours": tuple(palette)})) if sound else None
+    valid = valid and isinstance(palette, list) and len(palette) >= 2 and all(map(_is_colour, palette))
+    return Recipe(**(values | {"colours": tuple(palette)})) if valid else None
 
 
 def _is_colour(text: object) -> bool:

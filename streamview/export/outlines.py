@@ -1,4 +1,4 @@
-"""The outline of a mask along the edges of its pixels, so that areas are exact and drawing it again gives the same mask."""
+"""Outline a mask along the edges of its pixels: areas are exact, and rasterising the outline gives the same mask."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from streamview.annotations import Points, Polygon
+from streamview.labels.annotations import Points, Polygon
 
 __all__ = ["outline", "signed_area"]
 
@@ -25,13 +25,13 @@ def outline(part: NDArray[np.bool_]) -> Polygon:
     Returns
     -------
     Polygon
-        Whole-numbered corners, pixel (i, j) covering ``i`` to ``i + 1`` and ``j`` to ``j + 1``. Rings are simple: where the part touches
-        itself at a corner, two rings do.
+        Integer corners; pixel (i, j) covers ``i`` to ``i + 1`` and ``j`` to ``j + 1``. Rings are simple: if the part touches itself at a
+        corner, it has two rings that meet there.
 
     Raises
     ------
     ValueError
-        When no pixel is set, or they are not connected.
+        If no pixel is set, or they are not connected.
     """
     exterior: list[Points] = []
     holes: list[Points] = []
@@ -49,10 +49,10 @@ def signed_area(ring: Points) -> float:
 
 
 def _rings(part: NDArray[np.bool_]) -> Iterator[Points]:
-    """All rings, the part on the right-hand side of each edge."""
+    """Yield all rings, with the part on the right-hand side of each edge."""
     height, width = part.shape
     around = np.pad(part, 1)
-    # in which directions edges leave each corner of the pixels, as bits; corner (i, j) is the top left one of pixel (i, j)
+    # bit mask of the directions in which edges leave each pixel corner; corner (i, j) is the top left one of pixel (i, j)
     leaving = np.zeros((height + 1, width + 1), np.uint8)
     leaving[:-1, :-1] |= (part & ~around[:-2, 1:-1]).astype(np.uint8) << _RIGHT
     leaving[:-1, 1:] |= (part & ~around[1:-1, 2:]).astype(np.uint8) << _DOWN
@@ -66,7 +66,7 @@ def _rings(part: NDArray[np.bool_]) -> Iterator[Points]:
 
 
 def _follow(start: int, edges: bytes, left: bytearray, moves: tuple[int, ...], pitch: int) -> Iterator[Points]:
-    """Follow the edges from a corner until they close, and cut the way into simple rings."""
+    """Follow the edges from a corner until they close, and split the path into simple rings."""
     first = (left[start] & -left[start]).bit_length() - 1
     corner, direction = start, first
     path, seen = [start], {start: 0}
@@ -74,7 +74,7 @@ def _follow(start: int, edges: bytes, left: bytearray, moves: tuple[int, ...], p
         left[corner] &= ~(1 << direction)
         corner += moves[direction]
         here = edges[corner]
-        # to the right first: the way stays with its pixel, and pixels that touch at a corner alone are not joined
+        # right turns first: the path stays at its pixel, and pixels that only touch at a corner are not joined
         turn = next(turn for turn in (1, 0, 3) if here >> ((direction + turn) & 3) & 1)
         closed = corner == start and (direction + turn) & 3 == first
         if turn or closed:

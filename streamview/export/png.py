@@ -1,4 +1,4 @@
-"""The display PNG: tissue, heat and outline, with everything a reader needs to understand it."""
+"""The display PNG: tissue, heat and outline, with title, colour bar, scale bar and warnings."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 from scipy import ndimage
 
-from streamview import atomic
-from streamview.display import HALO_COLOUR, OUTLINE_COLOUR, TITLES, Recipe, Shown, colours, empty_reason, glass_mask, show
 from streamview.errors import StreamviewError
-from streamview.machine import return_freed_memory
+from streamview.files import atomic
+from streamview.results.display import HALO_COLOUR, OUTLINE_COLOUR, TITLES, Recipe, Shown, colours, empty_reason, glass_mask, show
 from streamview.results.types import RESEARCH_USE, Saliency
 from streamview.slides import Slide
-from streamview.thumbnail import thumbnail
+from streamview.slides.thumbnail import thumbnail
+from streamview.system.machine import return_freed_memory
 
 __all__ = ["Picture", "draw_png", "overlay", "render_png"]
 
-_LARGEST, _SIDES = 2048, (1100, 16384)  # px a side: by custom, and what is drawn at all
+_LARGEST, _SIDES = 2048, (1100, 16384)  # px a side: default, and range
 _MARGIN, _GAP, _BAR_COLUMN, _FOOTER = 48, 28, 196, 112
-_SMALLEST = 1000  # px: smaller regions are enlarged to this, so that the text beside them stays in proportion
+_SMALLEST = 1000  # px: smaller regions are enlarged to this, in proportion to the text
 _INK, _GREY, _WARNING_INK, _WARNING_FILL = "#1b1f24", "#57606a", "#5c3a1e", "#fdf0dc"
 _TITLE, _TEXT, _SMALL = 44, 28, 24
-_BAND_PX = 2**18  # px of a picture that are coloured at once
-_SOFT = 16  # px by which the outline's distances reach beyond its halo
-_HOLE = 0.0005  # share of the picture below which a clear spot is a hole in the tissue, not glass
+_BAND_PX = 2**18  # px of a picture coloured at a time
+_SOFT = 16  # px by which the outline's distance transform exceeds its halo
+_HOLE = 0.0005  # share of the picture below which a clear spot counts as a hole in the tissue, not as glass
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +42,9 @@ class Picture:
     Parameters
     ----------
     path
-        Where it is.
+        The file.
     empty
-        Why it shows nothing of the map, in a sentence; None where it shows something.
+        Why it shows nothing of the map, in one sentence; None if it shows something.
     """
 
     path: Path
@@ -59,19 +59,19 @@ def render_png(slide: Slide, saliency: Saliency, recipe: Recipe, path: str | os.
 def draw_png(slide: Slide, saliency: Saliency, recipe: Recipe, path: str | os.PathLike[str], size: int = _LARGEST) -> Picture:
     """Draw a saliency over its slide as a PNG of at most `size` px a side; a picture that shows nothing of the map says why.
 
-    The PNG's text ``picture`` says where in it the slide is shown (``LEFT,TOP,WIDTH,HEIGHT`` in px), and ``region`` which part of the slide
-    (``X,Y,WIDTH,HEIGHT`` in level-0 pixels), ``empty`` why nothing of the map is shown.
+    PNG text fields: ``picture``, the place of the slide in the picture (``LEFT,TOP,WIDTH,HEIGHT`` in px); ``region``, the part of the
+    slide (``X,Y,WIDTH,HEIGHT`` in level-0 pixels); ``empty``, why nothing of the map is shown.
 
     Parameters
     ----------
     slide
         The source of `saliency`.
     saliency
-        What to draw.
+        The maps.
     recipe
-        How; `streamview.display.PRESETS` has the usual ones.
+        How; `streamview.results.display.PRESETS` has the usual ones.
     path
-        The PNG; it appears whole or not at all.
+        The PNG; written completely or not at all.
     size
         1100 to 16384.
 
@@ -82,22 +82,22 @@ def draw_png(slide: Slide, saliency: Saliency, recipe: Recipe, path: str | os.Pa
     Raises
     ------
     StreamviewError
-        When the saliency has no such map, `size` is out of range, or the disk is full.
+        If the saliency has no such map, `size` is out of range, or the disk is full.
     SlideError
-        When a part of the slide cannot be read.
+        If a part of the slide cannot be read.
     """
     path = Path(path)
     if not _SIDES[0] <= size <= _SIDES[1]:
-        raise StreamviewError(f"a picture of {size} px: expected {_SIDES[0]} to {_SIDES[1]} px on its longest side")
+        raise StreamviewError(f"picture of {size} px: expected {_SIDES[0]} to {_SIDES[1]} px on its longest side")
     shown = show(saliency, recipe)
     region = saliency.prediction.region
     lines = _header(slide, saliency, shown)
     blocks, top, (height, width) = _layout(lines, region.shape, size)
-    return_freed_memory()  # what the run freed would count beside the picture
+    return_freed_memory()  # memory freed by the run would add to that of the picture
     tissue = thumbnail(slide, region, (height, width))
     picture, behind = overlay(tissue, saliency, shown, slide.background)
     empty = _why_empty(tissue, saliency, shown, slide.background) if np.array_equal(picture, tissue) else None
-    if empty is not None:  # the same with one line more above it
+    if empty is not None:  # the same picture with one more line above it
         lines.append(_Block((empty,), _TEXT, _WARNING_INK, fill=_WARNING_FILL))
         blocks, top, (height, width) = _layout(lines, region.shape, size)
         picture = thumbnail(slide, region, (height, width))
@@ -125,9 +125,9 @@ def draw_png(slide: Slide, saliency: Saliency, recipe: Recipe, path: str | os.Pa
 
 
 def _layout(lines: list[_Block], region: tuple[int, int], size: int) -> tuple[list[_Block], int, tuple[int, int]]:
-    """The wrapped header, where the picture of the region begins below it, and the picture's height and width."""
+    """The wrapped header, the picture's top, and its height and width."""
     room = size - 2 * _MARGIN - _BAR_COLUMN
-    # The header wraps to the picture's width and the picture to what the header leaves: two rounds settle it.
+    # The header wraps to the picture's width, and the picture fits the remaining height: two rounds converge.
     height, width = _fit(region, (room, room))
     for _ in range(2):
         blocks = _wrap(lines, width + _BAR_COLUMN)
@@ -138,24 +138,24 @@ def _layout(lines: list[_Block], region: tuple[int, int], size: int) -> tuple[li
 
 
 def _why_empty(tissue: NDArray[np.uint8], saliency: Saliency, shown: Shown, background: tuple[int, int, int]) -> str | None:
-    """Why an overlay of a thumbnail shows nothing."""
+    """Return why an overlay of a thumbnail shows nothing."""
     reason = empty_reason(saliency, shown)
     if reason is not None or not (shown.recipe.heat or shown.recipe.outline):
         return reason
     if _glass(tissue, background).all():
-        return "Nothing is shown: all of the region is empty glass."
-    return "Nothing is shown: what the map shows lies on empty glass alone, where it is hidden."
+        return "Nothing is shown: the whole region is empty glass."
+    return "Nothing is shown: the map is above the threshold only on empty glass, where it is hidden."
 
 
 def _glass(tissue: NDArray[np.uint8], background: tuple[int, int, int]) -> NDArray[np.bool_]:
-    """Where a thumbnail shows empty glass."""
+    """Mask of the empty glass in a thumbnail."""
     return glass_mask(tissue, background, max(int(_HOLE * tissue.shape[0] * tissue.shape[1]), 16))
 
 
 def overlay(
     tissue: NDArray[np.uint8], saliency: Saliency, shown: Shown, background: tuple[int, int, int]
 ) -> tuple[NDArray[np.uint8], tuple[int, int, int]]:
-    """Lay a shown map over a thumbnail of its region.
+    """Draw a map over a thumbnail of its region.
 
     Parameters
     ----------
@@ -171,11 +171,11 @@ def overlay(
     picture
         uint8 (h, w, 3).
     behind
-        Mean RGB of the tissue, to show the colour bar on.
+        Mean RGB of the tissue, the background of the colour bar.
     """
     height, width = tissue.shape[:2]
     glass = _glass(tissue, background)
-    # in bands, since colours and distances take many times the picture itself
+    # in bands, since colours and distances take many times the memory of the picture
     rows = max(_BAND_PX // width, 1)
     bands = [(first, min(first + rows, height)) for first in range(0, height, rows)]
     total, count = np.zeros(3), 0
@@ -200,7 +200,7 @@ def overlay(
 
 
 def _on_picture(saliency: Saliency, shown: Shown, shape: tuple[int, int], rows: tuple[int, int]) -> NDArray[np.float32]:
-    """Resample the shown overview onto these rows of a picture of this shape, linearly; what the threshold hides stays hidden."""
+    """Resample the displayed map linearly onto rows of a picture of this shape; values below the threshold stay hidden."""
     index, region = shown.fitting(max(2048, *shape)), saliency.prediction.region
     (sy, sx), (oy, ox) = shown.steps[index], shown.origins[index]
     ty, tx = region.height / shape[0], region.width / shape[1]
@@ -221,7 +221,7 @@ def _over(below: NDArray[np.uint8] | NDArray[np.float32], rgb: NDArray[np.float3
 
 
 def _outlined(picture: NDArray[np.float32], mask: NDArray[np.bool_], first: int, line: float) -> NDArray[np.float32]:
-    """Draw the outline of a mask on those of its rows that start at `first`: a line over a halo of double width, both with soft edges."""
+    """Draw a mask's outline on its rows from `first`: a line over a halo of double width, both with soft edges."""
     if mask.all() or not mask.any():
         return picture
     inside, outside = ndimage.distance_transform_edt(mask), ndimage.distance_transform_edt(~mask)
@@ -267,8 +267,8 @@ def _header(slide: Slide, saliency: Saliency, shown: Shown) -> list[_Block]:
     answer = prediction.answer_for(saliency.target)
     blocks = [_Block((f"{TITLES[recipe.method]}: {saliency.target.name}, {answer}",), _TITLE, _INK, bold=True)]
     if prediction.label is not None and prediction.label != saliency.target.name:
-        said = prediction.label or "none of the classes"
-        blocks.append(_Block((f"The network's answer is {said}; this map explains {saliency.target.name}.",), _TEXT, _INK))
+        label = prediction.label or "none of the classes"
+        blocks.append(_Block((f"The network's answer is {label}; this map explains {saliency.target.name}.",), _TEXT, _INK))
     extent = f"{region.width} x {region.height} px"
     if saliency.mpp is None:
         extent += ", mpp unknown"
@@ -290,7 +290,7 @@ def _header(slide: Slide, saliency: Saliency, shown: Shown) -> list[_Block]:
 
 
 def _wrap(blocks: list[_Block], width: int) -> list[_Block]:
-    """Break the lines to a width in px and replace what the built-in font cannot draw."""
+    """Wrap the lines to a width in px, replacing characters that the built-in font lacks."""
     wrapped = []
     for block in blocks:
         lines = []
@@ -304,9 +304,9 @@ def _wrap(blocks: list[_Block], width: int) -> list[_Block]:
 
 
 def _fit(region: tuple[int, int], room: tuple[int, int]) -> tuple[int, int]:
-    """Size of the picture of a region: as large as it is between `_SMALLEST` and what the room allows."""
-    wanted = min(max(1.0, _SMALLEST / max(region)), room[0] / region[0], room[1] / region[1])
-    return max(round(region[0] * wanted), 1), max(round(region[1] * wanted), 1)
+    """Size of a region's picture: its size in px, but at least `_SMALLEST` and at most the room."""
+    scale = min(max(1.0, _SMALLEST / max(region)), room[0] / region[0], room[1] / region[1])
+    return max(round(region[0] * scale), 1), max(round(region[1] * scale), 1)
 
 
 def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
@@ -314,7 +314,7 @@ def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 
 
 def _colour_bar(canvas: Image.Image, shown: Shown, behind: tuple[int, int, int], corner: tuple[int, int], length: int) -> None:
-    """Draw the colours as they look on tissue, from the cap down to nothing, with the threshold marked."""
+    """Draw the colours over the mean tissue colour, from the cap down to 0, with the threshold marked."""
     length = max(length, 160)
     ramp = np.repeat(np.linspace(1, 0, length, dtype=np.float32)[:, None], 34, axis=1)
     ramp = np.where(ramp >= shown.threshold, ramp, np.float32(0))
@@ -339,7 +339,7 @@ def _colour_bar(canvas: Image.Image, shown: Shown, behind: tuple[int, int, int],
 
 
 def _scale_bar(draw: ImageDraw.ImageDraw, saliency: Saliency, width: int, y: int) -> None:
-    """Draw a bar of a round length, at most a quarter of the picture, in mm; in level-0 px where the mpp is unknown."""
+    """Draw a bar of a round length, at most a quarter of the picture, in mm; in level-0 px if the mpp is unknown."""
     region, mpp = saliency.prediction.region, saliency.mpp
     whole = region.width if mpp is None else region.width * mpp[1] / 1000
     power = 10.0 ** math.floor(math.log10(whole / 4))

@@ -7,32 +7,32 @@ import io
 import os
 from pathlib import Path
 
-from streamview import atomic
-from streamview.display import Recipe
 from streamview.export.hotspots import find_hotspots
+from streamview.files import atomic
 from streamview.results import RESEARCH_USE, Saliency
+from streamview.results.display import Recipe
 
 __all__ = ["write_hotspot_table"]
 
 
 def write_hotspot_table(saliency: Saliency, recipe: Recipe, path: str | os.PathLike[str]) -> Path:
-    """Write the areas that a recipe shows as a CSV, a row each, those with most of the map's mass first.
+    """Write the areas that a recipe shows as a CSV, one row each, those with most of the map's mass first.
 
-    Places are the bounding box in level-0 pixels; ``area_mm2`` is empty where the mpp is unknown.
+    Positions are the bounding box in level-0 pixels; ``area_mm2`` is empty if the mpp is unknown.
 
     Parameters
     ----------
     saliency
         The map.
     recipe
-        How it is blurred, and from which share of the cap on an area counts.
+        Its blur and threshold.
     path
-        The file; it appears whole or not at all.
+        The file; written completely or not at all.
 
     Raises
     ------
     StreamviewError
-        When the saliency has no such map, or the disk is full.
+        If the saliency has no such map, or the disk is full.
     """
     path, prediction = Path(path), saliency.prediction
     text = io.StringIO()

@@ -1,7 +1,8 @@
-"""Fine-tuning: a trained network changed to answer labelled regions better, through the streaming engine.
+"""Fine-tune a trained network on labelled regions through the streaming engine.
 
-`finetune` is the way in, `forecast_training` says beforehand what it takes. ``preparation`` checks, ``trainer`` moves the state on,
-``checkpoint`` and ``publication`` write it. Names are imported on first use: a window shows the settings before torch is loaded.
+`finetune` runs it, `forecast_training` forecasts memory and time. ``preparation`` checks the inputs, ``trainer`` runs steps and epochs,
+``checkpoint`` and ``publication`` write the results. Names are imported on first use, so that a window can show the settings before
+torch is loaded.
 """
 
 from __future__ import annotations

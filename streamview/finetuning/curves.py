@@ -1,4 +1,4 @@
-"""The loss curves of fine-tuning, drawn into a figure of matplotlib: the same picture in a file and in a window."""
+"""The loss curves of fine-tuning, drawn into a matplotlib figure: the same in a file and in a window."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def draw_history(figure: Figure, history: History, colours: Mapping[str, str] = 
     Parameters
     ----------
     figure
-        Is cleared first.
+        Cleared first.
     history
         May be empty.
     colours
@@ -50,18 +50,18 @@ def draw_history(figure: Figure, history: History, colours: Mapping[str, str] = 
     epochs = [(epoch.number - 0.5, epoch.loss) for epoch in history.epochs if epoch.loss is not None]
     if epochs:
         axes.plot(*zip(*epochs, strict=True), color=colours["train"], marker="o", markersize=3, label="training")
-    judged = [(epoch.number, epoch.validation_loss) for epoch in history.epochs if epoch.validation_loss is not None]
-    if judged:
+    validated = [(epoch.number, epoch.validation_loss) for epoch in history.epochs if epoch.validation_loss is not None]
+    if validated:
         colour, best = colours["validation"], history.best
-        axes.plot(*zip(*judged, strict=True), color=colour, marker="o", markersize=3, label="validation")
-        axes.plot([best], [dict(judged)[best]], "o", markersize=9, markerfacecolor="none", color=colour, label="kept")
+        axes.plot(*zip(*validated, strict=True), color=colour, marker="o", markersize=3, label="validation")
+        axes.plot([best], [dict(validated)[best]], "o", markersize=9, markerfacecolor="none", color=colour, label="kept")
     axes.set_xlabel("epoch", color=colours["text"])
     axes.set_ylabel("loss", color=colours["text"])
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     right = max(1.0, len(history.epochs) - 1.0, len(history.losses) / max(history.per_epoch, 1))
     axes.set_xlim(-0.02 * right, 1.02 * right)
-    # single steps may leave the picture, so that they do not press the curves flat
-    highest = max((loss for _, loss in (*epochs, *judged)), default=None)
+    # outlying single steps are cut off rather than flattening the curves
+    highest = max((loss for _, loss in (*epochs, *validated)), default=None)
     axes.set_ylim(0, None if highest is None else 1.25 * highest)
     axes.grid(color=colours["grid"], linewidth=0.6)
     axes.tick_params(colors=colours["text"], labelsize=8)

@@ -1,4 +1,4 @@
-"""What fine-tuning will take, before it starts."""
+"""Forecast the memory and time of fine-tuning."""
 
 from __future__ import annotations
 
@@ -10,43 +10,43 @@ import torch
 
 from streamview.finetuning.preparation import Prepared, prepare
 from streamview.finetuning.settings import Settings
-from streamview.labels import Example
-from streamview.loading import Model
+from streamview.labels.regions import Example
+from streamview.networks import Model
 from streamview.slides.sampling import Sampler
-from streamview.streaming.calibration import SAMPLE, format_seconds
 from streamview.streaming.cuda import full_float32
 from streamview.streaming.memory import format_bytes
-from streamview.streaming.plan import Plan
+from streamview.streaming.plan.plan import Plan
+from streamview.streaming.run.timing import SAMPLE, format_seconds
 
 __all__ = ["TrainingForecast", "forecast_training"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TrainingForecast:
-    """What fine-tuning will take.
+    """The forecast memory and time of fine-tuning.
 
     Parameters
     ----------
     train, validation
-        (regions, patients) of either side of the split.
+        (regions, patients) of each side of the split.
     parameters
-        How many numbers are trained.
+        Number of trained weights.
     largest
         Height and width of the largest region, px of the network's grid.
     plan
-        How that is streamed in training.
+        Plan of its forward and backward pass.
     device
-        Where.
+        Device of the computation.
     peak_bytes
-        Of the process (on CUDA: of the device).
+        Peak memory of the process (on CUDA: of the device).
     region_seconds
-        What the largest training region takes, forward and in reverse.
+        Time for the forward and backward pass of the largest training region.
     epoch_seconds, seconds
-        Of an epoch, and of all epochs with what comes before the first; patience may end it earlier.
+        Time of an epoch, and at most of all epochs including the validation of the base.
     cached
-        Whether features are computed once.
+        Whether features are computed once and kept.
     budget_bytes
-        By which a pass may grow.
+        Bytes by which a pass may grow.
     """
 
     train: tuple[int, int]
@@ -63,15 +63,16 @@ class TrainingForecast:
     budget_bytes: int
 
     def __str__(self) -> str:
-        """One line for people."""
+        """The forecast in one line."""
         rows, cols = self.plan.tile
         regions, patients = self.train
-        rest = "no validation" if not self.validation[0] else f"{self.validation[0]} of {self.validation[1]} validate"
-        often = "features computed once" if self.cached else f"an epoch takes {format_seconds(self.epoch_seconds)}"
+        validation = "no validation" if not self.validation[0] else f"{self.validation[0]} of {self.validation[1]} for validation"
+        epoch = "features computed once" if self.cached else f"an epoch takes {format_seconds(self.epoch_seconds)}"
         return (
-            f"{regions} regions of {patients} patients train, {rest}; {self.parameters:,} weights change; up to {self.largest[1]} x "
-            f"{self.largest[0]} px in {self.plan.steps} steps of {min(rows, self.largest[0])} x {min(cols, self.largest[1])} px on "
-            f"{self.device}: peak memory {format_bytes(self.peak_bytes)}, {often}, at most {format_seconds(self.seconds)} in all"
+            f"{regions} regions of {patients} patients for training, {validation}; {self.parameters:,} weights are trained; up to "
+            f"{self.largest[1]} x {self.largest[0]} px in {self.plan.steps} steps of {min(rows, self.largest[0])} x "
+            f"{min(cols, self.largest[1])} px on {self.device}: peak memory {format_bytes(self.peak_bytes)}, {epoch}, at most "
+            f"{format_seconds(self.seconds)} in all"
         )
 
 
@@ -86,7 +87,7 @@ def forecast_training(
     force: bool = False,
     new_head: bool = False,
 ) -> TrainingForecast:
-    """Say what `finetune` will take: the plan by its shapes, the time from a sample of the largest region's size.
+    """Forecast `finetune`: memory from the plan of the largest region, time from a timed sample of it.
 
     Parameters
     ----------
@@ -96,7 +97,7 @@ def forecast_training(
     Raises
     ------
     StreamviewError
-        As `streamview.finetuning.finetune` before it begins.
+        As `streamview.finetuning.finetune` before training starts.
     """
     prepared = prepare(model, examples, settings, memory=memory, tile=tile, device=device, force=force, new_head=new_head)
     split, shapes = prepared.split, prepared.shapes
@@ -107,17 +108,17 @@ def forecast_training(
     with full_float32(prepared.device):
         plan = streamed.plan(shape, image_gradient=False)
         with torch.no_grad():
-            judging = streamed.plan(shape, image_gradient=False)
+            forward_plan = streamed.plan(shape, image_gradient=False)
     peak = base + prepared.kept_bytes + plan.peak_bytes + prepared.reserve
     read = _reading_seconds(prepared)
     px = height * width
-    # a pass that takes a gradient reads the image twice
-    train, judge = ((plan.seconds or 0.0) + 2 * read) / px, ((judging.seconds or 0.0) + read) / px
+    # a pass with gradients reads the image twice
+    train, validate = ((plan.seconds or 0.0) + 2 * read) / px, ((forward_plan.seconds or 0.0) + read) / px
     areas = [sum(shapes[index][0] * shapes[index][1] for index in part) for part in (split.train, split.validation)]
-    before = judge * areas[1]
-    epoch = train * areas[0] + judge * areas[1]
+    before = validate * areas[1]
+    epoch = train * areas[0] + validate * areas[1]
     if prepared.cached:
-        before, epoch = judge * (areas[1] + areas[0] * (8 if settings.flips else 1)), 0.0
+        before, epoch = validate * (areas[1] + areas[0] * (8 if settings.flips else 1)), 0.0
     regions = [(len(part), len({prepared.examples[index].case for index in part})) for part in (split.train, split.validation)]
     parameters = sum(p.numel() for p in prepared.trained.values())
     return TrainingForecast(
@@ -127,7 +128,7 @@ def forecast_training(
 
 
 def _reading_seconds(prepared: Prepared) -> float:
-    """Seconds that the pixels of the largest region take to be read once, from a sample of its middle."""
+    """Seconds to read the pixels of the largest region once, from a sample of its middle."""
     example = prepared.examples[prepared.shapes.index(prepared.largest)]
     with example.open() as slide:
         sampler = Sampler(slide, example.region, prepared.base.card.mpp)

@@ -1,4 +1,4 @@
-"""What happened during fine-tuning, epoch by epoch."""
+"""The history of fine-tuning: losses of steps and epochs."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ class Epoch:
     Parameters
     ----------
     number
-        From 1; 0 is the base before any training.
+        Counted from 1; 0 is the base before training.
     learning_rate
-        Of its steps; 0 for the base.
+        Learning rate of its steps; 0 for the base.
     loss
-        Mean of the training loss over its steps, as each was before it; None for the base.
+        Mean training loss over its steps, each before its update; None for the base.
     validation_loss
-        The same loss on the validation regions after it; None where there are none.
+        Loss on the validation regions after the epoch; None if there are none.
     validation
-        Figures on the validation regions after it.
+        Metrics on the validation regions after the epoch.
     seconds
-        What it took.
+        Duration.
     """
 
     number: int
@@ -38,30 +38,30 @@ class Epoch:
     validation: Metrics | None
     seconds: float
 
-    def to_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """Return the fields as plain JSON values."""
         plain = asdict(replace(self, validation=None))
-        return plain | {"validation": None if self.validation is None else self.validation.to_json()}
+        return plain | {"validation": None if self.validation is None else self.validation.to_dict()}
 
     @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> Epoch:
-        """Inverse of `to_json`."""
-        found = values["validation"]
-        return cls(**{**values, "validation": None if found is None else Metrics.from_json(found)})
+    def from_dict(cls, values: Mapping[str, Any]) -> Epoch:
+        """Inverse of `to_dict`."""
+        metrics = values["validation"]
+        return cls(**{**values, "validation": None if metrics is None else Metrics.from_dict(metrics)})
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class History:
-    """How fine-tuning went so far.
+    """Losses and epochs so far.
 
     Parameters
     ----------
     losses
-        Training loss of every step of the optimiser.
+        Training loss of every optimiser step.
     epochs
-        Those that are over; the first is the base.
+        The completed epochs; the first entry is the base.
     per_epoch
-        Steps of the optimiser in an epoch.
+        Optimiser steps per epoch.
     """
 
     losses: tuple[float, ...]
@@ -70,8 +70,8 @@ class History:
 
     @property
     def best(self) -> int:
-        """Number of the epoch whose weights are kept: that of the lowest validation loss, the earliest of equals; else the last one."""
-        judged = [epoch for epoch in self.epochs if epoch.validation_loss is not None]
-        if not judged:
+        """Number of the epoch whose weights are kept: the first with the lowest validation loss; without validation the last."""
+        validated = [epoch for epoch in self.epochs if epoch.validation_loss is not None]
+        if not validated:
             return self.epochs[-1].number
-        return min(judged, key=lambda epoch: epoch.validation_loss or 0.0).number
+        return min(validated, key=lambda epoch: epoch.validation_loss or 0.0).number

@@ -1,4 +1,4 @@
-"""Everything that is checked and chosen before fine-tuning begins, and nothing of it changes a network."""
+"""Check and prepare the inputs of fine-tuning, without changing the base network."""
 
 from __future__ import annotations
 
@@ -13,63 +13,63 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from streamview.cards import Task
 from streamview.errors import LabelError, MemoryBudgetError, RegionError, SlideError
 from streamview.finetuning.objective import Objective, make_objective
 from streamview.finetuning.parts import choose_weights, head_dropout
 from streamview.finetuning.settings import Settings
 from streamview.finetuning.split import CASES, Split, divide, scarcity
-from streamview.labels import Example, find_targets, identify_slides, labels_digest, unite_slides
-from streamview.loading import Model, as_model
-from streamview.loading.heads import with_classes
-from streamview.machine import find_device, resident_memory, total_memory
+from streamview.labels.regions import Example, find_targets, identify_slides, labels_digest, unite_slides
+from streamview.networks import Model, as_model
+from streamview.networks.cards import Task
+from streamview.networks.heads import with_classes
 from streamview.slides.sampling import Sampler
 from streamview.streaming import Streamed, stream
-from streamview.streaming.capture import capture
+from streamview.streaming.capture.capture import capture
 from streamview.streaming.cuda import free_memory_of, reserved_memory
 from streamview.streaming.graph import Sink, bind, gathered
 from streamview.streaming.memory import format_bytes, parse_bytes, return_freed_blocks
+from streamview.system.machine import find_device, resident_memory, total_memory
 
 __all__ = ["Prepared", "prepare"]
 
 _DECODING = 128 << 20  # bytes for decoding tiles
-_ROWS = 256  # of a step, for the buffers of rows
-_SIDES = 8  # ways to turn and mirror a region
-_SLOTS = {"adam": 2, "sgd": 1}  # tensors that an optimiser keeps for a weight
+_ROWS = 256  # rows of a step, for its buffers
+_SIDES = 8  # ways to rotate and mirror a region
+_SLOTS = {"adam": 2, "sgd": 1}  # tensors of the optimiser per weight
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Prepared:
-    """What fine-tuning works with.
+    """The checked inputs of fine-tuning.
 
     Parameters
     ----------
     base
-        The model, with a fresh head where that was asked for; never changed.
+        The model, with a new head if requested; never changed.
     module
         A copy of its network on `device`, in eval mode; the parameters `names` require gradients.
     names
-        Of the parameters that are trained.
+        Names of the trained parameters.
     dropout
-        Layers that draw during training.
+        Dropout layers that are active during training.
     examples, targets, shapes
-        Labelled regions, what should be answered, and (height, width) in px of the network's grid.
+        Labelled regions, their targets, and their (height, width) in px of the network's grid.
     split
-        Which of them train and which validate.
+        Indices for training and validation.
     objective
         The loss.
     settings, device, tile
-        As given.
+        As passed to `prepare`.
     making
-        All that decides the result, as JSON.
+        All inputs that determine the result, as JSON.
     cached
         Whether features are computed once and kept.
     kept_bytes
-        What gradients, the optimiser, the best weights and cached features take.
+        Bytes of gradients, optimiser, best weights and cached features.
     limit_bytes
-        Bound on the memory of the process; None: half of what is free may be taken.
+        Memory limit of the process; None: half of the free memory.
     doubt
-        What makes the figures on the validation regions doubtful, for people; empty: nothing that is known.
+        Why the metrics on the validation regions are unreliable; empty if no reason is known.
     """
 
     base: Model
@@ -92,14 +92,14 @@ class Prepared:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of weights, pixels and gradients."""
+        """Type of weights, pixels and gradients."""
         return next(p.dtype for p in self.module.parameters() if p.is_floating_point())
 
     @property
     def trained(self) -> dict[str, nn.Parameter]:
-        """The parameters that are trained, by name."""
-        found = dict(self.module.named_parameters())
-        return {name: found[name] for name in self.names}
+        """The trained parameters, by name."""
+        parameters = dict(self.module.named_parameters())
+        return {name: parameters[name] for name in self.names}
 
     @property
     def largest(self) -> tuple[int, int]:
@@ -108,23 +108,23 @@ class Prepared:
 
     @property
     def reserve(self) -> int:
-        """Bytes for decoding, and for rows as they are read."""
+        """Bytes for decoding tiles and for buffers of rows."""
         return _DECODING + 24 * _ROWS * self.largest[1]
 
     def budget(self) -> int:
-        """Bytes by which a pass may grow now.
+        """Bytes by which a pass may now grow.
 
         Raises
         ------
         MemoryBudgetError
-            When nothing is left for it.
+            If nothing is left for it.
         """
-        return_freed_blocks()  # what earlier work of the process freed would count against the limit
+        return_freed_blocks()  # memory freed earlier would count against the limit
         if self.limit_bytes is None:
             return max(1, free_memory_of(self.device) // 2 - self.kept_bytes)
         needed = self.base_bytes() + self.kept_bytes + self.reserve
         if needed >= self.limit_bytes:
-            remedy = "give more, or train a smaller part"
+            remedy = "give more memory, or train a smaller part"
             raise MemoryBudgetError(
                 f"memory {format_bytes(self.limit_bytes)}: the process needs {format_bytes(needed)} before the first step; {remedy}"
             )
@@ -135,7 +135,7 @@ class Prepared:
         return reserved_memory(self.device) if self.device.type == "cuda" else resident_memory()
 
     def streamed(self, budget: int) -> Streamed:
-        """The network in its present mode, streamed within a budget."""
+        """The network in its current mode, streamed within a budget."""
         return stream(self.module, memory=budget, tile=self.tile)
 
 
@@ -150,7 +150,7 @@ def prepare(
     force: bool = False,
     new_head: bool = False,
 ) -> Prepared:
-    """Check that model, examples and settings fit together, before anything long begins.
+    """Check model, examples and settings before any long work.
 
     Parameters
     ----------
@@ -160,11 +160,11 @@ def prepare(
     Raises
     ------
     StreamviewError
-        As `streamview.finetuning.finetune`, but for what happens during training.
+        As `streamview.finetuning.finetune` before training starts.
     """
     as_model(model)
     if not examples:
-        raise LabelError("there is no labelled region; expected some of every class")
+        raise LabelError("there are no labelled regions; expected some of every class")
     where = find_device(device)
     base = with_classes(model, _new_classes(examples, model.card.task), settings.seed) if new_head else model
     targets = find_targets(examples, base.card)
@@ -173,8 +173,8 @@ def prepare(
     split = divide(examples, settings.validation, settings.seed, base.card.task)
     scarce = scarcity(examples, regression=base.card.task == "regression")
     if scarce and not force:
-        said = f"{scarce} (without patient_id a slide counts as one); expected {CASES} or more of each"
-        raise LabelError(f"{said}: what is learned from fewer is chance (--force trains anyway)")
+        counts = f"{scarce} (without patient_id a slide counts as one); expected {CASES} or more of each"
+        raise LabelError(f"{counts}: with fewer the result mostly reflects chance (--force trains anyway)")
     training = targets[list(split.train)]
     doubt = _check_classes(examples, split) if base.card.task == "class" else ""
     shapes, identities = _look(examples, base)
@@ -197,38 +197,40 @@ def prepare(
         "tile": tile,
     }
     trained = sum(p.nbytes for name, p in module.named_parameters() if name in names)
-    kept = trained * (2 + _SLOTS[settings.optimiser])
+    kept_bytes = trained * (2 + _SLOTS[settings.optimiser])
     features = _feature_bytes(module, shapes) * (_SIDES if settings.flips else 1)
     limit = None if memory is None else parse_bytes(memory, total_memory(where))
     room = free_memory_of(where) // 4 if limit is None else limit // 4
     cached = settings.train == "head" and settings.jitter == 0 and features <= room
     return Prepared(
         base, module, names, tuple(head_dropout(module)), tuple(examples), targets, shapes, split, objective, settings, where, tile,
-        making, cached, kept + (features if cached else 0), limit, doubt,
+        making, cached, kept_bytes + (features if cached else 0), limit, doubt,
     )  # fmt: skip
 
 
 def _new_classes(examples: Sequence[Example], task: Task) -> list[str]:
-    """The classes of a fresh head: all that the labels name."""
+    """The classes of a new head: all that occur in the labels."""
     if task == "regression":
-        raise LabelError("a new head is for classes, and this network is a regression; leave --new-head out, or give another --card")
+        raise LabelError("a new head is for classes, but this network is a regression; leave out --new-head, or give another --card")
     labels = [example.label.split(";") if task == "multilabel" else [example.label] for example in examples]
     return sorted({part.strip() for parts in labels for part in parts if part.strip()})
 
 
 def _check_classes(examples: Sequence[Example], split: Split) -> str:
-    """Refuse a training split that lacks a class; say where the validation split does."""
+    """Reject a training split without one of the classes; return a warning if the validation split lacks one."""
     training, validation = ({examples[i].label for i in part} for part in (split.train, split.validation))
     absent = sorted(validation - training)
     if absent or len(training) < 2:
-        found = f"no region of {absent[0]!r}" if absent else f"nothing but {examples[split.train[0]].label!r}"
-        raise LabelError(f"the training split holds {found}; label regions of more patients, or divide them with a column split")
+        content = f"no region of {absent[0]!r}" if absent else f"nothing but {examples[split.train[0]].label!r}"
+        raise LabelError(f"the training split holds {content}; label regions of more patients, or split them with a column split")
     missing = sorted(training - validation) if validation else []
-    return f"no region of {', '.join(missing)} validates, so the figures say little; label regions of more patients" if missing else ""
+    if not missing:
+        return ""
+    return f"the validation split holds no region of {', '.join(missing)}, so its metrics say little; label regions of more patients"
 
 
 def _refuse_small(module: nn.Module, examples: Sequence[Example], shapes: Sequence[tuple[int, int]]) -> None:
-    """Name the region that is too small for the network."""
+    """Reject regions that are too small for the network."""
     graph = capture(module, channels=3)
     for shape in sorted(set(shapes)):
         try:
@@ -240,11 +242,11 @@ def _refuse_small(module: nn.Module, examples: Sequence[Example], shapes: Sequen
 def _refuse_one_class(examples: Sequence[Example]) -> None:
     labels = {example.label for example in examples}
     if len(labels) == 1:
-        raise LabelError(f"all {len(examples)} regions are labelled {labels.pop()!r}; expected two different labels or more to learn from")
+        raise LabelError(f"all {len(examples)} regions are labelled {labels.pop()!r}; expected two or more different labels")
 
 
 def _look(examples: Sequence[Example], model: Model) -> tuple[tuple[tuple[int, int], ...], list[str]]:
-    """Open every slide once: the size of each region on the network's grid, and what identifies the slides."""
+    """Open every slide once: return each region's size on the network's grid, and the slides' identities."""
     shapes: dict[int, tuple[int, int]] = {}
     identities = []
     slides: dict[object, list[int]] = {}
@@ -263,7 +265,7 @@ def _look(examples: Sequence[Example], model: Model) -> tuple[tuple[tuple[int, i
 
 
 def _feature_bytes(module: nn.Module, shapes: Sequence[tuple[int, int]]) -> int:
-    """Bytes of what the head takes of all regions."""
+    """Bytes of the head's inputs for all regions."""
     graph = capture(module, channels=3)
     total = 0
     for shape in shapes:

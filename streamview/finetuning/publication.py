@@ -1,4 +1,4 @@
-"""The tuned network as a model folder, with a record of how it came about."""
+"""Write the tuned network as a model folder, with a record of its training."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from streamview import atomic
-from streamview.cards import ModelCard, card_document, parse_card
 from streamview.evaluation import Metrics, measure
+from streamview.files import atomic
 from streamview.finetuning.checkpoint import write_json, write_tensors
 from streamview.finetuning.curves import draw_history
 from streamview.finetuning.history import History
 from streamview.finetuning.preparation import Prepared
-from streamview.jobs import versions
-from streamview.labels import Example
-from streamview.loading import Model
-from streamview.loading.hashing import hash_tensors
+from streamview.labels.regions import Example
+from streamview.networks import Model
+from streamview.networks.cards import ModelCard, card_document, parse_card
+from streamview.networks.hashing import hash_tensors
 from streamview.results import RESEARCH_USE
+from streamview.system.versions import versions
 
 __all__ = ["Compared", "Tuned", "compare", "publish"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Compared:
-    """What the base and the tuned network answer for a validation region.
+    """The predictions of base and tuned network for a validation region.
 
     Parameters
     ----------
@@ -49,22 +49,22 @@ class Compared:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Tuned:
-    """The best weights so far and how they compare with the base on the validation regions.
+    """The best weights so far and their comparison with the base on the validation regions.
 
     Parameters
     ----------
     state
         All tensors of the network, by name.
     sha256
-        Of these, as in `streamview.loading.Model`.
+        Their hash, as in `streamview.networks.Model`.
     document
         The card as JSON.
     before, after
-        Figures; None without validation regions.
+        Metrics of base and tuned network; None without validation regions.
     rows
-        Answers, region by region.
+        Predictions, region by region.
     warnings
-        What whoever uses the network must know, a sentence each.
+        Warnings for users of the network, one sentence each.
     """
 
     state: Mapping[str, Tensor]
@@ -76,7 +76,7 @@ class Tuned:
     warnings: tuple[str, ...]
 
     def model(self, base: Model) -> Model:
-        """The tuned network, made of a copy of its base."""
+        """The tuned network, built from a copy of its base."""
         module = copy.deepcopy(base.module)
         module.load_state_dict(self.state)
         return Model(module, _card(self.document), self.sha256, self.warnings)
@@ -91,20 +91,20 @@ def compare(
     *,
     resamples: int = 0,
 ) -> Tuned:
-    """Bring together the best weights so far and what they answer.
+    """Compare the best weights so far with the base.
 
     Parameters
     ----------
     prepared, history
-        Of the training.
+        Inputs and history of the training.
     logits
         As in `streamview.finetuning.checkpoint.Checkpoint`.
     best
         Trained parameters by name.
     name
-        Of the tuned network.
+        Name of the tuned network.
     resamples
-        Of the bootstrap of the figures; 0: without intervals.
+        Bootstrap resamples; 0: no intervals.
     """
     state = prepared.base.module.state_dict() | dict(best)
     document = _document(prepared, name)
@@ -116,10 +116,10 @@ def compare(
     cases, targets = [row.example.case for row in rows], prepared.targets[list(indices)]
     reference = prepared.targets[list(prepared.split.train)]
 
-    def judge(answers: Sequence[tuple[float, ...]]) -> Metrics | None:
+    def measured(answers: Sequence[tuple[float, ...]]) -> Metrics | None:
         return measure(answers, targets, cases, _card(document), reference=reference, resamples=resamples) if answers else None
 
-    before, after = judge([row.before for row in rows]), judge([row.after for row in rows])
+    before, after = measured([row.before for row in rows]), measured([row.after for row in rows])
     warnings = _warnings(history, after)
     if warnings:
         document["streamview"]["warning"] = " ".join(warnings)
@@ -134,7 +134,7 @@ def publish(folder: Path, prepared: Prepared, history: History, tuned: Tuned, *,
     Raises
     ------
     StreamviewError
-        When the disk is full or may not be written; what stood there before stays.
+        If the disk is full or not writable; earlier files are kept.
     """
     write_json(folder / "card.json", tuned.document)
     write_tensors(folder / "weights.safetensors", tuned.state)
@@ -153,7 +153,7 @@ def publish(folder: Path, prepared: Prepared, history: History, tuned: Tuned, *,
 def _warnings(history: History, after: Metrics | None) -> tuple[str, ...]:
     if after is None:
         epoch = history.epochs[-1].number
-        return (f"No region validated it: the weights are those after epoch {epoch}, and nothing is known of how good they are.",)
+        return (f"It was not validated on any region: the weights are those after epoch {epoch}, and their quality is unknown.",)
     warnings = [] if history.best else ["No epoch had a lower validation loss than the base: the weights are those of the base."]
     if after.shortfall:
         warnings.append(f"On its {after.regions} validation regions this network is of no use: {after.shortfall}.")
@@ -165,24 +165,25 @@ def _card(document: Mapping[str, Any]) -> ModelCard:
 
 
 def _document(prepared: Prepared, name: str) -> dict[str, Any]:
-    """The base's card, and what is true of the tuned network."""
-    found = card_document(prepared.base.card)
+    """The base's card, updated for the tuned network."""
+    document = card_document(prepared.base.card)
     split, settings = prepared.split, prepared.settings
     sides = [side for index in (*split.train, *split.validation) for side in prepared.shapes[index]]
     patients = [len({prepared.examples[index].case for index in part}) for part in (split.train, split.validation)]
-    said = (
+    provenance = (
         f"fine-tuned ({settings.train}) on {len(split.train)} regions of {patients[0]} patients, validated on {len(split.validation)} of "
-        f"{patients[1]}, divided by patient"
+        f"{patients[1]}, split by patient"
     )
     labels = ", ".join(sorted({example.label or "none" for example in prepared.examples}))
     labelled = "" if prepared.base.card.task == "regression" else f", labelled {labels}"
     use = (
         f"{RESEARCH_USE} Fine-tuned from {prepared.base.card.name} on {len(split.train)} regions of {patients[0]} patients{labelled}; "
-        "of other tissue, stains and scanners than theirs nothing is known."
+        "its quality on other tissue, stains and scanners is unknown."
     )
-    ours = {key: value for key, value in found["streamview"].items() if key not in ("calibration", "warning", "stain", "answers")}
-    found["streamview"] = ours | {"name": name, "trained": True, "split": said, "use": use, "input_size": [min(sides), max(sides)]}
-    return found
+    inherited = {key: value for key, value in document["streamview"].items() if key not in ("calibration", "warning", "stain", "answers")}
+    changes = {"name": name, "trained": True, "split": provenance, "use": use, "input_size": [min(sides), max(sides)]}
+    document["streamview"] = inherited | changes
+    return document
 
 
 def _record(prepared: Prepared, history: History, tuned: Tuned, *, finished: bool) -> dict[str, Any]:
@@ -206,11 +207,11 @@ def _record(prepared: Prepared, history: History, tuned: Tuned, *, finished: boo
         "regions": {"train": len(split.train), "validation": len(split.validation)},
         "settings": prepared.making["settings"],
         "trained": list(prepared.names),
-        "before": None if tuned.before is None else tuned.before.to_json(),
-        "after": None if tuned.after is None else tuned.after.to_json(),
+        "before": None if tuned.before is None else tuned.before.to_dict(),
+        "after": None if tuned.after is None else tuned.after.to_dict(),
         "warnings": list(tuned.warnings),
         "losses": list(history.losses),
-        "epochs": [epoch.to_json() for epoch in history.epochs],
+        "epochs": [epoch.to_dict() for epoch in history.epochs],
         "device": prepared.device.type,
         "tile": prepared.tile,
         "threads": torch.get_num_threads(),
@@ -219,7 +220,7 @@ def _record(prepared: Prepared, history: History, tuned: Tuned, *, finished: boo
 
 
 def _table(prepared: Prepared, tuned: Tuned) -> str:
-    """Every region with its side of the split; those that validate also with both answers."""
+    """Every region with its side of the split; validation regions also with both networks' logits."""
     names = prepared.base.card.class_names
     logits = [f"{side}_logit_{name}" for side in ("base", "tuned") for name in names]
     text = io.StringIO(newline="")

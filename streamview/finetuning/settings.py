@@ -1,4 +1,4 @@
-"""How to fine-tune: the seven controls, and what a recipe fixes besides."""
+"""The settings of fine-tuning: the seven controls and the other hyperparameters."""
 
 from __future__ import annotations
 
@@ -13,49 +13,49 @@ from streamview.errors import TrainingError
 __all__ = ["PRESETS", "Optimiser", "Part", "Settings"]
 
 Part = Literal["head", "last stage", "all"]
-"""What is trained: what follows the streamed part; that and every layer at the coarsest resolution; every weight."""
+"""The trained part: everything after the streamed part; also every layer at the coarsest resolution; every weight."""
 
 Optimiser = Literal["adam", "sgd"]
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """Everything, besides the base and the labelled regions, that decides the tuned weights.
+    """Everything besides the base and the labelled regions that determines the tuned weights.
 
     Parameters
     ----------
     train
-        Which weights change.
+        The weights that are trained.
     learning_rate
-        Of the first epoch.
+        Learning rate of the first epoch.
     weight_decay
         The optimiser's L2 penalty.
     batch
-        Regions whose gradients are accumulated for one step of the optimiser. As the statistics of BatchNorm are frozen, that equals a
-        batch of so many regions exactly.
+        Regions whose gradients are accumulated for one optimiser step. As the BatchNorm statistics are frozen, this equals a batch of
+        that size exactly.
     epochs
-        At most so many passes over the training regions.
+        Maximum number of passes over the training regions.
     patience
-        End after so many epochs without a lower validation loss; 0: never.
+        Stop after this many epochs without a lower validation loss; 0: never.
     validation
-        Share of the patients that validate, 0 to 0.5; 0: none, and the last epoch is kept. Ignored where the examples state a split.
+        Share of the patients used for validation, 0 to 0.5; 0: none, and the last epoch is kept. Ignored if the examples state a split.
     optimiser
         ``"adam"``, or ``"sgd"`` with momentum 0.9.
     decay
         Factor of the learning rate from one epoch to the next.
     class_weights
-        Whether classes weigh the same in the loss, however many training regions they have.
+        Whether to weight the loss by inverse class frequency.
     flips
-        Whether training regions are turned by quarter turns and mirrored at random.
+        Whether training regions are rotated by quarter turns and mirrored at random.
     jitter
         Colour jitter of training regions: brightness and every channel are scaled by random factors in ``1 - jitter`` to ``1 + jitter``.
     seed
-        Of the split, the order, augmentation, dropout and a new head.
+        Seed of split, order, augmentation, dropout and a new head.
 
     Raises
     ------
     TrainingError
-        When a value is outside its range; the message names it.
+        If a value is outside its range; the message names it.
     """
 
     train: Part = "all"
@@ -105,4 +105,4 @@ PRESETS: Mapping[str, Settings] = MappingProxyType(
         "all": Settings(),
     }
 )
-"""Starting points: the head alone on features that are computed once; the last stage, carefully; every layer, as in the paper."""
+"""Starting points: only the head, on features computed once; the last stage, carefully; every layer, as in the paper."""

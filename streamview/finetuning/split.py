@@ -1,47 +1,50 @@
-"""Which regions train and which validate: whole patients, the same for the same seed."""
+"""Split regions into training and validation by patient, reproducibly from a seed."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from streamview.cards import Task
 from streamview.errors import LabelError
-from streamview.labels import Example
+from streamview.labels.regions import Example
+
+if TYPE_CHECKING:
+    from streamview.networks.cards import Task
 
 __all__ = ["CASES", "Split", "batches", "divide", "scarcity"]
 
 CASES = 10
-"""Patients of every class below which fine-tuning is refused unless it is forced."""
+"""Patients per class below which fine-tuning is refused unless forced."""
 
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """Indices of the examples that train and of those that validate."""
+    """Indices of the training and validation examples."""
 
     train: tuple[int, ...]
     validation: tuple[int, ...]
 
 
 def divide(examples: Sequence[Example], share: float, seed: int, task: Task = "class") -> Split:
-    """Divide examples by patient: as they state it, or a share of the patients of every mix of labels, drawn with a seed.
+    """Split examples by patient: as they state, or by drawing a share of the patients of every combination of labels.
 
     Parameters
     ----------
     examples
-        All of them, or none, state a split.
+        All or none of them state a split.
     share
-        Of the patients that validate; at least one where a mix of labels has two, unless it is 0.
+        Share of the patients for validation; unless 0, at least one of every combination of labels with two or more patients.
     seed
-        Of the draw; the order of the examples does not matter.
+        Seed of the draw; the order of the examples does not matter.
     task
-        Of the network: values of a regression are not kept apart, and neither are mixes that a multilabel network meets once.
+        Task of the network. Regression is not stratified; multilabel combinations of only one patient are pooled.
 
     Raises
     ------
     LabelError
-        When a patient stands on both sides, some examples state no split, or none trains or validates although it should.
+        If a patient is on both sides, some examples state no split, or one side would be empty although it is required.
     """
     if any(example.split for example in examples):
         return _stated(examples)
@@ -61,41 +64,41 @@ def divide(examples: Sequence[Example], share: float, seed: int, task: Task = "c
         validating.update(patients[:count])
     if share and not validating:
         raise LabelError(
-            f"{len(cases)} patients cannot be divided so that one validates and every label still trains; label regions of more patients, "
-            "or set the share for validation to 0, which leaves nothing to judge the network by"
+            f"{len(cases)} patients cannot be split so that one is left for validation and every label for training; label regions of "
+            "more patients, or set the validation share to 0, which leaves the network without validation"
         )
     return Split(*(tuple(i for i, e in enumerate(examples) if (e.case in validating) is side) for side in (False, True)))
 
 
 def _stated(examples: Sequence[Example]) -> Split:
-    silent = [example for example in examples if not example.split]
-    if silent:
-        raise LabelError(f"{silent[0]} states no split, but others do; expected train or validation for every region, or for none")
+    missing = [example for example in examples if not example.split]
+    if missing:
+        raise LabelError(f"{missing[0]} states no split, but others do; expected train or validation for every region, or for none")
     sides: dict[str, set[str]] = {}
     for example in examples:
         sides.setdefault(example.case, set()).add(example.split)
-    both = [case for case, found in sides.items() if len(found) > 1]
+    both = [case for case, splits in sides.items() if len(splits) > 1]
     if both:
-        raise LabelError(f"patient {both[0]!r} stands in both splits, train and validation; put all regions of a patient on one side")
+        raise LabelError(f"patient {both[0]!r} is in both splits, train and validation; put all regions of a patient on one side")
     split = Split(*(tuple(i for i, e in enumerate(examples) if e.split == side) for side in ("train", "validation")))
     if not split.train:
-        raise LabelError("no region is in the split train; expected some to train with")
+        raise LabelError("no region is in the split train; expected one or more")
     return split
 
 
 def batches(split: Split, size: int, seed: int, epoch: int) -> list[tuple[int, ...]]:
-    """Return the training examples in the order of an epoch, in batches; the last may be smaller."""
+    """Return the shuffled training examples of an epoch in batches; the last may be smaller."""
     order = list(split.train)
     random.Random(f"{seed} {epoch}").shuffle(order)
     return [tuple(order[start : start + size]) for start in range(0, len(order), size)]
 
 
 def scarcity(examples: Sequence[Example], *, regression: bool) -> str | None:
-    """Say which labels have fewer than ten patients (of a regression: whether there are so few at all); None where all have enough."""
+    """Name the labels with fewer than ten patients (for regression: the table, if it has fewer); None if there are none."""
     labels = {""} if regression else {part.strip() for example in examples for part in example.label.split(";") if part.strip()}
-    found = []
+    scarce = []
     for label in sorted(labels):
         count = len({e.case for e in examples if regression or label in map(str.strip, e.label.split(";"))})
         if count < CASES:
-            found.append(f"{label or 'the table'} has {count}")
-    return f"patients: {', '.join(found)}" if found else None
+            scarce.append(f"{label or 'the table'} has {count}")
+    return f"patients: {', '.join(scarce)}" if scarce else None

@@ -1,4 +1,4 @@
-"""The state of fine-tuning, and what moves it on: a step of the optimiser, or the end of an epoch."""
+"""The state of fine-tuning and its transitions: an optimiser step, or the end of an epoch."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from streamview.finetuning.preparation import Prepared
 from streamview.finetuning.settings import Settings
 from streamview.finetuning.split import batches
 from streamview.finetuning.variation import PLAIN, Variation, lazy_image, vary
-from streamview.labels import Example
+from streamview.labels.regions import Example
 from streamview.progress import Progress, Report
 from streamview.slides import Slide, as_slide, open_slide
 from streamview.slides.sampling import Sampler
@@ -29,9 +29,9 @@ from streamview.streaming import LazyImage, Streamed
 
 __all__ = ["Trainer"]
 
-_OPEN = 16  # slides at once
+_OPEN = 16  # slides kept open
 _MOMENTUM = 0.9
-_UNIT = 128 * 128  # px of a unit of progress
+_UNIT = 128 * 128  # px per unit of progress
 
 
 class Trainer:
@@ -40,30 +40,30 @@ class Trainer:
     Attributes
     ----------
     prepared
-        What it works with.
+        The inputs.
     history
-        So far.
+        The history so far.
     logits
-        Of the validation regions, by ``"before"`` (the base) and ``"after"`` (the best epoch): lists (M, K).
+        Logits of the validation regions, ``"before"`` (the base) and ``"after"`` (the best epoch): lists (M, K).
     best
         Trained parameters of the best epoch, by name.
 
     Parameters
     ----------
     prepared
-        Its network is changed from now on.
-    found
-        Where an earlier run stopped.
+        The inputs; training changes its network.
+    checkpoint
+        The checkpoint of an earlier run to resume.
     budget
-        Bytes by which a pass may grow, unless an earlier run has chosen; None: as much as fits.
+        Bytes by which a pass may grow, unless the checkpoint has one; None: as much as fits.
     report
         Called after every step of the engine.
     """
 
-    def __init__(self, prepared: Prepared, found: Checkpoint | None, budget: int | None, report: Report | None) -> None:
+    def __init__(self, prepared: Prepared, checkpoint: Checkpoint | None, budget: int | None, report: Report | None) -> None:
         self.prepared = prepared
-        self._budget = (budget or prepared.budget()) if found is None else found.budget
-        # one for each mode of the head's dropout, so that none is captured anew when it changes
+        self._budget = (budget or prepared.budget()) if checkpoint is None else checkpoint.budget
+        # one per mode of the head's dropout, so that switching it captures nothing again
         self._streams: dict[bool, Streamed] = {}
         self._features: dict[tuple[int, int, bool], list[Tensor]] = {}
         self._slides = _OpenSlides()
@@ -73,50 +73,50 @@ class Trainer:
         self.history = History((), (), per_epoch)
         self.logits: dict[str, Any] = {}
         self.best = self._weights()
-        if found is not None:
-            self._resume(found)
+        if checkpoint is not None:
+            self._resume(checkpoint)
         self._progress = Progress("fine-tuning", self._work(), report)
 
-    def _resume(self, found: Checkpoint) -> None:
-        self.history, self.logits, self.best = found.history, dict(found.logits), dict(found.best)
+    def _resume(self, checkpoint: Checkpoint) -> None:
+        self.history, self.logits, self.best = checkpoint.history, dict(checkpoint.logits), dict(checkpoint.best)
         with torch.no_grad():
             for name, parameter in self.prepared.trained.items():
-                parameter.copy_(found.weights[name])
+                parameter.copy_(checkpoint.weights[name])
         state: dict[int, dict[str, Tensor]] = {}
-        for key, tensor in found.optimiser.items():
+        for key, tensor in checkpoint.optimiser.items():
             index, _, name = key.partition(".")
             state.setdefault(int(index), {})[name] = tensor
         self._optimiser.load_state_dict({**self._optimiser.state_dict(), "state": state})
 
     def checkpoint(self) -> Checkpoint:
-        """Return all that is needed to go on."""
+        """Return the state from which training resumes."""
         state = self._optimiser.state_dict()["state"]
-        tensors = {f"{i}.{name}": t for i, found in state.items() for name, t in found.items() if isinstance(t, Tensor)}
+        tensors = {f"{i}.{name}": t for i, entry in state.items() for name, t in entry.items() if isinstance(t, Tensor)}
         return Checkpoint(self.prepared.making, self._budget, self.history, self.logits, self.prepared.trained, self.best, tensors)
 
     @property
     def over(self) -> bool:
-        """Whether the last epoch is done, or validation has not become better for too long."""
+        """Whether the last epoch is done, or patience is exhausted."""
         settings, done = self.prepared.settings, self.history.epochs[-1].number
-        waited = settings.patience and self.prepared.split.validation and done - self.history.best >= settings.patience
-        return bool(done >= settings.epochs or waited)
+        impatient = settings.patience and self.prepared.split.validation and done - self.history.best >= settings.patience
+        return bool(done >= settings.epochs or impatient)
 
     @property
     def epoch_is_complete(self) -> bool:
-        """Whether all steps of the epoch are done, so that it is to be ended."""
+        """Whether all steps of the epoch are done and `end_epoch` is due."""
         return len(self.history.losses) >= (self.history.epochs[-1].number + 1) * self.history.per_epoch
 
     def begin(self) -> None:
-        """Judge the base."""
+        """Validate the base network."""
         self._end(Epoch(0, 0.0, None, None, None, 0.0))
 
     def step(self) -> None:
-        """One step of the optimiser: the regions of its batch one after the other.
+        """One optimiser step over a batch, region by region.
 
         Raises
         ------
         TrainingError
-            When a loss or gradient is not finite; the weights are then those before the step.
+            If a loss or gradient is not finite; the weights are then unchanged.
         """
         prepared, settings, history = self.prepared, self.prepared.settings, self.history
         epoch, number = divmod(len(history.losses), history.per_epoch)
@@ -141,7 +141,7 @@ class Trainer:
         self.history = History((*history.losses, total), history.epochs, history.per_epoch)
 
     def end_epoch(self) -> None:
-        """Judge the network after an epoch, and keep it if it is the best."""
+        """Validate the network after an epoch, and keep its weights if they are the best."""
         history, number = self.history, self.history.epochs[-1].number + 1
         losses = history.losses[(number - 1) * history.per_epoch :]
         rate = self.prepared.settings.rate(number)
@@ -150,20 +150,20 @@ class Trainer:
 
     def _end(self, epoch: Epoch) -> None:
         loss, metrics, logits = self._validate()
-        judged = Epoch(epoch.number, epoch.learning_rate, epoch.loss, loss, metrics, epoch.seconds)
-        self.history = History(self.history.losses, (*self.history.epochs, judged), self.history.per_epoch)
+        validated = Epoch(epoch.number, epoch.learning_rate, epoch.loss, loss, metrics, epoch.seconds)
+        self.history = History(self.history.losses, (*self.history.epochs, validated), self.history.per_epoch)
         if self.history.best == epoch.number:
             self.best = self._weights()
             self.logits = {"before": self.logits.get("before", logits), "after": logits}
 
     def _validate(self) -> tuple[float | None, Metrics | None, list[list[float]]]:
-        """Loss, figures and logits of the validation regions."""
+        """Loss, metrics and logits of the validation regions."""
         prepared = self.prepared
         indices = prepared.split.validation
         if not indices:
             return None, None, []
         loss = share = 0.0
-        found = []
+        answers = []
         for index in indices:
             with torch.no_grad():
                 logits = self._answer(index, PLAIN)
@@ -172,14 +172,14 @@ class Trainer:
                 raise self._not_finite(f"the answer for {prepared.examples[index]} is {logits[0].tolist()}")
             loss += float(prepared.objective.loss(logits, target))
             share += prepared.objective.share(target)
-            found.append(logits[0].double().cpu().tolist())
+            answers.append(logits[0].double().cpu().tolist())
         cases = [prepared.examples[index].case for index in indices]
         training = prepared.targets[list(prepared.split.train)]
-        metrics = measure(found, prepared.targets[list(indices)], cases, prepared.base.card, reference=training, resamples=0)
-        return loss / share, metrics, found
+        metrics = measure(answers, prepared.targets[list(indices)], cases, prepared.base.card, reference=training, resamples=0)
+        return loss / share, metrics, answers
 
     def _answer(self, index: int, variation: Variation, drawing: str | None = None) -> Tensor:
-        """Logits (1, K) of a region; with `drawing`, which seeds it, the head's dropout is at work."""
+        """Logits (1, K) of a region; with `drawing`, its seed, the head's dropout is active."""
         prepared = self.prepared
         with _drawing(prepared.dropout if drawing is not None else (), drawing or ""):
             streamed = self._streamed(drawing is not None and bool(prepared.dropout))
@@ -198,7 +198,7 @@ class Trainer:
         return self._streams[drawing]
 
     def _image(self, streamed: Streamed, index: int, variation: Variation) -> tuple[LazyImage, Callable[[], None]]:
-        """A region as the engine reads it, and what counts the engine's steps."""
+        """A region as the engine reads it, and a callback that counts the engine's steps."""
         prepared, example = self.prepared, self.prepared.examples[index]
         sampler = Sampler(self._slides.open(example), example.region, prepared.base.card.mpp)
         image = lazy_image(sampler, prepared.base.card, variation, prepared.dtype, prepared.device)
@@ -225,11 +225,11 @@ class Trainer:
     def _weights(self) -> dict[str, Tensor]:
         return {name: parameter.detach().clone() for name, parameter in self.prepared.trained.items()}
 
-    def _not_finite(self, found: str) -> TrainingError:
+    def _not_finite(self, problem: str) -> TrainingError:
         if not self.history.epochs:
-            return TrainingError(f"the base: {found}; get sound weights, and check their normalisation")
-        remedy = "check the labels and the slide, or begin anew with a lower learning rate (--restart)"
-        return TrainingError(f"epoch {len(self.history.epochs)}: {found}; the best network so far is kept; {remedy}")
+            return TrainingError(f"the base: {problem}; use other weights, and check their normalisation")
+        remedy = "check the labels and the slide, or start over with a lower learning rate (--restart)"
+        return TrainingError(f"epoch {len(self.history.epochs)}: {problem}; the best network so far is kept; {remedy}")
 
     def __enter__(self) -> Self:
         return self
@@ -246,7 +246,7 @@ def _optimiser(parameters: Sequence[torch.nn.Parameter], settings: Settings) -> 
 
 @contextmanager
 def _drawing(dropout: Sequence[torch.nn.Module], seed: str) -> Iterator[None]:
-    """Put layers of dropout to work, seeded, and leave them and torch's generators as they were."""
+    """Activate dropout layers with a seed, and restore them and torch's generators afterwards."""
     if not dropout:
         yield
         return
@@ -266,12 +266,12 @@ def _checked(logits: Any, prepared: Prepared) -> Tensor:
     expected = (1, len(prepared.base.card.class_names))
     if isinstance(logits, Tensor) and tuple(logits.shape) == expected:
         return logits
-    found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-    raise ModelError(f"the model {prepared.base.card.name} answered {found}: expected one logit for each of its classes")
+    output = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
+    raise ModelError(f"the model {prepared.base.card.name} returned {output}: expected one logit for each of its classes")
 
 
 class _OpenSlides:
-    """The slides read last, kept open."""
+    """A cache of the most recently read slides, kept open."""
 
     def __init__(self) -> None:
         self._open: dict[tuple[str, float | None], Slide] = {}

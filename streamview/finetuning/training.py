@@ -1,4 +1,4 @@
-"""Fine-tuning: a trained network changed to answer labelled regions better, end to end, through the streaming engine."""
+"""Fine-tuning of a trained network on labelled regions, end to end, through the streaming engine."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from streamview.finetuning.preparation import prepare
 from streamview.finetuning.publication import Compared, Tuned, compare, publish
 from streamview.finetuning.settings import Settings
 from streamview.finetuning.trainer import Trainer
-from streamview.labels import Example
-from streamview.loading import Model
+from streamview.labels.regions import Example
+from streamview.networks import Model
 from streamview.progress import Report
 from streamview.streaming.cuda import full_float32
 
@@ -31,23 +31,23 @@ _RESAMPLES = 2000
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FinetuneResult:
-    """What fine-tuning came to.
+    """The result of fine-tuning.
 
     Parameters
     ----------
     model
-        The tuned network: that of the epoch kept.
+        The tuned network, with the weights of the best epoch.
     history
         Losses and epochs.
     before, after
-        Figures of the base and of the tuned network on the validation regions; None where there are none.
+        Metrics of base and tuned network on the validation regions; None if there are none.
     rows
-        Every validation region with both answers.
+        Every validation region with both networks' logits.
     out
-        The model folder; None where none was asked for.
+        The model folder; None if nothing was written.
     warnings
-        What whoever uses the network must know, a sentence each: that it is no better than always answering one class, that no region
-        validated it, or that the base was best. The card of the network keeps them.
+        Warnings for users of the network, one sentence each: that it is no better than always answering one class, that it was not
+        validated, or that the base was best. They are also in its card.
     """
 
     model: Model
@@ -60,7 +60,7 @@ class FinetuneResult:
 
     @property
     def best(self) -> int:
-        """Number of the epoch kept; 0: no epoch was better than the base, whose weights these are."""
+        """Number of the best epoch; 0: no epoch was better than the base, whose weights were kept."""
         return self.history.best
 
 
@@ -79,48 +79,47 @@ def finetune(
     restart: bool = False,
     report: Report | None = None,
     watch: Watch = lambda history: None,
-    tell: Callable[[str], None] = lambda said: None,
+    tell: Callable[[str], None] = lambda message: None,
     save_seconds: float = 30.0,
 ) -> FinetuneResult:
     """Fine-tune a network on labelled regions.
 
-    Every region is one image, streamed: the gradients are those of conventional training on whole regions, and the memory is that of a
-    step. The statistics of BatchNorm stay those of the base, so a batch accumulated region by region equals the batch computed at once.
+    Every region is streamed as one image: the gradients are those of conventional training on whole regions, in the memory of a step.
+    BatchNorm keeps the statistics of the base, so a batch accumulated region by region equals the batch computed at once.
 
     Parameters
     ----------
     model
-        The base, which stays as it is, also when training fails or is stopped.
+        The base; it is never changed, even if training fails or is stopped.
     examples
         Labelled regions.
     settings
-        How.
+        The settings.
     out
-        Folder that becomes the tuned model, to be opened with `load_model`; at any moment it holds the best network so far. A run that
-        was stopped or killed goes on from there when it is called again with the same base, examples and settings, to the same weights.
-        None: nothing is written.
+        Folder of the tuned model, for `load_model`; at any moment it holds the best network so far. Called again with the same base,
+        examples and settings, a run that was stopped or killed resumes and ends at the same weights. None: nothing is written.
     memory
-        Bound on the memory of the process, bytes or ``"4GB"``; default half of what is free.
+        Memory limit of the process, bytes or ``"4GB"``; default half of the free memory.
     ahead
-        A forecast of the same run, whose choice of what a pass may take is then kept to.
+        A forecast of the same run, whose memory budget for a pass is then used.
     tile
-        Rows and columns of a step on the network's grid, instead of choosing them.
+        Rows and columns of a step on the network's grid; default chosen by memory.
     device
         ``"auto"``, ``"cpu"`` or ``"cuda"``.
     force
-        Train although a label has fewer than ten patients.
+        Train even if a label has fewer than ten patients.
     new_head
-        Replace the head by a fresh one for the labels of the examples.
+        Replace the head by a new one for the labels of the examples.
     restart
-        Begin anew, whatever `out` holds of an earlier run.
+        Start over, discarding an earlier run in `out`.
     report
         Called after every step of the engine; may raise `Cancelled`.
     watch
-        Called with the history when the base is judged, and after every step of the optimiser and every epoch.
+        Called with the history after the validation of the base, and after every optimiser step and epoch.
     tell
-        Told in words of what is gone on with, and of what makes the figures doubtful.
+        Called with messages: that a run resumes, and why the metrics are unreliable.
     save_seconds
-        Write a checkpoint after a step of the optimiser when the last is so old; it changes nothing of the result.
+        Write a checkpoint after an optimiser step if the last is older than this; the result does not depend on it.
 
     Returns
     -------
@@ -129,13 +128,30 @@ def finetune(
     Raises
     ------
     LabelError
-        When labels do not fit the network, are too few, or cannot be divided.
+        If labels do not fit the network, are too few, or cannot be split.
     TrainingError
-        When the loss is not finite, or `out` holds something else.
+        If the loss is not finite, or `out` holds other files.
     Cancelled
-        When `report` says so; the last step of the optimiser that was complete is kept in `out`.
+        If `report` raises it; the last complete optimiser step is saved in `out`.
     StreamviewError
-        When a slide or region cannot be read, the network cannot be streamed, memory does not fit, or the disk is full.
+        If a slide or region cannot be read, the network cannot be streamed, memory is too small, or the disk is full.
+
+    Examples
+    --------
+    >>> from dataclasses import replace
+    >>> import streamview
+    >>> from streamview.finetuning import PRESETS
+    >>> from streamview.labels.regions import Example
+    >>> from streamview.slides.synthetic import synthetic_region
+    >>> examples = []
+    >>> for seed in range(4):  # stands for regions of yours, one patient each
+    ...     pixels, _ = synthetic_region(128, 128, seed=seed, lesion_share=0.3 * (seed % 2))
+    ...     label = ("normal", "lesion")[seed % 2]
+    ...     examples.append(Example(pixels, label, patient=f"patient-{seed}", slide_id=f"slide-{seed}", mpp=0.5))
+    >>> base = streamview.load_model("demo")
+    >>> result = streamview.finetune(base, examples, replace(PRESETS["head"], epochs=1), force=True)
+    >>> result.after.regions, isinstance(result.model, streamview.Model)
+    (2, True)
     """
     folder = None if out is None else Path(out)
     if folder is not None:
@@ -145,18 +161,18 @@ def finetune(
         tell(prepared.doubt)
     with ExitStack() as stack:
         stack.enter_context(full_float32(prepared.device))
-        found = None
+        checkpoint = None
         if folder is not None:
             stack.enter_context(locked(folder))
             if restart:
                 discard_checkpoint(folder)
-            found = read_checkpoint(folder, prepared.making, model.file_sha256)
-        trainer = stack.enter_context(Trainer(prepared, found, None if ahead is None else ahead.budget_bytes, report))
+            checkpoint = read_checkpoint(folder, prepared.making, model.file_sha256)
+        trainer = stack.enter_context(Trainer(prepared, checkpoint, None if ahead is None else ahead.budget_bytes, report))
         save = _Saver(folder, trainer, save_seconds)
-        if found is not None:
-            tell(f"going on after {len(trainer.history.losses)} steps of the optimiser, in epoch {len(trainer.history.epochs)}")
+        if checkpoint is not None:
+            tell(f"resuming after {len(trainer.history.losses)} optimiser steps, in epoch {len(trainer.history.epochs)}")
         try:
-            if found is None:
+            if checkpoint is None:
                 trainer.begin()
                 save(anyway=True)
             save.publish(finished=False)
@@ -181,7 +197,7 @@ def finetune(
 
 
 class _Saver:
-    """Writes checkpoints when they are due, and the model folder; does nothing without a folder."""
+    """Writes due checkpoints and the model folder; without a folder it writes nothing."""
 
     def __init__(self, folder: Path | None, trainer: Trainer, seconds: float) -> None:
         self._folder, self._trainer, self._seconds = folder, trainer, seconds
@@ -194,7 +210,7 @@ class _Saver:
             self._last = time.monotonic()
 
     def publish(self, *, finished: bool) -> Tuned:
-        """Return the best network so far, and write it as a model folder."""
+        """Write the best network so far as a model folder, and return it."""
         trainer = self._trainer
         name = f"{trainer.prepared.base.card.name}-tuned" if self._folder is None else self._folder.resolve().name
         resamples = _RESAMPLES if finished else 0

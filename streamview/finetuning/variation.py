@@ -1,4 +1,4 @@
-"""Regions as they are read for training: turned, mirrored and tinted with a seed, in pieces."""
+"""Augmentation: training regions rotated, mirrored and tinted from a seed, read in pieces."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from streamview.cards import ModelCard
 from streamview.finetuning.settings import Settings
+from streamview.networks.cards import ModelCard
 from streamview.slides.sampling import Sampler
 from streamview.streaming import LazyImage
 
@@ -24,14 +24,14 @@ Read = Callable[[int, int, int, int], NDArray[np.uint8]]
 
 @dataclass(frozen=True, slots=True)
 class Variation:
-    """How a region is changed before the network sees it.
+    """The augmentation of a region.
 
     Parameters
     ----------
     turns
-        Quarter turns against the clock, 0 to 3.
+        Quarter turns counter-clockwise, 0 to 3.
     mirrored
-        Whether left and right are then exchanged.
+        Whether left and right are then swapped.
     tint
         Factors of red, green and blue.
     """
@@ -41,11 +41,11 @@ class Variation:
     tint: tuple[float, float, float] = (1.0, 1.0, 1.0)
 
     def shape(self, height: int, width: int) -> tuple[int, int]:
-        """Height and width of the changed region."""
+        """Height and width of the augmented region."""
         return (width, height) if self.turns % 2 else (height, width)
 
     def read(self, read: Read, shape: tuple[int, int], rows: Span, cols: Span) -> NDArray[np.uint8]:
-        """Read a part of the turned and mirrored region, uint8 (h, w, 3), from what reads the plain one of this shape."""
+        """Read a part of the rotated and mirrored region, uint8 (h, w, 3); `read` and `shape` are those of the original."""
         height, width = shape
         (top, bottom), (left, right) = rows, cols
         if self.mirrored:
@@ -62,11 +62,11 @@ class Variation:
 
 
 PLAIN = Variation()
-"""Nothing is changed."""
+"""No augmentation."""
 
 
 def vary(settings: Settings, epoch: int, index: int) -> Variation:
-    """Draw how a region is changed in an epoch; the same draw for the same seed, epoch and region."""
+    """Draw a region's augmentation in an epoch, determined by seed, epoch and region."""
     draw = random.Random(f"{settings.seed} {epoch} {index}")
     turns, mirrored = (draw.randrange(4), draw.random() < 0.5) if settings.flips else (0, False)
     light, *colours = (1 + settings.jitter * draw.uniform(-1, 1) for _ in range(4))
@@ -75,7 +75,7 @@ def vary(settings: Settings, epoch: int, index: int) -> Variation:
 
 
 def lazy_image(sampler: Sampler, card: ModelCard, variation: Variation, dtype: torch.dtype, device: torch.device) -> LazyImage:
-    """Return the normalised pixels (1, 3, H, W) of a region, read when they are needed: ``(pixel * tint / 255 - mean) / std``."""
+    """Return the normalised pixels (1, 3, H, W) of a region as a lazy image: ``(pixel * tint / 255 - mean) / std``."""
     std, mean, tint = (torch.tensor(v, dtype=dtype, device=device).view(1, 3, 1, 1) for v in (card.std, card.mean, variation.tint))
     scale, shift = 1 / (255 * std), mean / std
     height, width = variation.shape(*sampler.shape)

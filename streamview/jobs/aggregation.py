@@ -1,14 +1,14 @@
-"""From the answers for a slide's regions to one for the slide: what may be put together, and how.
+"""Aggregate the answers for a slide's regions into one for the slide.
 
-Only answers of one policy are (`streamview.results.Identity.policy`: everything the same but the region), of regions that hold tissue and
-do not overlap. How is the card's to say: its ``aggregation`` is one of
+Only answers of one policy are aggregated (`streamview.results.Identity.policy`: everything equal but the region), of regions that contain
+tissue and do not overlap. The card's ``aggregation`` states the method:
 
-- ``mean of logits``, for regression the mean of the outputs: also where a card says nothing;
+- ``mean of logits``, for regression the mean of the outputs: the default;
 - ``mean of probabilities``;
 - ``maximum`` of each output, for multilabel and regression;
 - ``maximum of CLASS``, for classes: the answer for the region where that class is likeliest.
 
-Every region counts the same, whatever its size.
+Every region has the same weight, whatever its size.
 """
 
 from __future__ import annotations
@@ -32,22 +32,22 @@ _Logits = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Aggregate:
-    """The answers of one policy for a slide, put together.
+    """The aggregated answer of one policy for a slide.
 
     Parameters
     ----------
     prediction
-        The slide's answer; None where there can be none.
+        The slide's answer; None if it cannot be aggregated.
     method
-        How it came about, in words; empty where there is none.
+        The method, in words; empty if there is no answer.
     reason
-        Why there is none; None where there is one.
+        Why there is no answer; None if there is one.
     regions
-        Those that count.
+        Results that count.
     without_tissue
-        Those left out.
+        Results left out for lack of tissue.
     tissue_covered
-        Share (0..1) of the slide's tissue inside the regions that count; None when not measured.
+        Share (0..1) of the slide's tissue inside the regions that count; None if not measured.
     """
 
     prediction: Prediction | None
@@ -59,17 +59,17 @@ class Aggregate:
 
 
 def by_policy(record: SlideRecord) -> list[tuple[RegionResult, ...]]:
-    """Group the answers of a slide that still count by their policy, oldest first."""
+    """Group a slide's answers that are not superseded by policy, oldest first."""
     groups: dict[tuple[object, ...], list[RegionResult]] = {}
     for result in record.regions:
         if record.superseded(result) is None:
-            # answers of earlier versions do not have the slide's mpp in their identity
+            # the identity of earlier versions does not contain the slide's mpp
             groups.setdefault((result.prediction.identity.policy, result.mpp), []).append(result)
     return [tuple(results) for results in groups.values()]
 
 
 def aggregate(results: Sequence[RegionResult]) -> Aggregate:
-    """Put the answers of one policy together, in whatever order they come.
+    """Aggregate the answers of one policy; their order does not matter.
 
     Parameters
     ----------
@@ -79,18 +79,18 @@ def aggregate(results: Sequence[RegionResult]) -> Aggregate:
     counted = tuple(result for result in results if result.holds_tissue)
     left_out = tuple(result for result in results if not result.holds_tissue)
     shares = [result.tissue_covered for result in counted or left_out]
-    known = [share for share in shares if share is not None]
+    measured = [share for share in shares if share is not None]
     overlap = _overlap([result.prediction.region for result in counted])
-    covered = min(1.0, math.fsum(known)) if len(known) == len(shares) and overlap is None else None
+    covered = min(1.0, math.fsum(measured)) if len(measured) == len(shares) and overlap is None else None
     stated = results[-1].aggregation
     parsed = _parse(stated, results[-1].prediction)
     reason = None
     if not counted:
-        reason = "no region holds tissue"
+        reason = "no region contains tissue"
     elif overlap is not None:
         first, second = overlap
         reason = (
-            f"the regions {first} and {second} (X,Y,WIDTH,HEIGHT) overlap: take one out with "
+            f"the regions {first} and {second} (X,Y,WIDTH,HEIGHT) overlap: remove one with "
             "streamview jobs rm JOB --slide NAME --region X,Y,WIDTH,HEIGHT"
         )
     elif parsed is None and len(counted) > 1:
@@ -113,7 +113,7 @@ def aggregate(results: Sequence[RegionResult]) -> Aggregate:
 
 
 def _parse(stated: str | None, prediction: Prediction) -> tuple[str, Callable[[_Logits], _Logits]] | None:
-    """Name and function, logits (n, K) to (K,), of what a card says; None where it is not understood."""
+    """Name and function, from logits (n, K) to (K,), of a card's aggregation; None if it is unknown."""
     text = " ".join((stated or _DEFAULT).split())
     words = text.lower()
     if words in ("mean", _DEFAULT, "mean of the logits", "mean of outputs"):
@@ -147,7 +147,7 @@ def _mean_sigmoid(logits: _Logits) -> _Logits:
 
 
 def _likeliest(logits: _Logits, index: int) -> _Logits:
-    """The row where the odds of a class are highest."""
+    """The row with the highest odds of a class."""
     others = np.delete(logits, index, axis=1)
     odds = logits[:, index] - (np.logaddexp.reduce(others, axis=1) if others.shape[1] else 0)
     row: _Logits = logits[int(np.argmax(odds))]
@@ -155,7 +155,7 @@ def _likeliest(logits: _Logits, index: int) -> _Logits:
 
 
 def _overlap(regions: Sequence[Region]) -> tuple[Region, Region] | None:
-    """The first two that share a pixel."""
+    """The first two regions that share a pixel."""
     ordered = sorted(regions)
     tops, lefts, bottoms, rights = (np.array([getattr(region, key) for region in ordered]) for key in ("y", "x", "y_stop", "x_stop"))
     for number, region in enumerate(ordered):

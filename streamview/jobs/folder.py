@@ -1,4 +1,4 @@
-"""The job folder itself: read, added to and taken from, by several processes at once."""
+"""Read and change a job folder, safely from several processes at once."""
 
 from __future__ import annotations
 
@@ -17,50 +17,51 @@ from typing import Any
 
 import filelock
 
-from streamview import atomic
 from streamview.errors import JobWarning, StreamviewError
+from streamview.files import atomic
 from streamview.geometry import Region
-from streamview.jobs.records import RegionResult, Run, SlideRecord, region_id, versions
+from streamview.jobs.records import RegionResult, Run, SlideRecord, region_id
 from streamview.jobs.tables import summary, table
 from streamview.results import RESEARCH_USE, Target
+from streamview.system.versions import versions
 
 __all__ = ["Job"]
 
-_NAME = 40  # letters of a target in a file name
+_NAME = 40  # characters of a target in a file name
 _PATIENCE = 120.0  # seconds to wait for another process that writes the same record
 
 
 class Job:
-    """A job folder, made when it is first written to. Several processes may add to it at once.
+    """A job folder, created at the first write. Several processes may add to it at once.
 
     Parameters
     ----------
     folder
-        Its path; an existing job is added to.
+        Its path; results are added to an existing job.
 
     Raises
     ------
     StreamviewError
-        When the path is a file, or lies in an OME-Zarr image.
+        If the path is a file, or lies in an OME-Zarr image.
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = Path(folder)
         with atomic.disk_errors(self.folder):
             if self.folder.exists() and not self.folder.is_dir():
-                raise StreamviewError(f"{self.folder}: is a file; a job needs a folder, choose another output")
+                raise StreamviewError(f"{self.folder}: is a file, but a job is a folder; choose another output")
             atomic.check_output(self.folder)
 
     def saliency_path(self, slide_id: str, region: Region, target: Target | None = None) -> Path:
-        """Where the maps of a region belong; with `target`, those of one target of several."""
+        """Path of a region's maps; with `target`, of one target of several."""
         return self.folder / "saliency" / atomic.safe_stem(slide_id) / f"{region_id(region)}{_suffix(target)}.ome.zarr"
 
     def picture_path(self, slide_id: str, region: Region, preset: str, target: Target | None = None) -> Path:
-        """Where the display PNG of a region belongs; with `target`, that of one target of several."""
+        """Path of a region's display PNG; with `target`, of one target of several."""
         return self.folder / "saliency" / atomic.safe_stem(slide_id) / f"{region_id(region)}{_suffix(target)}-{preset}.png"
 
     def certificate_path(self, what: str, weights_sha256: str) -> Path:
-        """Where an exactness certificate belongs; `what` names its pixels: a slide and region, or ``"random"``."""
+        """Path of an exactness certificate; `what` names its pixels: a slide and region, or ``"random"``."""
         return self.folder / "certificates" / f"{atomic.safe_stem(what)}-{weights_sha256[:12]}.json"
 
     def slides(self) -> list[SlideRecord]:
@@ -77,9 +78,9 @@ class Job:
         return records
 
     def slide_id(self, name: str, source: str | None = None, identity: str | None = None) -> str:
-        """Return the id that a slide has, or will have, in this job: its name, or ``name~digest`` where another slide has that name.
+        """Return the id that a slide has, or will have, in this job: its name, or ``name~digest`` if another slide has that name.
 
-        It is the same slide if its path or its pixels are. One that was replaced under its path keeps the id: earlier answers are then
+        Slides are the same if their paths or their pixels are. A slide replaced under its path keeps the id; earlier answers are then
         superseded.
 
         Parameters
@@ -87,9 +88,9 @@ class Job:
         name
             File name.
         source
-            Absolute path or URL; None when it is no file.
+            Absolute path or URL; None if it is not a file.
         identity
-            `Slide.identity`; None when it cannot be read.
+            `Slide.identity`; None if it cannot be read.
         """
         if source is None:
             return name
@@ -104,13 +105,13 @@ class Job:
         return name if same_place or (identity is not None and identity == record.identity) else own
 
     def maps_id(self, slide_id: str, identity: str) -> str:
-        """Return the id under which maps of a slide are stored: another one where the job holds maps of other pixels of that slide."""
+        """Return the id under which a slide's maps are stored: a different one if the job has maps of other pixels under this id."""
         record = self._known(slide_id)
         others = record is not None and any(result.maps and result.prediction.identity.source != identity for result in record.regions)
         return f"{slide_id}~{identity[:12]}" if others else slide_id
 
     def add(self, result: RegionResult, *, patient_id: str = "") -> str:
-        """Record one region's answer; it replaces an earlier one of the same identity, whose maps of other targets stay.
+        """Record one region's answer, replacing one of the same identity but keeping its maps of other targets.
 
         Returns
         -------
@@ -138,7 +139,7 @@ class Job:
         return slide_id
 
     def fail(self, slide_id: str, error: str, run_id: str, *, patient_id: str = "", source: str | None = None) -> None:
-        """Record that a slide failed; answers of earlier runs stay.
+        """Record that a slide failed; answers of earlier runs are kept.
 
         Parameters
         ----------
@@ -162,17 +163,17 @@ class Job:
         self.write_tables()
 
     def remove(self, slide_id: str, region: Region | None = None) -> list[str]:
-        """Take a slide, or its answers for one region, out of the job, with the maps and pictures.
+        """Remove a slide, or its answers for one region, from the job, with maps and pictures.
 
         Returns
         -------
         list of str
-            What was taken out, in words.
+            The removed results, in words.
 
         Raises
         ------
         StreamviewError
-            When the job has no such slide or region, or it cannot be changed.
+            If the job has no such slide or region, or it cannot be changed.
         """
         path = self._slide_path(slide_id)
         if not path.exists():
@@ -213,16 +214,16 @@ class Job:
         StreamviewError
             When they cannot be written.
         """
-        with self._locked(self.folder / ".tables.lock"):  # so that of two processes the last one has seen all records
+        with self._locked(self.folder / ".tables.lock"):  # so that the last of two processes sees all records
             records, damaged = self._records()
             atomic.write_text(self.folder / "predictions.csv", table(records, damaged))
             atomic.write_text(self.folder / "summary.md", summary(records, damaged))
 
     def _records(self) -> tuple[list[SlideRecord], dict[str, str]]:
-        """The records, and what is wrong with those that cannot be read, by the beginning of their name."""
+        """The records, and the errors of those that cannot be read, by file stem."""
         records, damaged = [], {}
         with atomic.disk_errors(self.folder):
-            # hidden files are those of file managers and of writes under way
+            # hidden files belong to file managers or to writes in progress
             paths = sorted(path for path in (self.folder / "slides").glob("*.json") if not path.name.startswith("."))
         for path in paths:
             try:
@@ -232,7 +233,7 @@ class Job:
         return records, damaged
 
     def _known(self, slide_id: str) -> SlideRecord | None:
-        """The record of a slide; None where there is none that can be read."""
+        """The record of a slide; None if there is no readable one."""
         try:
             return _read(self._slide_path(slide_id))
         except _DAMAGED:
@@ -243,7 +244,7 @@ class Job:
 
     @contextmanager
     def _changing(self, slide_id: str, *, setting_aside: bool = True) -> Iterator[SlideRecord]:
-        """Yield a slide's record while no other process may change it; one that is damaged is set aside as ``.damaged``."""
+        """Lock and yield a slide's record; a damaged one is renamed to ``.damaged``."""
         path = self._slide_path(slide_id)
         with self._locked(path.with_name(f".{path.stem}.lock")):
             record = self._known(slide_id)
@@ -267,10 +268,10 @@ class Job:
             lock.release()
 
     def _save(self, record: SlideRecord) -> None:
-        _write_json(self._slide_path(record.slide_id), record.to_json())
+        _write_json(self._slide_path(record.slide_id), record.to_dict())
 
     def _discard(self, name: str | None) -> None:
-        """Remove a map or picture that a record names, if it lies in the job: a damaged record may name any place."""
+        """Remove a map or picture named by a record if it lies in the job: a damaged record may name any path."""
         path = self.folder / (name or "")
         if name and (path.parent.resolve() / path.name).is_relative_to(self.folder.resolve() / "saliency"):
             atomic.discard(path)
@@ -280,16 +281,16 @@ _DAMAGED = (OSError, ValueError, LookupError, TypeError, AttributeError, Streamv
 
 
 def _read(path: Path) -> SlideRecord:
-    return SlideRecord.from_json(json.loads(path.read_text(encoding="utf-8")))
+    return SlideRecord.from_dict(json.loads(path.read_text(encoding="utf-8")))
 
 
 def _damage(error: BaseException) -> str:
-    found = " ".join(f"{type(error).__name__}: {error}".split())
-    return f"damaged record ({found}); it is left out: remove it with streamview jobs rm, or run this slide again"
+    reason = " ".join(f"{type(error).__name__}: {error}".split())
+    return f"damaged record ({reason}), skipped: remove it with streamview jobs rm, or run this slide again"
 
 
 def _suffix(target: Target | None) -> str:
-    """What tells the files of one target from those of others: its indices, which are unique on any file system, and its name."""
+    """The part of a file name that identifies a target: its indices, which are unique on any file system, and its name."""
     if target is None:
         return ""
     index = f"{target.index}" if target.against is None else f"{target.index}v{target.against}"

@@ -1,9 +1,7 @@
-"""What a job keeps: answers of regions, records of slides, and how a command ran."""
+"""The records of a job: answers for regions, slides, and runs."""
 
 from __future__ import annotations
 
-import importlib.metadata
-import platform
 import secrets
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -11,26 +9,24 @@ from datetime import UTC, datetime
 from typing import Any
 
 from streamview.geometry import Region
+from streamview.networks.suitability import holds_tissue
 from streamview.results import RESEARCH_USE, Prediction, Target
-from streamview.suitability import holds_tissue
 
-__all__ = ["RegionResult", "Run", "SlideRecord", "StoredMap", "new_run_id", "region_id", "versions"]
-
-_PACKAGES = ("streamview", "torch", "numpy", "zarr", "tifffile", "openslide-python", "openslide-bin")
+__all__ = ["RegionResult", "Run", "SlideRecord", "StoredMap", "new_run_id", "region_id"]
 
 
 @dataclass(frozen=True, slots=True)
 class StoredMap:
-    """Where the maps of one target are.
+    """The stored maps of one target.
 
     Parameters
     ----------
     path
-        Of the maps, relative to the job folder.
+        Path of the maps, relative to the job folder.
     target
-        What they explain; None in records of the first version, which did not say.
+        The explained target; None in records of the first version, which did not store it.
     picture
-        Path of the display PNG relative to the job folder; None when there is none.
+        Path of the display PNG relative to the job folder; None if there is none.
     """
 
     path: str
@@ -40,26 +36,26 @@ class StoredMap:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RegionResult:
-    """One region's answer as the job keeps it.
+    """One region's answer in the job.
 
     Parameters
     ----------
     prediction
         The answer.
     run_id
-        Run that made it.
+        Run that computed it.
     mpp
         ``(y, x)`` um/px of the slide's level 0; None when unknown.
     tissue_covered
         Share (0..1) of the slide's tissue inside the region; None when not measured.
     maps
-        Its saliency maps, one entry a target.
+        Its saliency maps, one entry per target.
     source
-        Absolute path of the slide, or its URL, so that a viewer finds it; None when it was no file.
+        Absolute path or URL of the slide, for viewers; None if it was not a file.
     tissue_share
         Share (0..1) of the region that is tissue; None when not measured.
     aggregation
-        How the network's card says that regions become a slide's answer; None: it does not say.
+        The card's aggregation of regions to a slide's answer; None if it states none.
     """
 
     prediction: Prediction
@@ -73,7 +69,7 @@ class RegionResult:
 
     @property
     def holds_tissue(self) -> bool:
-        """Whether the region holds enough tissue to count; True where it was not measured."""
+        """Whether the region contains enough tissue to count; True if not measured."""
         if self.tissue_share is None:
             return self.tissue_covered != 0
         height, width = self.prediction.region.shape
@@ -83,24 +79,24 @@ class RegionResult:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SlideRecord:
-    """All that a job knows of one slide.
+    """A job's record of one slide.
 
     Parameters
     ----------
     slide_id
         File name of the slide, without folder; ``name~digest`` where the job has another slide of this name.
     regions
-        Answers, one an identity, oldest first.
+        Answers, one per identity, oldest first.
     error
-        Why the last run failed on it; None when it did not.
+        Why the last run failed on it; None if it did not.
     run_id
         Last run that touched it.
     patient_id
-        As given with the slides; empty when unknown.
+        The patient; empty if unknown.
     source
-        Absolute path or URL of the slide when it was last worked on; None when unknown.
+        Absolute path or URL of the slide when last processed; None if unknown.
     identity
-        `Slide.identity` of the slide when it last gave an answer; None when it gave none.
+        `Slide.identity` at the last answer; None if there was none.
     """
 
     slide_id: str
@@ -112,22 +108,22 @@ class SlideRecord:
     identity: str | None = None
 
     def superseded(self, result: RegionResult) -> str | None:
-        """Say why an answer of this record no longer counts; None when it does.
+        """Return why an answer of this record no longer counts; None if it does.
 
-        It was given for other pixels that then had this slide's place, or by an earlier version that recorded less, and was given again.
+        It was computed from other pixels at this slide's path, or by an earlier version that recorded less and computed again since.
         """
         identity = result.prediction.identity
         if self.identity is not None and identity.source != self.identity:
-            return f"another slide took the place of the one answered for (identity {identity.source[:12]})"
+            return f"the slide was replaced by another (this answer is for identity {identity.source[:12]})"
         if identity.sampling is None and any(
             _recorded_of_old(other) == _recorded_of_old(result)
             for other in self.regions
             if other.prediction.identity.sampling is not None and other.mpp == result.mpp
         ):
-            return "answered again by a later version"
+            return "computed again by a later version"
         return None
 
-    def to_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """Return the fields as plain JSON values."""
         regions = [
             {
@@ -138,7 +134,7 @@ class SlideRecord:
                 "source": result.source,
                 "tissue_share": result.tissue_share,
                 "aggregation": result.aggregation,
-                "prediction": result.prediction.to_json(),
+                "prediction": result.prediction.to_dict(),
             }
             for result in self.regions
         ]
@@ -155,13 +151,13 @@ class SlideRecord:
         }
 
     @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> SlideRecord:
-        """Inverse of `to_json`."""
+    def from_dict(cls, values: Mapping[str, Any]) -> SlideRecord:
+        """Inverse of `to_dict`."""
         regions = []
         for entry in values["regions"]:
             regions.append(
                 RegionResult(
-                    Prediction.from_json(entry["prediction"]),
+                    Prediction.from_dict(entry["prediction"]),
                     entry["run_id"],
                     None if entry["mpp"] is None else tuple(entry["mpp"]),
                     entry["tissue_covered"],
@@ -179,7 +175,7 @@ class SlideRecord:
 
 
 def _recorded_of_old(result: RegionResult) -> tuple[object, ...]:
-    """What every version recorded of an answer's identity."""
+    """The parts of an answer's identity that every version recorded."""
     identity = result.prediction.identity
     return (
         *(identity.weights_sha256, identity.card_sha256, identity.source, identity.region),
@@ -238,14 +234,3 @@ def new_run_id() -> str:
 def region_id(region: Region) -> str:
     """Name of a region in tables and file names, in level-0 pixels: ``x0-y256-w8192-h4096``."""
     return f"x{region.x}-y{region.y}-w{region.width}-h{region.height}"
-
-
-def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that decide a result's rounding; a missing one is left out."""
-    found = {"python": platform.python_version()}
-    for name in _PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found

@@ -1,4 +1,4 @@
-"""A job for people and spreadsheets: its table and its summary, written from the records."""
+"""The table and the summary of a job, written from its records."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ _LAST = "model_id,weights_sha256,run_id,status,error,maps,precision,aggregation,
 
 
 def table(records: Iterable[SlideRecord], damaged: Mapping[str, str]) -> str:
-    """Write the CSV: a row a region, an aggregate row a slide and policy, a row a failed slide or damaged record.
+    """Write the CSV: one row per region, an aggregate row per slide and policy, one row per failed slide or damaged record.
 
     Parameters
     ----------
     records
-        Of the slides.
+        Records of the slides.
     damaged
-        What is wrong with the records that cannot be read, by the beginning of their file name.
+        Errors of the records that cannot be read, by file stem.
     """
     rows = [row for record in records for row in _rows(record)]
     rows += [_failed({"slide_id": stem}, error) for stem, error in damaged.items()]
@@ -40,7 +40,7 @@ def table(records: Iterable[SlideRecord], damaged: Mapping[str, str]) -> str:
 
 
 def summary(records: Sequence[SlideRecord], damaged: Mapping[str, str]) -> str:
-    """Write the job for a person, as Markdown: a line a slide and policy, then failures, maps and warnings; arguments as for `table`."""
+    """Write a Markdown summary: one line per slide and policy, then failures, maps and warnings; arguments as for `table`."""
     errors = [f"{record.slide_id}: {record.error}" for record in records if record.error is not None]
     errors += [f"{stem}: {error}" for stem, error in damaged.items()]
     lines = [
@@ -48,8 +48,8 @@ def summary(records: Sequence[SlideRecord], damaged: Mapping[str, str]) -> str:
         "",
         f"**{RESEARCH_USE}**",
         "",
-        f"{len(records) + len(damaged)} slides, {len(errors)} failed. A slide's answer speaks for the regions read, not for tissue outside "
-        "them.",
+        f"{len(records) + len(damaged)} slides, {len(errors)} failed. A slide's answer covers only the regions that were read, not tissue "
+        "outside them.",
         "",
         "| slide | network | prediction | aggregation | regions | tissue covered |",
         "|---|---|---|---|---|---|",
@@ -68,11 +68,11 @@ def summary(records: Sequence[SlideRecord], damaged: Mapping[str, str]) -> str:
         for results in by_policy(record):
             whole = aggregate(results)
             share = "not measured" if whole.tissue_covered is None else f"{whole.tissue_covered:.1%}"
-            said = f"none: {whole.reason}" if whole.prediction is None else in_words(whole.prediction)
-            cells = (record.slide_id, _network(results[-1]), said, whole.method, str(len(whole.regions)), share)
+            answer = f"none: {whole.reason}" if whole.prediction is None else in_words(whole.prediction)
+            cells = (record.slide_id, _network(results[-1]), answer, whole.method, str(len(whole.regions)), share)
             lines.append(f"| {' | '.join(map(_cell, cells))} |")
             for result in results:
-                # of a slide with one region the slide's name says enough
+                # with one region the slide's name is enough
                 where = record.slide_id if len(results) == 1 else f"{record.slide_id} {region_id(result.prediction.region)}"
                 warnings |= dict.fromkeys(f"{where}: {warning}" for warning in result.prediction.warnings)
     for title, items in (("Failed", errors), ("Superseded", superseded), ("Maps", maps), ("Warnings", list(warnings))):
@@ -82,7 +82,7 @@ def summary(records: Sequence[SlideRecord], damaged: Mapping[str, str]) -> str:
 
 
 def in_words(prediction: Prediction) -> str:
-    """Say an answer in one line: label and probability, every present label, or the values of a regression."""
+    """Format an answer in one line: label and probability, every present label, or the values of a regression."""
     probabilities = prediction.probabilities
     if probabilities is None:
         return ", ".join(f"{name} = {logit:.4g}" for name, logit in zip(prediction.class_names, prediction.logits, strict=True))
@@ -92,12 +92,12 @@ def in_words(prediction: Prediction) -> str:
 
 
 def _network(result: RegionResult) -> str:
-    """The network and what of its policy is not the usual."""
+    """The network, and the parts of its policy that differ from the default."""
     prediction, identity = result.prediction, result.prediction.identity
-    said = prediction.model_name if prediction.trained else f"{prediction.model_name} (untrained, random weights)"
-    said += "" if identity.precision == "float32" else f", {identity.precision}"
-    said += "" if identity.padded is None else f", padded to {identity.padded[1]} x {identity.padded[0]} px"
-    return said + (f", slide at {result.mpp[1]:.4g} um/px as given" if identity.slide_mpp_source == "given" and result.mpp else "")
+    name = prediction.model_name if prediction.trained else f"{prediction.model_name} (untrained, random weights)"
+    name += "" if identity.precision == "float32" else f", {identity.precision}"
+    name += "" if identity.padded is None else f", padded to {identity.padded[1]} x {identity.padded[0]} px"
+    return name + (f", slide at {result.mpp[1]:.4g} um/px as given" if identity.slide_mpp_source == "given" and result.mpp else "")
 
 
 def _cell(text: str) -> str:
@@ -148,7 +148,7 @@ def _aggregated(result: RegionResult, whole: Aggregate) -> dict[str, str]:
 
 
 def _policy(result: RegionResult) -> dict[str, str]:
-    """What all answers of one policy have in common."""
+    """The columns that all answers of one policy share."""
     prediction, identity = result.prediction, result.prediction.identity
     return {
         "model_id": prediction.model_name,

@@ -1,8 +1,8 @@
 """Predictions and saliency maps: what they are, whose they are, and how they are kept.
 
-Raw float32 values are the record; how a map is shown (blur, cap, colour) is `streamview.display`'s concern. On disk a saliency is
-an OME-Zarr 0.5 image (https://ngff.openmicroscopy.org/0.5/) with the channels ``absolute`` and ``signed``, a subgroup ``evidence``
-with its own coarser image where the network offers it, and everything else under the root attribute ``streamview``.
+Raw float32 values are the record; how a map is shown (blur, cap, colour) is the concern of `streamview.results.display`. On disk a
+saliency is an OME-Zarr 0.5 image (https://ngff.openmicroscopy.org/0.5/) with the channels ``absolute`` and ``signed``, a subgroup
+``evidence`` with its own coarser image where the network offers it, and everything else under the root attribute ``streamview``.
 """
 
 from streamview.results.difference import difference

@@ -1,4 +1,4 @@
-"""Where one map exceeds another: of two targets, or of two networks' answers for one region."""
+"""The difference of two results' maps for one region: of two targets or of two networks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["difference"]
 
 
 class _Difference:
-    """One level of two maps, the first less the second."""
+    """One level of two maps: the first minus the second."""
 
     def __init__(self, first: Plane, second: Plane) -> None:
         self._first, self._second = first, second
@@ -23,19 +23,19 @@ class _Difference:
 
 
 def difference(first: Saliency, second: Saliency) -> Saliency:
-    """Return the maps of `first` less those of `second`, read lazily; what a display shows is where the first is larger.
+    """Return the maps of `first` minus those of `second`, read lazily; a display shows where the first is larger.
 
-    Its prediction is the first's, with a warning that says what was subtracted.
+    The prediction is the first's, with a warning that states what was subtracted.
 
     Parameters
     ----------
     first, second
-        Of one region on one grid: of two targets, or of two networks.
+        Results for one region on one grid: of two targets or of two networks.
 
     Raises
     ------
     StreamviewError
-        When the two lie on different grids, or have no map in common.
+        If their grids differ, or they have no map in common.
     """
     ours, theirs = first.prediction, second.prediction
     if ours.identity.source != theirs.identity.source or ours.region != theirs.region:
@@ -54,8 +54,9 @@ def difference(first: Saliency, second: Saliency) -> Saliency:
             f"maps of {ours.shape} and {theirs.shape} px: expected the same grid; use networks of the same mpp for the same region"
         )
     names = [_named(saliency, ours.identity.weights_sha256 != theirs.identity.weights_sha256) for saliency in (first, second)]
-    said = f"The map is a difference: {names[0]} less {names[1]} (identity {theirs.identity.key[:12]}, {theirs.answer_for(second.target)})."
-    prediction = replace(ours, warnings=(*ours.warnings, said), trained=ours.trained and theirs.trained)
+    subtracted = f"{names[1]} (identity {theirs.identity.key[:12]}, {theirs.answer_for(second.target)})"
+    warning = f"The map is a difference: {names[0]} minus {subtracted}."
+    prediction = replace(ours, warnings=(*ours.warnings, warning), trained=ours.trained and theirs.trained)
     target = Target(f"{names[0]} over {names[1]}", first.target.index, first.target.against)
     return replace(first, prediction=prediction, target=target, maps=maps, path=None)
 

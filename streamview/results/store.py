@@ -13,8 +13,8 @@ import zarr
 import zarr.codecs
 from numpy.typing import NDArray
 
-from streamview import atomic
 from streamview.errors import StreamviewError
+from streamview.files import atomic
 from streamview.results.types import REDUCTIONS, RESEARCH_USE, Method, Plane, Prediction, Saliency, SaliencyMap, Target, halve, level0_mpp
 
 __all__ = ["MapWriter", "open_saliency", "save_saliency"]
@@ -142,8 +142,8 @@ class MapWriter:
                 "against_index": target.against,
                 "std": list(std),
                 "glass": list(glass),
-                "prediction": prediction.to_json(),
-                "maps": [_map_to_json(method, "", c, self._step, self._origin) for c, method in enumerate(self._channels)],
+                "prediction": prediction.to_dict(),
+                "maps": [_map_to_dict(method, "", c, self._step, self._origin) for c, method in enumerate(self._channels)],
                 "note": RESEARCH_USE,
             }
             windows: list[tuple[Method, float, float]] = list(zip(self._channels, self._low.tolist(), self._high.tolist(), strict=True))
@@ -157,7 +157,7 @@ class MapWriter:
                     _put(array, y, values[None, y : y + _CHUNK])
                 windows = [("evidence", min(0.0, float(values.min())), max(0.0, float(values.max())))]
                 group.attrs["ome"] = _finish_image(group, windows, evidence.step, evidence.origin, mpp)
-                root["maps"].append(_map_to_json("evidence", "evidence", 0, evidence.step, evidence.origin))
+                root["maps"].append(_map_to_dict("evidence", "evidence", 0, evidence.step, evidence.origin))
             self._group.attrs.update({"streamview": root, "ome": image})
         self._complete = True
 
@@ -238,7 +238,7 @@ def open_saliency(path: str | os.PathLike[str]) -> Saliency:
             raise StreamviewError(f"{path}: saliency format {root['format']}, this version reads {_FORMAT}; use a newer streamview")
         red, green, blue = root["glass"]
         return Saliency(
-            prediction=Prediction.from_json(root["prediction"]),
+            prediction=Prediction.from_dict(root["prediction"]),
             target=Target(root["target"], root["target_index"], root.get("against_index")),
             std=tuple(root["std"]),
             glass=(red, green, blue),
@@ -272,7 +272,7 @@ class _Channel:
         return self._array[(self._channel, *key)]
 
 
-def _map_to_json(method: Method, group: str, channel: int, step: tuple[float, float], origin: tuple[float, float]) -> dict[str, Any]:
+def _map_to_dict(method: Method, group: str, channel: int, step: tuple[float, float], origin: tuple[float, float]) -> dict[str, Any]:
     return {
         "method": method,
         "reduction": REDUCTIONS[method],

@@ -1,4 +1,4 @@
-"""What a result is: predictions, saliency maps, and the identity they share."""
+"""The results: predictions, saliency maps, and the identity they share."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from numpy.lib.mixins import NDArrayOperatorsMixin
 from numpy.typing import NDArray
 
 from streamview.geometry import Region
+from streamview.notebook import card, image, png, table
 
 __all__ = [
     "REDUCTIONS",
@@ -33,6 +34,7 @@ __all__ = [
 
 Method = Literal["absolute", "signed", "evidence", "patches"]
 Precision = Literal["float32", "bf16", "fp16"]
+_SHOWN_OUTPUTS = 10
 RESEARCH_USE = "Research use only. Not for diagnosis."
 REDUCTIONS: Mapping[Method, str] = {
     "absolute": "max over channels of |d logit / d normalised input|",
@@ -44,7 +46,7 @@ REDUCTIONS: Mapping[Method, str] = {
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """Everything that decides a result's values; plan, device and versions only change its rounding.
+    """Everything that determines a result's values; plan, device and versions only change its rounding.
 
     Parameters
     ----------
@@ -57,19 +59,19 @@ class Identity:
     mpp
         ``(y, x)`` um/px of the network's grid; None when unknown.
     precision
-        Arithmetic of the streamed part: "float32", "bf16" or "fp16".
+        Precision of the streamed part: "float32", "bf16" or "fp16".
     padded
-        ``(height, width)`` of the grid that the region was zero-padded to, in px; None: it was not.
+        ``(height, width)`` of the grid to which the region was zero-padded, in px; None: it was not.
     patch
-        Side in px of the patches that were answered one by one; None: one answer for the region.
+        Side in px of the patches that were predicted one by one; None: one prediction for the region.
     slide_mpp
-        ``(y, x)`` um/px of the slide's level 0 as it was used; None when unknown.
+        ``(y, x)`` um/px used for the slide's level 0; None if unknown.
     slide_mpp_source
         "given" by the user, of the "file", or "unknown".
     pixel_source
         `Slide.pixel_source`: how pixels were decoded.
     background
-        RGB of glass: what transparent pixels lie on, and the reference of the signed map.
+        RGB of glass, on which transparent pixels are composited; the reference of the signed map.
     level
         ``(y, x)`` downsample of the slide's level that the grid was sampled from.
     sampling
@@ -96,14 +98,14 @@ class Identity:
     @property
     def key(self) -> str:
         """Hex digest of all the fields: the name of this result in every export."""
-        return _digest(self.to_json())
+        return _digest(self.to_dict())
 
     @property
     def policy(self) -> str:
         """Hex digest of all the fields but the region: answers of one policy may be aggregated."""
-        return _digest({name: value for name, value in self.to_json().items() if name != "region"})
+        return _digest({name: value for name, value in self.to_dict().items() if name != "region"})
 
-    def to_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """Return the fields as plain JSON values."""
         pairs = {name: getattr(self, name) for name in ("padded", "slide_mpp", "background", "level")}
         optional: dict[str, Any] = {name: None if value is None else list(value) for name, value in pairs.items()}
@@ -112,16 +114,16 @@ class Identity:
             "weights_sha256": self.weights_sha256,
             "card_sha256": self.card_sha256,
             "source": self.source,
-            "region": _region_to_json(self.region),
+            "region": _region_to_dict(self.region),
             "mpp": None if self.mpp is None else list(self.mpp),
             "precision": self.precision,
-            # left out where they are None, so that keys of earlier versions stay
+            # left out if None, so that keys of earlier versions do not change
             **{name: value for name, value in optional.items() if value is not None},
         }
 
     @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> Self:
-        """Inverse of `to_json`."""
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Inverse of `to_dict`."""
         padded, background = values.get("padded"), values.get("background")
         return cls(
             weights_sha256=values["weights_sha256"],
@@ -143,16 +145,16 @@ class Identity:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What a map explains.
+    """The output that a map explains.
 
     Parameters
     ----------
     name
-        Of the class, or ``"a-b"``; ``"a - b"`` where hyphens in the classes' names would leave it open which are meant.
+        Name of the class, or ``"a-b"``; ``"a - b"`` if hyphens in class names would make it ambiguous.
     index
-        Of its logit.
+        Index of its logit.
     against
-        Logit that is subtracted; None: none is.
+        Index of the subtracted logit; None: none.
     """
 
     name: str
@@ -165,7 +167,7 @@ class Target:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Prediction:
-    """A network's answer for one region of one slide.
+    """A network's prediction for one region of one slide.
 
     Parameters
     ----------
@@ -180,17 +182,27 @@ class Prediction:
     task
         "class", "multilabel" or "regression".
     class_names
-        K names, one a logit.
+        K names, one per logit.
     logits
         float32 (K,): raw outputs of the network.
     identity
-        What decided the values.
+        Everything that determined the values.
     model_name
         Name on the model's card.
     trained
-        False when the weights are random; every output says so.
+        False if the weights are random; every output says so.
     warnings
-        What the reader must know, one sentence each.
+        Warnings about the prediction, one sentence each.
+
+    Examples
+    --------
+    >>> import streamview
+    >>> with streamview.open_slide("slide.svs") as slide:
+    ...     prediction = streamview.predict(streamview.load_model("demo"), slide)
+    >>> isinstance(prediction, streamview.Prediction), prediction.label, prediction.logits.shape
+    (True, 'lesion', (2,))
+    >>> prediction.to_dict()["region"]
+    {'y': 0, 'x': 0, 'height': 512, 'width': 768, 'level': 0}
     """
 
     slide_name: str
@@ -232,20 +244,30 @@ class Prediction:
         return None if probabilities is None or target.against is not None else float(probabilities[target.index])
 
     def score_of(self, target: Target) -> float:
-        """The logit, or difference of logits, that a target names."""
+        """The logit, or difference of logits, of a target."""
         return float(self.logits[target.index] - (0 if target.against is None else self.logits[target.against]))
 
     def answer_for(self, target: Target) -> str:
-        """Say it in words: ``"p = 0.980"``, or ``"score = 3.1"`` where there is no probability."""
+        """Format the probability, ``"p = 0.980"``, or without one the score, ``"score = 3.1"``."""
         probability = self.probability_of(target)
         return f"score = {self.score_of(target):.3g}" if probability is None else f"p = {probability:.3f}"
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the fields, probabilities and label as plain JSON values."""
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything as plain JSON values: the record that job folders and stored maps keep.
+
+        Returns
+        -------
+        dict
+            ``slide_name``, ``task``, ``class_names``, ``model_name``, ``trained`` and ``warnings`` as the attributes are;
+            ``region``: ``y``, ``x``, ``height``, ``width`` and ``level``, in px of that level;
+            ``shape``: height and width in px of the network's grid; ``mpp``: y and x in um/px of it, or None;
+            ``logits``: K numbers; ``probabilities``: K numbers, None for regression; ``label``: as the attribute, None for regression;
+            ``identity``: the fields of `Identity` that are known, and its ``key``; ``note``: that this is for research only.
+        """
         probabilities = self.probabilities
         return {
             "slide_name": self.slide_name,
-            "region": _region_to_json(self.region),
+            "region": _region_to_dict(self.region),
             "shape": list(self.shape),
             "mpp": None if self.mpp is None else list(self.mpp),
             "task": self.task,
@@ -253,7 +275,7 @@ class Prediction:
             "logits": self.logits.tolist(),
             "probabilities": None if probabilities is None else probabilities.tolist(),
             "label": self.label,
-            "identity": {**self.identity.to_json(), "key": self.identity.key},
+            "identity": {**self.identity.to_dict(), "key": self.identity.key},
             "model_name": self.model_name,
             "trained": self.trained,
             "warnings": list(self.warnings),
@@ -261,8 +283,8 @@ class Prediction:
         }
 
     @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> Self:
-        """Inverse of `to_json`; what follows from the logits is computed again."""
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Inverse of `to_dict`; what follows from the logits is computed again."""
         height, width = values["shape"]
         return cls(
             slide_name=values["slide_name"],
@@ -272,15 +294,40 @@ class Prediction:
             task=values["task"],
             class_names=tuple(values["class_names"]),
             logits=np.asarray(values["logits"], np.float32),
-            identity=Identity.from_json(values["identity"]),
+            identity=Identity.from_dict(values["identity"]),
             model_name=values["model_name"],
             trained=values["trained"],
             warnings=tuple(values["warnings"]),
         )
 
+    def _repr_html_(self) -> str:
+        region, network_grid = self.region, f"{self.shape[1]} x {self.shape[0]} px for the network"
+        facts = [("answer", self.label)] if self.label is not None else []
+        facts += [
+            ("network", self.model_name if self.trained else f"{self.model_name} (untrained: its weights are random)"),
+            (
+                "region",
+                f"x {region.x}, y {region.y}, {region.width} x {region.height} px ({network_grid})",
+            ),
+        ]
+        return card(self.slide_name, table(facts), self._outputs(), notes=(*self.warnings, RESEARCH_USE))
+
+    def _outputs(self) -> str:
+        """The largest outputs as an HTML table."""
+        probabilities = self.probabilities
+        order = np.argsort(-self.logits, kind="stable") if self.task == "class" else np.arange(len(self.logits))
+        rows = [
+            (self.class_names[n], f"{self.logits[n]:.4g}", *(() if probabilities is None else (f"{probabilities[n]:.3f}",)))
+            for n in order[:_SHOWN_OUTPUTS].tolist()
+        ]
+        if len(order) > _SHOWN_OUTPUTS:
+            rows.append((f"... and {len(order) - _SHOWN_OUTPUTS} more", *("" for _ in rows[0][1:])))
+        header = ("output", "value") if probabilities is None else ("class", "logit", "probability")
+        return table(rows, header)
+
 
 class Pixels(Protocol):
-    """Where a `Plane` reads: something of a shape that two slices with steps of 1 cut a part out of."""
+    """A source of a `Plane`: it has a shape, and supports indexing by two slices with step 1."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -291,15 +338,15 @@ class Pixels(Protocol):
 
 
 class Plane(NDArrayOperatorsMixin):
-    """A float32 (h, w) array, read-only, of which only the pixels that are asked for are read.
+    """A read-only float32 (h, w) array that is read lazily.
 
-    It takes part in numpy's functions, operators and indexing as an array does, and has an array's methods; these read all of it, while
-    basic slices read what they cover, and `strips` read one after the other. Whether it is in memory or on disk shows nowhere else.
+    It supports numpy's functions, operators, indexing and array methods; these read all of it, whereas basic slices read only their part,
+    and `strips` reads one strip at a time. It behaves the same in memory and on disk.
 
     Parameters
     ----------
     source
-        An array, or what reads parts of one.
+        An array, or an object that reads parts of one.
     """
 
     __slots__ = ("_source",)
@@ -334,20 +381,20 @@ class Plane(NDArrayOperatorsMixin):
         return 4 * self.size
 
     def strips(self, rows: int = 512) -> Iterator[tuple[int, NDArray[np.float32]]]:
-        """Yield the first row and the values (at most `rows`, w) of one strip after the other, from top to bottom."""
+        """Yield the first row and the values (at most `rows`, w) of each strip, from top to bottom."""
         for y in range(0, self.shape[0], rows):
             yield y, self[y : y + rows]
 
     def __getitem__(self, key: Any) -> Any:
-        given = key if isinstance(key, tuple) else (key,)
-        if any(part is Ellipsis for part in given):
-            at = next(n for n, part in enumerate(given) if part is Ellipsis)
-            given = (*given[:at], *(slice(None),) * (3 - len(given)), *given[at + 1 :])
-        given += (slice(None),) * (2 - len(given))
-        if len(given) != 2 or not all(isinstance(part, slice) or _is_index(part) for part in given):
+        parts = key if isinstance(key, tuple) else (key,)
+        if any(part is Ellipsis for part in parts):
+            at = next(n for n, part in enumerate(parts) if part is Ellipsis)
+            parts = (*parts[:at], *(slice(None),) * (3 - len(parts)), *parts[at + 1 :])
+        parts += (slice(None),) * (2 - len(parts))
+        if len(parts) != 2 or not all(isinstance(part, slice) or _is_index(part) for part in parts):
             return np.asarray(self)[key]  # masks, lists of indices, new axes
         window, rest = [], []
-        for part, size in zip(given, self.shape, strict=True):
+        for part, size in zip(parts, self.shape, strict=True):
             index = range(size)[part]
             low, high = (index, index + 1) if isinstance(index, int) else (min(index, default=0), max(index, default=-1) + 1)
             window.append(slice(low, high))
@@ -369,7 +416,7 @@ class Plane(NDArrayOperatorsMixin):
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
         if copy is False and not isinstance(self._source, np.ndarray):
-            raise ValueError("the values are read when they are asked for: expected copy=None or copy=True")
+            raise ValueError("the values are read lazily: expected copy=None or copy=True")
         return np.array(self[:, :], dtype) if copy else np.asarray(self[:, :], dtype)
 
     def __array_ufunc__(self, function: np.ufunc, method: str, *inputs: Any, **options: Any) -> Any:
@@ -392,16 +439,16 @@ def _is_index(part: Any) -> bool:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SaliencyMap:
-    """Raw values of one map and where they lie on the slide.
+    """Raw values of one map and their positions on the slide.
 
     Pixel ``(i, j)`` of `values` is centred at the level-0 position ``origin + (i, j) * step``, where level-0 pixel k has its centre at k.
 
     Parameters
     ----------
     method
-        What the values are; see `REDUCTIONS`.
+        Kind of the values; see `REDUCTIONS`.
     values
-        float32 (h, w); an array given is wrapped as a `Plane`, so that maps in memory and on disk are of one type.
+        float32 (h, w); arrays are wrapped as a `Plane`, so that maps in memory and on disk have the same type.
     step, origin
         ``(y, x)`` in level-0 pixels.
     coarser
@@ -421,12 +468,12 @@ class SaliencyMap:
 
     @property
     def reduction(self) -> str:
-        """How the values follow from the gradient or the features; see `REDUCTIONS`."""
+        """How the values are computed from the gradient or the features; see `REDUCTIONS`."""
         return REDUCTIONS[self.method]
 
     @property
     def levels(self) -> tuple[Plane, ...]:
-        """`values` and its coarser forms, finest first."""
+        """`values` and its coarser levels, finest first."""
         return (self.values, *self.coarser)
 
     def placed(self, level: int) -> tuple[tuple[float, float], tuple[float, float]]:
@@ -438,22 +485,32 @@ class SaliencyMap:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Saliency:
-    """Why a network answered as it did: raw maps for one target, on the network's grid.
+    """Raw saliency maps of a prediction for one target, on the network's grid.
 
     Parameters
     ----------
     prediction
-        The answer that the maps explain.
+        The prediction.
     target
-        What the maps explain.
+        The explained output.
     std
-        The card's standard deviations, of pixels scaled to 0..1: dividing a map by them gives it per unit of pixel value.
+        The card's standard deviations, for pixels scaled to 0..1: a map divided by them is per unit of pixel value.
     glass
         RGB of empty glass, the reference of the signed map.
     maps
-        By method.
+        Maps by method.
     path
-        Where it is stored; None in memory.
+        The stored file; None in memory.
+
+    Examples
+    --------
+    >>> import streamview
+    >>> with streamview.open_slide("slide.svs") as slide:
+    ...     result = streamview.saliency(streamview.load_model("demo"), slide, target="lesion")
+    >>> isinstance(result, streamview.Saliency), str(result.target)
+    (True, 'lesion')
+    >>> {method: one.values.shape for method, one in result.maps.items()}
+    {'absolute': (512, 768), 'signed': (512, 768), 'evidence': (16, 24)}
     """
 
     prediction: Prediction
@@ -479,8 +536,27 @@ class Saliency:
         """The logit, or difference of logits, whose gradient the maps show."""
         return self.prediction.score_of(self.target)
 
+    def _repr_png_(self) -> bytes:
+        from streamview.results.display import draw_map
 
-def _region_to_json(region: Region) -> dict[str, int]:
+        return png(draw_map(self))
+
+    def _repr_html_(self) -> str:
+        from streamview.results.display import PRESETS, TITLES, default_preset, draw_map, empty_reason, show
+
+        recipe = PRESETS[default_preset(self)]
+        reason = empty_reason(self, show(self, recipe))
+        facts = [
+            ("target", f"{self.target}, {self.prediction.answer_for(self.target)}"),
+            ("shown", f"{TITLES[recipe.method]}, blurred by {recipe.blur_um:g} um"),
+            ("maps", ", ".join(f"{method} {one.values.shape[1]} x {one.values.shape[0]} px" for method, one in self.maps.items())),
+        ]
+        notes = () if reason is None else (reason,)
+        picture = image(draw_map(self), f"{TITLES[recipe.method]} for {self.target}", "png")
+        return card(self.prediction.slide_name, table(facts), picture, notes=(*notes, *self.prediction.warnings, RESEARCH_USE))
+
+
+def _region_to_dict(region: Region) -> dict[str, int]:
     return {"y": region.y, "x": region.x, "height": region.height, "width": region.width, "level": region.level}
 
 

@@ -1,4 +1,4 @@
-"""Slides: one way to read RGB pixels from vendor formats, DICOM, OME-TIFF, tiled TIFF, OME-Zarr and arrays."""
+"""Slides: read RGB pixels from vendor formats, DICOM, OME-TIFF, tiled TIFF, OME-Zarr and arrays through one interface."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from streamview.errors import SlideError, SlideWarning
 from streamview.geometry import Region
+from streamview.slides.notebook import NotebookSlide
 from streamview.slides.slide import Level, Slide, given_mpp
 
 __all__ = ["Level", "Slide", "as_slide", "can_open", "open_slide"]
@@ -23,32 +24,40 @@ _EXPECTED = (
 
 
 def open_slide(path: str | os.PathLike[str], mpp: float | None = None, channel: int | str | None = None) -> Slide:
-    """Open a slide file or folder, or an OME-Zarr image, also in a zip file or by its URL.
+    """Open a slide file, or an OME-Zarr pyramid: a folder, one in a zip file, or a URL.
 
-    What a file is, its content says and not its name. The tiles of Aperio SVS, OME-TIFF and plain TIFF are read directly, where that gives
-    what OpenSlide gives; other vendors' formats and DICOM are read by OpenSlide, folders and zip files as OME-Zarr. A `SlideWarning` is
-    given where two readers differ, or what a file states contradicts what it holds. The result can be pickled: as path and settings.
+    The format is determined from the content, not the name. Tiles of Aperio SVS, OME-TIFF and plain TIFF are read directly if that gives
+    the same pixels as OpenSlide; other vendors' formats and DICOM are read by OpenSlide, folders and zip files as OME-Zarr. A
+    `SlideWarning` is given if two readers differ, or the metadata contradict the content. The result can be pickled, as path and settings.
 
     Parameters
     ----------
     path
-        The slide; ``http://``, ``https://``, ``s3://`` ... for an OME-Zarr image elsewhere, which needs the extra ``cluster``. A part of a
-        zarr folder or zip file that holds several images is named by going on: ``plate.zarr.zip/A/1/0``.
+        The slide; ``http://``, ``https://``, ``s3://`` ... for a remote OME-Zarr image, which needs the extra ``cluster``. One of several
+        images in a zarr folder or zip file is chosen by extending the path: ``plate.zarr.zip/A/1/0``.
     mpp
-        Micrometres per level-0 pixel, in place of what the file says.
+        Micrometres per level-0 pixel, overriding the file's.
     channel
-        Number (from 0) or name of one channel of a TIFF or OME-Zarr image that is not RGB, to be read as grey: 8 bits as they are,
-        16 bits scaled from the range that the file states, else from all of it. `Slide.reader` names it.
+        Number (from 0) or name of one channel of a TIFF or OME-Zarr image that is not RGB, to be read as grey: 8-bit channels unchanged,
+        16-bit channels scaled from the range that the file states, else from the full range. `Slide.reader` names it.
 
     Returns
     -------
     Slide
-        To be closed, or used in a ``with`` statement.
+        To be closed, or used in a ``with`` statement. An OME-Zarr image is a `streamview.slides.omezarr.Pyramid`.
 
     Raises
     ------
     SlideError
-        When the path is missing, is not a slide, is cut short, is not 8-bit RGB, or `mpp` is not a positive number.
+        If the path is missing, is not a slide, is truncated, is not 8-bit RGB, or `mpp` is not a positive number.
+
+    Examples
+    --------
+    >>> import streamview
+    >>> with streamview.open_slide("slide.svs") as slide:
+    ...     pixels = slide.read(streamview.Region(y=0, x=0, height=100, width=200))
+    >>> pixels.shape, str(pixels.dtype)
+    ((100, 200, 3), 'uint8')
     """
     if mpp is not None:
         given_mpp(mpp)  # refused before anything is opened
@@ -64,19 +73,19 @@ def open_slide(path: str | os.PathLike[str], mpp: float | None = None, channel: 
 
 
 def as_slide(source: Slide | npt.NDArray[np.uint8], mpp: float | None = None) -> Slide:
-    """See an RGB array as a slide of one level; a slide passes through.
+    """Wrap an RGB array as a slide of one level; a slide is returned unchanged.
 
     Parameters
     ----------
     source
         A slide, a pyramid or a uint8 (H, W, 3) array.
     mpp
-        Micrometres per level-0 pixel, in place of what the source says.
+        Micrometres per level-0 pixel, overriding the source's.
 
     Raises
     ------
     SlideError
-        When an array is not uint8 (H, W, 3), the source is something else, or `mpp` is not a positive number.
+        If an array is not uint8 (H, W, 3), the source is something else, or `mpp` is not a positive number.
     """
     if isinstance(source, np.ndarray):
         from streamview.slides.array import ArraySlide
@@ -94,7 +103,7 @@ def as_slide(source: Slide | npt.NDArray[np.uint8], mpp: float | None = None) ->
 
 
 def can_open(path: str | os.PathLike[str]) -> bool:
-    """Whether `open_slide` opens a path: what every part of the program goes by that offers to open or show a slide.
+    """Whether `open_slide` opens a path; used wherever the program offers to open a slide.
 
     Parameters
     ----------
@@ -104,7 +113,7 @@ def can_open(path: str | os.PathLike[str]) -> bool:
     Returns
     -------
     bool
-        False where it is no slide, is damaged, or holds channels of which one must be chosen. The slide is opened and closed again.
+        False if it is not a slide, is damaged, or has channels of which one must be chosen. The slide is opened and closed again.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", SlideWarning)
@@ -157,7 +166,7 @@ def _open_file(path: Path, channel: int | str | None) -> Slide:
     return slide
 
 
-class _Measured:
+class _Measured(NotebookSlide):
     """A slide whose mpp the user has given; everything else is the slide's own."""
 
     def __init__(self, slide: Slide, mpp: float) -> None:

@@ -141,13 +141,13 @@ def _compare(tiles: Slide, reference: Slide) -> tuple[int, _Difference | None]:
 
 def _samples(slide: Slide, levels: int) -> list[Region]:
     """Whole tiles. On coarser levels only the first: OpenSlide finds the others by level-0 positions, which may fall between pixels."""
-    found = []
+    regions = []
     for number, share in ((0, 0.5), (0, 1.0), (levels - 1, 0.0)):
         level = slide.levels[number]
         height, width = level.tile or level.shape
         y, x = (int((size - 1) * share) // step * step for size, step in zip(level.shape, (height, width), strict=True))
-        found.append(Region(y, x, min(height, level.shape[0] - y), min(width, level.shape[1] - x), number))
-    return list(dict.fromkeys(found))
+        regions.append(Region(y, x, min(height, level.shape[0] - y), min(width, level.shape[1] - x), number))
+    return list(dict.fromkeys(regions))
 
 
 def _try(slide: Slide, region: Region) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]] | None:

@@ -7,8 +7,8 @@ import shlex
 import stat
 from pathlib import Path
 
-from streamview import filekinds
 from streamview.errors import SlideError
+from streamview.files import kinds
 
 __all__ = ["check_kind", "describe_file", "describe_folder"]
 
@@ -48,7 +48,7 @@ def describe_file(path: Path) -> str:
     with path.open("rb") as file:
         start = file.read(512)
     text = start.removeprefix(b"\xef\xbb\xbf").lstrip()
-    kind = filekinds.describe_file(start) or next((words for beginning, words in _TEXTS if text.startswith(beginning)), "")
+    kind = kinds.describe_file(start) or next((words for beginning, words in _TEXTS if text.startswith(beginning)), "")
     if not kind:
         return f"not a slide (it begins with {start[:16]!r})"
     remedy = next((remedy for ending, remedy in _REMEDIES.items() if kind.endswith(ending)), "")

@@ -126,12 +126,12 @@ def _headers(data: bytes) -> tuple[int, int]:
 def _markers(data: bytes, scan: int, sequential: bool) -> tuple[bool, int]:
     """Whether a scan is divided by restarts, and the first byte after the picture."""
     restarts = False
-    for found in _MARKER.finditer(data, scan):
-        marker = data[found.start() + 1]
+    for match in _MARKER.finditer(data, scan):
+        marker = data[match.start() + 1]
         if marker == _END:
-            if data[found.end() :].strip(b"\x00\xff"):
+            if data[match.end() :].strip(b"\x00\xff"):
                 break
-            return restarts, found.end()
+            return restarts, match.end()
         restarts |= marker in _RESTARTS
         if sequential and marker not in _RESTARTS:
             break

@@ -1,4 +1,4 @@
-"""A region of a slide at the resolution that a network asks for."""
+"""Resample a region of a slide to a network's mpp."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from scipy import sparse
 
 from streamview.errors import RegionError, SlideError
 from streamview.geometry import Region, as_region
-from streamview.readahead import ReadAhead
+from streamview.slides.readahead import ReadAhead
 from streamview.slides.slide import Slide
 
 __all__ = ["SAMPLING_VERSION", "Sampler"]
 
 SAMPLING_VERSION = 1
-"""Part of every result's identity: raised when the same region of the same slide may give other pixels than before."""
+"""Part of every result's identity; increased when resampling may give other pixels for the same region of the same slide."""
 _COARSER_ALLOWED = 1.10
 _LEVEL_SLACK = 1.01  # vendors truncate odd sizes, so a level 4x coarser has a ratio such as 4.002
-_BLOCK = 2048  # source pixels a side worked on at once
+_BLOCK = 2048  # side of a block of source pixels processed at a time
 
 
 class Sampler:
-    """A level-0 region of a slide seen at a target mpp: the network's grid.
+    """A level-0 region of a slide resampled to a target mpp: the network's grid.
 
     Pixel (i, j) of the grid covers level-0 rows ``region.y + i * scale`` to ``region.y + (i + 1) * scale`` (columns alike) and is
-    the mean of the level's pixels weighted by the area they share with it, rounded half up. The grid is fixed by the region
-    and the scale alone, so reading it in pieces equals reading it whole, bit for bit. A grid pixel that reaches over the slide's edge
-    is the mean of what it covers inside.
+    the mean of the level's pixels weighted by the area they share with it, rounded half up. The grid depends only on the region
+    and the scale, so reading it in pieces equals reading it whole, bit for bit. A grid pixel that exceeds the slide's edge is the mean
+    of the part inside.
 
     Parameters
     ----------
@@ -38,14 +38,14 @@ class Sampler:
     region
         In level-0 pixels; None for the whole slide.
     mpp
-        Micrometres per pixel of the grid; None for level 0 as it is. A slide up to 10 % coarser is read as it is.
+        Micrometres per pixel of the grid; None for level 0 unchanged. A slide up to 10 % coarser is read unchanged.
 
     Raises
     ------
     RegionError
-        When the region is not inside level 0.
+        If the region is not inside level 0.
     SlideError
-        When `mpp` is given but the slide's is unknown, or the slide is more than 10 % coarser.
+        If `mpp` is given but the slide's is unknown, or the slide is more than 10 % coarser.
     """
 
     def __init__(self, slide: Slide, region: Region | None = None, mpp: float | None = None) -> None:
@@ -89,17 +89,17 @@ class Sampler:
         return out
 
     def strips(self, rows: int) -> Iterator[tuple[int, npt.NDArray[np.uint8]]]:
-        """Yield the whole grid from top to bottom, each strip read in a thread while the one before is worked on.
+        """Yield the whole grid from top to bottom; each strip is read in a thread while the one before is processed.
 
         Parameters
         ----------
         rows
-            Of a strip; the last may have fewer.
+            Rows per strip; the last may have fewer.
 
         Yields
         ------
         tuple
-            First row of the strip, and its pixels as `read` gives them.
+            First row of the strip, and its pixels as from `read`.
 
         Raises
         ------
@@ -127,7 +127,7 @@ class Sampler:
         level = self._slide.levels[self._level]
         origin = (self.region.y, self.region.x)[axis]
         size, downsample, scale = level.shape[axis], level.downsample[axis], self.scale[axis]
-        # Each edge is computed from its place on the whole grid, never from the piece asked for.
+        # Each edge is computed from its position on the whole grid, never from the requested piece.
         edges = ((origin + np.arange(start, stop + 1) * scale) / downsample).clip(0, size)
         low, high = np.minimum(edges[:-1], size - 1e-3), edges[1:]
         first = np.floor(low).astype(np.intp)
@@ -144,7 +144,7 @@ class Sampler:
 
 
 def _nearest_finer(slide: Slide, scale: tuple[float, float]) -> int:
-    """The coarsest level that is not coarser than the grid."""
+    """Index of the coarsest level that is not coarser than the grid."""
     levels = [level.downsample for level in slide.levels]
     return max(
         (k for k, (y, x) in enumerate(levels) if y <= scale[0] * _LEVEL_SLACK and x <= scale[1] * _LEVEL_SLACK), key=levels.__getitem__

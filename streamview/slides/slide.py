@@ -1,4 +1,4 @@
-"""What a slide is to the rest of the program, and the few rules every backend shares."""
+"""The `Slide` protocol, and functions that all backends share."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from streamview.errors import RegionError, SlideError
 from streamview.geometry import Region, as_region
+from streamview.slides.notebook import NotebookSlide
 from streamview.slides.units import number
 
 __all__ = ["WHITE", "Level", "Slide", "SlideBase", "check_region", "composite", "given_mpp", "output", "positive_mpp", "shape_levels"]
@@ -51,7 +52,15 @@ class Level:
 
 @runtime_checkable
 class Slide(Protocol):
-    """A source of RGB pixels in one or more resolutions; a context manager, safe to read from several threads."""
+    """A source of RGB pixels at one or more resolutions; a context manager, safe to read from several threads.
+
+    Examples
+    --------
+    >>> import streamview
+    >>> with streamview.open_slide("slide.svs") as slide:
+    ...     print(isinstance(slide, streamview.Slide), slide.shape, slide.mpp, len(slide.levels))
+    True (512, 768) (0.5, 0.5) 1
+    """
 
     @property
     def name(self) -> str:
@@ -71,7 +80,7 @@ class Slide(Protocol):
 
     @property
     def stated_mpp(self) -> tuple[float, float] | None:
-        """What the file itself states where the user has given another `mpp`, (y, x); None: nothing, or `mpp` is the file's."""
+        """The file's own mpp, (y, x), if the user has overridden it; None if `mpp` is the file's or the file states none."""
 
     @property
     def levels(self) -> tuple[Level, ...]:
@@ -79,26 +88,26 @@ class Slide(Protocol):
 
     @property
     def background(self) -> tuple[int, int, int]:
-        """RGB of glass: the slide's own statement, else white."""
+        """RGB of glass: as the slide states, else white."""
 
     @property
     def identity(self) -> str:
-        """Hex digest of the pixels' source; the same wherever the file lies and whatever it is called."""
+        """Hex digest of the pixels' source, independent of the file's name and folder."""
 
     @property
     def reader(self) -> str:
-        """What reads the file, and why."""
+        """The reader of the file, and why it is used."""
 
     @property
     def pixel_source(self) -> str:
-        """How pixels are decoded, where that can change them: the reader, the channel, the rule of transparency; "tiff;channel=0".
+        """How pixels are decoded, as far as it can change them: reader, channel, kind of transparency; "tiff;channel=0".
 
-        Stable from version to version and from machine to machine; part of the identity of answers.
+        Stable across versions and machines; part of a result's identity.
         """
 
     @property
     def properties(self) -> Mapping[str, str]:
-        """What the file says of itself, by key, such as "aperio.AppMag"; may name people: see `streamview.slides.properties`."""
+        """The file's metadata by key, such as "aperio.AppMag"; may name people: see `streamview.slides.properties`."""
 
     @property
     def associated(self) -> tuple[str, ...]:
@@ -106,7 +115,7 @@ class Slide(Protocol):
 
     @property
     def icc_profile(self) -> bytes | None:
-        """The colour profile as it is stored; pixels are not transformed by it."""
+        """The stored colour profile; it is not applied to pixels."""
 
     def read(self, region: Region, out: npt.NDArray[np.uint8] | None = None) -> npt.NDArray[np.uint8]:
         """Return uint8 (height, width, 3) RGB, transparent pixels composited on `background`.
@@ -137,7 +146,7 @@ class Slide(Protocol):
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None: ...
 
 
-class SlideBase:
+class SlideBase(NotebookSlide):
     """The facts about a slide, for backends to inherit; attributes as in `Slide`."""
 
     reader = "memory"
@@ -161,7 +170,7 @@ class SlideBase:
         self.mpp, self.mpp_source = mpp
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickled as how it was opened: another process opens the file itself."""
+        """Pickle the path and settings: another process reopens the file."""
         from streamview.slides import open_slide
 
         if self.opened is None:
@@ -207,12 +216,12 @@ def check_region(name: str, levels: tuple[Level, ...], region: Region) -> None:
 
 
 def output(region: Region, out: npt.NDArray[np.uint8] | None) -> npt.NDArray[np.uint8]:
-    """The array that a read fills: the caller's, or a new one.
+    """Return the array for a read: the caller's, or a new one.
 
     Raises
     ------
     ValueError
-        When the caller's is not uint8 (height, width, 3) with contiguous rows, or is read-only.
+        If the caller's is not uint8 (height, width, 3) with contiguous rows, or is read-only.
     """
     shape = (*region.shape, 3)
     if out is None:
@@ -224,10 +233,10 @@ def output(region: Region, out: npt.NDArray[np.uint8] | None) -> npt.NDArray[np.
 
 
 def positive_mpp(y: object, x: object, source: str, *, measured: bool = False) -> tuple[tuple[float, float] | None, str]:
-    """Make of what a file states (numbers or text, maybe absent) an mpp (y, x) and its source, or None and why it is unknown.
+    """Convert a file's values (numbers, text or None) to an mpp (y, x) and its source, or None and why it is unknown.
 
-    Where one of the two is absent, pixels are square. Files of all kinds hold resolutions of print and of screens, lengths with the wrong
-    unit, and placeholders: what no scan has is not believed, unless it is known to be `measured`.
+    If one of the two is missing, pixels are taken as square. Files often contain print or screen resolutions, wrong units or
+    placeholders: values that are implausible for a scan are rejected, unless they are known to be `measured`.
     """
     if y is None and x is None:
         return None, "unknown"
@@ -249,12 +258,12 @@ def positive_mpp(y: object, x: object, source: str, *, measured: bool = False) -
 
 
 def given_mpp(mpp: float) -> tuple[tuple[float, float], str]:
-    """Check an mpp that the user gives.
+    """Check an mpp given by the user.
 
     Raises
     ------
     SlideError
-        When it is not a positive number.
+        If it is not a positive number.
     """
     checked, _ = positive_mpp(mpp, mpp, "", measured=True)
     if checked is None:
@@ -263,7 +272,7 @@ def given_mpp(mpp: float) -> tuple[tuple[float, float], str]:
 
 
 def composite(rgba: npt.NDArray[np.uint8], background: tuple[int, int, int], *, premultiplied: bool = False) -> npt.NDArray[np.uint8]:
-    """Lay uint8 (H, W, 4), of straight alpha or premultiplied, on a plain background; returns C-contiguous uint8 (H, W, 3)."""
+    """Composite uint8 (H, W, 4), with straight or premultiplied alpha, on a background; returns C-contiguous uint8 (H, W, 3)."""
     rgb = np.ascontiguousarray(rgba[..., :3])
     clear = np.nonzero(rgba[..., 3] != 255)
     if len(clear[0]):

@@ -183,7 +183,7 @@ class TiffSlide(SlideBase):
                         buffer = np.empty((*_partial_shape(page, index, frame_shape(data)), 3), np.uint8)
                     decode_jpeg(data, buffer, page.jpegtables, _tagged_colour(page))
                 return None if data is None else buffer
-            found = [self._decoded(page, plane * len(page.dataoffsets) // planes + index) for plane in range(planes)]
+            planes_decoded = [self._decoded(page, plane * len(page.dataoffsets) // planes + index) for plane in range(planes)]
         except DAMAGED as error:
             height, width = _chunk(page)
             across = -(-page.imagewidth // width)
@@ -191,7 +191,7 @@ class TiffSlide(SlideBase):
             raise SlideError(
                 f"{self.name}: unreadable tile at level {level}, position {x},{y}: {error}; get the file again or avoid it"
             ) from None
-        decoded = [plane for plane in found if plane is not None]
+        decoded = [plane for plane in planes_decoded if plane is not None]
         if len(decoded) < planes:
             return None
         pixels = decoded[0] if planes == 1 else np.concatenate(decoded, 2)
@@ -421,12 +421,12 @@ def _tag(node: ElementTree.Element) -> str:
 def _properties(file: tifffile.TiffFile, page: tifffile.TiffPage, ome: _Ome) -> dict[str, str]:
     """Of repeated OME elements the first counts."""
     texts = {f"tiff.{name}": page.tags.valueof(name) for name in _TEXTS}
-    found = {key: value for key, value in texts.items() if isinstance(value, str) and value}
+    properties = {key: value for key, value in texts.items() if isinstance(value, str) and value}
     if not file.ome_metadata and page.description:
-        found["tiff.ImageDescription"] = page.description
+        properties["tiff.ImageDescription"] = page.description
     for key, value in ome.properties():
-        found.setdefault(key, value)
-    return found
+        properties.setdefault(key, value)
+    return properties
 
 
 def _mpp(ome: _Ome, page: tifffile.TiffPage) -> tuple[tuple[float, float] | None, str]:

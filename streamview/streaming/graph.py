@@ -9,19 +9,23 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor, fx, nn
 
 from streamview.errors import RegionError
 from streamview.streaming.ops import Op, Size, Statistic, Weight
-from streamview.streaming.ops.registry import Sized
+from streamview.streaming.ops.registry import Sized, at_sizes
 
 __all__ = ["Bound", "Bridge", "Demands", "Graph", "Key", "Node", "Program", "Sink", "bind", "demands", "gathered", "placed"]
 
 
+_Operand = TypeVar("_Operand")
+
+
 @dataclass(frozen=True, slots=True)
-class Node:
+class Node(Generic[_Operand]):
     """One operation.
 
     Parameters
@@ -33,13 +37,13 @@ class Node:
     inputs
         Values that it reads.
     weights
-        What else it reads, as indices into the graph's operands.
+        What else it reads: operands while the graph is captured, then indices into the graph's operands.
     """
 
     name: str
     op: Op | Sized
     inputs: tuple[int, ...]
-    weights: tuple[int, ...]
+    weights: tuple[_Operand, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +90,11 @@ class Bridge:
     gives: tuple[str, ...] = ()
 
     @property
+    def tensors(self) -> list[Key]:
+        """Those of `takes` of which the values are read, not the shape alone."""
+        return [key for key in self.takes if not isinstance(key, Sink) or key.kind != "shape"]
+
+    @property
     def weights(self) -> list[Tensor]:
         """Parameters that it reads, each once, and other tensors that require a gradient."""
         return [*self.module.parameters(), *(buffer for buffer in self.module.buffers() if buffer.requires_grad)]
@@ -121,8 +130,8 @@ class Graph:
         Why the graph was not compared with the network itself; empty if it was, and agreed.
     """
 
-    lowered: tuple[Node, ...]
-    nodes: Mapping[int, Node]
+    lowered: tuple[Node[int], ...]
+    nodes: Mapping[int, Node[int]]
     channels: tuple[int, ...]
     phases: tuple[int, ...]
     operands: tuple[Weight | Statistic, ...]
@@ -185,7 +194,7 @@ class Program:
     """
 
     sources: tuple[Size, ...]
-    nodes: tuple[Node, ...]
+    nodes: tuple[Node[int], ...]
     channels: tuple[int, ...]
     values: tuple[int, ...]
     sinks: tuple[tuple[int, Sink | None], ...]
@@ -198,7 +207,7 @@ class Program:
     def op(self, value: int) -> Op:
         """The operation that makes a value."""
         op = self.nodes[value - len(self.sources)].op
-        assert not callable(op)
+        assert not isinstance(op, Sized)  # a program is made of what `bind` gave
         return op
 
 
@@ -265,15 +274,14 @@ def bind(graph: Graph, size: Size) -> Bound:
         if len(lengths) > 1:
             listed = " and ".join(f"{h} x {w}" for h, w in sorted(lengths))
             raise RegionError(f"{found}: layer {node.name} joins maps of {listed}; use a region whose sides the network's strides divide")
-        op = node.op(sizes) if callable(node.op) else node.op
+        op = at_sizes(node.op, sizes)
         height, width = sizes[node.inputs[0]]
         made = op.rows.size(height), op.cols.size(width)
         if min(made) <= 0:
             raise RegionError(f"{found}: the image is too small for it at layer {node.name}; use a larger region")
         sizes.append(made)
         if index + 1 in graph.nodes:
-            fused = graph.nodes[index + 1].op
-            ops[index + 1] = op if callable(fused) else fused
+            ops[index + 1] = at_sizes(graph.nodes[index + 1].op, sizes)
     return Bound(graph, tuple(sizes), ops)
 
 
@@ -325,7 +333,7 @@ def placed(bound: Bound, value: int) -> tuple[tuple[float, float], tuple[float, 
     for node in bound.graph.lowered[:value]:
         (sy, sx), (cy, cx) = found[node.inputs[0]]
         height, width = bound.sizes[node.inputs[0]]
-        op = node.op(bound.sizes) if callable(node.op) else node.op
+        op = at_sizes(node.op, bound.sizes)
         (ty, oy), (tx, ox) = op.rows.place(height), op.cols.place(width)
         found.append(((sy * ty, sx * tx), (cy + sy * oy, cx + sx * ox)))
     return found[value]

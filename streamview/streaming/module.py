@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -12,23 +12,23 @@ from torch._compile import _disable_dynamo
 from torch._subclasses.fake_tensor import is_fake
 
 from streamview.errors import MemoryBudgetError, NotStreamableError, RegionError
-from streamview.streaming.calibration import measure
-from streamview.streaming.capture import Captures, refuse_hooks
+from streamview.streaming.call import Call
+from streamview.streaming.capture.capture import Captures, refuse_hooks
+from streamview.streaming.capture.intact import state_restored
+from streamview.streaming.capture.trace import Split
 from streamview.streaming.cuda import free_memory_of, reserved_memory
-from streamview.streaming.graph import Bound, Demands, Graph, Key, Sink, bind, demands
-from streamview.streaming.intact import state_restored
+from streamview.streaming.graph import Demands, Graph, Key, Sink, bind, demands
 from streamview.streaming.lazy import LazyImage
 from streamview.streaming.memory import format_bytes, parse_bytes
-from streamview.streaming.ops import OtherChannels, Size, Statistic
-from streamview.streaming.plan import Plan, make_plan
-from streamview.streaming.run import Run
-from streamview.streaming.shortage import persist
+from streamview.streaming.ops import OtherChannels, Statistic
+from streamview.streaming.plan.plan import Plan, make_plan
+from streamview.streaming.run.out_of_memory import retry_smaller
+from streamview.streaming.run.run import Run
+from streamview.streaming.run.timing import measure
 from streamview.streaming.step import Span
-from streamview.streaming.trace import Split
 
 __all__ = ["Streamed", "stream"]
 
-_Result = TypeVar("_Result")
 _PLANS = 16  # as many as are remembered: regions of some sizes, each with and without gradients
 
 
@@ -83,6 +83,18 @@ def stream(
     -----
     The method is that of Pinckaers, van Ginneken and Litjens (TPAMI 2020) without their overlap: what later steps still need is
     carried, so no convolution is computed twice in a pass.
+
+    Examples
+    --------
+    >>> import streamview, torch
+    >>> network = torch.nn.Sequential(
+    ...     torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(4, 2)
+    ... )
+    >>> image = torch.rand(1, 3, 300, 200, requires_grad=True)
+    >>> streamed = streamview.stream(network, memory="1GB")
+    >>> gradients = [torch.autograd.grad(module(image)[0, 1], image)[0] for module in (network, streamed)]
+    >>> torch.allclose(*gradients, rtol=1e-4, atol=1e-9)
+    True
     """
     if (body is None) != (head is None):
         raise ValueError("body and head divide a network together: give both or neither")
@@ -198,47 +210,29 @@ class Streamed(nn.Module):
             raise NotStreamableError("a network calls `features` of a streamed module inside it: stream the outer one alone")
         if isinstance(image, Tensor) and (image.dim() != 4 or not image.is_floating_point()):
             raise RegionError(f"image of shape {tuple(image.shape)} and dtype {image.dtype}: expected a float tensor (N, C, H, W)")
-        given = image if isinstance(image, Tensor) else None
+        pixels = image if isinstance(image, Tensor) else None
         source = LazyImage.of(image) if isinstance(image, Tensor) else image
         images, channels, height, width = source.shape
-        _refuse_transforms([*self.module.parameters(), *self.module.buffers(), *([] if given is None else [given])])
+        _refuse_transforms([*self.module.parameters(), *self.module.buffers(), *([] if pixels is None else [pixels])])
         graph = self._graph_of(channels)
         weights = [weight.read() for weight in graph.weights]
         between = graph.between
-        needs = _demands(graph, given is not None and given.requires_grad, weights, between)
-        bound = bind(graph, (height, width))
-        plan = self._plan(bound, images, source.dtype, needs, weights)
+        needs = _demands(graph, pixels is not None and pixels.requires_grad, weights, between)
+        call = self._call(graph, (images, channels, height, width), source.dtype, needs, weights)
         kind = source.device.type
         autocast = (kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind))
         layers = [part for m in graph.modules.values() for part in m.modules()]
         guards: list[Tensor] = [t for part in layers for t in part.parameters(recurse=False)]
         # in training mode a local layer's buffers are the state of its weight's parametrization, which every call advances
         guards += [t for part in layers if not part.training for t in part.buffers(recurse=False)]
-        values = [w.detach() for w in weights]
-        barriers = "spilled" if self._barriers == "auto" and plan.barriers == "kept" else plan.barriers
-
-        def replan(tile: Size) -> Plan:
-            return make_plan(bound, images, source.dtype, needs, values, tile=tile, barriers=barriers)
-
-        def begin(plan: Plan) -> Run:
-            return Run(bound, plan, values, needs)
-
         limit = reserved_memory(source.device) + self._memory if source.device.type == "cuda" and self._memory is not None else None
-        keys = [key for key in graph.head.takes if not isinstance(key, Sink) or key.kind != "shape"]
-        call = _Call(begin(plan), keys, between, autocast, guards, begin, replan, done, source if given is None else None, limit)
+        body = _Body(Run(call, self._plan(call)), between, autocast, guards, done, None if isinstance(image, Tensor) else source, limit)
         if needs is not None:
-            found = _StreamedBody.apply(call, given, *weights, *between)  # type: ignore[no-untyped-call]
+            outputs = _StreamedBody.apply(body, pixels, *weights, *between)  # type: ignore[no-untyped-call]
         else:
-            found = call.forward(source)
-        results = dict(zip(keys, found, strict=True))
-        arguments = []
-        for key in graph.head.takes:
-            if isinstance(key, Sink) and key.kind == "shape":
-                shape = (images, graph.channels[key.value], *bound.sizes[key.value])
-                arguments.append(torch.empty((), dtype=source.dtype, device=source.device).expand(shape))
-            else:
-                arguments.append(self.cut(results[key]) if isinstance(key, Sink) else results[key])
-        return arguments
+            outputs = body.forward(source)
+        tensors = {key: self.cut(out) if isinstance(key, Sink) else out for key, out in zip(body.keys, outputs, strict=True)}
+        return body.run.arguments(graph.head.takes, tensors)
 
     def plan(self, shape: tuple[int, int, int, int], *, image_gradient: bool = True, seconds: bool = True) -> Plan:
         """Say how a call will run, before it does.
@@ -269,51 +263,39 @@ class Streamed(nn.Module):
             weights = [weight.read() for weight in graph.weights]
         between = graph.between
         needs = _demands(graph, image_gradient, weights, between)
-        bound = bind(graph, (shape[2], shape[3]))
-        dtype = next((w.dtype for w in weights if w.is_floating_point()), torch.float32)
-        plan = self._plan(bound, shape[0], dtype, needs, weights, forecast=True)
-        if not seconds:
-            return plan
-        values = [w.detach() for w in weights]
-        return replace(plan, seconds=sum(measure(bound, plan, needs, values, shape[0], dtype).seconds(plan, (shape[2], shape[3]))))
+        call = self._call(graph, shape, _floating(weights), needs, weights)
+        plan = self._plan(call, forecast=True)
+        return replace(plan, seconds=sum(measure(call, plan).seconds(plan, call.size))) if seconds else plan
 
-    def _plan(
-        self, bound: Bound, images: int, dtype: torch.dtype, needs: Demands | None, weights: Sequence[Tensor], forecast: bool = False
-    ) -> Plan:
+    def _call(
+        self, graph: Graph, shape: tuple[int, int, int, int], dtype: torch.dtype, needs: Demands | None, weights: Sequence[Tensor]
+    ) -> Call:
+        own = {t.data_ptr() for t in (*self.module.parameters(), *self.module.buffers())}
+        folded_bytes = sum(w.nbytes for w in weights if w.data_ptr() not in own)
+        values = [w.detach() for w in weights]
+        return Call(bind(graph, (shape[2], shape[3])), shape[0], dtype, needs, values, folded_bytes=folded_bytes)
+
+    def _plan(self, call: Call, forecast: bool = False) -> Plan:
         """The plan of a call; the last few are used again for the same calls while they fit."""
         forecast = forecast and self._tile is not None and self._memory is None  # other plans are the same without
-        key = (bound.graph, bound.sizes[0], images, dtype, needs, forecast)
-        device = next((w.device for w in weights), torch.device("cpu"))
+        graph, needs = call.bound.graph, call.needs
+        key = (graph, call.size, call.images, call.dtype, needs, forecast)
         plan = self._plans.pop(key, None)
-        if plan is None or (self._memory is None and plan.peak_bytes > free_memory_of(device) // 2):
-            height, width = bound.sizes[0]
-            gradient = images * bound.graph.channels[0] * height * width * dtype.itemsize if needs is not None and needs.values[0] else 0
+        if plan is None or (self._memory is None and plan.peak_bytes > free_memory_of(call.device) // 2):
+            height, width = call.size
+            gradient = (
+                call.images * graph.channels[0] * height * width * call.dtype.itemsize if needs is not None and needs.values[0] else 0
+            )
             memory = None if self._memory is None else self._memory - gradient
             if memory is not None and memory <= 0:
                 raise MemoryBudgetError(
                     f"memory {format_bytes(self._memory or 0)}: the gradient of an image of {height} x {width} px alone takes "
                     f"{format_bytes(gradient)}: give more memory or a smaller region"
                 )
-            plan = make_plan(
-                bound,
-                images,
-                dtype,
-                needs,
-                weights,
-                memory=memory,
-                tile=self._tile,
-                barriers=self._barriers,
-                computed=self._computed(weights),
-                forecast=forecast,
-            )
+            plan = make_plan(call, memory=memory, tile=self._tile, barriers=self._barriers, forecast=forecast)
             plan = replace(plan, peak_bytes=plan.peak_bytes + gradient if plan.peak_bytes else 0)
         self._plans = dict([*self._plans.items(), (key, plan)][-_PLANS:])
         return plan
-
-    def _computed(self, weights: Sequence[Tensor]) -> int:
-        """Bytes of those weights that are not the network's own tensors."""
-        own = {t.data_ptr() for t in (*self.module.parameters(), *self.module.buffers())}
-        return sum(w.nbytes for w in weights if w.data_ptr() not in own)
 
     def write(
         self,
@@ -356,21 +338,16 @@ class Streamed(nn.Module):
                 f"{type(self.module).__name__} does not end in a streamed map: {graph.refusals[0] if graph.refusals else 'it is reduced'}; "
                 "call the module itself"
             )
-        bound = bind(graph, (shape[2], shape[3]))
-        weights = [weight.read().detach() for weight in graph.weights]
-        dtype = next((w.dtype for w in weights if w.is_floating_point()), torch.float32)
-        computed = self._computed(weights)
-        plan = make_plan(
-            bound, shape[0], dtype, None, weights,
-            memory=self._memory, tile=self._tile, barriers=self._barriers, held=False, computed=computed,
-        )  # fmt: skip
+        weights = [weight.read() for weight in graph.weights]
+        call = replace(self._call(graph, shape, _floating(weights), None, weights), holds_maps=False)
+        plan = make_plan(call, memory=self._memory, tile=self._tile, barriers=self._barriers)
 
         def watch(value: int, piece: Tensor, rows: Span, cols: Span) -> None:
             if value == sink.value:
                 write(piece, rows, cols)
 
         with torch.no_grad():
-            Run(bound, plan, weights, None).forward(read, done, watch, hold=False)
+            Run(call, plan).forward(read, done, watch)
 
     def _graph_of(self, channels: int) -> Graph:
         """The captured network for an image of so many channels, after a look at its hooks."""
@@ -392,6 +369,11 @@ def _demands(graph: Graph, image: bool, weights: Sequence[Tensor], between: Sequ
     return demands(graph, image, [w.requires_grad for w in weights])
 
 
+def _floating(weights: Sequence[Tensor]) -> torch.dtype:
+    """The type of a network's values."""
+    return next((w.dtype for w in weights if w.is_floating_point()), torch.float32)
+
+
 def _is_traced(image: Any) -> bool:
     """Whether an image is what another network's capture has in its place."""
     return isinstance(image, fx.Proxy) or (isinstance(image, Tensor) and is_fake(image))
@@ -411,14 +393,15 @@ class _StreamedBody(torch.autograd.Function):
     """The local part as one function of the image, the body's weights and the bridges' parameters; it returns what the head takes."""
 
     @staticmethod
-    def forward(ctx: Any, call: _Call, image: Tensor | None, *weights: Tensor) -> tuple[Tensor, ...]:
-        ctx.call = call
+    def forward(ctx: Any, body: _Body, image: Tensor | None, *weights: Tensor) -> tuple[Tensor, ...]:
+        ctx.body = body
         # the guards are saved only so that torch notices when a weight is changed in place before the reverse pass
-        ctx.save_for_backward(image, *weights, *call.guards)
+        ctx.save_for_backward(image, *weights, *body.guards)
         ctx.set_materialize_grads(False)  # an output that is not used has no gradient, nor has what only it depends on
-        # new tensors: autograd marks those it returns, and the call must not hold what holds the call
-        results = tuple(t.detach() for t in call.forward(call.pixels(image)))
-        ctx.mark_non_differentiable(*(t for t, key in zip(results, call.keys, strict=True) if not call.run.tensors[key].requires_grad))
+        # new tensors: autograd marks those it returns, and the body must not hold what holds the body
+        gathered = body.forward(body.pixels(image))
+        results = tuple(t.detach() for t in gathered)
+        ctx.mark_non_differentiable(*(result for result, t in zip(results, gathered, strict=True) if not t.requires_grad))
         return results
 
     @staticmethod
@@ -427,7 +410,7 @@ class _StreamedBody(torch.autograd.Function):
         if any(grad is not None and torch._C._functorch.is_legacy_batchedtensor(grad) for grad in grads):
             raise NotStreamableError("batched gradients cannot run through a streamed pass: ask for one gradient after the other")
         given = [None if grad is None else grad.detach() for grad in grads]
-        found = ctx.call.backward(image, given, ctx.needs_input_grad[1], release=not _graph_is_kept())
+        found = ctx.body.backward(image, given, ctx.needs_input_grad[1], release=not _graph_is_kept())
         if torch.is_grad_enabled():
             # so that a second derivative raises: a gradient cut off here would silently count as zero
             made = [index for index, grad in enumerate(found) if grad is not None]
@@ -459,35 +442,37 @@ class _Once(torch.autograd.Function):
 
 
 @dataclass(slots=True, eq=False)
-class _Call:
-    """One call of a streamed module: its run, what the head takes, and what torch must know besides."""
+class _Body:
+    """The local part in one call of a streamed module: its run, and what torch must know besides."""
 
-    run: Run
-    keys: Sequence[Key]
+    run: Run  # another one where memory ran out
     between: Sequence[Tensor]
     autocast: tuple[str, torch.dtype, bool]
     guards: Sequence[Tensor]
-    begin: Callable[[Plan], Run]
-    replan: Callable[[Size], Plan]
     done: Callable[[], None]
     source: LazyImage | None
     limit: int | None
 
+    @property
+    def keys(self) -> list[Key]:
+        """What the head takes."""
+        return self.run.bound.graph.head.tensors
+
     def pixels(self, image: Tensor | None) -> LazyImage:
-        """The pixels of the call: its own, or those of the tensor that it was given."""
+        """The pixels of the call: its own, or those of the tensor that it was called with."""
         if self.source is not None:
             return self.source
         assert image is not None
         return LazyImage.of(image.detach())
 
     def forward(self, pixels: LazyImage) -> list[Tensor]:
-        def attempt(plan: Plan) -> None:
+        def attempt(plan: Plan) -> list[Tensor]:
             if plan is not self.run.plan:
-                self.run = self.begin(plan)
-            self.run.forward(pixels.read, self.done)
+                self.run = Run(self.run.call, plan)
+            tensors = self.run.forward(pixels.read, self.done)
+            return [tensors[key] for key in self.keys]
 
-        self._persist(attempt, pixels)
-        return [self.run.tensors[key] for key in self.keys]
+        return retry_smaller(attempt, self.run.call, self.run.plan, self.limit)
 
     def backward(self, image: Tensor | None, grads: Sequence[Tensor | None], image_wanted: bool, release: bool) -> list[Tensor | None]:
         device, dtype, enabled = self.autocast
@@ -496,27 +481,24 @@ class _Call:
         def attempt(plan: Plan) -> list[Tensor | None]:
             with torch.no_grad(), torch.autocast(device, dtype, enabled):
                 if plan is not self.run.plan:
-                    self.run = self.begin(plan)
+                    self.run = Run(self.run.call, plan)
                     self.run.forward(pixels.read)
-                found = torch.zeros_like(image) if image is not None and image_wanted else None
-                return self._reverse(pixels, grads, found, release)
+                image_grad = torch.zeros_like(image) if image is not None and image_wanted else None
+                return self._reverse(pixels, grads, image_grad, release)
 
-        return self._persist(attempt, pixels)
+        return retry_smaller(attempt, self.run.call, self.run.plan, self.limit)
 
-    def _persist(self, attempt: Callable[[Plan], _Result], pixels: LazyImage) -> _Result:
-        return persist(attempt, self.run.plan, self.replan, (pixels.shape[2], pixels.shape[3]), pixels.device, self.limit)
+    def _reverse(self, pixels: LazyImage, grads: Sequence[Tensor | None], image_grad: Tensor | None, release: bool) -> list[Tensor | None]:
+        def write(part: Tensor | None, rows: Span, cols: Span) -> None:
+            if image_grad is not None and part is not None:
+                image_grad[:, :, rows[0] : rows[1], cols[0] : cols[1]] = part
 
-    def _reverse(self, pixels: LazyImage, grads: Sequence[Tensor | None], found: Tensor | None, release: bool) -> list[Tensor | None]:
-        def write(part: Tensor | None, rows: tuple[int, int], cols: tuple[int, int]) -> None:
-            if found is not None and part is not None:
-                found[:, :, rows[0] : rows[1], cols[0] : cols[1]] = part
-
-        given = dict(zip(self.keys, grads, strict=True))
-        write_image = None if found is None else write
-        operands, between, image_used = self.run.backward(pixels.read, given, write_image, self.between, self.done, release=release)
+        at_head = dict(zip(self.keys, grads, strict=True))
+        write_image = None if image_grad is None else write
+        gradients = self.run.backward(pixels.read, at_head, write_image, self.between, self.done, release=release)
         summed = [
             None if grad is None else grad.to(value.dtype)
-            for grad, value, operand in zip(operands, self.run.operands, self.run.bound.graph.operands, strict=True)
+            for grad, value, operand in zip(gradients.operands, self.run.operands, self.run.bound.graph.operands, strict=True)
             if not isinstance(operand, Statistic)
         ]
-        return [found if image_used else None, *summed, *between]
+        return [image_grad if gradients.reach_image else None, *summed, *gradients.parameters]

@@ -208,7 +208,7 @@ def _paths(cases: Path) -> Iterator[Path]:
 
 
 def test_napari_and_view_open_what_the_rest_opens(cases: Path) -> None:
-    reader = pytest.importorskip("streamview_napari._reader")
+    reader = pytest.importorskip("streamview_napari.reader")
     view = pytest.importorskip("streamview_napari.view")
     for path in _paths(cases):
         opens = can_open(path)

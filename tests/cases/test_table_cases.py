@@ -5,11 +5,11 @@ import pytest
 import torch
 
 import streamview
-from streamview.annotations import rasterise, read_annotations
 from streamview.cli import main
 from streamview.errors import AnnotationWarning, LabelError, ModelError
 from streamview.geometry import Region
-from streamview.labels import read_labels
+from streamview.labels.annotations import rasterise, read_annotations
+from streamview.labels.regions import read_labels
 
 
 @pytest.mark.parametrize(

@@ -15,16 +15,17 @@ from matplotlib.text import Text
 from PIL import Image
 from torch import nn
 
-import streamview.labels
+import streamview.labels.regions
 from streamview.cli import main
 from streamview.errors import Cancelled, LabelError, RegionError, SlideError, StreamviewError
 from streamview.evaluation import Metrics, evaluate, measure, write_evaluation
 from streamview.evaluation.charts import chart_size, draw_confusion, draw_reliability, draw_scatter, write_chart
 from streamview.geometry import Region
-from streamview.labels import Example, read_labels
-from streamview.loading import Model, load_card
+from streamview.inference.compute import Compute
+from streamview.labels.regions import Example, read_labels
+from streamview.networks import Model, load_card
 from streamview.results import RESEARCH_USE
-from streamview.synthetic import write_synthetic_slide
+from streamview.slides.synthetic import write_synthetic_slide
 
 
 def network(task="class", count=2) -> Model:
@@ -82,8 +83,8 @@ def test_a_slide_is_opened_once_to_be_told_apart_and_once_to_be_read(tmp_path, m
     write_synthetic_slide(tmp_path / "b.svs", size=(512, 512), seed=2)
     rows = [f"{name},normal,{x},0,256,256" for x in (0, 256) for name in "ab"]
     (tmp_path / "labels.csv").write_text("\n".join(["slide_id,label,x,y,width,height", *rows]))
-    opened, original = [], streamview.labels.open_slide
-    monkeypatch.setattr(streamview.labels, "open_slide", lambda path, mpp: opened.append(path) or original(path, mpp))
+    opened, original = [], streamview.labels.regions.open_slide
+    monkeypatch.setattr(streamview.labels.regions, "open_slide", lambda path, mpp: opened.append(path) or original(path, mpp))
     found = evaluate(streamview.load_model("demo"), read_labels(tmp_path / "labels.csv"), resamples=0)
     assert [path.stem for path in opened] == ["a", "b"] * 2
     assert [row.prediction.slide_name for row in found.rows] == ["a.svs", "b.svs"] * 2
@@ -116,7 +117,7 @@ def test_labels_that_are_no_classes_are_refused_before_anything_is_read(tmp_path
 
 def test_one_progress_runs_over_all_regions_and_ends_once():
     steps = []
-    evaluate(network(), squares(brighter, (1,)), tile=(32, 32), report=steps.append, resamples=0)
+    evaluate(network(), squares(brighter, (1,)), compute=Compute(tile=(32, 32)), report=steps.append, resamples=0)
     assert {(step.task, step.total) for step in steps} == {("evaluation", 2000)}
     done = [step.done for step in steps]
     assert done == sorted(done)
@@ -134,7 +135,7 @@ def test_it_can_be_cancelled_at_every_step_of_the_engine(at):
             raise Cancelled("enough")
 
     with pytest.raises(Cancelled):
-        evaluate(network(), squares(brighter, (1,)), tile=(32, 32), report=report)
+        evaluate(network(), squares(brighter, (1,)), compute=Compute(tile=(32, 32)), report=report)
     assert len(told) == at
 
 
@@ -145,7 +146,7 @@ def test_the_files_say_what_was_measured(tmp_path):
     assert [path.name for path in paths] == ["regions.csv", "confusion.png", "reliability.png", "summary.md", "metrics.json"]
     assert sorted(tmp_path.joinpath("out").iterdir()) == sorted(paths)
     document = json.loads(paths[-1].read_text())
-    assert repr(Metrics.from_json(document["metrics"])) == repr(found.metrics)
+    assert repr(Metrics.from_dict(document["metrics"])) == repr(found.metrics)
     assert (document["note"], document["regions"], document["failed"]) == (RESEARCH_USE, 61, 1)
     assert document["model"]["weights_sha256"] == "0" * 64
     assert document["labels_sha256"] == found.labels_sha256
@@ -176,7 +177,7 @@ def test_an_evaluation_takes_the_place_of_the_last(tmp_path):
     paths = write_evaluation(evaluate(network("regression"), values, resamples=50), tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(path.name for path in paths)
     assert "scatter.png" in {path.name for path in paths}
-    found = Metrics.from_json(json.loads((tmp_path / "metrics.json").read_text())["metrics"])
+    found = Metrics.from_dict(json.loads((tmp_path / "metrics.json").read_text())["metrics"])
     assert found.outputs[0].spearman.value == pytest.approx(1)
     assert 0 < found.outputs[1].spearman.value < 1
     several = squares(lambda colour: ";".join(n for n, v in zip(("red", "green", "blue"), colour, strict=True) if v > 128), (1,))

@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import rankdata, spearmanr
 
-from streamview.cards import ModelCard
 from streamview.evaluation import Figure, Metrics, measure
-from streamview.loading import load_card
+from streamview.networks import load_card
+from streamview.networks.cards import ModelCard
 
 
 def card(task, count) -> ModelCard:
@@ -119,8 +119,8 @@ def test_the_order_of_regions_does_not_matter(case, random):
     order = list(range(len(targets)))
     random.shuffle(order)
     ours = card("class", logits.shape[1])
-    first = measure(logits, targets, patients, ours, resamples=30).to_json()
-    second = measure(logits[order], targets[order], [patients[n] for n in order], ours, resamples=30).to_json()
+    first = measure(logits, targets, patients, ours, resamples=30).to_dict()
+    second = measure(logits[order], targets[order], [patients[n] for n in order], ours, resamples=30).to_dict()
     assert flat(second) == pytest.approx(flat(first), abs=1e-12)
 
 
@@ -242,8 +242,8 @@ def test_json_keeps_everything_and_no_nan(task, count):
     rng = np.random.default_rng(6)
     targets = rng.integers(0, 2, 12) if task == "class" else rng.integers(0, 2, (12, count)).astype(float)
     found = measure(rng.normal(size=(12, count)), targets, list("aabbccddeeff"), card(task, count))
-    text = json.dumps(found.to_json(), allow_nan=False)
-    assert repr(Metrics.from_json(json.loads(text))) == repr(found)
+    text = json.dumps(found.to_dict(), allow_nan=False)
+    assert repr(Metrics.from_dict(json.loads(text))) == repr(found)
     assert str(found).startswith("12 regions of 6 patients (95 % intervals, resampled by patient)\nloss ")
 
 

@@ -5,10 +5,10 @@ from dataclasses import replace
 
 import pytest
 from PIL import Image
-from samples import picture
 
 from streamview.cli import main
-from streamview.labels import labels_digest, read_labels
+from streamview.labels.regions import labels_digest, read_labels
+from tests.support.finetuning import picture
 
 
 @pytest.fixture(scope="module")
@@ -47,8 +47,8 @@ def test_a_network_is_tuned_opened_and_used(run, table, tmp_path):
     how = ("-i", table, "-m", "demo", "-o", out, "--preset", "head", "--epochs", 2, "--validation", 0.34, "--force")
     status, said, complaints = run("finetune", *how)
     assert status == 0, complaints
-    assert "labels: lesion 3 (3), normal 3 (3): regions (patients)" in said
-    assert "forecast: 4 regions of 4 patients train, 2 of 2 validate; 130 weights change; up to 128 x 128 px" in said
+    assert "labels, regions (patients): lesion 3 (3), normal 3 (3)" in said
+    assert "forecast: 4 regions of 4 patients for training, 2 of 2 for validation; 130 weights are trained; up to 128 x 128 px" in said
     assert "the base: validation loss" in said
     assert "epoch 2 of 2: training loss" in said
     assert "(majority 0.500)" in said
@@ -70,7 +70,7 @@ def test_a_network_is_tuned_opened_and_used(run, table, tmp_path):
     assert (status, "6 regions of 6 patients" in said) == (0, True)
     status, _, complaints = run("finetune", *how)
     assert status == 1
-    assert "holds a finished fine-tuning; choose another folder, or begin anew with --restart" in complaints
+    assert "holds a finished fine-tuning; choose another folder, or start over with --restart" in complaints
     # its table can be trained with again, on the same split
     again = read_labels(out / "regions.csv", table.parent)
     assert labels_digest([replace(e, split="") for e in again]) == labels_digest(read_labels(table))
@@ -81,7 +81,7 @@ def test_a_network_is_tuned_opened_and_used(run, table, tmp_path):
     ("old", "new", "said"),
     [
         ("s3,", "gone,", "slide 'gone' is not in"),
-        ("lesion", "normal", "all 6 regions are labelled 'normal'; expected two different labels or more"),
+        ("lesion", "normal", "all 6 regions are labelled 'normal'; expected two or more different labels"),
         ("lesion", "tumour", "label 'tumour'; the network's classes are normal, lesion: "),
         ("mpp\n", "split\n", "line 2: split '0.5'; expected train, validation or nothing"),
         ("0,16,128,128", "0,64,128,128", "expected one inside level 0, which is 128 x 160 px"),
@@ -116,4 +116,4 @@ def test_a_patient_on_both_sides_is_refused(run, table, tmp_path):
         "finetune", "-i", tmp_path / "labels.csv", "--slides", table.parent, "-m", "demo", "-o", tmp_path / "tuned", "--force"
     )
     assert status == 1
-    assert "error: patient 'p0' stands in both splits, train and validation; put all regions of a patient on one side" in complaints
+    assert "error: patient 'p0' is in both splits, train and validation; put all regions of a patient on one side" in complaints

@@ -7,7 +7,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from samples import MEAN, STD, examples_of, model_of, pixels, settle_norms, small_network
 from streamview_models import camelyon17, resnet
 from torch import Tensor, nn
 
@@ -16,8 +15,9 @@ from streamview.finetuning.preparation import Prepared, prepare
 from streamview.finetuning.split import Split, batches
 from streamview.finetuning.variation import PLAIN as PLAIN_VARIATION
 from streamview.finetuning.variation import Variation, lazy_image, vary
-from streamview.labels import find_targets
+from streamview.labels.regions import find_targets
 from streamview.slides.sampling import Sampler
+from tests.support.finetuning import MEAN, STD, examples_of, model_of, pixels, settle_norms, small_network
 
 PLAIN = Settings(learning_rate=1e-3, weight_decay=1e-2, epochs=1, validation=0, class_weights=False, flips=False, jitter=0)
 
@@ -61,8 +61,15 @@ def resnet18(outputs: int = 2) -> nn.Module:
     return module
 
 
-@pytest.mark.parametrize("optimiser", ["adam", "sgd"])
-@pytest.mark.parametrize("build", [paper, resnet18])
+@pytest.mark.parametrize(
+    ("build", "optimiser"),
+    [
+        (paper, "sgd"),
+        (resnet18, "adam"),
+        pytest.param(paper, "adam", marks=pytest.mark.slow),
+        pytest.param(resnet18, "sgd", marks=pytest.mark.slow),
+    ],
+)
 def test_one_step_equals_the_conventional_one(build, optimiser):
     torch.manual_seed(0)
     module = build().double()

@@ -9,20 +9,17 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 from filelock import FileLock
-from interrupted import SETTINGS, run
-from samples import model_of, separable, small_network
 
-from streamview import atomic
 from streamview.errors import Cancelled, StreamviewError, TrainingError
+from streamview.files import atomic
 from streamview.finetuning import Settings, finetune
-from streamview.loading import load_model
-
-HERE = Path(__file__).parent
+from streamview.networks import load_model
+from tests.support.finetuning import model_of, separable, small_network
+from tests.support.interrupted import SETTINGS, run
 
 
 def digest(module: torch.nn.Module) -> str:
@@ -81,7 +78,7 @@ def test_killed_it_comes_to_the_same_weights(whole, kills, tmp_path):
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
 
     def start():
-        command = [sys.executable, HERE / "interrupted.py", out]
+        command = [sys.executable, "-m", "tests.support.interrupted", out]
         return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
 
     for _ in range(kills):
@@ -92,7 +89,7 @@ def test_killed_it_comes_to_the_same_weights(whole, kills, tmp_path):
             process.send_signal(signal.SIGKILL)
         assert process.returncode == -signal.SIGKILL
         # at any moment the folder is a model
-        assert load_model("samples:tiny_normed", weights=out / "weights.safetensors", card=out / "card.json").card.trained
+        assert load_model("tests.support.finetuning:tiny_normed", weights=out / "weights.safetensors", card=out / "card.json").card.trained
     with start() as process:
         lines = process.stdout.readlines()
     assert process.returncode == 0
@@ -131,7 +128,7 @@ def test_another_run_is_not_gone_on_with(tmp_path):
     with pytest.raises(Cancelled):
         run(tmp_path / "tuned", report=report)
     model = model_of(small_network(norm=True, dropout=0.3))
-    with pytest.raises(TrainingError, match=r"begun otherwise: other labels; other slides; seed 0, now 1\. Go on as it was begun"):
+    with pytest.raises(TrainingError, match=r"with other inputs: other labels; other slides; seed 0, now 1\. Use the same inputs"):
         finetune(model, separable(14), replace(SETTINGS, seed=1), out=tmp_path / "tuned", force=True, tile=(32, 32))
     finetune(model, separable(14), replace(SETTINGS, epochs=1), out=tmp_path / "tuned", force=True, tile=(32, 32), restart=True)
     with pytest.raises(TrainingError, match="holds a finished fine-tuning"):
@@ -140,14 +137,16 @@ def test_another_run_is_not_gone_on_with(tmp_path):
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path):
     (tmp_path / "thesis.txt").write_text("years of work")
-    with pytest.raises(TrainingError, match=r"holds thesis.txt and is no unfinished fine-tuning"):
+    with pytest.raises(TrainingError, match=r"holds thesis.txt and is not an unfinished fine-tuning"):
         run(tmp_path, restart=True)
     assert (tmp_path / "thesis.txt").read_text() == "years of work"
 
 
 def test_the_base_is_never_written_over(tmp_path):
     run(tmp_path / "tuned")
-    base = load_model("samples:tiny_normed", weights=tmp_path / "tuned" / "weights.safetensors", card=tmp_path / "tuned" / "card.json")
+    base = load_model(
+        "tests.support.finetuning:tiny_normed", weights=tmp_path / "tuned" / "weights.safetensors", card=tmp_path / "tuned" / "card.json"
+    )
     before = (tmp_path / "tuned" / "weights.safetensors").read_bytes()
     with pytest.raises(TrainingError, match="is the base itself, which is never changed; choose another folder"):
         finetune(base, separable(12), SETTINGS, out=tmp_path / "tuned", force=True, tile=(32, 32), restart=True)
@@ -156,7 +155,7 @@ def test_the_base_is_never_written_over(tmp_path):
 
 def test_a_path_that_cannot_be_a_folder_is_said(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(TrainingError, match="file: is a file; a tuned network needs a folder"):
+    with pytest.raises(TrainingError, match="file: is a file, but a tuned network is a folder"):
         run(tmp_path / "file")
     with pytest.raises(StreamviewError, match=r"tuned: cannot be written \(Not a directory\)"):
         run(tmp_path / "file" / "tuned")
@@ -193,7 +192,7 @@ def test_a_damaged_checkpoint_is_named(tmp_path):
         run(tmp_path / "tuned", report=report)
     path = tmp_path / "tuned" / "training.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(TrainingError, match=r"training.safetensors: damaged .*begin anew with restart=True"):
+    with pytest.raises(TrainingError, match=r"training.safetensors: damaged .*start over with restart=True"):
         run(tmp_path / "tuned")
 
 
@@ -211,7 +210,7 @@ def test_a_loss_that_is_not_finite_ends_it_and_keeps_the_best(part, tmp_path):
 def test_a_base_that_answers_nonsense_is_said_and_leaves_nothing(tmp_path):
     module = small_network()
     module[-1].bias.data.fill_(float("nan"))
-    with pytest.raises(TrainingError, match=r"the base: the answer for s\d is \[nan, nan\]; get sound weights"):
+    with pytest.raises(TrainingError, match=r"the base: the answer for s\d is \[nan, nan\]; use other weights"):
         finetune(model_of(module), separable(6), SETTINGS, out=tmp_path / "tuned", force=True, tile=(32, 32))
     assert not (tmp_path / "tuned").exists()
 
@@ -219,7 +218,7 @@ def test_a_base_that_answers_nonsense_is_said_and_leaves_nothing(tmp_path):
 def test_the_folder_opens_as_the_network_that_was_returned(tmp_path, monkeypatch):
     result = run(tmp_path / "tuned")
     weights, card = tmp_path / "tuned" / "weights.safetensors", tmp_path / "tuned" / "card.json"
-    opened = load_model("samples:tiny_normed", weights=weights, card=card)
+    opened = load_model("tests.support.finetuning:tiny_normed", weights=weights, card=card)
     assert opened.sha256 == result.model.sha256
     assert (opened.card.name, opened.card.trained, opened.card.class_names) == ("tuned", True, ("a", "b"))
     assert opened.card.input_size == (64, 64)

@@ -6,18 +6,18 @@ from dataclasses import replace
 import pytest
 import safetensors
 import torch
-from interrupted import SETTINGS
-from samples import model_of, separable, small_network
 
-from streamview.cards import card_document, parse_card
 from streamview.cli import main
 from streamview.errors import Cancelled, LabelError, TrainingError
 from streamview.finetuning import Settings, finetune
 from streamview.finetuning.checkpoint import write_tensors
 from streamview.geometry import Region
-from streamview.inference import predict
-from streamview.labels import Example
-from streamview.loading import load_model
+from streamview.inference.explain import predict
+from streamview.labels.regions import Example
+from streamview.networks import load_model
+from streamview.networks.cards import card_document, parse_card
+from tests.support.finetuning import model_of, separable, small_network
+from tests.support.interrupted import SETTINGS
 
 HEAD = Settings(train="head", epochs=2, batch=4, learning_rate=0.05, flips=False, jitter=0)
 
@@ -52,7 +52,7 @@ def test_a_network_worse_than_one_answer_for_all_is_handed_over_with_a_warning(t
     card = json.loads((out / "card.json").read_text())["streamview"]
     assert said in card["warning"]
     assert json.loads((out / "finetuning.json").read_text())["warnings"] == list(result.warnings)
-    opened = load_model("samples:tiny", weights=out / "weights.safetensors", card=out / "card.json")
+    opened = load_model("tests.support.finetuning:tiny", weights=out / "weights.safetensors", card=out / "card.json")
     assert any(said in note for note in opened.notes)
     assert any(said in warning for warning in predict(opened, separable(1)[0].source).warnings)
     # a network tuned from it does not keep what was said of it
@@ -75,8 +75,8 @@ def test_the_card_says_what_it_was_tuned_on(tmp_path):
 
 def test_nothing_validated_is_said():
     result = finetune(base(), separable(12), replace(HEAD, validation=0.0), force=True)
-    assert result.warnings == ("No region validated it: the weights are those after epoch 2, and nothing is known of how good they are.",)
-    assert "nothing is known of how good" in (result.model.card.warning or "")
+    assert result.warnings == ("It was not validated on any region: the weights are those after epoch 2, and their quality is unknown.",)
+    assert "their quality is unknown" in (result.model.card.warning or "")
 
 
 def test_one_slide_under_two_patients_does_not_train():
@@ -86,7 +86,7 @@ def test_one_slide_under_two_patients_does_not_train():
         finetune(base(), [first, *rest, copied], HEAD, force=True)
     sides = [replace(e, split="train" if i % 2 else "validation", patient="") for i, e in enumerate([first, *rest])]
     sides.append(replace(copied, patient="", split="train"))
-    with pytest.raises(LabelError, match="'s0' stands in both splits"):
+    with pytest.raises(LabelError, match="'s0' is in both splits"):
         finetune(base(), sides, HEAD, force=True)
 
 
@@ -112,13 +112,11 @@ def old_checkpoint(folder, model):
 def test_a_run_of_an_earlier_version_goes_on_or_says_why_not(tmp_path):
     model = base()
     old_checkpoint(tmp_path / "tuned", model)
-    with pytest.raises(
-        TrainingError, match=r"was begun by an earlier version, of a base whose file of weights \(sha256 ffffffffffff\) is not"
-    ):
+    with pytest.raises(TrainingError, match=r"was started by an earlier version with the weights file of sha256 ffffffffffff, not "):
         finetune(replace(model, file_sha256="0" * 64), separable(12), SETTINGS, out=tmp_path / "tuned", force=True, tile=(32, 32))
     told = []
     finetune(model, separable(12), SETTINGS, out=tmp_path / "tuned", force=True, tile=(32, 32), tell=told.append)
-    assert any("going on after" in text for text in told)
+    assert any("resuming after" in text for text in told)
 
 
 def test_the_command_warns(tmp_path, capsys):

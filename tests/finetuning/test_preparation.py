@@ -7,8 +7,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from samples import examples_of, model_of, picture, separable, small_network
-from zoo import import_torchvision
 
 from streamview.errors import LabelError, MemoryBudgetError, ModelError, RegionError, SlideError, TrainingError
 from streamview.finetuning import PRESETS, Settings, finetune, forecast_training
@@ -16,8 +14,10 @@ from streamview.finetuning.parts import choose_weights, head_dropout
 from streamview.finetuning.preparation import prepare
 from streamview.finetuning.split import Split, batches, divide, scarcity
 from streamview.geometry import Region
-from streamview.labels import Example
-from streamview.loading.heads import with_classes
+from streamview.labels.regions import Example
+from streamview.networks.heads import with_classes
+from tests.support.finetuning import examples_of, model_of, picture, separable, small_network
+from tests.support.zoo import import_torchvision
 
 NOTHING = np.zeros((8, 8, 3), np.uint8)
 
@@ -60,14 +60,14 @@ def test_values_and_rare_mixes_of_labels_are_divided_as_one():
     values = [Example(NOTHING, str(i), patient=f"p{i}") for i in range(12)]
     assert len(divide(values, 0.25, 0, "regression").validation) == 3
     assert len(divide(values, 0.25, 0, "multilabel").validation) == 3
-    with pytest.raises(LabelError, match="12 patients cannot be divided"):
+    with pytest.raises(LabelError, match="12 patients cannot be split"):
         divide(values, 0.25, 0)
 
 
 def test_a_stated_split_is_kept_and_checked():
     examples = [Example(NOTHING, "a", patient=f"p{i // 2}", split="train" if i < 4 else "validation") for i in range(6)]
     assert divide(examples, 0.5, 0) == Split((0, 1, 2, 3), (4, 5))
-    with pytest.raises(LabelError, match="patient 'p1' stands in both splits"):
+    with pytest.raises(LabelError, match="patient 'p1' is in both splits"):
         divide([replace(e, split="validation") if i == 3 else e for i, e in enumerate(examples)], 0.5, 0)
     with pytest.raises(LabelError, match="states no split, but others do"):
         divide([replace(e, split="") if i == 3 else e for i, e in enumerate(examples)], 0.5, 0)
@@ -147,13 +147,13 @@ def refused(error, said, examples, model=None, settings=Settings(), **how):  # n
 
 def test_examples_that_cannot_be_trained_with_are_refused(tmp_path):
     few = separable(8)
-    refused(LabelError, "there is no labelled region", [])
+    refused(LabelError, "there are no labelled regions", [])
     refused(LabelError, r"patients: a has 4, b has 4 .*; expected 10 or more of each.*force=True", few)
-    refused(LabelError, "all 3 regions are labelled 'a'; expected two different labels", examples_of("aaa"), force=True)
+    refused(LabelError, "all 3 regions are labelled 'a'; expected two or more different labels", examples_of("aaa"), force=True)
     refused(LabelError, r"the network's classes are a, b: .*new_head=True", examples_of("ac"), force=True)
     stated = [replace(e, split="validation" if e.label == "b" else "train") for e in examples_of("aab")]
     refused(LabelError, "the training split holds no region of 'b'", stated, force=True)
-    refused(LabelError, "2 patients cannot be divided so that one validates", examples_of("ab"), force=True)
+    refused(LabelError, "2 patients cannot be split so that one is left for validation", examples_of("ab"), force=True)
     refused(SlideError, "no such file", [Example(tmp_path / "gone.svs", "a"), *few], force=True)
     beyond = [replace(few[0], region=Region(0, 60, 99, 99)), *few[1:]]
     refused(RegionError, "s0 at 60,0,99,99: .*expected one inside level 0", beyond, force=True)
@@ -161,7 +161,7 @@ def test_examples_that_cannot_be_trained_with_are_refused(tmp_path):
     deep = model_of(torch.nn.Sequential(torch.nn.Conv2d(3, 4, 5), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(4, 2)))
     refused(RegionError, "s0 at 0,0,64,2: image of 2 x 64 px .*too small for it at layer 0", small, deep, force=True)
     refused(LabelError, "a new head is for classes", examples_of("12"), model_of(small_network(1), ["x"], "regression"), new_head=True)
-    least = "the process needs .* before the first step; give more, or train a smaller part"
+    least = "the process needs .* before the first step; give more memory, or train a smaller part"
     refused(MemoryBudgetError, least, few, force=True, memory="100MB")
 
 
@@ -169,7 +169,7 @@ def test_a_validation_without_a_class_is_told():
     stated = [replace(e, split="validation" if i > 2 else "train") for i, e in enumerate(examples_of("abab", 48, 48))]
     told = []
     finetune(model_of(small_network()), stated, replace(PRESETS["head"], epochs=1), force=True, tell=told.append)
-    assert told == ["no region of a validates, so the figures say little; label regions of more patients"]
+    assert told == ["the validation split holds no region of a, so its metrics say little; label regions of more patients"]
 
 
 def test_a_new_head_keeps_the_body():
@@ -197,7 +197,7 @@ def test_a_new_head_keeps_the_body():
 def test_the_forecast_says_what_will_be_done():
     ahead = forecast_training(model_of(small_network()), separable(24), PRESETS["head"], force=True)
     assert (ahead.train, ahead.validation, ahead.parameters, ahead.cached) == ((18, 18), (6, 6), 26, True)
-    assert "18 regions of 18 patients train, 6 of 6 validate; 26 weights change; up to 64 x 64 px" in str(ahead)
+    assert "18 regions of 18 patients for training, 6 of 6 for validation; 26 weights are trained; up to 64 x 64 px" in str(ahead)
     whole = forecast_training(model_of(small_network()), separable(24), PRESETS["all"], force=True)
     assert whole.parameters > ahead.parameters
     assert whole.seconds == pytest.approx(50 * whole.epoch_seconds, rel=0.2)

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from streamview.cards import parse_card, read_document
 from streamview.errors import ModelError
+from streamview.networks.cards import parse_card, read_document
 
 # The layout of WSInfer's published breast tumour model.
 WSINFER: dict[str, Any] = {

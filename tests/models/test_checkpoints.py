@@ -18,8 +18,8 @@ import torch
 from torch import nn
 
 from streamview.errors import ModelError
-from streamview.loading import checkpoints
-from streamview.loading.checkpoints import archive_kind, read_weights
+from streamview.networks import checkpoints
+from streamview.networks.checkpoints import archive_kind, read_weights
 
 STATE = {"conv.weight": torch.arange(6.0).reshape(2, 3), "conv.bias": torch.ones(2, dtype=torch.float16)}
 

@@ -5,8 +5,8 @@ import pytest
 import torch
 from scipy import ndimage
 
-from streamview.loading import load_model
-from streamview.synthetic import synthetic_region
+from streamview.networks import load_model
+from streamview.slides.synthetic import synthetic_region
 
 SIDE, STRIDE = 768, 32
 

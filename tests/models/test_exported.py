@@ -15,13 +15,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.export import Dim
-from zoo import import_torchvision
 
-from streamview.cards import assumed_document
 from streamview.errors import ModelError
-from streamview.loading import load_model
-from streamview.loading.exported import read_exported
-from streamview.loading.graphs import check_sizes
+from streamview.networks import load_model
+from streamview.networks.cards import assumed_document
+from streamview.networks.exported import read_exported
+from streamview.networks.graphs import check_sizes
+from tests.support.zoo import import_torchvision
 
 FREE = ({2: Dim.AUTO, 3: Dim.AUTO},)
 
@@ -105,7 +105,7 @@ def test_the_answers_are_those_of_the_module(original: Path) -> None:
     assert exported.outputs == 2
 
 
-@pytest.mark.parametrize("name", ["resnet18", "shufflenet_v2_x0_5", "mobilenet_v3_small"])
+@pytest.mark.parametrize("name", ["resnet18", pytest.param("shufflenet_v2_x0_5", marks=pytest.mark.slow), "mobilenet_v3_small"])
 def test_networks_of_torchvision(tmp_path: Path, name: str) -> None:
     module = import_torchvision().models.get_model(name, weights=None, num_classes=3).eval()
     exported = read_exported(export(module, tmp_path / "net.pt2", side=224))
@@ -125,7 +125,7 @@ def test_loading_gives_a_frozen_model_with_a_card(original: Path, tmp_path: Path
     named = load_model(original, card=tmp_path / "card.json")
     assert (named.card.class_names, named.sha256, named.notes) == (("benign", "tumour"), model.sha256, ())
     (tmp_path / "card.json").write_text(json.dumps(assumed_document("mine", ["a", "b", "c"])))
-    with pytest.raises(ModelError, match=r"answers 2 values, .* names 3 classes"):
+    with pytest.raises(ModelError, match=r"returns 2 values, but .* names 3 classes"):
         load_model(original, card=tmp_path / "card.json")
     for options in ({"untrained": True}, {"weights": original}):
         with pytest.raises(ModelError, match="holds a network with its weights"):

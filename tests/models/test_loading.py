@@ -11,10 +11,10 @@ import pytest
 import safetensors.torch
 import torch
 from streamview_models import MODELS, folder
-from zoo import import_timm
 
 from streamview.errors import ModelError
-from streamview.loading import load_card, load_model
+from streamview.networks import load_card, load_model
+from tests.support.zoo import import_timm
 
 State = dict[str, torch.Tensor]
 

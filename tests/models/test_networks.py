@@ -7,7 +7,7 @@ import torch
 from streamview_models import ALIASES, MODELS, folder
 from torch import fx, nn
 
-from streamview.loading import load_card
+from streamview.networks import load_card
 
 PAPER = {"2048": 22, "4096": 25, "8192": 28}
 

@@ -10,13 +10,13 @@ import safetensors.torch
 import torch
 from streamview_models import folder
 from torch import nn
-from zoo import import_timm, import_torchvision
 
-from streamview.cards import assumed_document
 from streamview.cli import main
 from streamview.errors import ModelError
-from streamview.loading import Model, load_card, load_model
-from streamview.synthetic import write_synthetic_slide
+from streamview.networks import Model, load_card, load_model
+from streamview.networks.cards import assumed_document
+from streamview.slides.synthetic import write_synthetic_slide
+from tests.support.zoo import import_timm, import_torchvision
 
 FACTORIES = '''
 import torch
@@ -149,9 +149,9 @@ def test_a_head_of_another_number_of_classes_is_said_so(mine: str, tmp_path: Pat
     card = card_file(tmp_path / "card.json", ["a", "b", "c"])
     text = refusal(f"{mine}:sized", weights=tmp_path / "w.pt", card=card)
     assert "2 of another form, first 5.weight: 5x4 float, expected 3x4 float" in text
-    assert "the weights have 5 outputs, the card names 3 classes; mend architecture or num_classes in card.json" in text
+    assert "the weights have 5 outputs, the card names 3 classes; fix architecture or num_classes in card.json" in text
     text = refusal(f"{mine}:own", card=card_file(tmp_path / "two.json", ["a", "b"]))
-    assert "answers 3 values, its card names 2 classes; mend num_classes and class_names in " in text
+    assert "returns 3 values, but its card names 2 classes; fix num_classes and class_names in " in text
 
 
 def test_prefixes_come_off_only_where_all_names_then_fit(mine: str, tmp_path: Path) -> None:
@@ -322,7 +322,7 @@ def test_libraries_that_are_missing_or_do_not_fit(monkeypatch: pytest.MonkeyPatc
     def fail(_: str) -> None:
         raise error
 
-    monkeypatch.setattr("streamview.loading.architectures.importlib.import_module", fail)
+    monkeypatch.setattr("streamview.networks.architectures.importlib.import_module", fail)
     text = refusal(spec, untrained=True)
     assert spec in text
     assert ("pip install 'streamview[models]'" in text) == isinstance(error, ModuleNotFoundError)
@@ -388,7 +388,7 @@ def test_the_command_line_takes_weights_and_a_card(mine: str, tmp_path: Path, ca
     assert main([*command, "--card", str(card)]) == 0
     assert "prob_tumour" in (tmp_path / "job" / "predictions.csv").read_text()
     assert main([*command, "--untrained"]) == 1
-    assert "were both asked for; choose one" in capsys.readouterr().err
+    assert "exclude each other; choose one" in capsys.readouterr().err
     command[4] = str(tmp_path / "other")
     assert main(command) == 0
     assert "no card was given: classes are numbered" in capsys.readouterr().err

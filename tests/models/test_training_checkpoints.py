@@ -13,8 +13,8 @@ from streamview_models import folder
 from torch import Tensor, nn
 
 from streamview.errors import ModelError
-from streamview.loading import Model, load_model
-from streamview.loading.hashing import hash_tensors
+from streamview.networks import Model, load_model
+from streamview.networks.hashing import hash_tensors
 
 State = dict[str, Tensor]
 STATE: State = safetensors.torch.load_file(folder("demo") / "weights.safetensors")

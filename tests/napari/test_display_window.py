@@ -11,16 +11,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from maps import make_maps
 from PIL import Image
-from real_window import REAL_WINDOW
 from scipy import ndimage
+from streamview_napari.canvas.records import MapRecord, map_record, slide_record
 
-from streamview.display import PALETTES, PRESETS
 from streamview.jobs import Job, RegionResult, StoredMap
 from streamview.results import Saliency, open_saliency, save_saliency
+from streamview.results.display import PALETTES, PRESETS
 from streamview.slides import open_slide
-from streamview.synthetic import write_synthetic_slide
+from streamview.slides.synthetic import write_synthetic_slide
+from tests.support.maps import make_maps
+from tests.support.real_window import REAL_WINDOW
 
 pytestmark = REAL_WINDOW
 MPP, STEP, PLACE = 0.5, 2, (200, 304)
@@ -49,10 +50,10 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def shell(window: Callable[[Any], Any], job: Path, qtbot: Any) -> Any:
     """A window on the job, with the three sections."""
     import napari
-    from streamview_napari._display import DisplaySection
-    from streamview_napari._export import ExportSection
-    from streamview_napari._hotspots import HotspotSection
-    from streamview_napari._state import State
+    from streamview_napari.panels.display import DisplaySection
+    from streamview_napari.panels.export import ExportSection
+    from streamview_napari.panels.hotspots import HotspotSection
+    from streamview_napari.state import State
     from streamview_napari.view import add_layers
 
     viewer = window(napari.Viewer(show=True))
@@ -73,12 +74,12 @@ def shell(window: Callable[[Any], Any], job: Path, qtbot: Any) -> Any:
         section.release()
     shell.state.close()
     for layer in list(viewer.layers):
-        source = layer.metadata.get("streamview", {}).get("source")
-        if source is not None:
-            source.close()
+        record = slide_record(layer)
+        if record is not None:
+            record.source.close()
 
 
-def facts(shell: Any) -> dict[str, Any]:
+def shown(shell: Any) -> MapRecord:
     return shell.state.map_layer.metadata["streamview"]
 
 
@@ -94,17 +95,17 @@ def drawn(shell: Any, qtbot: Any) -> np.ndarray:
 
 def test_every_display_control_acts_at_once_and_alone(shell: Any, qtbot: Any, screenshots: Path) -> None:
     display, viewer = shell.display, shell.viewer
-    qtbot.waitUntil(lambda: facts(shell)["map"].glass is not None, timeout=10_000)  # looked for in a thread
-    assert facts(shell)["method"] == "evidence"
+    qtbot.waitUntil(lambda: shown(shell).map.glass is not None, timeout=10_000)  # looked for in a thread
+    assert shown(shell).recipe.method == "evidence"
     viewer.scene.camera.zoom *= 1.5
 
     # Map: another layer, in place of this one.
     display.map.setCurrentIndex(display.map.findText("Gradient x input (detail)"))
     display.map.activated.emit(display.map.currentIndex())
-    assert facts(shell)["method"] == "signed"
-    assert [layer.visible for layer in viewer.layers if "map" in layer.metadata.get("streamview", {})] == [False, True, False]
+    assert shown(shell).recipe.method == "signed"
+    assert [layer.visible for layer in viewer.layers if map_record(layer) is not None] == [False, True, False]
     recipe = PRESETS["detail"]
-    assert facts(shell)["recipe"] == recipe
+    assert shown(shell).recipe == recipe
     assert display.blur.value() == 3.0
     assert display.blur_px.text() == "3 px"
     assert display.badge.text() == "Blurred over 3 px"
@@ -124,7 +125,7 @@ def test_every_display_control_acts_at_once_and_alone(shell: Any, qtbot: Any, sc
         change()
         settled(shell, qtbot)
         recipe = replace(recipe, **expected)
-        assert facts(shell)["recipe"] == recipe, expected
+        assert shown(shell).recipe == recipe, expected
         after = drawn(shell, qtbot)
         if "glass" not in expected:  # the planted spots lie on tissue
             assert (np.abs(after - before).sum(-1) > 10).sum() > 200, expected
@@ -133,7 +134,7 @@ def test_every_display_control_acts_at_once_and_alone(shell: Any, qtbot: Any, sc
     display.colours.activated.emit(display.colours.currentIndex())
     settled(shell, qtbot)
     recipe = replace(recipe, colours=PALETTES["viridis"])
-    assert facts(shell)["recipe"] == recipe
+    assert shown(shell).recipe == recipe
     assert display.blur_px.text() == "6.5 px"
 
     # napari's own controls and these stay in step.
@@ -146,16 +147,16 @@ def test_every_display_control_acts_at_once_and_alone(shell: Any, qtbot: Any, sc
     assert shell.state.map_layer.opacity == pytest.approx(0.35)
 
     # One scale: other maps of the kind get this one's cap; without it they have their own again.
-    cap = facts(shell)["cap"]
+    cap = shown(shell).map.shown.cap
     display.lock.setChecked(True)
-    assert facts(shell)["recipe"].cap == cap
+    assert shown(shell).recipe.cap == cap
     assert not display.cap.isEnabled()
     display.lock.setChecked(False)
-    assert facts(shell)["recipe"].cap is None
+    assert shown(shell).recipe.cap is None
 
     display.reset.click()
     settled(shell, qtbot)
-    assert facts(shell)["recipe"] == PRESETS["detail"]
+    assert shown(shell).recipe == PRESETS["detail"]
     viewer.cursor.position = tuple(np.array(PLACE) * MPP + 2 * MPP * np.array(SPOTS[0][:2]))
     qtbot.waitUntil(lambda: "raw" in display.readout.text(), timeout=3000)
     assert "lesion: p = 0.881" in display.readout.text()
@@ -191,7 +192,7 @@ def test_exports_are_reloaded_in_place(shell: Any, qtbot: Any, tmp_path: Path) -
     display.threshold.setValue(40)
     display.glass.setChecked(False)  # is looked for on the slide, which the export does not hold
     settled(shell, qtbot)
-    recipe = facts(shell)["recipe"]
+    recipe = shown(shell).recipe
     forms = {"view": "a.png", "picture": "b.png", "ome-tiff": "c.ome.tif", "ome-zarr": "d.ome.zarr", "geojson": "e.geojson", "csv": "f.csv"}
     for form, name in forms.items():
         with qtbot.waitCallback(timeout=20_000) as written:
@@ -200,12 +201,12 @@ def test_exports_are_reloaded_in_place(shell: Any, qtbot: Any, tmp_path: Path) -
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(forms.values())  # nothing half-written is left
 
     # OME-Zarr: the same values, the same place in the world, the same display.
-    made: Saliency = facts(shell)["saliency"]
+    made: Saliency = shown(shell).saliency
     again = ViewerModel()
     add_layers(again, str(tmp_path / "d.ome.zarr"))
     layer, original = again.layers[-1], shell.state.map_layer
     np.testing.assert_allclose(layer.extent.world, original.extent.world)
-    assert layer.metadata["streamview"]["recipe"] == recipe
+    assert map_record(layer).recipe == recipe
     np.testing.assert_array_equal(np.asarray(layer.data), np.asarray(original.data))
     assert open_saliency(tmp_path / "d.ome.zarr").prediction.identity == made.prediction.identity
 
@@ -243,11 +244,11 @@ def test_exports_are_reloaded_in_place(shell: Any, qtbot: Any, tmp_path: Path) -
 
 def test_two_results_of_one_region_are_compared(shell: Any) -> None:
     from napari.layers import Layer
-    from streamview_napari._layers import saliency_layers
+    from streamview_napari.canvas.layers import saliency_layers
 
     from streamview.results import Target
 
-    made: Saliency = facts(shell)["saliency"]
+    made: Saliency = shown(shell).saliency
     maps = {
         method: replace(found, values=ndimage.shift(np.asarray(found.values), (0, 8)), coarser=()) for method, found in made.maps.items()
     }
@@ -258,9 +259,9 @@ def test_two_results_of_one_region_are_compared(shell: Any) -> None:
     shell.viewer.layers.selection.active = next(layer for layer in shell.viewer.layers if layer.name == "Class evidence (extent): lesion")
     assert shell.display.subtract.isVisibleTo(shell.display)
     shell.display.subtract.click()
-    both = [layer for layer in shell.viewer.layers if " over " in layer.name and "map" in layer.metadata["streamview"]]
-    assert [layer.metadata["streamview"]["target"] for layer in both] == ["normal over lesion", "lesion over normal"]
-    assert len({layer.metadata["streamview"]["cap"] for layer in both}) == 1
+    both = [layer for layer in shell.viewer.layers if " over " in layer.name and map_record(layer) is not None]
+    assert [map_record(layer).saliency.target.name for layer in both] == ["normal over lesion", "lesion over normal"]
+    assert len({map_record(layer).map.shown.cap for layer in both}) == 1
     first, second = (np.asarray(layer.data) for layer in both)
     assert first.any()
     assert not (first.astype(bool) & second.astype(bool)).any()

@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from real_window import REAL_WINDOW
 
 from streamview.errors import TrainingError
 from streamview.finetuning.trainer import Trainer
 from streamview.geometry import Region
-from streamview.labels import read_labels
-from streamview.synthetic import write_synthetic_slide
+from streamview.labels.regions import read_labels
+from streamview.slides.synthetic import write_synthetic_slide
+from tests.support.real_window import REAL_WINDOW
 
 pytestmark = REAL_WINDOW
 MPP = (0.5, 0.5)
@@ -79,7 +79,7 @@ class Panel:
 
     def draw(self, slide: str, regions: dict[str, Region]) -> None:
         """Drag a rectangle for each class."""
-        from streamview_napari._regions import corners
+        from streamview_napari.requests.regions import corners
 
         self.viewer.layers.selection.active = self.viewer.layers[slide]
         for label, region in regions.items():

@@ -8,22 +8,24 @@ from typing import Any
 
 import numpy as np
 import pytest
+import streamview_napari
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from napari.components import ViewerModel
 from npe2 import PluginManifest
-from streamview_napari import _section
-from streamview_napari._layers import SlideLevel, has_overview, slide_layer
-from streamview_napari._live import LiveMap
-from streamview_napari._models import describe_card, describe_fit, describe_streaming, known_models, load
-from streamview_napari._reader import get_reader
-from streamview_napari._regions import centre_of, corners, describe_size, fly_to, grid_scale, square, within
-from streamview_napari._runs import Request, compute, describe_progress, find_region, foresee
+from streamview_napari.canvas.layers import SlideLevel, has_overview, slide_layer
+from streamview_napari.canvas.live_map import LiveMap
+from streamview_napari.reader import get_reader
+from streamview_napari.requests.inference import Request, compute, describe_progress, find_region, foresee
+from streamview_napari.requests.networks import describe_card, describe_fit, describe_streaming, known_models, load
+from streamview_napari.requests.regions import centre_of, corners, describe_size, fly_to, grid_scale, square, within
 
 from streamview.errors import Cancelled, ModelError, RegionError
 from streamview.geometry import Region
-from streamview.inference import Strip, explain
-from streamview.loading import load_model
+from streamview.inference.compute import Compute
+from streamview.inference.prepared import prepare
+from streamview.inference.strips import Strip
+from streamview.networks import load_model
 from streamview.progress import Step
 from streamview.results import Identity, Prediction, Target
 from streamview.slides import as_slide, open_slide
@@ -117,7 +119,8 @@ def test_a_live_map_is_the_block_mean_of_what_is_computed(height: int, width: in
 def test_the_engine_tells_of_every_row_once_and_of_the_answer_first() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (320, 256, 3), np.uint8)
     strips: list[Strip] = []
-    (saliency,) = explain(load_model("demo"), as_slide(pixels, 0.5), None, ["lesion"], tile=(64, 256), watch=strips.append)
+    run = prepare(load_model("demo"), as_slide(pixels, 0.5), compute=Compute(tile=(64, 256)))
+    (saliency,) = run.explain(["lesion"], watch=strips.append)
     first, *rest = strips
     assert first.rows.shape == (2, 0, 256)
     assert first.evidence is not None
@@ -152,12 +155,13 @@ def test_a_request_from_forecast_to_answer(synthetic_slide: Any, tmp_path: Path)
         assert outlook.fits
         assert str(outlook).startswith("A few seconds, peak memory ")
         steps: list[Step] = []
-        answer = compute(request, outlook.region, tmp_path / "map.ome.zarr", steps.append)
+        answer = compute(request, outlook, tmp_path / "map.ome.zarr", steps.append)
         assert answer.saliency is not None
         assert answer.saliency.path == tmp_path / "map.ome.zarr"
         assert answer.seconds is not None
         assert {step.task for step in steps} == {"forward pass", "backward pass"}
-        alone = compute(make_request(slide, maps=False), outlook.region, tmp_path / "none.ome.zarr", steps.append)
+        only = make_request(slide, maps=False)
+        alone = compute(only, foresee(only, tmp_path), tmp_path / "none.ome.zarr", steps.append)
         assert alone.saliency is None
         assert not (tmp_path / "none.ome.zarr").exists()
         np.testing.assert_array_equal(alone.prediction.logits, answer.prediction.logits)
@@ -166,7 +170,7 @@ def test_a_request_from_forecast_to_answer(synthetic_slide: Any, tmp_path: Path)
             raise Cancelled("enough")
 
         with pytest.raises(Cancelled):
-            compute(request, outlook.region, tmp_path / "never.ome.zarr", stop)
+            compute(request, outlook, tmp_path / "never.ome.zarr", stop)
         assert [path.name for path in tmp_path.iterdir()] == ["map.ome.zarr"]
 
 
@@ -180,7 +184,7 @@ def test_which_region_is_meant(synthetic_slide: Any) -> None:
 
 
 def test_all_tissue(synthetic_slide: Any) -> None:
-    pytest.importorskip("streamview.tissue")
+    pytest.importorskip("streamview.slides.tissue")
     with open_slide(synthetic_slide.path) as slide:
         assert find_region(make_request(slide, choice="tissue")).inside(slide.shape)
 
@@ -245,7 +249,7 @@ def test_a_giant_of_one_level_is_never_read_whole() -> None:
 
 
 def test_the_manifest_names_what_there_is() -> None:
-    manifest = PluginManifest.from_file(str(Path(_section.__file__).with_name("napari.yaml")))
+    manifest = PluginManifest.from_file(str(Path(streamview_napari.__file__).with_name("napari.yaml")))
     manifest.validate_imports()
     (widget,) = manifest.contributions.widgets or ()
     assert widget.display_name == "Panel"
@@ -259,20 +263,20 @@ def test_a_slide_knows_where_it_was_opened(synthetic_slide: Any) -> None:
     reader = get_reader(str(synthetic_slide.path))
     assert reader is not None
     ((_, options, _),) = reader(str(synthetic_slide.path))
-    known = options["metadata"]["streamview"]
-    assert known["path"] == str(synthetic_slide.path)
-    assert known["source"].name == "synthetic.svs"
-    known["source"].close()
+    record = options["metadata"]["streamview"]
+    assert record.path == str(synthetic_slide.path)
+    assert record.source.name == "synthetic.svs"
+    record.source.close()
 
 
 def test_settings_without_an_installed_plugin(monkeypatch: pytest.MonkeyPatch) -> None:
-    from streamview_napari import _settings
+    from streamview_napari import settings
 
     def absent(name: str) -> Any:
         raise KeyError(name)
 
     monkeypatch.setattr("napari.settings.get_plugin_settings", absent)
-    found = _settings.settings()
+    found = settings.settings()
     assert isinstance(found, SimpleNamespace)
     assert found.panel.model == "demo"
     assert found.shortcuts.sheet == "Shift-/"

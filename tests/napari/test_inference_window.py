@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,14 +20,16 @@ import numpy as np
 import pytest
 import tifffile
 from PIL import Image
-from real_window import REAL_WINDOW
+from streamview_napari.canvas.records import map_record
 
-from streamview import inference, verification
 from streamview.errors import StreamviewError
 from streamview.geometry import Region
+from streamview.inference import prepared
+from streamview.inference.prepared import PreparedRun
+from streamview.inspection import verification
 from streamview.progress import Step
-from streamview.session import Session
-from streamview.synthetic import write_synthetic_slide
+from streamview.slides.synthetic import write_synthetic_slide
+from tests.support.real_window import REAL_WINDOW
 
 pytestmark = REAL_WINDOW
 MPP = 0.5
@@ -72,7 +75,7 @@ def section(dock: Any, title: str) -> Any:
 
 def draw(viewer: Any, dock: Any, region: Region, qtbot: Any) -> Any:
     """Drag a rectangle as a user does, on the layer that Draw makes; return the section once it is ready to run."""
-    from streamview_napari._regions import corners
+    from streamview_napari.requests.regions import corners
 
     panel = section(dock, "Model and region")
     panel.draw.click()
@@ -86,21 +89,45 @@ def draw(viewer: Any, dock: Any, region: Region, qtbot: Any) -> Any:
     return panel
 
 
+def count_preparations(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """From now on, the name of every slide for which a run is prepared."""
+    prepare, names = prepared.prepare, []
+
+    def counted(model: Any, slide: Any, *args: Any, **options: Any) -> PreparedRun:
+        names.append(slide.name)
+        return prepare(model, slide, *args, **options)
+
+    monkeypatch.setattr(prepared, "prepare", counted)
+    return names
+
+
+def record_plans(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """From now on, the plan of every run."""
+    complete, plans = PreparedRun._complete, []
+
+    def recorded(self: PreparedRun, call: Any, plan: Any, *rest: Any) -> Any:
+        plans.append(plan)
+        return complete(self, call, plan, *rest)
+
+    monkeypatch.setattr(PreparedRun, "_complete", recorded)
+    return plans
+
+
 def small_steps(monkeypatch: pytest.MonkeyPatch, pause: float = 0.0) -> list[Step]:
     """Let the engine take steps of 32 rows, and perhaps its time over each; return the steps it has reported."""
-    engine, told = inference.explain, []
+    explain, told = PreparedRun.explain, []
 
-    def explain(*arguments: Any, report: Any, **options: Any) -> Any:
+    def slowly(self: PreparedRun, targets: Any, plan: Any, outs: Any, report: Any, watch: Any) -> Any:
         def slowed(step: Step) -> None:
             told.append(step)
             time.sleep(pause)
             report(step)
 
-        return engine(*arguments, report=slowed, **options)
+        return explain(self, targets, plan, outs, slowed, watch)
 
-    plan = Session.plan
-    monkeypatch.setattr(Session, "plan", lambda self, needs, memory, tile, results: plan(self, needs, memory, (32, 512), results))
-    monkeypatch.setattr(inference, "explain", explain)
+    plan = PreparedRun.plan
+    monkeypatch.setattr(PreparedRun, "plan", lambda self, *how: plan(replace(self, compute=replace(self.compute, tile=(32, 512))), *how))
+    monkeypatch.setattr(PreparedRun, "explain", slowly)
     return told
 
 
@@ -109,16 +136,16 @@ def test_draw_cancel_run_and_look_at_the_answer(
 ) -> None:
     viewer, dock = opened
     region = Region(128, 256, 384, 256)
+    told = small_steps(monkeypatch, pause=0.02)
     panel = draw(viewer, dock, region, qtbot)
-    assert panel.size.text() == "256 × 384 px · 0.13 × 0.19 mm"
+    assert panel.extent.text() == "256 × 384 px · 0.13 × 0.19 mm"
     assert "peak memory" in panel.forecast.text()
-    assert section(dock, "Slide").size.text() == "1024 × 768 px · 0.51 × 0.38 mm\n0.5 µm/px (aperio.MPP)"
+    assert section(dock, "Slide").extent.text() == "1024 × 768 px · 0.51 × 0.38 mm\n0.5 µm/px (aperio.MPP)"
     assert viewer.canvas.overlays.scale_bar.visible
     result = section(dock, "Result")
     assert not result.filled
 
     # cancelled midway: nothing is left, and it can run again
-    told = small_steps(monkeypatch, pause=0.02)
     panel.run.click()
     assert not panel.run.isEnabled()
     assert panel.bar.height() == 8
@@ -139,7 +166,8 @@ def test_draw_cancel_run_and_look_at_the_answer(
     assert list(dock.state.folder.iterdir()) == []
     assert [layer.name for layer in viewer.layers] == ["planted.svs", "Regions"]
 
-    # to the end, the map appearing on the way
+    # to the end, the map appearing on the way, by the plan that was shown
+    shown, preparations, plans = panel._outlook.forecast.plan, count_preparations(monkeypatch), record_plans(monkeypatch)
     panel._redraw.setInterval(20)
     panel.run.click()
     seen: list[np.ndarray] = []
@@ -159,13 +187,14 @@ def test_draw_cancel_run_and_look_at_the_answer(
     assert "left" in panel.said.text() or "%" in panel.said.text()
     (answer,) = dock.state.answers
     assert answer.saliency is dock.state.result
+    assert (preparations, plans) == ([], [shown])
     assert answer.prediction.region == region
     assert not any(layer.name.startswith("Being computed") for layer in viewer.layers)
-    shown = [layer.name for layer in viewer.layers if layer.visible and "saliency" in layer.metadata.get("streamview", {})]
+    shown = [layer.name for layer in viewer.layers if layer.visible and map_record(layer) is not None]
     assert shown == [f"Class evidence (extent): {answer.prediction.label}"]
     assert result.table.rowCount() == 1
     assert result.target.currentText() == answer.prediction.label
-    run = dock.state.map_layer.metadata["streamview"]["run"]
+    run = map_record(dock.state.map_layer).run
     assert (run.model, run.untrained, Path(run.slide).name, run.mpp, run.tile[0]) == ("demo", False, "planted.svs", None, 32)
 
     # its pixels are the ones asked for: the corners of map, rectangle and slide meet in the world
@@ -192,8 +221,8 @@ def test_draw_cancel_run_and_look_at_the_answer(
     # the certificate stays with the layers
     monkeypatch.setattr(verification, "verify", partial(verification.verify, windows=1))
     result.verify.click()
-    qtbot.waitUntil(lambda: "certificate" in dock.state.map_layer.metadata["streamview"], timeout=LIMIT)
-    assert dock.state.map_layer.metadata["streamview"]["certificate"]["passed"]
+    qtbot.waitUntil(lambda: map_record(dock.state.map_layer).certificate is not None, timeout=LIMIT)
+    assert map_record(dock.state.map_layer).certificate["passed"]
     assert result.certificate.text().startswith("Exact: 1 window ")
 
     qtbot.wait(200)
@@ -215,19 +244,19 @@ def test_errors_of_the_engine_reach_the_user_and_it_can_run_again(
 ) -> None:
     viewer, dock = opened
     panel = draw(viewer, dock, Region(128, 256, 256, 256), qtbot)
-    engine = inference.explain
+    explain = PreparedRun.explain
 
-    def fail(*arguments: Any, report: Any, **options: Any) -> Any:
+    def fail(self: PreparedRun, targets: Any, plan: Any, outs: Any, report: Any, watch: Any) -> Any:
         def broken(step: Step) -> None:
             report(step)
             if step.task == "backward pass":
                 raise error
 
         # not the engine's own retry in smaller steps, which is tested elsewhere
-        return engine(*arguments, report=broken, **options)
+        return explain(self, targets, plan, outs, broken, watch)
 
-    monkeypatch.setattr(inference, "explain", fail)
-    monkeypatch.setattr("streamview.streaming.shortage.ran_out", lambda *a, **k: False)
+    monkeypatch.setattr(PreparedRun, "explain", fail)
+    monkeypatch.setattr("streamview.streaming.run.out_of_memory.ran_out", lambda *a, **k: False)
     with caplog.at_level(logging.CRITICAL):
         panel.run.click()
         qtbot.waitUntil(lambda: panel.problem.isVisibleTo(panel), timeout=LIMIT)
@@ -236,7 +265,7 @@ def test_errors_of_the_engine_reach_the_user_and_it_can_run_again(
     assert panel.run.isEnabled()
     assert not panel.cancel.isEnabled()
     assert dock.state.answers == []
-    monkeypatch.setattr(inference, "explain", engine)
+    monkeypatch.setattr(PreparedRun, "explain", explain)
     panel.maps.setChecked(False)
     qtbot.waitUntil(panel.run.isEnabled, timeout=LIMIT)
     panel.run.click()
@@ -267,9 +296,9 @@ def test_closing_the_window_stops_the_run_and_leaves_no_thread_or_file(
     viewer = view(path)
     dock = viewer.window.dock_widgets["Panel (streamview)"]
     qtbot.waitUntil(lambda: dock.state.loaded is not None, timeout=LIMIT)
+    told = small_steps(monkeypatch, pause=0.05)
     panel = draw(viewer, dock, Region(0, 0, 512, 512), qtbot)
     assert handles()
-    told = small_steps(monkeypatch, pause=0.05)
     panel.run.click()
     qtbot.waitUntil(lambda: len(told) > 3, timeout=LIMIT)
     assert any(thread.name == "streamview work" for thread in threading.enumerate())
@@ -305,7 +334,7 @@ def test_removing_the_dock_stops_the_run_and_gives_the_keys_back(
 
 
 def test_a_slide_without_mpp_is_asked_for(window: Callable[[Any], Any], tmp_path: Path, qtbot: Any) -> None:
-    from streamview_napari._regions import corners
+    from streamview_napari.requests.regions import corners
 
     path = tmp_path / "plain.tif"
     tifffile.imwrite(path, np.random.default_rng(0).integers(0, 256, (512, 640, 3), np.uint8), photometric="rgb", tile=(128, 128))
@@ -326,7 +355,7 @@ def test_a_slide_without_mpp_is_asked_for(window: Callable[[Any], Any], tmp_path
     found._dialog.accept()
     assert [str(unit) for unit in layer.units] == ["micrometer", "micrometer"]
     np.testing.assert_allclose(layer.scale, (0.5, 0.5))
-    assert found.size.text() == "640 × 512 px · 0.32 × 0.26 mm\n0.5 µm/px (given by you)"
+    assert found.extent.text() == "640 × 512 px · 0.32 × 0.26 mm\n0.5 µm/px (given by you)"
     assert not found.measure.isVisibleTo(found)
     qtbot.waitUntil(panel.run.isEnabled, timeout=LIMIT)
     assert dock.state.slide.mpp == (0.5, 0.5)
@@ -341,7 +370,7 @@ def test_a_slide_without_mpp_is_asked_for(window: Callable[[Any], Any], tmp_path
 def test_a_giant_of_one_level_is_converted_in_place(
     window: Callable[[Any], Any], tmp_path: Path, qtbot: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from streamview_napari import _layers
+    from streamview_napari.canvas import layers as _layers
 
     monkeypatch.setattr(_layers, "_OVERVIEW", 256**2)  # what counts as a giant here
     path = tmp_path / "plain.tif"
@@ -390,7 +419,7 @@ def test_every_real_slide_opens_in_its_place(window: Callable[[Any], Any], share
         assert [str(found) for found in layer.units] == [unit, unit]
         np.testing.assert_allclose(layer.extent.world[1], np.subtract((height, width), 1) * (slide.mpp or (1, 1)), rtol=1e-2)
         assert found.name.text() == path.name
-        assert found.size.text().startswith(f"{width} × {height} px")
+        assert found.extent.text().startswith(f"{width} × {height} px")
         assert found.measure.isVisibleTo(found) == (slide.mpp is None)
     for path in sorted((shared_data / "broken").iterdir()):
         with pytest.raises(StreamviewError, match=path.stem):
@@ -399,8 +428,8 @@ def test_every_real_slide_opens_in_its_place(window: Callable[[Any], Any], share
 
 def test_keys_sheet_and_settings(opened: tuple[Any, Any], qtbot: Any, tmp_path: Path) -> None:
     from napari import settings
-    from streamview_napari._keys import bind
-    from streamview_napari._section import Shortcut
+    from streamview_napari.panels.keys import bind
+    from streamview_napari.panels.section import Shortcut
 
     viewer, dock = opened
     kept = settings.get_plugin_settings("streamview")

@@ -15,8 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from napari.components import ViewerModel
 from napari.layers import Layer
-from streamview_napari._labelled import LabelledLayers
-from streamview_napari._labelling import (
+from streamview_napari.canvas.layers import slide_layer
+from streamview_napari.canvas.records import attached_to
+from streamview_napari.panels.labelled_regions import LabelledLayers
+from streamview_napari.panels.slide import measure
+from streamview_napari.requests.labels import (
     class_names,
     colour_of,
     describe_counts,
@@ -30,18 +33,16 @@ from streamview_napari._labelling import (
     relabel,
     replace_drawn,
 )
-from streamview_napari._layers import slide_layer
-from streamview_napari._regions import corners
-from streamview_napari._slide import measure
-from streamview_napari._state import State
+from streamview_napari.requests.regions import corners
+from streamview_napari.state import State
 
-from streamview.cards import parse_card
 from streamview.errors import LabelError
 from streamview.geometry import Region
-from streamview.labels import Example, read_labels, write_labels
-from streamview.loading import load_card
+from streamview.labels.regions import Example, read_labels, write_labels
+from streamview.networks import load_card
+from streamview.networks.cards import parse_card
 from streamview.slides import open_slide
-from streamview.synthetic import write_synthetic_slide
+from streamview.slides.synthetic import write_synthetic_slide
 
 pytestmark = pytest.mark.filterwarnings("ignore::pydantic.warnings.PydanticDeprecatedSince20", "ignore::DeprecationWarning:napari")
 MPP = (0.5, 0.5)
@@ -141,12 +142,12 @@ def opened(tmp_path: Path) -> Iterator[tuple[ViewerModel, State, LabelledLayers,
     state.select_slide(viewer.layers["a.svs"])
     yield viewer, state, layers, [os.path.realpath(path) for path in paths]
     layers.release()
-    state.close()
     viewer.layers.clear()
+    state.close()  # closes the slides whose layers are gone
 
 
 def shapes(viewer: ViewerModel, slide: str) -> Any:
-    return next(layer for layer in viewer.layers if layer.metadata["streamview"].get("labels_of") is viewer.layers[slide])
+    return next(layer for layer in viewer.layers if attached_to(layer, "labels") is viewer.layers[slide])
 
 
 def test_drawing_moving_and_removing_rectangles_changes_the_labels(opened: Any) -> None:
@@ -248,8 +249,8 @@ def test_a_slide_that_gets_its_mpp_later_keeps_what_was_drawn_and_says_it_was_gi
     assert (example.region, example.mpp) == (region, 0.25)
     np.testing.assert_allclose(shapes(viewer, "plain.tif").extent.world[0], np.subtract((16, 32), 0.5) * 0.25)
     layers.release()
-    state.close()
     viewer.layers.clear()
+    state.close()  # closes the slides whose layers are gone
 
 
 def test_a_table_is_read_with_the_resolution_of_its_slides(tmp_path: Path) -> None:

@@ -16,18 +16,19 @@ import zarr
 from napari.components import ViewerModel
 from napari.layers import Layer
 from npe2 import PluginManifest
-from streamview_napari._layers import SlideLevel, job_layers, mask_layer, saliency_layers, slide_layer
-from streamview_napari._reader import get_reader
-from streamview_napari._sample import synthetic_slide
+from streamview_napari.canvas.layers import SlideLevel, job_layers, mask_layer, saliency_layers, slide_layer
+from streamview_napari.canvas.records import map_record
+from streamview_napari.reader import get_reader
+from streamview_napari.sample import synthetic_slide
 from streamview_napari.view import add_layers, check
 
 from streamview.errors import StreamviewError
 from streamview.geometry import Region
 from streamview.jobs import Job, RegionResult, StoredMap
-from streamview.pyramid import build_pyramid
 from streamview.results import Identity, Prediction, Saliency, SaliencyMap, Target, save_saliency
 from streamview.slides import Slide, as_slide, open_slide
-from streamview.synthetic import write_synthetic_slide
+from streamview.slides.pyramid import build_pyramid
+from streamview.slides.synthetic import write_synthetic_slide
 
 pytestmark = pytest.mark.filterwarnings("ignore::pydantic.warnings.PydanticDeprecatedSince20", "ignore::DeprecationWarning:napari")
 REGION = Region(256, 384, 512, 768)
@@ -108,10 +109,10 @@ def test_a_job_shows_the_slide_with_its_maps_in_place(job: Path) -> None:
         np.testing.assert_allclose(peak_in_world(layer), world, atol=0.1)
         assert layer.blending == "translucent_no_depth"
         assert layer.opacity == pytest.approx(0.45)
-        facts = layer.metadata["streamview"]
-        assert zarr.open_group(facts["raw"], mode="r").attrs["streamview"]["target"] == "lesion"
-        assert len(facts["identity"]) == 64
-        assert facts["cap"] > 0
+        record = map_record(layer)
+        assert zarr.open_group(record.saliency.path, mode="r").attrs["streamview"]["target"] == "lesion"
+        assert len(record.saliency.prediction.identity.key) == 64
+        assert record.map.shown.cap > 0
 
 
 def test_of_several_targets_the_predicted_class_is_on_top(job: Path, slide_path: Path) -> None:
@@ -128,8 +129,8 @@ def test_of_several_targets_the_predicted_class_is_on_top(job: Path, slide_path:
     layers = model(job_layers(job)).layers
     assert [layer.name.split(": ")[1] for layer in layers[1:]] == ["normal"] * 3 + ["lesion-normal"] * 3 + ["lesion"] * 3
     assert [layer.name for layer in layers[1:] if layer.visible] == ["Class evidence (extent): lesion"]
-    facts = layers["Class evidence (extent): lesion-normal"].metadata["streamview"]
-    assert (facts["target"], facts["probability"], facts["score"]) == ("lesion-normal", None, 2.0)
+    shown = map_record(layers["Class evidence (extent): lesion-normal"]).saliency
+    assert (shown.target.name, shown.target_probability, shown.target_score) == ("lesion-normal", None, 2.0)
 
 
 def test_map_layers_fade_to_nothing_at_zero(slide_path: Path) -> None:
@@ -249,8 +250,8 @@ def test_the_reader_opens_what_open_slide_opens(tmp_path: Path, name: str) -> No
     ((levels, options, kind),) = reader(path)
     assert kind == "image"
     np.testing.assert_array_equal(np.asarray(levels[0]), pixels)
-    assert options["metadata"]["streamview"]["path"] == path
-    options["metadata"]["streamview"]["source"].close()
+    assert options["metadata"]["streamview"].path == path
+    options["metadata"]["streamview"].source.close()
 
 
 def test_the_reader_leaves_everything_else_alone(tmp_path: Path) -> None:
@@ -268,7 +269,7 @@ def test_the_reader_leaves_everything_else_alone(tmp_path: Path) -> None:
 
 
 def test_deciding_loads_neither_torch_nor_zarr(slide_path: Path, job: Path) -> None:
-    code = f"from streamview_napari._reader import get_reader; assert get_reader({str(job)!r}) and get_reader({str(slide_path)!r})"
+    code = f"from streamview_napari.reader import get_reader; assert get_reader({str(job)!r}) and get_reader({str(slide_path)!r})"
     code += "; import sys; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert not {"torch", "zarr", "napari", "qtpy"} & set(loaded)

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from maps import make_maps
-from streamview_napari._outline import contours, line_width, vectors
-from streamview_napari._pyramid import ShownMap
+from streamview_napari.canvas.map_pyramid import ShownMap
+from streamview_napari.canvas.outline import contours, line_width, vectors
 
-from streamview.display import Recipe
+from streamview.results.display import Recipe
+from tests.support.maps import make_maps
 
 CENTRE, RADIUS = (700.0, 900.0), 300.0
 

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from maps import make_maps
 from scipy import ndimage
-from streamview_napari._pyramid import Glass, ShownMap
+from streamview_napari.canvas.map_pyramid import Glass, ShownMap
 
-from streamview.display import PRESETS, Recipe, show
+from streamview.results.display import PRESETS, Recipe, show
+from tests.support.maps import make_maps
 
 SIZE = (1300, 1537)
 

@@ -9,16 +9,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from maps import make_maps
-from streamview_napari._layers import job_layers
-from streamview_napari._script import Origin, about, command, find_origin, python
-from streamview_napari._state import RunFacts
+from streamview_napari.canvas.layers import job_layers
+from streamview_napari.requests.answers import RunFacts
+from streamview_napari.requests.script import Origin, about, command, find_origin, python
 
 from streamview.cli import main
-from streamview.display import PRESETS
 from streamview.errors import StreamviewError
 from streamview.results import Saliency, open_saliency
-from streamview.synthetic import write_synthetic_slide
+from streamview.results.display import PRESETS
+from streamview.slides.synthetic import write_synthetic_slide
+from tests.support.maps import make_maps
 
 pytestmark = pytest.mark.filterwarnings("ignore::pydantic.warnings.PydanticDeprecatedSince20", "ignore::DeprecationWarning:napari")
 
@@ -100,6 +100,6 @@ def test_about_names_all_that_decides_a_map(made: Saliency) -> None:
 def test_layers_of_a_job_lead_back_to_it(made: Saliency) -> None:
     folder = made.path.parents[2]
     layers = job_layers(folder)
-    saliency = layers[-1][1]["metadata"]["streamview"]["saliency"]
+    saliency = layers[-1][1]["metadata"]["streamview"].saliency
     assert find_origin(saliency).tile == (160, 192)
-    layers[0][1]["metadata"]["streamview"]["source"].close()
+    layers[0][1]["metadata"]["streamview"].source.close()

@@ -8,20 +8,20 @@ from typing import Any
 
 import numpy as np
 import pytest
-from maps import make_maps
 from napari.components import ViewerModel
 from napari.layers import Layer
 from napari.utils.colormaps import ensure_colormap
 from scipy import ndimage
-from streamview_napari._layers import saliency_layers
-from streamview_napari._pyramid import Glass
-from streamview_napari._readout import value_under
-from streamview_napari._showing import Canvas, find_glass, recipe_of
-from streamview_napari._state import facts
+from streamview_napari.canvas.captions import value_under
+from streamview_napari.canvas.layers import saliency_layers
+from streamview_napari.canvas.map_display import Canvas, find_glass, recipe_of
+from streamview_napari.canvas.map_pyramid import Glass
+from streamview_napari.canvas.records import map_record
 
-from streamview.display import PALETTES, PRESETS
 from streamview.results import Saliency, Target, difference
+from streamview.results.display import PALETTES, PRESETS
 from streamview.slides import as_slide
+from tests.support.maps import make_maps
 
 pytestmark = pytest.mark.filterwarnings("ignore::pydantic.warnings.PydanticDeprecatedSince20", "ignore::DeprecationWarning:napari")
 
@@ -56,7 +56,7 @@ def looks(viewer: ViewerModel, canvas: Canvas, layer: Any) -> dict[str, Any]:
         "bar": layer.colorbar.visible,
         "place": (tuple(layer.scale), tuple(layer.translate), layer.data[0].shape),
         "limits": tuple(layer.contrast_limits),
-        "visible": [other.visible for other in viewer.layers if "map" in facts(other)],
+        "visible": [other.visible for other in viewer.layers if map_record(other) is not None],
     }
 
 
@@ -87,7 +87,7 @@ def test_a_control_changes_what_it_must_and_nothing_else(
     shell.show(layer, replace(recipe_of(layer), **changes))
     after = looks(viewer, shell, layer)
     assert {name for name in before if before[name] != after[name]} == expected
-    assert facts(layer)["recipe"] == recipe_of(layer)
+    assert map_record(layer).recipe == recipe_of(layer)
     shell.show(layer, replace(PRESETS["detail"]))
     assert looks(viewer, shell, layer) == before
 
@@ -103,9 +103,9 @@ def test_the_record_stays_as_it_is(canvas: tuple[ViewerModel, Canvas, Any], sali
 def test_naparis_own_controls_are_taken_over(canvas: tuple[ViewerModel, Canvas, Any]) -> None:
     _, _, layer = canvas
     heard: list[None] = []
-    facts(layer)["map"].changed.connect(lambda: heard.append(None))
+    map_record(layer).map.changed.connect(lambda: heard.append(None))
     layer.opacity = 0.9
-    assert recipe_of(layer).opacity == facts(layer)["recipe"].opacity == 0.9
+    assert recipe_of(layer).opacity == map_record(layer).recipe.opacity == 0.9
     layer.colormap = "magma"
     assert len(recipe_of(layer).colours) == 9
     assert recipe_of(layer).colours[0] == "#000004"
@@ -165,7 +165,7 @@ def test_a_difference_shows_where_the_first_is_larger(saliency: Saliency) -> Non
     other = make_maps(np.roll(saliency.maps["signed"].values, 100, axis=1), target=Target("normal", 0))
     found = difference(saliency, other)
     assert found.target.name == "lesion over normal"
-    assert "less normal" in found.prediction.warnings[-1]
+    assert "minus normal" in found.prediction.warnings[-1]
     np.testing.assert_array_equal(found.maps["signed"].values[5:9], saliency.maps["signed"].values[5:9] - other.maps["signed"].values[5:9])
     viewer = ViewerModel()
     for data, options, kind in saliency_layers(found):

@@ -17,8 +17,8 @@ import pytest
 from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
-from streamview_napari._comparison import compare, describe_result, measured
-from streamview_napari._tuning import (
+from streamview_napari.requests.comparison import compare, describe_result, measured
+from streamview_napari.requests.finetuning import (
     NUMBERS,
     PARTS,
     TITLES,
@@ -36,19 +36,19 @@ from streamview_napari._tuning import (
     propose_folder,
     write_settings,
 )
-from streamview_napari._worker import yield_to_window
+from streamview_napari.tasks import yield_to_window
 
-from streamview.cards import ModelCard
 from streamview.cli.finetune import _settings
 from streamview.cli.parser import build_parser
 from streamview.errors import LabelError, TrainingError
 from streamview.evaluation import measure
 from streamview.finetuning import PRESETS, Compared, Epoch, History, Settings
 from streamview.geometry import Region
-from streamview.labels import Example
-from streamview.loading import load_card
+from streamview.labels.regions import Example
+from streamview.networks import load_card
+from streamview.networks.cards import ModelCard
 from streamview.progress import Step
-from streamview.synthetic import write_synthetic_slide
+from streamview.slides.synthetic import write_synthetic_slide
 
 DEMO = load_card("demo")
 LABELS = tuple(Example(f"/slides/{n}.svs", "lesion" if n % 2 else "normal", Region(0, 0, 64, 64)) for n in range(24))
@@ -195,7 +195,7 @@ def test_figures_stand_beside_what_no_network_reaches() -> None:
 
 
 def test_the_forecast_in_words(tmp_path: Path) -> None:
-    from streamview_napari._models import load
+    from streamview_napari.requests.networks import load
 
     paths = [tmp_path / f"{n}.svs" for n in range(4)]
     for seed, path in enumerate(paths):
@@ -234,9 +234,8 @@ def test_the_thread_that_trains_and_its_children_yield_to_the_window() -> None:
 
 
 def test_torch_is_not_loaded_before_it_is_needed() -> None:
-    code = (
-        "import sys, streamview_napari._tuning, streamview_napari._labelling, streamview_napari._comparison; print('torch' in sys.modules)"
-    )
+    modules = ", ".join(f"streamview_napari.requests.{name}" for name in ("finetuning", "labels", "comparison"))
+    code = f"import sys, {modules}; print('torch' in sys.modules)"
     path = os.pathsep.join(found for found in sys.path if found)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | {"PYTHONPATH": path}, check=True)
     assert done.stdout.strip() == "False"

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from napari.layers import Layer
 from PIL import Image
-from real_window import REAL_WINDOW
 
 from streamview.geometry import Region
 from streamview.jobs import Job, RegionResult, StoredMap
 from streamview.results import Identity, Prediction, Saliency, SaliencyMap, Target, save_saliency
 from streamview.slides import open_slide
-from streamview.synthetic import write_synthetic_slide
+from streamview.slides.synthetic import write_synthetic_slide
+from tests.support.real_window import REAL_WINDOW
 
 pytestmark = REAL_WINDOW
 MPP = 0.5
@@ -66,7 +66,7 @@ def centre(layer: Any, values: np.ndarray) -> np.ndarray:
 def test_slide_mask_and_maps_lie_on_each_other(
     window: Callable[[Any], Any], job: tuple[Path, np.ndarray], screenshots: Path, qtbot: Any
 ) -> None:
-    from streamview_napari._layers import mask_layer
+    from streamview_napari.canvas.layers import mask_layer
     from streamview_napari.view import view
 
     folder, mask = job

@@ -6,8 +6,8 @@ from streamview.errors import SlideError, SlideWarning
 from streamview.geometry import Region
 from streamview.slides import open_slide, tiff_backend
 from streamview.slides.openslide_backend import OpenSlideSlide
+from streamview.slides.synthetic import write_synthetic_slide
 from streamview.slides.tiff_backend import TiffSlide
-from streamview.synthetic import write_synthetic_slide
 
 APERIO = "Aperio Image Library v11.2.1\r\n{w}x{h} [0,0 {w}x{h}] (128x128) J2K/{kind} Q=70|AppMag = 20|MPP = 0.5"
 FACTS = ("name", "shape", "mpp", "mpp_source", "identity", "background", "properties", "associated", "icc_profile")

@@ -20,9 +20,9 @@ import tifffile
 
 from streamview.errors import RegionError, SlideError, SlideWarning
 from streamview.geometry import Region
-from streamview.pyramid import build_pyramid
 from streamview.slides import open_slide
-from streamview.synthetic import write_synthetic_slide
+from streamview.slides.pyramid import build_pyramid
+from streamview.slides.synthetic import write_synthetic_slide
 
 KINDS = ("slide.svs", "jpeg.tif", "deflate.tif", "plain.tif", "lzw.ome.tif", "jpeg2000.tif", "slide.ome.zarr")
 TIFFS = {

@@ -9,8 +9,8 @@ import zarr
 
 from streamview.errors import SlideError
 from streamview.geometry import Region
-from streamview.pyramid import build_pyramid
 from streamview.slides import as_slide, open_slide
+from streamview.slides.pyramid import build_pyramid
 
 
 @pytest.fixture

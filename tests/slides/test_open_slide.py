@@ -12,8 +12,8 @@ from streamview.geometry import Region
 from streamview.slides import Slide, as_slide, open_slide
 from streamview.slides.openslide_backend import OpenSlideSlide
 from streamview.slides.slide import composite, positive_mpp
+from streamview.slides.synthetic import write_synthetic_slide
 from streamview.slides.tiff_backend import TiffSlide
-from streamview.synthetic import write_synthetic_slide
 
 # name: (height, width), mpp x rounded or None, what the source of the mpp begins with, backend
 REAL = {

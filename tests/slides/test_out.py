@@ -5,9 +5,9 @@ import pytest
 import tifffile
 
 from streamview.geometry import Region
-from streamview.pyramid import build_pyramid
 from streamview.slides import as_slide, open_slide
 from streamview.slides.openslide_backend import OpenSlideSlide
+from streamview.slides.pyramid import build_pyramid
 
 
 def alpha(path, pixels):

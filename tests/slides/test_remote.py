@@ -11,8 +11,8 @@ import pytest
 
 from streamview.errors import SlideError
 from streamview.geometry import Region
-from streamview.pyramid import build_pyramid
 from streamview.slides import as_slide, open_slide
+from streamview.slides.pyramid import build_pyramid
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (600, 700, 3), np.uint8)
 

@@ -14,8 +14,8 @@ import zarr
 from streamview.cli import main
 from streamview.errors import SlideError, SlideWarning
 from streamview.geometry import Region
-from streamview.pyramid import build_pyramid
 from streamview.slides import as_slide, can_open, open_slide
+from streamview.slides.pyramid import build_pyramid
 
 PIXELS = np.random.default_rng(0).integers(1, 256, (128, 192, 3), np.uint8)
 AXES = {"c": {"name": "c", "type": "channel"}, "t": {"name": "t", "type": "time"}} | {

@@ -13,14 +13,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracle import errors
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
 from torch.optim.swa_utils import AveragedModel
 
 from streamview.errors import MemoryBudgetError, NotStreamableError
+from streamview.inspection.streamability import streamability
 from streamview.streaming import stream
-from streamview.streaming.streamability import streamability
+from tests.support.oracle import errors
 
 TILE = (16, 24)
 

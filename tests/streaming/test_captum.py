@@ -10,15 +10,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from networks import seed_network
 from streamview_models import MODELS
 from torch import Tensor, nn
 
 from streamview.streaming import Streamed, stream
+from tests.support.networks import seed_network
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # captum gives deprecation warnings of its own when it is imported
-    attr = pytest.importorskip("captum.attr", reason="captum is not installed: pip install 'streamview[explain]'")
+    attr = pytest.importorskip("captum.attr", reason="captum is not installed: pip install 'streamview[test]'")
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # captum warns of what it does to gradients
 

@@ -13,13 +13,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import HealthCheck, given, settings
-from networks import Case, cases, seed_network
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 
 from streamview.errors import NotStreamableError
 from streamview.streaming import stream
-from streamview.streaming.capture import capture
+from streamview.streaming.capture.capture import capture
+from tests.support.networks import Case, cases, seed_network
 
 IMAGE = torch.randn(1, 3, 40, 50, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 TILE = (16, 50)
@@ -268,7 +268,7 @@ def test_what_cannot_be_compared_says_why() -> None:
 
 
 def test_a_capture_is_compared_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    from streamview.streaming import capture as module
+    from streamview.streaming.capture import capture as module
 
     calls = []
     compare = module.compare

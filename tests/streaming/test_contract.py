@@ -5,14 +5,14 @@ import pickle
 
 import pytest
 import torch
-from networks import seed_network
-from oracle import errors, gradients
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import weight_norm
 
 from streamview.errors import NotStreamableError, RegionError
 from streamview.streaming import stream
+from tests.support.networks import seed_network
+from tests.support.oracle import errors, gradients
 
 TILE = (16, 24)
 
@@ -87,7 +87,7 @@ def test_retained_graph_used_twice(network: nn.Module, image: Tensor) -> None:
 
 
 def test_memory_is_let_go_of_unless_the_graph_is_retained(network: nn.Module, image: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
-    from streamview.streaming import run
+    from streamview.streaming.run import run
 
     calls = []
     forward = run.Forward
@@ -109,7 +109,7 @@ def test_several_modules_over_one_network(network: nn.Module, image: Tensor) -> 
 
 
 def test_nothing_is_saved_under_no_grad(network: nn.Module, image: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
-    from streamview.streaming import run
+    from streamview.streaming.run import run
 
     calls = []
     forward = run.Forward

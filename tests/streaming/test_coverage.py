@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from oracle import captured, errors
 from torch import Tensor, nn
 
 from streamview.errors import NotStreamableError, RegionError, StreamviewError
 from streamview.streaming import stream
-from streamview.streaming.lowering import Lowering
+from streamview.streaming.capture.lowering import Lowering
+from tests.support.oracle import captured, errors
 
 pytestmark = pytest.mark.usefixtures("fine_rows")
 

@@ -6,17 +6,18 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from networks import Excite
 from torch import nn
 from torch.nn.grad import conv2d_input
 
-from streamview.streaming import plan, stream
-from streamview.streaming.capture import capture
+from streamview.streaming import stream
+from streamview.streaming.capture.capture import capture
 from streamview.streaming.cuda import full_float32, rounds_to_tf32
 from streamview.streaming.ops import bits
 from streamview.streaming.ops.window import Convolution
+from streamview.streaming.plan import plan
+from streamview.streaming.run.out_of_memory import ran_out
 from streamview.streaming.schedule import Window
-from streamview.streaming.shortage import ran_out
+from tests.support.networks import Excite
 
 CUDA = torch.device("cuda")  # a name; nothing here allocates there
 
@@ -94,7 +95,7 @@ def test_float32_is_full_for_callers_that_overlap_and_as_before_afterwards() -> 
 @settings(deadline=None, max_examples=50, derandomize=True)
 @given(st.integers(1, 40_000), st.integers(1, 40_000))
 def test_steps_are_large_on_cuda(height: int, width: int) -> None:
-    candidates = plan._cuda_candidates(height, width)
+    candidates = plan._cuda_candidates((height, width), plan.MEASURED)
     (rows, columns), _ = candidates[0]
     assert columns == width or width > 2**13
     assert rows == 2**13 or min(rows, height) * columns >= min(height * width, 2**22)

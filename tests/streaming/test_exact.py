@@ -7,13 +7,13 @@ from unittest import mock
 import pytest
 import torch
 from hypothesis import HealthCheck, Phase, assume, given, settings
-from networks import Case, cases, seed_network
-from oracle import captured, errors, joined, remembering
 from streamview_models import MODELS
 from torch import nn
 
 from streamview.errors import StreamviewError
 from streamview.streaming import step
+from tests.support.networks import Case, cases, seed_network
+from tests.support.oracle import captured, errors, joined, remembering
 
 pytestmark = pytest.mark.usefixtures("fine_rows")
 
@@ -43,16 +43,24 @@ def check(case: Case) -> None:
     assert reason == "exact" or "shares memory with a slice" in reason, reason  # the one refusal that a random network may earn
 
 
-@settings(max_examples=500, derandomize=True, **SETTINGS)
-@given(cases())
-def test_random_networks(case: Case) -> None:
-    check(case)
+@pytest.mark.parametrize("examples", [150, pytest.param(500, marks=pytest.mark.slow)])
+def test_random_networks(examples: int) -> None:
+    @settings(max_examples=examples, derandomize=True, **SETTINGS)
+    @given(cases())
+    def run(case: Case) -> None:
+        check(case)
+
+    run()
 
 
-@settings(max_examples=12, derandomize=True, **SETTINGS)
-@given(cases(exported=1))
-def test_random_networks_by_torch_export(case: Case) -> None:
-    outcome(case)
+@pytest.mark.parametrize("examples", [6, pytest.param(12, marks=pytest.mark.slow)])
+def test_random_networks_by_torch_export(examples: int) -> None:
+    @settings(max_examples=examples, derandomize=True, **SETTINGS)
+    @given(cases(exported=1))
+    def run(case: Case) -> None:
+        outcome(case)
+
+    run()
 
 
 @pytest.mark.slow

@@ -10,14 +10,14 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
-from networks import Inverted
-from oracle import errors
 from torch import Tensor, nn
 
 from streamview.errors import NotStreamableError, RegionError
 from streamview.streaming import stream
-from streamview.streaming.capture import capture
+from streamview.streaming.capture.capture import capture
 from streamview.streaming.ops.layouts import Layout, from_layout, merged, split, to_layout
+from tests.support.networks import Inverted
+from tests.support.oracle import errors
 
 pytestmark = pytest.mark.usefixtures("fine_rows")
 

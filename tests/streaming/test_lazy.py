@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from networks import seed_network
 from torch import nn
 
 from streamview.streaming import LazyImage, stream
+from tests.support.networks import seed_network
 
 TILE = (16, 24)
 SIZE = (45, 51)

@@ -5,12 +5,13 @@ import dataclasses
 import pytest
 import torch
 import torch.nn.functional as F
-from networks import Excite, Response, seed_network
-from oracle import errors
 from torch import nn
 
-from streamview.streaming import graph, run, schedule, sinks, stores
+from streamview.streaming import graph, schedule
 from streamview.streaming.ops import margins, registry, resample, reshape, window
+from streamview.streaming.run import run, sinks, stores
+from tests.support.networks import Excite, Response, seed_network
+from tests.support.oracle import errors
 
 pytestmark = pytest.mark.usefixtures("fine_rows")
 
@@ -40,7 +41,7 @@ def test_zero_instead_of_minus_infinity_in_max_pool(image: torch.Tensor, monkeyp
 
 def test_gradient_of_a_carry_lost(image: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     network = seed_network(blocks=3).double()
-    from streamview.streaming import execute
+    from streamview.streaming.run import passes as execute
 
     reverse = execute.reverse_step
     monkeypatch.setattr(execute, "reverse_step", lambda *args: (reverse(*args)[0], [None] * 99))

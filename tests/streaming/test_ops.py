@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from oracle import errors
 from torch import Tensor, nn
 
 from streamview.errors import NotStreamableError, RegionError
 from streamview.streaming import stream
-from streamview.streaming.capture import capture
+from streamview.streaming.capture.capture import capture
+from tests.support.oracle import errors
 
 pytestmark = pytest.mark.usefixtures("fine_rows")
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from networks import Excite, seed_network
-from oracle import errors, remembering
 from torch import Tensor, nn
 
-from streamview.streaming import execute, stream
+from streamview.streaming import stream
+from streamview.streaming.run import passes as execute
+from tests.support.networks import Excite, seed_network
+from tests.support.oracle import errors, remembering
 
 pytestmark = pytest.mark.usefixtures("fine_rows")
 

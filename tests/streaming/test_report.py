@@ -10,13 +10,13 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from networks import Excite, seed_network
 from torch import Tensor, nn
-from zoo import import_timm
 
+from streamview.inspection.streamability import streamability
 from streamview.streaming import stream
 from streamview.streaming.ops.patches import PatchEncoder
-from streamview.streaming.streamability import streamability
+from tests.support.networks import Excite, seed_network
+from tests.support.zoo import import_timm
 
 
 @st.composite
@@ -187,7 +187,7 @@ def test_barriers() -> None:
     assert not found.piecewise_linear
     assert re.search(r"barrier +3\.1: mean of 6 channels", str(found))
     assert "the whole image, by the barriers; 5 x 5 px along the local layers alone" in str(found)
-    assert json.loads(json.dumps(found.to_json()))["passes"] == 3
+    assert json.loads(json.dumps(found.to_dict()))["passes"] == 3
 
 
 def test_refusals_and_what_to_do() -> None:

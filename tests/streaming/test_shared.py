@@ -6,12 +6,12 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from networks import Excite, Response
-from oracle import errors
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 from streamview.streaming import stream
+from tests.support.networks import Excite, Response
+from tests.support.oracle import errors
 
 LAYERS = {
     "convolution": lambda: nn.Conv2d(4, 4, 3, padding=1),

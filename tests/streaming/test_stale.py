@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 from streamview.errors import NotStreamableError
-from streamview.loading import load_model
+from streamview.networks import load_model
 from streamview.streaming import stream
-from streamview.streaming.capture import Captures
+from streamview.streaming.capture.capture import Captures
 
 IMAGE = torch.randn(1, 3, 24, 30, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 SCALES = {"a": 2.0}

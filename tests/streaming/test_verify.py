@@ -12,14 +12,14 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from networks import seed_network
 from torch import Tensor, nn
 
 from streamview.errors import Cancelled, MemoryBudgetError, ModelError, NotStreamableError, RegionError, StreamviewError
+from streamview.inspection.certificate import Certificate, Comparison, Line
+from streamview.inspection.exactness import verify
 from streamview.streaming import schedule
-from streamview.streaming.certificate import Certificate, Comparison, Line
 from streamview.streaming.ops import window
-from streamview.streaming.verify import verify
+from tests.support.networks import seed_network
 
 
 @pytest.fixture
@@ -145,7 +145,7 @@ def test_a_wrong_pad_value_fails(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_lost_gradient_of_a_carry_fails_beside_the_borders(network: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
-    from streamview.streaming import execute
+    from streamview.streaming.run import passes as execute
 
     reverse = execute.reverse_step
     monkeypatch.setattr(execute, "reverse_step", lambda *args: (reverse(*args)[0], [None] * 99))
@@ -171,7 +171,7 @@ def broken(network: nn.Module) -> bool:
 
 
 def test_seams_are_found_where_they_are(network: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
-    from streamview.streaming import verify as certificate
+    from streamview.inspection import exactness as certificate
 
     streamed = certificate.stream
 
@@ -202,15 +202,15 @@ def test_seams_are_found_where_they_are(network: nn.Module, monkeypatch: pytest.
 
 
 def test_nan_fails(network: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
-    from streamview.streaming import verify as certificate
+    from streamview.inspection import exactness as certificate
 
     streamed = certificate.stream
     monkeypatch.setattr(certificate, "stream", lambda m, **how: nn.Sequential(streamed(m, **how), Nan()))
     found = verify(network, 60, windows=1)
     assert not found.passed
     assert found.worst == math.inf
-    kept = json.dumps(found.to_json(), allow_nan=False)
-    assert Certificate.from_json(json.loads(kept)) == found
+    kept = json.dumps(found.to_dict(), allow_nan=False)
+    assert Certificate.from_dict(json.loads(kept)) == found
 
 
 class Nan(nn.Module):
@@ -378,9 +378,9 @@ def test_hooks_in_the_local_part_are_refused_as_by_stream(network: nn.Module) ->
 
 def test_json_and_table(network: nn.Module) -> None:
     found = replace(verify(network, 90, windows=2), facts={"slide": "a.svs"})
-    values = json.loads(json.dumps(found.to_json(), allow_nan=False))
+    values = json.loads(json.dumps(found.to_dict(), allow_nan=False))
     assert values["passed"] is True
-    assert Certificate.from_json(values) == found
+    assert Certificate.from_dict(values) == found
     text = str(found)
     assert text.splitlines()[0] == f"Sequential, weights {found.weights_sha256[:12]}, in float64 on cpu, torch {torch.__version__}"
     assert "slide: a.svs" in text
@@ -389,10 +389,10 @@ def test_json_and_table(network: nn.Module) -> None:
         assert f"{c.tile[1]} x {c.tile[0]}" in text
     for damage in ({"comparisons": 3}, {"facts": None}, {"comparisons": [{"row": 1}]}):
         with pytest.raises(StreamviewError, match="damaged certificate"):
-            Certificate.from_json(values | damage)
+            Certificate.from_dict(values | damage)
     del values["seed"]
     with pytest.raises(StreamviewError, match=r"damaged certificate \(KeyError: 'seed'\)"):
-        Certificate.from_json(values)
+        Certificate.from_dict(values)
 
 
 class Transposed(nn.Module):
@@ -419,7 +419,7 @@ def test_plain_torch_gets_contiguous_gradients(batch: bool) -> None:
 def test_finite_differences_decide_where_gradients_disagree(wrong: str, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Tanh(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    module = sys.modules["streamview.streaming.verify"]
+    module = sys.modules["streamview.inspection.exactness"]
     original = module._passes
     calls = []
 
@@ -436,4 +436,4 @@ def test_finite_differences_decide_where_gradients_disagree(wrong: str, monkeypa
     assert comparison.differences == {"plain": "streamed", "streamed": "plain"}[wrong]
     assert certificate.passed == (wrong == "plain")
     assert ("finite differences agree with the streamed one" in certificate.verdict) == (wrong == "plain")
-    assert Certificate.from_json(certificate.to_json()) == certificate
+    assert Certificate.from_dict(certificate.to_dict()) == certificate

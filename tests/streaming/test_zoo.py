@@ -7,18 +7,19 @@ BatchNorm too, and so are the parameters that a network starts at zero.
 from __future__ import annotations
 
 import copy
+import itertools
 import warnings
 from typing import Any
 
 import pytest
 import torch
-from oracle import captured, errors, gradients
 from torch import Tensor, nn
-from zoo import import_timm, import_torchvision
 
 from streamview.errors import NotStreamableError, RegionError
 from streamview.streaming import stream
 from streamview.streaming.graph import Graph
+from tests.support.oracle import captured, captured_once, errors, gradients
+from tests.support.zoo import import_timm, import_torchvision
 
 TOLERANCE = 1e-10
 ODD = (97, 131), (79, 75)  # height and width of the two images
@@ -75,7 +76,6 @@ FAST: list[tuple[str, dict[str, Any], int]] = [
     ("timm/tinynet_e", {}, 11),
     ("timm/lcnet_050", {}, 3),
     ("timm/spnasnet_100", {}, 1),
-    ("timm/poolformer_s12", {}, 25),
     ("timm/focalnet_tiny_srf", {}, 13),
     ("timm/inception_next_atto", {}, 1),
     ("timm/starnet_s1", {}, 1),
@@ -108,6 +108,7 @@ SLOW: list[tuple[str, dict[str, Any], int]] = [
     ("timm/vovnet39a", {}, 1),
     ("timm/inception_v4", {}, 1),
     ("timm/inception_resnet_v2", {}, 1),
+    ("timm/poolformer_s12", {}, 25),
     ("timm/nasnetalarge", {}, 1),
     ("timm/pnasnet5large", {}, 1),
     ("timm/nfnet_l0", {}, 13),
@@ -121,6 +122,8 @@ SLOW: list[tuple[str, dict[str, Any], int]] = [
     ("timm/mambaout_femto", {}, 1),
     ("timm/convmixer_768_32", {}, 1),
 ]
+# of many weights, and of kinds that the usual run has elsewhere: grouped and concatenated maps in others of FAST, these two in tests below
+LARGE = ("timm/selecsls42", "timm/resnet50_gn", "timm/nf_resnet26")
 NEED_ALIGNED = ("timm/hrnet_w18_small", "timm/dla34", "timm/dla46_c", "timm/seresnextaa101d_32x8d")
 # what the head takes whole, where it is not a pooling to one element
 MAPS = {"tv/alexnet", "tv/vgg16", "tv/vgg16_bn", "timm/edgenext_xx_small"}
@@ -166,12 +169,13 @@ def image(size: tuple[int, int], images: int = 1) -> Tensor:
 
 def check(name: str, arguments: dict[str, Any], passes: int) -> None:
     network = build(name, **arguments)
-    graph = stream(network).graph()
-    assert graph.passes == passes
-    assert name in MAPS or not any(sink.kind == "map" for sink in graph.sinks)
-    first, second = ALIGNED if name in NEED_ALIGNED else ODD
-    assert max(errors(network, image(first), tile=STRIPS, barriers="kept")) < TOLERANCE
-    assert max(errors(network, image(second, 2), tile=TILES, barriers="spilled")) < TOLERANCE
+    with captured_once():
+        graph = stream(network).graph()
+        assert graph.passes == passes
+        assert name in MAPS or not any(sink.kind == "map" for sink in graph.sinks)
+        first, second = ALIGNED if name in NEED_ALIGNED else ODD
+        assert max(errors(network, image(first), tile=STRIPS, barriers="kept")) < TOLERANCE
+        assert max(errors(network, image(second, 2), tile=TILES, barriers="spilled")) < TOLERANCE
 
 
 def label(case: Any) -> str | None:
@@ -180,7 +184,7 @@ def label(case: Any) -> str | None:
 
 @pytest.mark.parametrize(
     ("name", "arguments", "passes"),
-    [of if at % 3 == 0 else pytest.param(*of, marks=pytest.mark.slow) for at, of in enumerate(FAST)],
+    [of if at % 3 == 0 and of[0] not in LARGE else pytest.param(*of, marks=pytest.mark.slow) for at, of in enumerate(FAST)],
     ids=label,
 )
 def test_networks(name: str, arguments: dict[str, Any], passes: int) -> None:
@@ -190,12 +194,12 @@ def test_networks(name: str, arguments: dict[str, Any], passes: int) -> None:
 
 def check_by_torch_export(name: str, arguments: dict[str, Any]) -> None:
     network, (size, _) = build(name, **arguments), ALIGNED if name in NEED_ALIGNED else ODD
-    with captured(True):
+    with captured_once(exported=True):
         assert stream(network).graph().tracer == "torch.export"
         assert max(errors(network, image(size), tile=TILES)) < TOLERANCE
 
 
-@pytest.mark.parametrize(("name", "arguments"), [("timm/resnet10t", {}), ("timm/seresnet18", {"layers": (1, 1, 1, 1)})], ids=label)
+@pytest.mark.parametrize(("name", "arguments"), [("tv/squeezenet1_1", {}), ("timm/seresnet18", {"layers": (1, 1, 1, 1)})], ids=label)
 def test_networks_by_torch_export(name: str, arguments: dict[str, Any]) -> None:
     check_by_torch_export(name, arguments)
 
@@ -240,11 +244,12 @@ BARRIERS: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
-@pytest.mark.parametrize("barriers", ["kept", "spilled", "regenerated"])
 @pytest.mark.parametrize(("name", "arguments"), BARRIERS, ids=label)
-def test_barriers(name: str, arguments: dict[str, Any], barriers: str) -> None:
+def test_barriers(name: str, arguments: dict[str, Any]) -> None:
     network = build(name, **arguments)
-    assert max(errors(network, image((71, 83)), tile=(33, 45), barriers=barriers)) < TOLERANCE
+    with captured_once():
+        for barriers in ("kept", "spilled", "regenerated"):
+            assert max(errors(network, image((71, 83)), tile=(33, 45), barriers=barriers)) < TOLERANCE, barriers
 
 
 # ---------------------------------------------------------------------------------------------------------------------- how they run
@@ -303,9 +308,15 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("timm/gcresnet33ts", {}, r"stages\.0\.0\.attn\.reshape"),
     ("timm/tresnet_m", {}, r"TResNet cannot be streamed: body\.s2d\.view: a new shape of the map that does not keep its rows and columns"),
 ]  # fmt: skip
+# refused for the same reason by the same code as the one before them
+REFUSED_ALIKE = ("timm/vit_base_patch16_224", "timm/lambda_resnet26t")
 
 
-@pytest.mark.parametrize(("name", "arguments", "message"), REFUSED, ids=label)
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [pytest.param(*of, marks=pytest.mark.slow) if of[0] in REFUSED_ALIKE else of for of in REFUSED],
+    ids=label,
+)
 def test_refusals_name_the_layer_and_the_reason(name: str, arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(NotStreamableError, match=message):
         stream(build(name, **arguments))
@@ -354,12 +365,11 @@ def exported(graph: Graph) -> bool:
     return any("aten" in node.name or "_guards" in node.name for node in graph.lowered)
 
 
-@pytest.mark.parametrize("size", [(49, 61), (64, 96)])
-@pytest.mark.parametrize("images", [1, 2])
-def test_export_where_fx_fails(thick: nn.Module, size: tuple[int, int], images: int) -> None:
-    assert exported(stream(thick).graph())
-    for tile in (STRIPS, TILES):
-        assert max(errors(thick, image(size, images), tile=tile)) < TOLERANCE
+def test_export_where_fx_fails(thick: nn.Module) -> None:
+    with captured_once():
+        assert exported(stream(thick).graph())
+        for size, images, tile in itertools.product([(49, 61), (64, 96)], [1, 2], [STRIPS, TILES]):
+            assert max(errors(thick, image(size, images), tile=tile)) < TOLERANCE, (size, images, tile)
 
 
 def test_an_image_for_which_the_code_would_be_other_is_refused(thick: nn.Module) -> None:
@@ -395,13 +405,13 @@ def test_weights_and_modes_of_an_exported_network_are_read_at_every_call(thick: 
     assert thick.last.weight.grad is not None
 
 
-@pytest.mark.parametrize("path", ["first", "norm", "last", ""])
-def test_hooks_on_an_exported_network_raise(thick: nn.Module, path: str) -> None:
+def test_hooks_on_an_exported_network_raise(thick: nn.Module) -> None:
     streamed = stream(thick, tile=TILES)
-    handle = thick.get_submodule(path).register_forward_hook(lambda *_: None)
-    with pytest.raises(NotStreamableError, match=f"{path or 'Thick'} has a hook"):
-        streamed(image((50, 70)))
-    handle.remove()
+    for path in ("first", "norm", "last", ""):
+        handle = thick.get_submodule(path).register_forward_hook(lambda *_: None)
+        with pytest.raises(NotStreamableError, match=f"{path or 'Thick'} has a hook"):
+            streamed(image((50, 70)))
+        handle.remove()
     assert (streamed(image((50, 70))) - thick(image((50, 70)))).abs().max() < TOLERANCE
 
 

@@ -29,9 +29,9 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, cross_entropy
 
-from streamview.cards import parse_card, read_document
-from streamview.suitability import tissue_density
-from streamview.synthetic import synthetic_region
+from streamview.networks.cards import parse_card, read_document
+from streamview.networks.suitability import tissue_density
+from streamview.slides.synthetic import synthetic_region
 from streamview_models.demo import build
 
 __all__ = ["main", "stain_statistics", "train"]

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from streamview.streaming.ops.registry import Extent, Local, NotLocal, Op, Piece, Size, Value, Wants, lowers, lowers_module
+from streamview.streaming.ops.registry import Extent, Local, NotLocal, Op, Piece, Size, Sized, Value, Wants, lowers, lowers_module
 from streamview.streaming.ops.resample import Resample, Taps, one_tap
 from streamview.streaming.schedule import Table, Window
 
@@ -69,7 +69,7 @@ def _pad(input: Value, pad: Sequence[Any], mode: str = "constant", value: float 
         return Resample(rows, cols, row_taps, col_taps)
 
     known = mode == "constant" and not any(isinstance(m, Extent) for m in pad)
-    return Local(sized([]) if known else sized, (input,))
+    return Local(sized([]) if known else Sized(sized), (input,))
 
 
 @lowers_module(nn.ConstantPad2d, nn.ReflectionPad2d, nn.ReplicationPad2d)

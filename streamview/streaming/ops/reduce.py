@@ -1,4 +1,4 @@
-"""Which calls reduce a whole map to numbers per channel: running reductions (see `streamview.streaming.sinks`)."""
+"""Which calls reduce a whole map to numbers per channel: running reductions (see `streamview.streaming.run.sinks`)."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from streamview.streaming.ops.layouts import Layout, canonical, is_canonical
-from streamview.streaming.origin import runs_code_of
+from streamview.streaming.ops.origin import runs_code_of
 from streamview.streaming.schedule import Axis
 
 __all__ = [
@@ -242,8 +242,16 @@ class Op(Protocol):
         """Gradients of the inputs and of the weights, given that of the output."""
 
 
-Sized = Callable[[Sequence[Size]], Op]
-"""Makes an operation whose geometry follows from the sizes of earlier values, once these are known."""
+@dataclass(frozen=True, slots=True)
+class Sized:
+    """An operation whose geometry follows from the sizes of earlier values; `make` gives it once these are known."""
+
+    make: Callable[[Sequence[Size]], Op]
+
+
+def at_sizes(op: Op | Sized, sizes: Sequence[Size]) -> Op:
+    """An operation, for these sizes of earlier values."""
+    return op.make(sizes) if isinstance(op, Sized) else op
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ from streamview.streaming.ops.registry import (
     OtherChannels,
     Piece,
     Size,
+    Sized,
     Value,
     Wants,
     Weight,
@@ -246,7 +247,7 @@ def _interpolated(
         (rows, row_taps, row_double, row_cuda), (cols, col_taps, col_double, col_cuda) = found
         return Resample(rows, cols, row_taps, col_taps, (row_double, col_double), (row_cuda, col_cuda))
 
-    return Local(sized, (input,))
+    return Local(Sized(sized), (input,))
 
 
 @lowers(F.interpolate, F.upsample)
@@ -340,7 +341,7 @@ def _pixel_unshuffle(input: Value, downscale_factor: int) -> Local:
             raise RegionError(f"pixel_unshuffle by {downscale_factor} of a map of {height} x {width}: use a region that it divides")
         return PixelUnshuffle(downscale_factor, blocks, blocks)
 
-    return Local(sized, (input,), (), input.channels * downscale_factor**2)
+    return Local(Sized(sized), (input,), (), input.channels * downscale_factor**2)
 
 
 @lowers_module(nn.PixelUnshuffle)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from streamview.errors import NotStreamableError
 from streamview.streaming.ops.layouts import Layout, Part, merged, split
 from streamview.streaming.ops.pointwise import Copy
-from streamview.streaming.ops.registry import BATCH, Extent, Local, NotLocal, Piece, Size, Trait, Value, Wants, lowers, lowers_module
+from streamview.streaming.ops.registry import BATCH, Extent, Local, NotLocal, Piece, Size, Sized, Trait, Value, Wants, lowers, lowers_module
 from streamview.streaming.schedule import IDENTITY, Window
 
 __all__ = ["Shuffle", "reduced"]
@@ -166,7 +166,7 @@ def _view(input: Value, *shape: Any) -> Value | Local:
                 raise NotStreamableError("a map is given a new shape that is not its own height and width")
         return op
 
-    return Local(sized, (input,), (), input.channels, layout, shares=isinstance(found, Value))
+    return Local(Sized(sized), (input,), (), input.channels, layout, shares=isinstance(found, Value))
 
 
 @lowers("unsqueeze", torch.unsqueeze, any_layout=True)

@@ -20,6 +20,7 @@ from streamview.streaming.ops.registry import (
     Piece,
     Reduction,
     Size,
+    Sized,
     Value,
     Wants,
     Weight,
@@ -370,7 +371,7 @@ def _windows(
         return make(rows, cols)
 
     known = not any(isinstance(a, Extent) for a in (*kernel, *strides, *padding))
-    return Local(sized([]) if known else sized, (input,))
+    return Local(sized([]) if known else Sized(sized), (input,))
 
 
 @lowers(F.max_pool2d, torch.max_pool2d)

@@ -1,0 +1,67 @@
+"""What the canvas says beside the picture: captions, colour bar, scale bar, and the value under the cursor. Without Qt."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from streamview_napari.canvas.layers import caption
+from streamview_napari.canvas.records import map_record
+
+if TYPE_CHECKING:
+    from napari.components import ViewerModel
+    from napari.layers import Image
+
+    from streamview_napari.canvas.map_pyramid import ShownMap
+
+__all__ = ["badge", "describe", "dress", "value_under"]
+
+_BAR = (14, 120)  # px
+_BOX = (0.06, 0.07, 0.09, 0.85)
+
+
+def dress(viewer: ViewerModel) -> None:
+    """Place scale bar, bottom right, and text, top left, each in a box."""
+    overlays = viewer.canvas.overlays
+    overlays.scale_bar.visible = overlays.scale_bar.box = overlays.text.box = True
+    overlays.scale_bar.position, overlays.text.position = "bottom_right", "top_left"
+    overlays.scale_bar.box_color = overlays.text.box_color = _BOX
+    overlays.scale_bar.color = overlays.text.color = "white"
+    overlays.scale_bar.colored = True
+
+
+def describe(viewer: ViewerModel) -> None:
+    """Show the captions of the visible maps, topmost first, and the topmost's colour bar."""
+    maps = [(layer, record) for layer in reversed(viewer.layers) if (record := map_record(layer)) is not None]
+    visible = [(layer, record) for layer, record in maps if layer.visible]
+    for layer, record in maps:
+        bar = layer.colorbar
+        bar.size, bar.box, bar.box_color, bar.color, bar.tick_length, bar.position = _BAR, True, _BOX, "white", 4, "top_right"
+        bar.visible = visible[:1] == [(layer, record)] and record.recipe.heat
+    text = viewer.canvas.overlays.text
+    text.text = "\n".join(caption(record.saliency, record.map.shown) for _, record in visible)
+    text.font_size = 9
+    text.visible = bool(visible)
+
+
+def badge(shown: ShownMap) -> str:
+    """Say that a map is blurred, and how wide; empty where each pixel is as it was computed."""
+    blur = max(shown.shown.blur_px)
+    return f"Blurred over {blur:.3g} px" if blur > 0 else ""
+
+
+def value_under(layer: Image, position: tuple[float, ...]) -> str:
+    """Say in words what a map layer has at a place of the world: raw value, share of the cap, the answer; empty outside the map."""
+    record = map_record(layer)
+    if record is None:
+        return ""
+    shown, saliency = record.map, record.saliency
+    my, mx = saliency.mpp or (1.0, 1.0)
+    y, x = position[-2] / my, position[-1] / mx
+    raw = shown.raw(y, x)
+    if raw is None:
+        return ""
+    share = shown.share(y, x)
+    said = f"raw {raw:.3g}" if math.isfinite(raw) else "raw: not computed"
+    said += "" if share is None else f" | blurred {share:.0%} of the cap"
+    return f"{said} | {saliency.target.name}: {saliency.prediction.answer_for(saliency.target)}"

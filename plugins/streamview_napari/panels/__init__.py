@@ -1,0 +1,1 @@
+"""The dock and its sections: thin widgets over `requests`, `canvas` and the one `State`."""

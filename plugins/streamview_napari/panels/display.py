@@ -1,0 +1,370 @@
+"""The section of display controls: they act at once, and nothing is computed again."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from qtpy.QtCore import QSignalBlocker, QSize, Qt, QTimer
+from qtpy.QtGui import QIcon, QImage, QPixmap
+from qtpy.QtWidgets import QButtonGroup, QCheckBox, QComboBox, QHBoxLayout, QLabel, QPushButton, QSizePolicy
+from superqt import QLabeledDoubleSlider
+
+from streamview.errors import StreamviewError
+from streamview.results import Method, difference
+from streamview.results.display import PALETTES, PRESETS, TITLES, Recipe, colours
+from streamview_napari.canvas.captions import badge, value_under
+from streamview_napari.canvas.map_display import Canvas, find_glass, recipe_of, shown_as
+from streamview_napari.canvas.records import map_record
+from streamview_napari.panels.section import ERROR_STYLE, Section, Shortcut, labelled, quiet_label
+
+if TYPE_CHECKING:
+    from napari.components import ViewerModel
+    from napari.layers import Image
+
+    from streamview.results import Saliency
+    from streamview_napari.canvas.map_pyramid import Glass
+    from streamview_napari.state import State
+
+__all__ = ["DisplaySection"]
+
+_WIDEST = {"evidence": 30.0, "signed": 20.0, "absolute": 150.0}  # um at the right end of the blur's slider
+_STEP = 0.05  # of the opacity, a key press
+_OVER, _UNDER = "teal-lime", "sky"  # colours of a difference: the first larger, the second larger
+_BADGE = "background: #ffe14a; color: #23262b; padding: 2px 6px; border-radius: 3px;"
+_CHOICES = "QPushButton { border-radius: 0; padding: 4px; } QPushButton:checked { background: #3a74c9; color: #ffffff; }"
+
+
+class DisplaySection(Section):
+    """How the map worked on is shown."""
+
+    title = "Display"
+
+    def __init__(self, viewer: ViewerModel, state: State) -> None:
+        super().__init__(viewer, state)
+        self.canvas = Canvas(viewer)
+        self._locked: dict[Method, float] = {}
+        self._glass: dict[str, Glass] = {}  # by identity, where it was looked for
+        self._wanted: Recipe | None = None
+        self._later = QTimer(self, singleShot=True, interval=0)
+        self._later.timeout.connect(self.apply)
+        self._read = QTimer(self, singleShot=True, interval=40)
+        self._read.timeout.connect(self._read_out)
+        self._build()
+        state.events.map_selected.connect(self._select)
+        state.events.result_added.connect(self._offer)
+        viewer.cursor.events.position.connect(self._moved)
+        self._select(state.map_layer)
+        self._later.start()  # once the dock listens
+
+    def _build(self) -> None:
+        self.map = _wide(QComboBox())
+        self.map.setToolTip("Class evidence shows the extent, gradient x input the detail; the paper's is for reproduction.")
+        self.map.activated.connect(self._map_chosen)
+        self.column.addLayout(labelled("Map", self.map))
+        self.kind = QButtonGroup(self)
+        row = QHBoxLayout()
+        row.setSpacing(0)
+        for number, (text, tip) in enumerate(
+            (("Outline", "Only the edges of what is shown."), ("Heat", "Only the colours."), ("Both", "Colours and edges."))
+        ):
+            button = QPushButton(text)
+            button.setCheckable(True)
+            button.setToolTip(tip)
+            button.setStyleSheet(_CHOICES)
+            self.kind.addButton(button, number)
+            row.addWidget(button)
+        self.kind.idClicked.connect(lambda number: self._want(outline=number != 1, heat=number != 0))
+        self.column.addLayout(row)
+        self.blur = _slider(0, 30, 1, "Standard deviation of the Gaussian blur, in µm; 0: each pixel as computed.")
+        self.blur_px = _unit("")
+        self.blur_px.setToolTip("The blur in pixels of the network's grid.")
+        self.threshold = _slider(0, 95, 0, "What lies below this share of the cap is hidden.")
+        self.cap = _slider(90, 100, 1, "The cap: percentile of the map's positive values that gets the full colour.")
+        self.opacity = _slider(0, 1, 2, "Of the colours; the outline stays. Keys [ and ].")
+        self.column.addLayout(labelled("Blur, µm", self.blur, self.blur_px))
+        self.column.addLayout(labelled("Hide below", self.threshold, _unit("%")))
+        self.column.addLayout(labelled("Cap", self.cap, _unit("%ile")))
+        self.column.addLayout(labelled("Opacity", self.opacity, _unit("")))
+        self.blur.valueChanged.connect(lambda value: self._want(blur_um=round(value, 1)))
+        self.threshold.valueChanged.connect(lambda value: self._want(threshold=round(value) / 100, floor_percentile=0.0))
+        self.cap.valueChanged.connect(lambda value: self._want(cap_percentile=round(value, 1)))
+        self.opacity.valueChanged.connect(lambda value: self._want(opacity=round(value, 2)))
+        self.colours = _wide(QComboBox())
+        self.colours.setIconSize(QSize(64, 12))
+        self.colours.setToolTip("Colours from nothing to the cap. Teal to lime stands out best from haematoxylin and eosin.")
+        for name in PALETTES:
+            self.colours.addItem(_swatch(PALETTES[name]), name)
+        self.colours.activated.connect(lambda: self._want(colours=PALETTES.get(self.colours.currentText())))
+        self.reset = QPushButton("Reset")
+        self.reset.setToolTip("The usual display of this map.")
+        self.reset.clicked.connect(self._reset)
+        self.column.addLayout(labelled("Colours", self.colours, self.reset))
+        self.glass = QCheckBox("Hide on glass")
+        self.glass.setToolTip("Show nothing where the slide is empty.")
+        self.glass.toggled.connect(lambda on: self._want(glass=on))
+        self.lock = QCheckBox("One scale for all")
+        self.lock.setToolTip("Keep this map's cap, for all maps of its kind: colours then mean the same on every slide.")
+        self.lock.toggled.connect(self._lock)
+        row = QHBoxLayout()
+        row.addWidget(self.glass)
+        row.addStretch()
+        row.addWidget(self.lock)
+        self.column.addLayout(row)
+        self.other = _wide(QComboBox())
+        self.other.setToolTip("Another result for the same region: of another class or another network.")
+        self.subtract = QPushButton("Subtract")
+        self.subtract.setToolTip("Show where this map is larger (teal to lime) and where that one is (blue), on one scale.")
+        self.subtract.clicked.connect(self._subtract)
+        self._compare = labelled("Compare with", self.other, self.subtract)
+        self.column.addLayout(self._compare)
+        self.badge = QLabel()
+        self.badge.setStyleSheet(_BADGE)
+        self.badge.setSizePolicy(QSizePolicy.Policy.Maximum, QSizePolicy.Policy.Fixed)
+        self.column.addWidget(self.badge)
+        self.readout = quiet_label("Move over the map to read its values.")
+        self.readout.setFixedHeight(3 * self.readout.fontMetrics().lineSpacing() + 4)  # raw, blurred, answer: nothing below it moves
+        self.readout.setAlignment(Qt.AlignmentFlag.AlignTop)
+        self.readout.setToolTip("Raw and shown value of the map under the cursor, and the network's answer.")
+        self.column.addWidget(self.readout)
+        self.problem = QLabel()
+        self.problem.setWordWrap(True)
+        self.problem.setStyleSheet(ERROR_STYLE)
+        self.problem.hide()
+        self.column.addWidget(self.problem)
+
+    def shortcuts(self) -> list[Shortcut]:
+        """Keys for opacity, and to look below the maps."""
+        return [
+            Shortcut("opacity_down", "Map less opaque", lambda: self._step(-_STEP)),
+            Shortcut("opacity_up", "Map more opaque", lambda: self._step(_STEP)),
+            Shortcut("hide", "Hold to look below the maps", self.canvas.hide, self.canvas.reveal),
+        ]
+
+    def release(self) -> None:
+        """Let go of the viewer."""
+        self._later.stop()
+        self._read.stop()
+        self.viewer.cursor.events.position.disconnect(self._moved)
+        for layer in self.viewer.layers:
+            record = map_record(layer)
+            if record is not None:
+                record.map.changed.disconnect(self._follow, missing_ok=True)
+        self.canvas.close()
+
+    def apply(self) -> None:
+        """Show the map as the controls say, if they have changed."""
+        layer, wanted = self.state.map_layer, self._wanted
+        self._wanted = None
+        if layer is not None and wanted is not None and wanted != recipe_of(layer):
+            self.canvas.show(layer, wanted)
+        else:
+            self._follow()
+
+    def _want(self, **changes: Any) -> None:
+        """Note what the controls ask for; of what comes while the canvas is drawn only the last is shown."""
+        if self.state.map_layer is None or None in changes.values():
+            return
+        self._wanted = replace(self._wanted or recipe_of(self.state.map_layer), **changes)
+        self._later.start()
+
+    def _select(self, layer: Image | None) -> None:
+        self._wanted = None
+        self.fill(layer is not None)
+        record = map_record(layer)
+        if layer is None or record is None:
+            return
+        record.map.changed.connect(self._follow, unique=True)
+        self.problem.hide()
+        self._find_glass(layer)
+        cap = self._locked.get(record.recipe.method)
+        if cap is not None and recipe_of(layer).cap != cap:
+            self.canvas.show(layer, replace(recipe_of(layer), cap=cap))
+        self._follow()
+
+    def _follow(self) -> None:
+        """Let the controls say how the map is shown."""
+        record = map_record(self.state.map_layer)
+        if record is None or self._wanted is not None:
+            return
+        saliency, recipe, shown = record.saliency, record.recipe, record.map.shown
+        blockers = [QSignalBlocker(control) for control in (self.blur, self.threshold, self.cap, self.opacity, self.glass, self.lock)]
+        self.map.clear()
+        for method in TITLES:
+            if method in saliency.maps:
+                self.map.addItem(TITLES[method], method)
+        self.map.setCurrentIndex(self.map.findData(recipe.method))
+        self.kind.button(2 if recipe.outline and recipe.heat else int(recipe.heat)).setChecked(True)
+        self.blur.setMaximum(max(_WIDEST[recipe.method], recipe.blur_um))  # type: ignore[arg-type]  # superqt types it for whole numbers
+        self.blur.setValue(recipe.blur_um)
+        self.blur_px.setText(f"{max(shown.blur_px):.3g} px")
+        self.threshold.setValue(round(shown.threshold * 100))
+        self.cap.setValue(recipe.cap_percentile)
+        self.cap.setEnabled(recipe.cap is None)
+        self.opacity.setValue(recipe.opacity)
+        self.glass.setChecked(recipe.glass)
+        self.lock.setChecked(recipe.cap is not None)
+        name = next((name for name, palette in PALETTES.items() if palette == recipe.colours), "custom")
+        if self.colours.findText("custom") >= 0:
+            self.colours.removeItem(self.colours.findText("custom"))
+        if name == "custom":
+            self.colours.addItem(_swatch(recipe.colours), name)
+        self.colours.setCurrentText(name)
+        del blockers
+        self.badge.setText(badge(record.map))
+        self.badge.setVisible(bool(self.badge.text()))
+        self.note(saliency.target.name)
+        self._offer()
+
+    def _map_chosen(self) -> None:
+        """Show another map of the result in place of this one."""
+        layer, method = self.state.map_layer, self.map.currentData()
+        record = map_record(layer)
+        if layer is None or record is None or method == record.recipe.method:
+            return
+        other = next(other for other in self.state.maps_of(record.saliency) if recipe_of(other).method == method)
+        other.visible, layer.visible = True, False
+        self.viewer.layers.selection.active = other
+        self.state.select_map(other)
+
+    def _reset(self) -> None:
+        layer = self.state.map_layer
+        if layer is not None:
+            method = recipe_of(layer).method
+            usual = next(recipe for recipe in PRESETS.values() if recipe.method == method)
+            self._wanted = replace(usual, cap=self._locked.get(method))
+            self._later.start()
+
+    def _lock(self, on: bool) -> None:
+        layer = self.state.map_layer
+        if layer is None:
+            return
+        self.apply()
+        method = recipe_of(layer).method
+        if on:
+            self._locked[method] = shown_as(layer).cap
+        else:
+            self._locked.pop(method, None)
+        for other in list(self.viewer.layers):
+            record = map_record(other)
+            if record is not None and record.recipe.method == method:
+                self.canvas.show(other, replace(recipe_of(other), cap=self._locked.get(method)))
+
+    def _step(self, by: float) -> None:
+        if self.state.map_layer is not None:
+            self._want(opacity=min(max(round((self._wanted or recipe_of(self.state.map_layer)).opacity + by, 2), 0.0), 1.0))
+
+    def _offer(self, added: Saliency | None = None) -> None:
+        """List the results that the map can be compared with."""
+        record = map_record(self.state.map_layer)
+        mine = None if record is None else record.saliency
+        answered = [answer.saliency for answer in self.state.answers if answer.saliency is not None]
+        comparable = [] if mine is None else [saliency for saliency in answered if _comparable(mine, saliency)]
+        self.other.clear()
+        for saliency in comparable:
+            self.other.addItem(f"{saliency.target.name}, {saliency.prediction.model_name}", saliency)
+        caption = self._compare.itemAt(0)
+        for widget in (None if caption is None else caption.widget(), self.other, self.subtract):
+            if widget is not None:
+                widget.setVisible(bool(comparable))
+
+    def _subtract(self) -> None:
+        from napari.layers import Layer
+
+        from streamview_napari.canvas.layers import map_layer
+
+        record, second = map_record(self.state.map_layer), self.other.currentData()
+        if record is None or second is None:
+            return
+        self.apply()
+        first, recipe = record.saliency, replace(record.recipe, outline=False)
+        try:
+            found = [difference(first, second), difference(second, first)]
+        except StreamviewError as error:
+            self._fail(str(error))
+            return
+        recipe = replace(recipe, cap=None)
+        tuples = [map_layer(each, replace(recipe, colours=PALETTES[name])) for each, name in zip(found, (_OVER, _UNDER), strict=True)]
+        made = [Layer.create(*each) for each in tuples]
+        cap = max(shown_as(each).cap for each in made)
+        for other in self.viewer.layers:
+            if map_record(other) is not None:
+                other.visible = False
+        for each in reversed(made):
+            self.viewer.add_layer(each)
+            self.canvas.show(each, replace(recipe_of(each), cap=cap))
+
+    def _find_glass(self, layer: Image) -> None:
+        """Look for glass in a thread, once a region."""
+        record, slide = map_record(layer), self.state.slide
+        if record is None:
+            return
+        saliency = record.saliency
+        key = saliency.prediction.identity.key
+        if key in self._glass:
+            if record.map.glass is None:
+                self.canvas.mask(layer, self._glass[key])
+            return
+        if slide is None or slide.identity != saliency.prediction.identity.source:
+            return
+
+        def found(glass: Glass) -> None:
+            self._glass[key] = glass
+            for other in list(self.viewer.layers):
+                record = map_record(other)
+                if record is not None and record.saliency.prediction.identity.key == key:
+                    self.canvas.mask(other, glass)
+
+        self.state.start(lambda report: find_glass(slide, saliency), done=found, failed=self._fail)
+
+    def _fail(self, text: str) -> None:
+        self.problem.setText(text)
+        self.problem.show()
+
+    def _moved(self, event: Any = None) -> None:
+        if not self._read.isActive():
+            self._read.start()
+
+    def _read_out(self) -> None:
+        layer = self.state.map_layer
+        if layer is None:
+            return
+        said = value_under(layer, tuple(self.viewer.cursor.position))
+        self.readout.setText(said.replace(" | ", "\n") or "Move over the map to read its values.")
+        self.viewer.help = said
+
+
+def _comparable(mine: Saliency, other: Saliency) -> bool:
+    if other is mine:
+        return False
+    ours, theirs = mine.prediction, other.prediction
+    return ours.identity.source == theirs.identity.source and ours.region == theirs.region and ours.shape == theirs.shape
+
+
+def _slider(low: float, high: float, decimals: int, tip: str) -> QLabeledDoubleSlider:
+    slider = QLabeledDoubleSlider(Qt.Orientation.Horizontal)
+    slider.setRange(low, high)
+    slider.setDecimals(decimals)
+    slider.setSingleStep(10.0**-decimals)  # type: ignore[arg-type]  # as above
+    slider.setFixedHeight(22)
+    slider.setToolTip(tip)
+    return slider
+
+
+def _unit(text: str) -> QLabel:
+    label = QLabel(text)
+    label.setStyleSheet("color: #a0a4ab;")
+    label.setFixedWidth(50)
+    return label
+
+
+def _wide(widget: QComboBox) -> QComboBox:
+    widget.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Fixed)
+    return widget
+
+
+def _swatch(palette: tuple[str, ...]) -> QIcon:
+    rgb, _ = colours(Recipe("absolute", 0, colours=palette), np.linspace(0, 1, 64, dtype=np.float32))
+    row = np.ascontiguousarray(np.repeat((rgb * 255).astype(np.uint8)[None], 12, axis=0))
+    return QIcon(QPixmap.fromImage(QImage(row.data, 64, 12, 64 * 3, QImage.Format.Format_RGB888).copy()))

@@ -1,0 +1,70 @@
+"""Keys: bound as the settings say, and listed on a sheet."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from qtpy.QtWidgets import QDialog, QGridLayout, QLabel, QVBoxLayout, QWidget
+
+from streamview_napari.panels.section import Shortcut, quiet_label
+from streamview_napari.settings import settings
+
+if TYPE_CHECKING:
+    from napari.components import ViewerModel
+
+__all__ = ["KeySheet", "bind", "unbind"]
+
+
+def bind(viewer: ViewerModel, shortcuts: Sequence[Shortcut]) -> None:
+    """Bind the keys of the settings; one that is empty or unknown to napari binds nothing."""
+    keys = settings().shortcuts
+    for shortcut in shortcuts:
+        key = getattr(keys, shortcut.name)
+        if key:
+            viewer.bind_key(key, _action(shortcut), overwrite=True)
+
+
+def unbind(viewer: ViewerModel, shortcuts: Sequence[Shortcut]) -> None:
+    """Undo `bind`; napari's own keys work again."""
+    from napari.utils.key_bindings import coerce_keybinding
+
+    keys = settings().shortcuts
+    for shortcut in shortcuts:
+        key = getattr(keys, shortcut.name)
+        if key:
+            viewer.keymap.pop(coerce_keybinding(key), None)
+
+
+def _action(shortcut: Shortcut) -> Callable[[Any], Any]:
+    if shortcut.release is None:
+        return lambda viewer: shortcut.press() and None
+    release = shortcut.release
+
+    def held(viewer: Any) -> Iterator[None]:
+        shortcut.press()
+        yield
+        release()
+
+    return held
+
+
+class KeySheet(QDialog):
+    """All keys, in a small window."""
+
+    def __init__(self, shortcuts: Sequence[Shortcut], parent: QWidget | None = None) -> None:
+        super().__init__(parent)
+        self.setWindowTitle("streamview keys")
+        grid = QGridLayout()
+        grid.setHorizontalSpacing(16)
+        grid.setVerticalSpacing(6)
+        keys = settings().shortcuts
+        for row, shortcut in enumerate(shortcuts):
+            key = QLabel((getattr(keys, shortcut.name) or "–").replace("Shift-/", "?"))
+            key.setStyleSheet("font-family: monospace; font-weight: bold;")
+            grid.addWidget(key, row, 0)
+            grid.addWidget(QLabel(shortcut.text), row, 1)
+        column = QVBoxLayout(self)
+        column.setContentsMargins(16, 14, 16, 14)
+        column.addLayout(grid)
+        column.addWidget(quiet_label("To change them: File > Preferences > Plugin settings > streamview."))

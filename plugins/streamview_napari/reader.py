@@ -1,0 +1,95 @@
+"""Which paths the plugin opens, decided in milliseconds from names and small files, and how."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from streamview_napari.canvas.records import slide_record
+
+if TYPE_CHECKING:
+    from streamview_napari.canvas.layers import LayerTuple
+
+__all__ = ["get_reader"]
+
+# What bears these names is taken for a slide, so that one that cannot be opened is named with the reason.
+_SLIDES = {".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide", ".dcm"}
+Reader = Callable[[Any], "list[LayerTuple]"]
+
+
+def get_reader(path: str | list[str]) -> Reader | None:
+    """Return what opens a slide, a saved saliency or a job folder; None for anything else. Never raises.
+
+    A slide is whatever `streamview.open_slide` opens.
+    """
+    if not isinstance(path, str):
+        return None
+    try:
+        place = Path(path)
+        if place.is_dir():
+            reader = _result_reader(place)
+            if reader is not None:
+                return reader
+        elif place.is_file() and place.suffix.lower() in _SLIDES:
+            return _read_slide
+        from streamview.slides import can_open
+
+        return _read_slide if can_open(path) else None
+    except (OSError, ValueError):
+        return None
+
+
+def _result_reader(folder: Path) -> Reader | None:
+    if (folder / "slides").is_dir() and (folder / "predictions.csv").is_file():
+        return _read_job
+    try:
+        attributes = json.loads((folder / "zarr.json").read_text(encoding="utf-8"))["attributes"]
+        return _read_saliency if "target" in attributes.get("streamview", {}) else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # metadata of any shape is no reason to fail
+        return None
+
+
+def _read_slide(path: str) -> list[LayerTuple]:
+    from streamview.slides import open_slide
+    from streamview_napari.canvas.layers import slide_layer
+
+    _show_panel()
+    return [slide_layer(open_slide(path), path=path)]
+
+
+def _read_saliency(path: str) -> list[LayerTuple]:
+    from streamview.results import open_saliency
+    from streamview_napari.canvas.layers import saliency_layers
+
+    _show_panel()
+    return saliency_layers(open_saliency(path))
+
+
+def _read_job(path: str) -> list[LayerTuple]:
+    from streamview_napari.canvas.layers import job_layers
+
+    _show_panel()
+    return job_layers(path)
+
+
+def _show_panel() -> None:
+    """Have the panel open beside what is read, where there is a window and the settings say so."""
+    if "napari._qt.qt_main_window" not in sys.modules:
+        return
+    from qtpy.QtCore import QTimer
+
+    from streamview_napari.settings import settings
+
+    if settings().panel.opens:
+        QTimer.singleShot(0, _open_panel)
+
+
+def _open_panel() -> None:
+    from napari import current_viewer
+
+    viewer = current_viewer()
+    if viewer is not None and any(slide_record(layer) is not None for layer in viewer.layers):
+        viewer.window.add_plugin_dock_widget("streamview", "Panel")

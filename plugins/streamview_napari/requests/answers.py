@@ -1,0 +1,60 @@
+"""What a run gave, as the panels list it, and what a script needs to run it again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from streamview.results import Prediction, Saliency
+
+__all__ = ["Answer", "RunFacts"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Answer:
+    """One row of the results.
+
+    Parameters
+    ----------
+    prediction
+        The network's answer.
+    saliency
+        Its maps; None where only a prediction was asked for.
+    seconds
+        What it took; None where it was opened from disk.
+    tile
+        Rows and columns of its steps, px of the network's grid: they decide the last bits of the maps. None where they are not known.
+    """
+
+    prediction: Prediction
+    saliency: Saliency | None = None
+    seconds: float | None = None
+    tile: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RunFacts:
+    """With what a result of the dock was computed: what a script needs beside its prediction and target.
+
+    Parameters
+    ----------
+    model
+        As for `streamview.load_model`.
+    untrained
+        Whether its weights are seeded random ones.
+    slide
+        Path of the slide; None where it is not known.
+    mpp
+        Um per level-0 px that the user gave; None where the slide states its own.
+    device, memory, tile
+        As for `streamview.explain`.
+    """
+
+    model: str
+    untrained: bool
+    slide: str | None
+    mpp: float | None
+    device: str
+    memory: str | None
+    tile: tuple[int, int] | None = None

@@ -1,0 +1,127 @@
+"""Base and tuned network beside each other: figures and answers of the validation regions; pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from scipy.special import expit, softmax
+
+from streamview.results import RESEARCH_USE
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+
+    from streamview.evaluation import Figure, Metrics
+    from streamview.finetuning import FinetuneResult
+    from streamview.labels.regions import Example
+    from streamview.networks.cards import ModelCard
+
+__all__ = ["Answers", "Measured", "compare", "describe_result", "measured"]
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """One validation region: what it is, and what base and tuned network say of it.
+
+    Parameters
+    ----------
+    example
+        The region.
+    truth, before, after
+        In words.
+    became
+        How the answer changed, where it did.
+    """
+
+    example: Example
+    truth: str
+    before: str
+    after: str
+    became: Literal["right", "wrong", ""]
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """One figure of the validation regions.
+
+    Parameters
+    ----------
+    name
+        Of the figure.
+    before, after
+        Of the base and of the tuned network.
+    baseline
+        Of an answer without a network; empty where there is none.
+    """
+
+    name: str
+    before: str
+    after: str
+    baseline: str
+
+
+def compare(result: FinetuneResult) -> list[Answers]:
+    """Put the answers of base and tuned network for every validation region beside each other."""
+    card = result.model.card
+    found = []
+    for row in result.rows:
+        truth = row.example.label
+        (before, was), (after, now) = (_answer(logits, truth, card) for logits in (row.before, row.after))
+        became: Literal["right", "wrong", ""] = "" if was is now else "right" if now else "wrong"
+        found.append(Answers(row.example, truth.replace(";", ", ") or "none", before, after, became))
+    return found
+
+
+def describe_result(result: FinetuneResult, rows: Sequence[Answers], out: Path) -> str:
+    """Say in a few lines what came out."""
+    lines = [f"Epoch {result.best} is kept, in {out.name}." if result.best else f"The base did best; it is what {out.name} holds."]
+    if rows and result.model.card.task != "regression":
+        right, wrong = (sum(row.became == word for row in rows) for word in ("right", "wrong"))
+        lines.append(f"Of {len(rows)} validation regions {right} became right, {wrong} wrong.")
+    return "\n".join([*lines, *(f"⚠ {warning}" for warning in result.warnings), RESEARCH_USE])
+
+
+def measured(before: Metrics | None, after: Metrics | None) -> list[Measured]:
+    """Put the figures of base and tuned network, and the baseline of each, beside each other."""
+    if before is None or after is None:
+        return []
+    found = []
+
+    def add(name: str, was: Figure | None, now: Figure | None, baseline: float | None) -> None:
+        if was is not None and now is not None:
+            found.append(Measured(name, _number(was.value), _number(now.value), "" if baseline is None else _number(baseline)))
+
+    add("Accuracy", before.accuracy, after.accuracy, after.baseline)
+    add("Balanced", before.balanced_accuracy, after.balanced_accuracy, _chance(after))
+    for was, now in zip(before.outputs, after.outputs, strict=False):
+        add(f"AUC {now.name}", was.auc, now.auc, 0.5)
+        add(f"Error {now.name}", was.error, now.error, now.baseline)
+        add(f"Spearman {now.name}", was.spearman, now.spearman, 0.0)
+    return [*found, Measured("Loss", _number(before.loss), _number(after.loss), "")]
+
+
+def _chance(metrics: Metrics) -> float | None:
+    there = sum(output.regions > 0 for output in metrics.outputs)
+    return 1 / there if there else None
+
+
+def _number(value: float) -> str:
+    return "–" if math.isnan(value) else f"{value:.2f}" if 0.01 <= abs(value) < 100 or value == 0 else f"{value:.2g}"
+
+
+def _answer(logits: ArrayLike, truth: str, card: ModelCard) -> tuple[str, bool]:
+    """An answer in words, and whether it is right."""
+    values = np.asarray(logits, np.float64)
+    if card.task == "regression":
+        return ", ".join(f"{value:.3g}" for value in values), False
+    if card.task == "multilabel":
+        present = [name for name, value in zip(card.class_names, values, strict=True) if value >= 0]
+        said = ", ".join(f"{name} {expit(value):.0%}" for name, value in zip(card.class_names, values, strict=True) if value >= 0)
+        return said or "none", set(present) == {part.strip() for part in truth.split(";") if part.strip()}
+    name = card.class_names[int(values.argmax())]
+    return f"{name} {softmax(values).max():.0%}", name == truth

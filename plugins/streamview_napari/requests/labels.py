@@ -1,0 +1,179 @@
+"""Labelled regions of several slides, as the panel keeps them, and what it says of them; pure."""
+
+from __future__ import annotations
+
+import html
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from streamview.errors import LabelError, SlideError
+from streamview.labels.regions import Example, count_labels, read_labels
+from streamview_napari.requests.regions import describe_size
+
+if TYPE_CHECKING:
+    from streamview.networks.cards import ModelCard
+
+__all__ = [
+    "Mpp",
+    "Row",
+    "class_names",
+    "colour_of",
+    "describe_counts",
+    "find_unsaved",
+    "free_place",
+    "join",
+    "list_rows",
+    "load",
+    "of_slide",
+    "path_of",
+    "relabel",
+    "replace_drawn",
+]
+
+Mpp = tuple[float, float] | None
+"""Um per level-0 px, ``(y, x)``; None where it is not known."""
+
+_COLOURS = ("#2ecc71", "#ff9f1c", "#00c2e0", "#ffe14a", "#ff5a5f", "#b5e550", "#f5f5f5", "#ff8ad8")  # seen on H&E and on the dark panel
+_UNSAVED = "unsaved-labels"
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What the table says of a labelled region.
+
+    Parameters
+    ----------
+    slide
+        Its name, without folder and suffix.
+    label, patient
+        As in the table that is kept.
+    size
+        Width and height in mm, or in px where the mpp is not known.
+    tip
+        All of it, for who points there.
+    """
+
+    slide: str
+    label: str
+    patient: str
+    size: str
+    tip: str
+
+
+def path_of(example: Example) -> str:
+    """Return the one absolute path of an example's slide; empty where it is no file."""
+    return os.path.realpath(example.source) if isinstance(example.source, str | os.PathLike) else ""
+
+
+def of_slide(labels: Iterable[Example], path: str) -> tuple[Example, ...]:
+    """Return the regions of a slide that can be drawn on it: those that are not the whole slide."""
+    return tuple(example for example in labels if example.region is not None and path_of(example) == path)
+
+
+def replace_drawn(labels: Sequence[Example], path: str, drawn: Sequence[Example]) -> tuple[Example, ...]:
+    """Put what is now drawn on a slide in place of what was; the slide keeps its place among the others, and what tables call it."""
+    before = of_slide(labels, path)
+    first = next((place for place, example in enumerate(labels) if path_of(example) == path), len(labels))
+    called = next((example.slide_id for example in labels if path_of(example) == path), "")
+    if not called and any(example.name == Path(path).name and path_of(example) != path for example in labels):
+        called = path  # another slide has its name, and they must not count as one patient's
+    kept = [example for example in labels if example not in before]
+    return (*kept[:first], *(replace(example, slide_id=called) for example in drawn), *kept[first:])
+
+
+def join(labels: Sequence[Example], more: Sequence[Example]) -> tuple[Example, ...]:
+    """Add labelled regions to those that are there; of the same region the added one counts."""
+    places = {(path_of(example), example.region) for example in more}
+    names = {path_of(example): example.slide_id for example in more}
+    kept = [example for example in labels if (path_of(example), example.region) not in places]
+    return (*(replace(example, slide_id=names.get(path_of(example), example.slide_id)) for example in kept), *more)
+
+
+def relabel(labels: Sequence[Example], rows: Iterable[int], label: str, patient: str) -> tuple[Example, ...]:
+    """Give some of the labelled regions, by their place among all, another class and patient."""
+    chosen = set(rows)
+    return tuple(replace(found, label=label, patient=patient) if row in chosen else found for row, found in enumerate(labels))
+
+
+def load(path: str | os.PathLike[str], elsewhere: Path | None = None) -> tuple[tuple[Example, ...], dict[str, Mpp]]:
+    """Read a table, and from each slide its mpp, by its path; slides that are not beside the table are looked for in a second folder.
+
+    Raises
+    ------
+    LabelError
+        As `streamview.labels.regions.read_labels`.
+    """
+    try:
+        labels = read_labels(path)
+    except LabelError:
+        if elsewhere is None:
+            raise
+        labels = read_labels(path, elsewhere)
+    found: dict[str, Mpp] = {}
+    for example in labels:
+        if path_of(example) not in found:
+            try:
+                with example.open() as slide:
+                    found[path_of(example)] = slide.mpp
+            except SlideError:  # listed all the same; training says what is wrong with it
+                found[path_of(example)] = None
+    return labels, found
+
+
+def class_names(card: ModelCard | None, labels: Iterable[Example], added: Iterable[str] = ()) -> tuple[str, ...]:
+    """Return what to choose a class from: the network's own (a regression has none), then those added or in use."""
+    own = () if card is None or card.task == "regression" else card.class_names
+    separate = card is not None and card.task == "multilabel"
+    used = [part for example in labels for part in (example.label.split(";") if separate else [example.label])]
+    return tuple(dict.fromkeys(name for name in (*own, *added, *used) if name))
+
+
+def colour_of(label: str, names: Sequence[str]) -> str:
+    """Return the colour of a class, which depends on its place among the classes; that of the first of several."""
+    first = label.split(";")[0]
+    known = label if label in names else first
+    return _COLOURS[names.index(known) % len(_COLOURS)] if known in names else _COLOURS[-2]
+
+
+def describe_counts(labels: Sequence[Example], names: Sequence[str]) -> str:
+    """Say how many regions of how many patients each class has, a line each, as rich text with a spot of the class's colour."""
+    lines = []
+    for label, (regions, patients) in count_labels(labels).items():
+        spot = f"<span style='color: {colour_of(label, names)}'>■</span>"
+        many = f"{regions} region{'s' * (regions != 1)}, {patients} patient{'s' * (patients != 1)}"
+        lines.append(f"{spot} {html.escape(label) or 'no class'}: {many}")
+    return "<br>".join(lines)
+
+
+def list_rows(labels: Sequence[Example], mpps: Mapping[str, Mpp]) -> list[Row]:
+    """Say of every labelled region what it is; `mpps` by the slide's path."""
+    return [_row(example, mpps.get(path_of(example))) for example in labels]
+
+
+def find_unsaved(folder: Path) -> Path | None:
+    """Return the latest table of labels that were never saved."""
+    found = sorted(folder.glob(f"{_UNSAVED}*.csv"), key=lambda path: path.stat().st_mtime)
+    return found[-1] if found else None
+
+
+def free_place(folder: Path) -> Path:
+    """Return where a window can keep its unsaved labels without touching those of another."""
+    number = 1
+    while (place := folder / f"{_UNSAVED}-{number}.csv").exists():
+        number += 1
+    return place
+
+
+def _row(example: Example, mpp: Mpp) -> Row:
+    mpp = mpp if example.mpp is None else (example.mpp, example.mpp)
+    whole = example.region is None
+    size = "whole" if example.region is None else describe_size(example.region.shape, mpp)
+    place = "the whole slide" if whole else f"{size}\nX,Y,WIDTH,HEIGHT in pixels: {example.region}"
+    patient = example.patient or "not named: counted as the slide's own"
+    split = f"\nSplit: {example.split}" if example.split else ""
+    tip = f"{example.name}: {example.label}\nPatient: {patient}\n{place}{split}"
+    short = size.rpartition(" · ")[2].removesuffix(" mm").removesuffix(" px")
+    return Row(Path(example.name).stem, example.label, example.patient, short, tip)

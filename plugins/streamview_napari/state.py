@@ -1,0 +1,257 @@
+"""What the sections of the dock share: the slide, the result and the map that the user works on, and the work under way.
+
+A section is a `streamview_napari.panels.section.Section`, made with the viewer and this state. `State` watches a viewer's layers, so that
+slides and results that the reader, the command line or a script has added count like those of the dock: it looks for the records of
+`streamview_napari.canvas.records`. All events are emitted on the GUI thread.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from psygnal import Signal, SignalGroup
+
+from streamview.progress import Report, Step
+from streamview_napari.canvas.records import map_record, slide_record
+from streamview_napari.requests.answers import Answer
+from streamview_napari.tasks import Work
+
+if TYPE_CHECKING:
+    from napari.components import ViewerModel
+    from napari.layers import Image, Layer
+
+    from streamview.labels.regions import Example
+    from streamview.results import Saliency
+    from streamview.slides import Slide
+    from streamview_napari.requests.networks import Loaded
+
+__all__ = ["Events", "State"]
+
+_Result = TypeVar("_Result")
+
+
+class Events(SignalGroup):
+    """What may happen.
+
+    ``slide_changed(layer)``: another slide is worked on, or its mpp was given; None when there is none. ``model_changed(loaded)``.
+    ``answered(answer)``: one more row of the results. ``result_added(saliency)``: one more result with maps, computed or opened.
+    ``result_selected(saliency)``: it is the one worked on; None when there is none. ``map_selected(layer)``: a layer of the result worked
+    on, or None. ``explanation_wanted(prediction, target)``: the user wants maps of another target, by name. ``machine_changed()``: another
+    device or memory bound was chosen. ``labels_changed(labels)``: regions were labelled, or where they are kept has changed.
+    ``example_wanted(example)``: the user wants to see a labelled region. ``model_wanted(spec)``: the user wants to run this network.
+    """
+
+    slide_changed = Signal(object)
+    model_changed = Signal(object)
+    answered = Signal(object)
+    result_added = Signal(object)
+    result_selected = Signal(object)
+    map_selected = Signal(object)
+    explanation_wanted = Signal(object, str)
+    machine_changed = Signal()
+    labels_changed = Signal(object)
+    example_wanted = Signal(object)
+    model_wanted = Signal(str)
+
+
+class State:
+    """The slide, result and map worked on in one viewer, and the work under way there.
+
+    Parameters
+    ----------
+    viewer
+        Its layers are watched from now on.
+    """
+
+    def __init__(self, viewer: ViewerModel) -> None:
+        self.viewer = viewer
+        self.events = Events()
+        self.answers: list[Answer] = []
+        self.loaded: Loaded | None = None
+        self.labels: tuple[Example, ...] = ()
+        self.table: Path | None = None
+        self._slide: Image | None = None
+        self._map: Image | None = None
+        self._result: Saliency | None = None
+        self._works: list[Work] = []
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._left: list[Slide] = []  # slides without a layer, which work may still read
+        self.closed = False
+        viewer.layers.events.inserted.connect(self._inserted)
+        viewer.layers.events.removed.connect(self._removed)
+        viewer.layers.selection.events.active.connect(self._activated)
+        for layer in list(viewer.layers):
+            self._add(layer)
+
+    @property
+    def slide_layer(self) -> Image | None:
+        """Layer of the slide worked on: the one that was added or made active last."""
+        return self._slide
+
+    @property
+    def slide(self) -> Slide | None:
+        """The open slide of that layer, with the mpp that the user gave where its file states none."""
+        record = slide_record(self._slide)
+        return None if record is None else record.source
+
+    @property
+    def map_layer(self) -> Image | None:
+        """The map layer worked on."""
+        return self._map
+
+    @property
+    def result(self) -> Saliency | None:
+        """The result worked on."""
+        return self._result
+
+    def select_slide(self, layer: Image | None) -> None:
+        """Work on another slide."""
+        if layer is not self._slide:
+            self._slide = layer
+            self.events.slide_changed.emit(layer)
+
+    @property
+    def results(self) -> list[Saliency]:
+        """Results with maps, oldest first."""
+        return [answer.saliency for answer in self.answers if answer.saliency is not None]
+
+    @property
+    def folder(self) -> Path:
+        """Where results lie until they are exported: a temporary folder, removed on closing."""
+        if self._folder is None:
+            self._folder = tempfile.TemporaryDirectory(prefix="streamview-", ignore_cleanup_errors=True)
+        return Path(self._folder.name)
+
+    def load(self, loaded: Loaded | None) -> None:
+        """Work with another network."""
+        self.loaded = loaded
+        self.events.model_changed.emit(loaded)
+
+    def label(self, labels: tuple[Example, ...], table: Path | None = None) -> None:
+        """Work with these labelled regions, of any slides; `table` is the file that holds exactly them, None while they are not saved."""
+        self.labels, self.table = labels, table
+        self.events.labels_changed.emit(labels)
+
+    def answer(self, answer: Answer) -> None:
+        """Count an answer, once."""
+        if answer.saliency is not None and any(answer.saliency is known for known in self.results):
+            return
+        self.answers.append(answer)
+        self.events.answered.emit(answer)
+        if answer.saliency is not None:
+            self.events.result_added.emit(answer.saliency)
+
+    def select_result(self, saliency: Saliency | None) -> None:
+        """Work on another result."""
+        if saliency is not self._result:
+            self._result = saliency
+            self.events.result_selected.emit(saliency)
+
+    def select_map(self, layer: Image | None) -> None:
+        """Work on another map, and on the result that it shows."""
+        if layer is self._map:
+            return
+        self._map = layer
+        record = map_record(layer)
+        if record is not None:
+            self.select_result(record.saliency)
+        self.events.map_selected.emit(layer)
+
+    def maps_of(self, saliency: Saliency) -> list[Image]:
+        """Return the layers that show a result, the lowest first."""
+        records = [(layer, map_record(layer)) for layer in self.viewer.layers]
+        return [layer for layer, record in records if record is not None and record.saliency is saliency]
+
+    def start(
+        self,
+        function: Callable[[Report], _Result],
+        *,
+        done: Callable[[_Result], None],
+        failed: Callable[[str], None],
+        cancelled: Callable[[], None] | None = None,
+        progress: Callable[[Step], None] | None = None,
+    ) -> Work:
+        """Run a function in a thread; it is cancelled when the viewer closes. All that is called back is called on the GUI thread.
+
+        Parameters
+        ----------
+        function
+            Gets a `Report` to call after every step; this raises `Cancelled` where the user asked for it. It touches no layer.
+        done
+            Called with what the function returned.
+        failed
+            Called with the text of any error.
+        cancelled
+            Called when it was cancelled.
+        progress
+            Called with the latest `Step`, at most some twenty times a second.
+        """
+        self._close_left()
+        work = Work(function, done=done, failed=failed, cancelled=cancelled, progress=progress)
+        self._works = [other for other in self._works if other.running] + [work]
+        work.start()
+        return work
+
+    @property
+    def busy(self) -> bool:
+        """Whether work is under way."""
+        return any(work.running for work in self._works)
+
+    def close(self) -> None:
+        """Cancel all work, wait for it, close the slides whose layers are gone, and let go of the viewer; once."""
+        if self.closed:
+            return
+        self.closed = True
+        for work in self._works:
+            work.cancel()
+        for work in self._works:
+            work.wait()
+        self._works.clear()
+        self._close_left()
+        if self._folder is not None:
+            self._folder.cleanup()
+        self.viewer.layers.events.inserted.disconnect(self._inserted)
+        self.viewer.layers.events.removed.disconnect(self._removed)
+        self.viewer.layers.selection.events.active.disconnect(self._activated)
+
+    def _close_left(self) -> None:
+        """Close the slides whose layers are gone, unless work may still read them."""
+        if not self.busy:
+            while self._left:
+                self._left.pop().close()
+
+    def _inserted(self, event: Any) -> None:
+        self._add(event.value)
+
+    def _add(self, layer: Layer) -> None:
+        if slide_record(layer) is not None:
+            self.select_slide(layer)
+        record = map_record(layer)
+        if record is not None:
+            self.answer(Answer(record.saliency.prediction, record.saliency))
+            if layer.visible:
+                self.select_map(layer)
+
+    def _removed(self, event: Any) -> None:
+        layer = event.value
+        record = slide_record(layer)
+        if record is not None and record.path is not None:
+            self._left.append(record.source)
+            self._close_left()
+        if layer is self._slide:
+            slides = [other for other in self.viewer.layers if slide_record(other) is not None]
+            self.select_slide(slides[-1] if slides else None)
+        if layer is self._map:
+            maps = [other for other in self.viewer.layers if map_record(other) is not None]
+            self.select_map(next((other for other in reversed(maps) if other.visible), maps[-1] if maps else None))
+            if self._map is None:
+                self.select_result(None)
+
+    def _activated(self, event: Any) -> None:
+        if slide_record(event.value) is not None:
+            self.select_slide(event.value)
+        elif map_record(event.value) is not None:
+            self.select_map(event.value)

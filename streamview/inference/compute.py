@@ -1,0 +1,49 @@
+"""Where and how a run computes: device, memory, steps and precision, as one value that is passed whole."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from streamview.errors import ModelError
+from streamview.results import Precision
+
+__all__ = ["PRECISIONS", "Compute"]
+
+PRECISIONS: tuple[Precision, ...] = ("float32", "bf16", "fp16")
+
+
+@dataclass(frozen=True, slots=True)
+class Compute:
+    """Where and how a run computes. None of it but `precision` changes the result beyond rounding.
+
+    Parameters
+    ----------
+    device
+        ``"auto"``, ``"cpu"`` or ``"cuda"``.
+    memory
+        Bound on the peak resident memory of the process (CUDA: of the device), bytes or ``"2GB"``; default half of what is free.
+    tile
+        Rows and columns of a step on the network's grid, instead of choosing them.
+    precision
+        Arithmetic of the streamed part, ``"float32"``, ``"bf16"`` or ``"fp16"``; the head runs in float32.
+
+    Raises
+    ------
+    ModelError
+        When the precision is unknown.
+
+    Examples
+    --------
+    >>> from streamview import Compute
+    >>> Compute(memory="2GB")
+    Compute(device='auto', memory='2GB', tile=None, precision='float32')
+    """
+
+    device: str = "auto"
+    memory: str | int | None = None
+    tile: tuple[int, int] | None = None
+    precision: Precision = "float32"
+
+    def __post_init__(self) -> None:
+        if self.precision not in PRECISIONS:
+            raise ModelError(f"precision {self.precision!r} is unknown: expected {', '.join(PRECISIONS)}")

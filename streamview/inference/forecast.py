@@ -1,0 +1,107 @@
+"""What a run will take, said before it starts: its plan by the shapes alone, its time from a sample."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from streamview.inference.shares import step_shares
+from streamview.slides import Slide
+from streamview.slides.padding import PaddedSampler
+from streamview.slides.sampling import Sampler
+from streamview.streaming.call import Call
+from streamview.streaming.cuda import full_float32
+from streamview.streaming.memory import format_bytes
+from streamview.streaming.plan.plan import Plan
+from streamview.streaming.run.timing import SAMPLE, format_seconds, measure
+
+__all__ = ["Forecast", "seconds_of", "stored_bytes"]
+
+_STORED = 4 * 4 / 3  # bytes a px of a map on disk: float32 and a third more for the coarser levels, before compression
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """What a run will take, said before it starts.
+
+    Parameters
+    ----------
+    plan
+        Its steps.
+    shape
+        Height and width of the network's grid in px.
+    peak_bytes
+        Peak of the process's resident memory (on CUDA: of reserved device memory).
+    seconds
+        Time on this machine; None for a region so small that timing a sample would take as long as the run.
+    device
+        Where it will run.
+    targets
+        How many will be explained, each in a backward pass of its own.
+    disk_bytes
+        What they will take on disk at most.
+    disk_free
+        What is free there; None where nothing is written.
+    """
+
+    plan: Plan
+    shape: tuple[int, int]
+    peak_bytes: int
+    seconds: float | None
+    device: str
+    targets: int = 0
+    disk_bytes: int = 0
+    disk_free: int | None = None
+
+    def __str__(self) -> str:
+        """One line for people."""
+        rows, cols = self.plan.tile
+        step = f"{self.plan.steps} steps of {min(rows, self.shape[0])} x {min(cols, self.shape[1])} px"
+        if len(self.plan.passes) > 1:
+            step = f"{len(self.plan.passes)} passes, maps between them {self.plan.barriers}, of {self.plan.steps} steps in all"
+        duration = "a few seconds" if self.seconds is None else f"about {format_seconds(self.seconds)}"
+        said = f"{self.shape[1]} x {self.shape[0]} px in {step} on {self.device}: peak memory {format_bytes(self.peak_bytes)}, {duration}"
+        if self.targets > 1:
+            said += f" for {self.targets} targets"
+        if self.disk_free is not None:
+            said += f"; writes at most {format_bytes(self.disk_bytes)}, {format_bytes(self.disk_free)} are free"
+        return said
+
+
+def seconds_of(
+    call: Call, plan: Plan, slide: Slide, sampler: Sampler | PaddedSampler, inside: tuple[int, int], targets: int
+) -> float | None:
+    """Seconds that a planned run takes here, reading included; None for a region so small that timing a sample would take as long.
+
+    Parameters
+    ----------
+    call, plan
+        What is computed, and in which steps.
+    slide, sampler, inside
+        What is read, how, and the height and width of the region without padding.
+    targets
+        How many are explained.
+    """
+    height, width = sampler.shape
+    if height * width < 4 * SAMPLE[0] * SAMPLE[1]:
+        return None
+    with full_float32(call.device):
+        speed = measure(call, plan)
+    shares = step_shares(slide, sampler, inside, call, plan)
+    forward, backward = speed.seconds(plan, (height, width), shares.computed, shares.reversed)
+    return forward + targets * backward + _reading_seconds(sampler) * (1 + targets)
+
+
+def stored_bytes(shape: tuple[int, int], evidence_size: tuple[int, int], targets: int) -> int:
+    """Bytes that the maps of so many targets take on disk at most."""
+    return round(_STORED * targets * (2 * shape[0] * shape[1] + evidence_size[0] * evidence_size[1]))
+
+
+def _reading_seconds(sampler: Sampler | PaddedSampler) -> float:
+    """Seconds that all pixels take to be read once, from a sample of the middle."""
+    shape = sampler.shape
+    height, width = (min(side, n) for side, n in zip(SAMPLE, shape, strict=True))
+    top, left = (shape[0] - height) // 2, (shape[1] - width) // 2
+    start = time.perf_counter()
+    sampler.read(top, top + height, left, left + width)
+    return (time.perf_counter() - start) * (shape[0] * shape[1]) / (height * width)

@@ -1,0 +1,507 @@
+"""A run prepared once: model, source and region checked against each other, from which forecast, prediction and maps follow."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import math
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from streamview.errors import MemoryBudgetError, ModelError, RegionError
+from streamview.geometry import Region
+from streamview.inference.class_evidence import linear_head, pooled_sink
+from streamview.inference.compute import Compute
+from streamview.inference.forecast import Forecast, seconds_of, stored_bytes
+from streamview.inference.identity import identity_of, sample_region
+from streamview.inference.nonfinite import bad_call, bad_gradient, bad_value, bad_weight
+from streamview.inference.passes import ForwardResult, NotFinite, backward_pass, forward_pass, head_arguments, run_head, score_gradients
+from streamview.inference.reader import PixelReader
+from streamview.inference.strips import Strip, Watch
+from streamview.inference.targets import find_target
+from streamview.networks import Model, as_model
+from streamview.networks.suitability import contradicted_scale, unsuitable
+from streamview.progress import Progress, Report
+from streamview.results import Identity, MapWriter, Method, Plane, Prediction, Saliency, SaliencyMap, Target
+from streamview.slides import Slide, as_slide
+from streamview.slides.padding import PaddedSampler
+from streamview.slides.sampling import Sampler
+from streamview.streaming.call import Call
+from streamview.streaming.capture.capture import capture, refuse_hooks
+from streamview.streaming.cuda import free_memory_of, full_float32, reserved_memory
+from streamview.streaming.graph import bind, demands, placed
+from streamview.streaming.memory import format_bytes, parse_bytes, return_freed_blocks
+from streamview.streaming.ops import OtherChannels
+from streamview.streaming.plan.plan import Plan, make_plan
+from streamview.streaming.run.half import narrow_weights, narrowed
+from streamview.streaming.run.out_of_memory import retry_smaller
+from streamview.streaming.run.run import Run
+from streamview.system.machine import find_device, free_disk, resident_memory, total_memory
+
+__all__ = ["PreparedRun", "Source", "prepare"]
+
+Source = Slide | NDArray[np.uint8]
+_Result = TypeVar("_Result")
+_WriteRows = Callable[[int, NDArray[np.float32]], None]
+_METHODS: tuple[Method, ...] = ("absolute", "signed")
+_DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_READER_BYTES = 60  # on CUDA, for each px of a step: its pixels as numbers, and what the reduction of their gradient takes
+_DECODING_BYTES = 128 * 2**20  # beside the steps on a processor: the decoder and its libraries
+_CACHED_SHARE = 8  # the decoded region stays on the GPU where it takes at most this fraction of what the run may take
+_SIZE_SLACK = 1.1  # a region's side may differ by this factor from what the card states before a warning
+
+
+def prepare(
+    model: Model,
+    source: Source,
+    region: Region | None = None,
+    *,
+    compute: Compute = Compute(),
+    mpp: float | None = None,
+    pad_to: int | None = None,
+) -> PreparedRun:
+    """Check that model, source and region fit together, and make ready to run.
+
+    Parameters
+    ----------
+    model
+        From `load_model`.
+    source
+        A slide, a pyramid or a uint8 (H, W, 3) array.
+    region
+        In level-0 pixels; None for all.
+    compute
+        Where and how to run.
+    mpp
+        Micrometres per level-0 pixel of the source, where it does not say itself.
+    pad_to
+        Side in px of the square, on the network's grid, that the region is zero-padded to at the right and below, as in the paper's data
+        preparation; default as it is. Maps leave out what was padded.
+
+    Returns
+    -------
+    PreparedRun
+
+    Raises
+    ------
+    SlideError, RegionError, ModelError, NotStreamableError
+        When source, region or model do not fit; see each.
+
+    Examples
+    --------
+    >>> import numpy as np, streamview
+    >>> pixels = np.full((256, 256, 3), 230, np.uint8)
+    >>> run = streamview.prepare(streamview.load_model("demo"), pixels, mpp=0.5)
+    >>> forecast = run.forecast(targets=1)
+    >>> (saliency,) = run.explain(["lesion"], plan=forecast.plan)
+    >>> saliency.maps["absolute"].values.shape
+    (256, 256)
+    """
+    card = as_model(model).card
+    slide = as_slide(source, mpp)
+    sampler, inside = sample_region(model, slide, region, pad_to)
+    device = find_device(compute.device)
+    # the caller's module stays where it is
+    module = model.module if device.type == "cpu" else copy.deepcopy(model.module).to(device)
+    try:
+        graph = model.captures.graph(model.module, channels=3)
+    except OtherChannels:
+        text = f"the model {card.name} takes images of {capture(module).channels[0]} channels, a slide has 3"
+        raise ModelError(f"{text}: use a model for RGB") from None
+    if module is not model.module:
+        graph = capture(module, channels=3)
+    refuse_hooks(module, graph)
+    try:
+        bound = bind(graph, sampler.shape)
+    except RegionError as error:
+        raise RegionError(f"{slide.name}: {error}") from None
+    weights = [w.read().detach() for w in graph.weights]
+    dtype = _DTYPES[compute.precision]
+    if dtype != torch.float32:
+        bound, weights = narrowed(bound), narrow_weights(graph, weights, dtype)
+    reader_bytes = _READER_BYTES if device.type == "cuda" else 0
+    forward = Call(bound, 1, dtype, None, weights, torch.float32, reader_bytes=reader_bytes)
+    caches = device.type == "cuda" and 3 * math.prod(sampler.shape) <= _free_bytes(compute, device) // _CACHED_SHARE
+    return PreparedRun(model, slide, sampler, inside, compute, forward, caches, _warnings(model, slide, sampler, inside))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PreparedRun:
+    """A model, a source and a region that fit together; made by `prepare`.
+
+    Nothing here changes: a forecast, a prediction and maps may be asked for in any order, and a plan that was shown can be run.
+
+    Parameters
+    ----------
+    model, slide, compute
+        What it was made from.
+    sampler
+        The region on the network's grid, padded where that was asked for.
+    inside
+        Height and width of the region's own part of the grid.
+    forward
+        What a prediction computes.
+    caches_pixels
+        Whether the decoded region stays on the device between passes.
+    warnings
+        What the reader of a result must know, one sentence each.
+
+    Examples
+    --------
+    >>> import streamview
+    >>> with streamview.open_slide("slide.svs") as slide:
+    ...     run = streamview.prepare(streamview.load_model("demo"), slide)
+    ...     forecast = run.forecast()
+    ...     prediction = run.predict(forecast.plan)
+    >>> prediction.identity == run.identity
+    True
+    """
+
+    model: Model
+    slide: Slide
+    sampler: Sampler | PaddedSampler
+    inside: tuple[int, int]
+    compute: Compute
+    forward: Call
+    caches_pixels: bool
+    warnings: tuple[str, ...]
+
+    @property
+    def both(self) -> Call:
+        """What an explanation computes: forward, and the gradient of the image."""
+        return replace(self.forward, needs=demands(self.forward.bound.graph, True, [False] * len(self.forward.weights)))
+
+    @property
+    def device(self) -> torch.device:
+        """Where it will run."""
+        return self.forward.device
+
+    @property
+    def identity(self) -> Identity:
+        """What decides the values of the result."""
+        return identity_of(self.model, self.slide, self.sampler, self.compute.precision)
+
+    def forecast(self, targets: int = 0, out: str | os.PathLike[str] | None = None) -> Forecast:
+        """Say what the run will take: the plan from shapes alone, the time from a sample of the region.
+
+        Parameters
+        ----------
+        targets
+            How many will be explained; 0 for the prediction alone.
+        out
+            Where their maps will be written; None: they are kept in memory.
+
+        Raises
+        ------
+        SlideError, MemoryBudgetError
+            When the sample cannot be read, or no step fits the memory.
+        """
+        call, shape = self.both if targets else self.forward, self.sampler.shape
+        plan = self.plan(targets, out is not None)
+        base = self._base_bytes()  # before the sample, which leaves memory with the allocator that the run will use again
+        seconds = seconds_of(call, plan, self.slide, self.sampler, self.inside, targets)
+        peak = base + plan.peak_bytes + (0 if self.device.type == "cuda" else self._decoding_bytes(plan.tile[0]))
+        expected = Forecast(plan, shape, peak, seconds, str(self.device), targets)
+        if out is None:
+            return expected
+        return replace(expected, disk_bytes=stored_bytes(shape, self._evidence_size, targets), disk_free=free_disk(out))
+
+    def plan(self, targets: int = 0, stored: bool = False) -> Plan:
+        """Choose the steps for as many targets; `stored` where their maps are written as they finish.
+
+        Raises
+        ------
+        MemoryBudgetError
+            When no step fits the memory; the message names the least that would do.
+        """
+        call, device = self.both if targets else self.forward, self.device
+        map_bytes = 0 if stored else 8 * math.prod(self.sampler.shape) * targets
+        growth = free_memory_of(device) // 2
+        return_freed_blocks()  # what earlier work of the process freed would count against the budget
+        if self.compute.memory is not None:
+            limit = parse_bytes(self.compute.memory, total_memory(device))
+            growth = limit - self._base_bytes() - self._bytes_beside(call, map_bytes)
+            if growth <= 0:
+                raise MemoryBudgetError(
+                    f"memory {format_bytes(limit)}: the process needs {format_bytes(limit - growth)} before the first step; give more"
+                )
+        plan = make_plan(call, memory=growth - self._cached_bytes, tile=self.compute.tile)
+        return plan if self.compute.memory is not None else replace(plan, budget=None)
+
+    def predict(self, plan: Plan | None = None, report: Report | None = None) -> Prediction:
+        """Predict for the region.
+
+        Parameters
+        ----------
+        plan
+            That of a `forecast` without targets, instead of choosing one.
+        report
+            Called after every step; may raise `Cancelled`.
+
+        Raises
+        ------
+        SlideError, RegionError, ModelError, MemoryBudgetError
+            When pixels cannot be read, the network cannot answer, or no step fits the memory.
+        """
+
+        def attempt(run: Run, reader: PixelReader, notes: tuple[str, ...]) -> Prediction:
+            return self._prediction(self._forward(run, reader, report).logits, reader, notes)
+
+        return self._complete(self.forward, plan or self.plan(), attempt, report)
+
+    def explain(
+        self,
+        targets: Sequence[int | str | Target | None] = (None,),
+        plan: Plan | None = None,
+        outs: Sequence[str | os.PathLike[str]] | None = None,
+        report: Report | None = None,
+        watch: Watch | None = None,
+    ) -> list[Saliency]:
+        """Explain the prediction for several targets, from one forward pass and one backward pass for each.
+
+        Parameters
+        ----------
+        targets
+            Each a class by name or index, or the difference of two logits as ``"a-b"``; None for the predicted class (regression: the
+            first output).
+        plan
+            That of a `forecast` for as many targets, instead of choosing one.
+        outs
+            One folder ``NAME.ome.zarr`` for each target; all take their places when the last pass is done. Default keeps the maps in
+            memory.
+        report
+            Called after every step; may raise `Cancelled`.
+        watch
+            Called with every `streamview.inference.strips.Strip` as it is finished, in the thread that computes.
+
+        Returns
+        -------
+        list of Saliency
+            In the order of the targets; see `streamview.saliency` for the maps.
+
+        Raises
+        ------
+        SlideError, RegionError, ModelError, MemoryBudgetError
+            As `predict`; ModelError also for an unknown target.
+        ValueError
+            When `targets` is empty or a bare string, or `outs` does not have a folder of its own for each.
+        """
+        if isinstance(targets, str) or not targets:
+            raise ValueError(f"targets {targets!r}: expected a list of one target or more")
+        if outs is not None and len({os.path.abspath(out) for out in outs}) != len(targets):
+            raise ValueError(f"{len(targets)} targets, but {len(outs)} folders: give each a folder of its own")
+        chosen = [None if target is None else find_target(self.model, target) for target in targets]
+        attempt = partial(self._explained, chosen, outs, report, watch)
+        return self._complete(self.both, plan or self.plan(len(chosen), outs is not None), attempt, report)
+
+    def _explained(
+        self,
+        targets: Sequence[Target | None],
+        outs: Sequence[str | os.PathLike[str]] | None,
+        report: Report | None,
+        watch: Watch | None,
+        run: Run,
+        reader: PixelReader,
+        notes: tuple[str, ...],
+    ) -> list[Saliency]:
+        """All passes of one attempt; nothing is left of them unless all succeed."""
+        (height, width), methods = self.inside, _METHODS
+        result = self._forward(run, reader, report, explain=True)
+        prediction = self._prediction(result.logits, reader, notes)
+        likeliest = int(prediction.logits.argmax()) if self.model.card.task != "regression" else 0
+        fixed = [target or find_target(self.model, likeliest) for target in targets]
+        task = "backward pass" if len(fixed) == 1 else f"{len(fixed)} backward passes"
+        progress = Progress(task, run.steps * len(fixed), report)
+        (std, glass), (step, origin) = (self.model.card.std, self.slide.background), self._placed(0)
+        writers: list[MapWriter] = []
+        in_memory: list[Saliency] = []
+        with contextlib.ExitStack() as unplaced:
+            for number, target in enumerate(fixed):
+                evidence = self._evidence(result, target)
+                show = partial(_show, watch, Strip(prediction, target, height, np.empty((2, 0, width), np.float32), step, origin, evidence))
+                show()
+                back = partial(backward_pass, run, reader, result, target, progress=progress, last=number + 1 == len(fixed))
+                if outs is None:
+                    values = np.empty((2, height, width), np.float32)
+                    back(partial(self._hand_out, partial(_copy_rows, values), show))
+                    maps = {method: SaliencyMap(method, Plane(plane), step, origin) for method, plane in zip(methods, values, strict=True)}
+                    maps = maps if evidence is None else maps | {"evidence": evidence}
+                    in_memory.append(Saliency(prediction, target, std, glass, maps))
+                else:
+                    writer = unplaced.enter_context(MapWriter(outs[number], (height, width), step=step, origin=origin, channels=methods))
+                    back(partial(self._hand_out, writer.write, show))
+                    writer.complete(prediction, target=target, std=std, glass=glass, evidence=evidence)
+                    writers.append(writer)
+            return [*in_memory, *(writer.place() for writer in writers)]
+
+    def _hand_out(self, write: _WriteRows, show: Callable[..., None], y: int, rows: NDArray[np.float32]) -> None:
+        """Write finished rows of the maps, without what was padded, and show them."""
+        if y < self.inside[0]:
+            inside = rows[:, : self.inside[0] - y, : self.inside[1]]
+            write(y, inside)
+            show(y=y, rows=inside)
+
+    def _forward(self, run: Run, reader: PixelReader, report: Report | None, *, explain: bool = False) -> ForwardResult:
+        try:
+            return forward_pass(run, reader, self.model.card, Progress("forward pass", run.steps, report), explain=explain)
+        except RegionError as error:
+            raise RegionError(f"{self.slide.name}: {error}") from None
+
+    def _evidence(self, result: ForwardResult, target: Target) -> SaliencyMap | None:
+        """The evidence map of a target, where the network offers it; that of a difference is the difference of both."""
+        pooled = pooled_sink(self.forward.bound.graph)
+        if result.evidence is None or pooled is None:
+            return None
+        values = result.evidence.of(target.index)
+        if target.against is not None:
+            values = values - result.evidence.of(target.against)
+        step, origin = self._placed(pooled.value)
+        if self.inside == self.sampler.shape:
+            return SaliencyMap("evidence", Plane(values), step, origin)
+        # of a padded region the cells centred on the slide
+        stops = self.sampler.region.y_stop, self.sampler.region.x_stop
+        rows, columns = (max(math.ceil((stop - 0.5 - first) / pitch), 1) for stop, first, pitch in zip(stops, origin, step, strict=True))
+        return SaliencyMap("evidence", Plane(np.ascontiguousarray(values[:rows, :columns])), step, origin)
+
+    def _prediction(self, logits: Tensor, reader: PixelReader, notes: tuple[str, ...]) -> Prediction:
+        card, sampler, mpp = self.model.card, self.sampler, self.slide.mpp
+        values = logits.detach().cpu().numpy().astype(np.float32)
+        area_mm2 = None if mpp is None else math.prod(mpp) * math.prod(sampler.region.shape) / 1e6
+        warnings = (*self.warnings, *unsuitable(reader.overview.pixels, card, area_mm2), *notes)
+        return Prediction(
+            self.slide.name, sampler.region, self.inside, sampler.mpp, card.task, card.class_names, values, self.identity, card.name,
+            card.trained, warnings,
+        )  # fmt: skip
+
+    def _placed(self, value: int) -> tuple[tuple[float, float], tuple[float, float]]:
+        """Step and origin (y, x), in level-0 pixels, of a value's elements: where the centre of what each sees lies."""
+        (pitch_y, pitch_x), (centre_y, centre_x) = placed(self.forward.bound, value)
+        region, (scale_y, scale_x) = self.sampler.region, self.sampler.scale
+        origin = region.y + (centre_y + 0.5) * scale_y - 0.5, region.x + (centre_x + 0.5) * scale_x - 0.5
+        return (pitch_y * scale_y, pitch_x * scale_x), origin
+
+    def _complete(
+        self, call: Call, plan: Plan, attempt: Callable[[Run, PixelReader, tuple[str, ...]], _Result], report: Report | None
+    ) -> _Result:
+        """Run `attempt` by the plan, in full float32 where that is asked for (CUDA convolves in TF32 by default).
+
+        Where memory runs out it runs again in smaller steps, and gets a warning for the result; where it meets what is not finite, the
+        cause is looked for.
+        """
+        device = self.device
+
+        def planned(chosen: Plan) -> _Result:
+            rows, cols = (min(n, side) for n, side in zip(plan.tile, self.sampler.shape, strict=True))
+            note = f"Memory ran out in steps of {rows} x {cols} px; this was computed in steps of {chosen.tile[0]} x {chosen.tile[1]} px."
+            with self.reader(call) as reader:
+                return attempt(Run(call, chosen), reader, () if chosen is plan else (note,))
+
+        limit = None if plan.budget is None else self._base_bytes() + plan.budget + self._cached_bytes + self._bytes_beside(call, 0)
+        with full_float32(device), torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
+            try:
+                return retry_smaller(planned, call, plan, limit)
+            except NotFinite as error:
+                problem, target = str(error), error.target
+            cause = retry_smaller(partial(self._cause, call, target, report), call, plan, limit)
+        raise ModelError(f"the model {self.model.card.name} {problem}; {cause}")
+
+    def reader(self, call: Call) -> PixelReader:
+        """What reads the pixels for the passes of a call."""
+        return PixelReader(self.sampler, self.inside, self.model.card, self.slide.background, call, self.caches_pixels)
+
+    def _cause(self, call: Call, target: Target | None, report: Report | None, plan: Plan) -> str:
+        """Why logits, or the gradient of a target, are not finite, and what to do."""
+        cause = bad_weight(self.model.module)
+        if cause is not None:
+            return f"{cause}: get sound weights"
+        run, card = Run(call, plan), self.model.card
+        progress = Progress("search for the cause", run.steps * (1 if target is None else 2), report)
+        with self.reader(call) as reader:
+            cause = bad_value(run, reader.pixels, progress.advance)
+            if cause is None and target is None:
+                cause = bad_call(call.bound.graph.head.module, head_arguments(run)[0])
+            elif cause is None and target is not None:
+                grads, _ = score_gradients(run, ForwardResult(*run_head(run, card)), target)
+                with torch.no_grad():
+                    cause = bad_gradient(run, reader.pixels, grads, progress.advance)
+        remedy = "check its weights and normalisation" if self.compute.precision != "fp16" else "fp16 ends at 65504: use bf16 or float32"
+        return f"{cause or 'a second run found no cause'}; {remedy}"
+
+    @property
+    def _cached_bytes(self) -> int:
+        """Of the decoded region, where it stays on the device."""
+        return 3 * math.prod(self.sampler.shape) if self.caches_pixels else 0
+
+    @property
+    def _evidence_size(self) -> tuple[int, int]:
+        """Height and width of the evidence map; (0, 0) where the network offers none."""
+        bound = self.forward.bound
+        layer, pooled = linear_head(bound.graph), pooled_sink(bound.graph)
+        return (0, 0) if layer is None or pooled is None else bound.sizes[pooled.value]
+
+    def _bytes_beside(self, call: Call, map_bytes: int) -> int:
+        """Bytes that a run takes beside its steps: the evidence; on a processor also the decoder, rows of maps, and maps held in memory."""
+        layer = None if call.needs is None else linear_head(call.bound.graph)
+        evidence = 0 if layer is None else 4 * min(layer.out_features, layer.in_features) * math.prod(self._evidence_size)
+        return evidence if self.device.type == "cuda" else evidence + map_bytes + self._decoding_bytes(256)
+
+    def _decoding_bytes(self, rows: int) -> int:
+        """Bytes of the decoder and of buffers of so many rows, on a processor; on CUDA plans count them."""
+        return _DECODING_BYTES + 24 * min(rows, self.sampler.shape[0]) * self.sampler.shape[1]
+
+    def _base_bytes(self) -> int:
+        return _base_bytes(self.device)
+
+
+def _base_bytes(device: torch.device) -> int:
+    """Bytes resident in the process now (on CUDA: reserved on the device)."""
+    return reserved_memory(device) if device.type == "cuda" else resident_memory()
+
+
+def _free_bytes(compute: Compute, device: torch.device) -> int:
+    """Bytes by which a run may let the process grow."""
+    if compute.memory is None:
+        return free_memory_of(device) // 2
+    return parse_bytes(compute.memory, total_memory(device)) - _base_bytes(device)
+
+
+def _show(watch: Watch | None, strip: Strip, **rows: Any) -> None:
+    """Hand a strip to whoever watches, with other `rows` at another `y` where they are given."""
+    if watch is not None:
+        watch(replace(strip, **rows))
+
+
+def _copy_rows(maps: NDArray[np.float32], y: int, rows: NDArray[np.float32]) -> None:
+    maps[:, y : y + rows.shape[1]] = rows
+
+
+def _warnings(model: Model, slide: Slide, sampler: Sampler | PaddedSampler, inside: tuple[int, int]) -> tuple[str, ...]:
+    """What the reader of a result must know: how region and card differ, and what was assumed when the model was loaded."""
+    card, warnings = model.card, []
+    height, width = sampler.shape
+    if not card.trained:
+        warnings.append("The weights are random (untrained=True): the answer and the maps mean nothing.")
+    if isinstance(sampler, PaddedSampler):
+        warnings.append(
+            f"The region is {inside[1]} x {inside[0]} px; zeros at the right and below make it {width} x {height} px for the network."
+        )
+    if card.input_size is not None:
+        low, high = card.input_size
+        if min(height, width) * _SIZE_SLACK < low or max(height, width) > high * _SIZE_SLACK:
+            sides = f"{low} px" if low == high else f"{low} to {high} px"
+            what = "padded region" if isinstance(sampler, PaddedSampler) else "region"
+            warnings.append(f"The {what} is {width} x {height} px on the network's grid; the model was trained on sides of {sides}.")
+    if card.mpp is None:
+        warnings.append("The card states no mpp: the region was read at the slide's full resolution as it is.")
+    elif sampler.mpp is not None and max(abs(m / card.mpp - 1) for m in sampler.mpp) > 0.01:
+        warnings.append(f"The region was read at {sampler.mpp[0]:.3f} um/px; the model was trained at {card.mpp:.3f} um/px.")
+    scale = contradicted_scale(slide.mpp, slide.stated_mpp)
+    return (*warnings, *([] if scale is None else [scale]), *model.notes)

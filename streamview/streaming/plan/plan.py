@@ -1,0 +1,475 @@
+"""What a call will cost before it runs: the shape of the steps, what is kept, predicted peak bytes, operations and time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from streamview.errors import MemoryBudgetError
+from streamview.streaming.call import Call
+from streamview.streaming.cuda import free_memory_of
+from streamview.streaming.graph import Graph, Program
+from streamview.streaming.memory import format_bytes
+from streamview.streaming.ops import Size, Statistic
+from streamview.streaming.plan.costs import Batch, PassCosts, Totals, largest_block, pass_costs, totals
+from streamview.streaming.step import Grid, build_grid, wanted
+
+__all__ = ["CostModel", "PassPlan", "Plan", "make_plan"]
+
+_STRIP_ROWS = (256, 128, 64, 32, 16, 8)
+_TILE_ROWS = (512, 256, 128, 64)
+_TILE_COLUMNS = 256  # the least
+_CUDA_ROWS = tuple(2**n for n in reversed(range(5, 14)))
+_CUDA_COLUMNS = 2048  # the least
+_ELEMENTS = 2**31  # several of torch's kernels fail beyond
+
+
+@dataclass(frozen=True, slots=True)
+class CostModel:
+    """The measured constants by which plans are compared; a machine of another kind may want others.
+
+    Parameters
+    ----------
+    best_log2_px
+        log2 of the px of a step that stays in the processor's caches and still fills its threads. With the weights of `step_time` fitted to
+        networks of 18 and 22 layers at widths of 2048 and 8192 px.
+    returned_time
+        Time, relative to memory that is reused, where every block of a step comes from the system anew.
+    reused_most, reused_expected, reused_between
+        Memory that the C library holds back for reuse, in units of what the heaviest step takes: at most, as a rule, and between two steps.
+    cuda_largest_px
+        Px of a step on CUDA beyond which a few percent of time are gained, for twice the memory.
+    cuda_launch_px
+        Px that a GPU computes while the host launches the kernels of one step.
+    cuda_reserved
+        What the CUDA allocator reserves relative to what is allocated: its blocks are larger, and cuDNN takes workspaces.
+    """
+
+    best_log2_px: float = 17.5
+    returned_time: float = 1.25
+    reused_most: float = 4
+    reused_expected: float = 1.5
+    reused_between: float = 1
+    cuda_largest_px: int = 2**23
+    cuda_launch_px: int = 2**20
+    cuda_reserved: float = 1.75
+
+    def step_time(self, tile: Size, width: int) -> float:
+        """Time of steps of this shape on a processor, relative to large ones, for an image of this width."""
+        away = abs(math.log2(tile[0] * min(tile[1], width)) - self.best_log2_px)
+        return 1 + 0.02 * away + 2 / tile[0] + (0 if tile[1] >= width else 20 / tile[1])
+
+    def cuda_step_time(self, tile: Size, size: Size) -> float:
+        """As `step_time` on a GPU for an image of this height and width: the fewer kernels are launched the better."""
+        # what a step takes over from its left neighbour is one more copy
+        return 1 + 0.1 * (tile[1] < size[1]) + self.cuda_launch_px / (min(tile[0], size[0]) * tile[1])
+
+
+@dataclass(frozen=True, slots=True)
+class PassPlan:
+    """How one pass will run.
+
+    Parameters
+    ----------
+    tile
+        Rows and columns of a step, in px of the pass's largest source: of the image in the first pass.
+    steps
+        Number of steps.
+    tapes
+        How many of them keep what their reverse pass needs, which saves computing them again.
+    segment
+        The others are computed again in segments of so many rows of steps, each from what its first row took over; 0: every step
+        from what it took over itself.
+    spill
+        Whether what they are computed from is kept in a file.
+    again
+        Whether the reverse pass first runs the whole pass again, so that nothing of it is remembered in between.
+    """
+
+    tile: Size
+    steps: int
+    tapes: int = 0
+    segment: int = 0
+    spill: bool = False
+    again: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How a call will run.
+
+    Parameters
+    ----------
+    passes
+        One for each phase of the network.
+    barriers
+        What becomes of the maps between passes: ``"none"`` (there are none), ``"kept"`` in memory, ``"spilled"`` to disk, or
+        ``"regenerated"`` from the image.
+    peak_bytes
+        Predicted growth of memory over the call, without the image; that of a `Streamed` counts the image's gradient.
+    keeps
+        What a tape holds: ``"nothing"`` (no gradient is wanted), ``"bits"`` (of a network that is linear piece by piece, for the
+        image's gradient) or ``"maps"``.
+    operations
+        Floating point operations of convolutions and matrix products, forward and in reverse.
+    overhead
+        The same relative to conventional autograd, which computes nothing twice.
+    seconds
+        Predicted time on this machine; None where it was not asked for.
+    freed
+        What becomes of freed memory during the call: ``"as ever"`` is the allocator's own way, taken where no budget was given;
+        ``"returned"`` to the system at once; or ``"reused"``, which is faster and takes some times what a step takes besides.
+    step_bytes
+        What the heaviest step takes of `peak_bytes` besides its tape.
+    kept_bytes
+        Bytes by which the process may have grown between two steps, once the weights are computed, before freed memory that is kept
+        for reuse is given back.
+    budget
+        Bytes by which the call may grow; None where nothing was said.
+    """
+
+    passes: tuple[PassPlan, ...]
+    barriers: str
+    peak_bytes: int = 0
+    keeps: str = "nothing"
+    operations: int = 0
+    overhead: float = 1.0
+    seconds: float | None = None
+    freed: str = "as ever"
+    step_bytes: int = 0
+    kept_bytes: int = 0
+    budget: int | None = None
+
+    @property
+    def tile(self) -> Size:
+        """Rows and columns of a step of the first pass, in px of the image."""
+        return self.passes[0].tile
+
+    @property
+    def steps(self) -> int:
+        """Steps of all passes."""
+        return sum(p.steps for p in self.passes)
+
+    @property
+    def tapes(self) -> int:
+        """Steps that keep what their reverse pass needs."""
+        return sum(p.tapes for p in self.passes)
+
+    def stored(self, graph: Graph) -> list[int]:
+        """The graph's values that are stored between passes."""
+        return graph.crossing if self.barriers in ("kept", "spilled") else []
+
+    def __str__(self) -> str:
+        """One line for people."""
+        rows, cols = self.tile
+        said = f"{self.steps} steps of {rows} x {cols} px"
+        if len(self.passes) > 1:
+            said += f" in {len(self.passes)} passes, maps between them {self.barriers}"
+        if self.keeps != "nothing":
+            kept = {"bits": "bits in place of maps", "maps": "maps"}[self.keeps]
+            again = "nothing is" if self.tapes == self.steps else f"{self.steps - self.tapes} are"
+            said += f", {kept} kept of {self.tapes}, {again} computed again"
+        said += f": peak memory {format_bytes(self.peak_bytes)}, {self.overhead:.3f} of conventional operations"
+        return said
+
+
+MEASURED = CostModel()
+"""As measured on processors of two kinds, and on an H100."""
+
+
+def make_plan(
+    call: Call,
+    *,
+    memory: int | None = None,
+    tile: Size | None = None,
+    barriers: str = "auto",
+    forecast: bool = True,
+    costs: CostModel = MEASURED,
+) -> Plan:
+    """Choose the steps of a call.
+
+    Parameters
+    ----------
+    call
+        What is computed.
+    memory
+        Bytes by which the call may grow; default half of what the machine has free.
+    tile
+        Rows and columns of a step in px of the image, instead of choosing them; without `memory` no step keeps a tape.
+    barriers
+        ``"kept"``, ``"spilled"`` or ``"regenerated"`` (see `Plan`); ``"auto"``: the first of them that fits.
+    forecast
+        Whether the plan of a given `tile` without `memory` says what it takes.
+    costs
+        By which plans are compared.
+
+    Returns
+    -------
+    Plan
+        Of those that fit, the one of the least work.
+
+    Raises
+    ------
+    MemoryBudgetError
+        When no step fits; the message names the least that would do.
+    """
+    height, width = call.size
+    cuda = call.device.type == "cuda"
+    budget = free_memory_of(call.device) // 2 if memory is None else memory
+    if not call.bound.graph.crossing:
+        ways: Sequence[str] = ("none",)
+    else:
+        ways = ("kept", "spilled", "regenerated") if barriers == "auto" else (barriers,)
+    least = None
+    for way in ways:
+        planner = _Planner(call, way, costs)
+        if tile is not None and memory is None:
+            return planner.bare(tile, forecast)
+        candidates = _cuda_candidates(call.size, costs) if cuda else _candidates(call.size, costs)
+        best, best_work = None, float("inf")
+        for candidate, work in [(tile, 1.0)] if tile is not None else candidates:
+            if work >= best_work:
+                break  # the rest are smaller still
+            # the treatments of freed memory are of the host's allocator
+            for freed, slower in (("as ever", 1.0),) if memory is None or cuda else (("reused", 1.0), ("returned", costs.returned_time)):
+                plan = planner.plan(candidate, round(budget / costs.cuda_reserved) if cuda else budget, freed)
+                if cuda:
+                    plan = replace(plan, peak_bytes=round(plan.peak_bytes * costs.cuda_reserved))
+                held_back = (costs.reused_most - costs.reused_expected) * plan.step_bytes * (freed == "reused")
+                if plan.peak_bytes + held_back <= budget and work * slower * plan.overhead < best_work:
+                    best, best_work = plan, work * slower * plan.overhead
+                least = plan if least is None or plan.peak_bytes < least.peak_bytes else least
+        if best is not None:
+            return replace(best, budget=memory)
+    if least is None:
+        raise AssertionError("there is always a candidate")
+    raise MemoryBudgetError(
+        f"an image of {height} x {width} px needs at least {format_bytes(least.peak_bytes)} more memory with this network, but the budget "
+        f"leaves {format_bytes(budget)}: give more memory or a smaller region"
+    )
+
+
+def _candidates(size: Size, costs: CostModel) -> list[tuple[Size, float]]:
+    """Shapes of a step, strips and tiles, with the work that they cost relative to large ones, the least first."""
+    height, width = size
+    tiles = [(rows, width) for rows in _STRIP_ROWS]
+    columns = width
+    while columns > _TILE_COLUMNS:
+        columns = -(-columns // 2)
+        tiles += [(rows, columns) for rows in _TILE_ROWS]
+    candidates = [(tile, costs.step_time(tile, width)) for tile in tiles if tile[0] <= max(height, _STRIP_ROWS[-1])]
+    return sorted(candidates, key=lambda candidate: candidate[1])
+
+
+def _cuda_candidates(size: Size, costs: CostModel) -> list[tuple[Size, float]]:
+    """As `_candidates` for a GPU, where nothing but the number of kernels matters: the larger a step the better."""
+    tiles, columns = [], 2 * size[1]
+    while columns > min(size[1], _CUDA_COLUMNS):
+        columns = -(-columns // 2)
+        tiles += [(rows, columns) for rows in _CUDA_ROWS if rows * columns <= max(costs.cuda_largest_px, _CUDA_ROWS[-1] * columns)]
+    candidates = [(tile, costs.cuda_step_time(tile, size)) for tile in tiles]
+    return sorted(candidates, key=lambda candidate: candidate[1])
+
+
+class _Planner:
+    """Plans of one way with barriers."""
+
+    def __init__(self, call: Call, way: str, costs: CostModel) -> None:
+        self.call, self.way, self.cost_model = call, way, costs
+        self.bound, self.images, self.dtype, self.needs = call.bound, call.images, call.dtype, call.needs
+        self.gathered = call.gathered or call.dtype
+        graph, weights = call.bound.graph, call.weights
+        self.maps = [sink.value for sink in graph.sinks if sink.kind == "map"] if call.holds_maps else []
+        self.stored = Plan((), way).stored(graph)
+        self.programs = [call.bound.program(phase, self.stored) for phase in range(graph.passes)]
+        train = call.needs is not None and any(call.needs.operands)
+        # convolutions lay a weight out anew for the processor, and its gradient twice
+        laid_out = max((w.nbytes for w in weights), default=0) * (2 if train else 1)
+        self.weights = call.folded_bytes + laid_out + (sum(w.nbytes for w in weights) if train else 0)
+        given = iter(weights)
+        self.blank = [
+            torch.empty([n or call.images for n in o.shape], dtype=self.gathered, device="meta") if isinstance(o, Statistic)
+            else torch.empty_like(next(given), device="meta")
+            for o in graph.operands
+        ]  # fmt: skip
+        self.batches = [self._batch(program) for program in self.programs]
+        self._totals: tuple[list[Totals], int] | None = None
+        self._costs: dict[Size, list[PassCosts]] = {}
+
+    def _batch(self, program: Program) -> Batch:
+        wants = None if self.needs is None else wanted(program, self.needs.values, self.needs.operands)
+        return Batch(self.images, self.dtype, self.blank, wants)
+
+    def totals(self) -> tuple[list[Totals], int]:
+        """The costs of each pass as a whole, and the operations of conventional autograd."""
+        if self._totals is None:
+            found = [totals(program, batch) for program, batch in zip(self.programs, self.batches, strict=True)]
+            once = found
+            if self.way == "regenerated":
+                graph = self.bound.graph
+                plain = [self.bound.program(phase, graph.crossing) for phase in range(graph.passes)]
+                once = [totals(program, self._batch(program)) for program in plain]
+            self._totals = found, sum(t.forward + t.reverse for t in once)
+        return self._totals
+
+    def bare(self, tile: Size, forecast: bool) -> Plan:
+        """One shape of the steps without tapes, every step remembered by what it took over."""
+        return self.plan(tile, None) if forecast else Plan(self._lean(self._grids(tile)), self.way)
+
+    def plan(self, tile: Size, budget: int | None, freed: str = "as ever") -> Plan:
+        """One shape of the steps, with as many tapes as the budget allows; without a budget as `bare`."""
+        laid = self._grids(tile)
+        grids = [grid for _, grid in laid]
+        wholes, conventional = self.totals()
+        if tile not in self._costs:
+            self._costs[tile] = [pass_costs(*of) for of in zip(self.programs, grids, self.batches, strict=True)]
+        costs = self._costs[tile]
+        step_bytes = max(cost.working for cost in costs)
+        fitted, reused = self.cost_model, freed == "reused"
+        most, expected = (round(fitted.reused_most * step_bytes), round(fitted.reused_expected * step_bytes)) if reused else (0, 0)
+        sinks = sum(self._bytes(value, self.gathered) for value in self.maps) * (2 if self.needs else 1)
+        outside = self.call.reader_bytes * min(tile[0], self.bound.sizes[0][0]) * min(tile[1], self.bound.sizes[0][1])
+        peaks = [outside + cost.working + max(cost.states) + self._held_bytes(p) for p, cost in enumerate(costs)]
+        used = self.weights + sinks + max(peaks)
+        operations = sum(whole.forward + whole.reverse for whole in wholes)
+        passes = self._lean(laid)
+        if self.needs is not None:
+            passes, remembered = _remembering(passes, [list(_options(cost)) for cost in costs], peaks, self.weights + sinks + most, budget)
+            used = max(used, remembered - most)
+            for chosen, whole in zip(passes, wholes, strict=True):
+                operations += round(whole.forward * ((chosen.steps - chosen.tapes) / chosen.steps + chosen.again))
+        largest = max(largest_block(program, grid, self.images) for program, grid in zip(self.programs, grids, strict=True))
+        return Plan(
+            passes,
+            self.way,
+            used + expected if budget is None or largest < _ELEMENTS else budget + 1,
+            "nothing" if self.needs is None else "maps" if any(whole.maps for whole in wholes) else "bits",
+            operations,
+            operations / max(conventional, 1),
+            freed=freed,
+            step_bytes=step_bytes,
+            kept_bytes=used - self.call.folded_bytes + round(fitted.reused_between * step_bytes),
+        )
+
+    def _grids(self, tile: Size) -> list[tuple[Size, Grid]]:
+        """Rows and columns of a step, and the schedule, of every pass."""
+        tiles = [self._scaled(tile, program) for program in self.programs]
+        return [(scaled, build_grid(program, scaled)) for scaled, program in zip(tiles, self.programs, strict=True)]
+
+    def _lean(self, laid: Sequence[tuple[Size, Grid]]) -> tuple[PassPlan, ...]:
+        """All passes without tapes."""
+        # passes from the image grow and grow: they are run again one by one rather than remembered all at once
+        again = self.way == "regenerated"
+        return tuple(PassPlan(tile, grid.rows.steps * grid.cols.steps, again=again) for tile, grid in laid)
+
+    def _scaled(self, tile: Size, program: Program) -> Size:
+        """A step of the first pass for a later one: the same share of the columns, and as many rows as hold as much."""
+        width, cols = self.bound.sizes[0][1], max(w for _, w in program.sources)
+        rows = tile[0] * self._row_elements(self.programs[0]) / self._row_elements(program)
+        return max(1, round(rows)), max(1, round(tile[1] * cols / width))
+
+    def _row_elements(self, program: Program) -> float:
+        """Elements of a program's largest value for each row of its largest source."""
+        sizes = [self.bound.sizes[value] for value in program.values]
+        largest = max(c * h * w for c, (h, w) in zip(program.channels, sizes, strict=True))
+        return largest / max(h for h, _ in program.sources)
+
+    def _bytes(self, value: int, dtype: torch.dtype | None = None) -> int:
+        height, width = self.bound.sizes[value]
+        return self.images * self.bound.graph.channels[value] * height * width * (dtype or self.dtype).itemsize
+
+    def _held_bytes(self, phase: int) -> int:
+        """Bytes of maps between passes that are in memory during a pass, and of their gradients."""
+        graph = self.bound.graph
+        held = [v for v in self.stored if self.way == "kept"]
+        during = [v for v in held if graph.phases[v] <= phase <= graph.last_reader(v)]
+        if self.needs is None:
+            return sum(map(self._bytes, during))
+        image = self.needs.values[0] and self.way == "kept" and sum(0 in p.values[: len(p.sources)] for p in self.programs) > 1
+        return sum(map(self._bytes, held)) + sum(map(self._bytes, during)) + (self._bytes(0) if image else 0)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Option:
+    """One way to remember a pass.
+
+    Parameters
+    ----------
+    segment, spill
+        As in `PassPlan`.
+    bytes
+        What that takes, and the tapes that are at hand while it is computed again, by the number of tapes that are kept.
+    """
+
+    segment: int
+    spill: bool
+    bytes: Tensor
+
+    def most(self, room: int) -> int:
+        """The most tapes that fit; 0 if nothing does."""
+        fitting = (self.bytes <= room).nonzero()
+        return int(fitting[-1]) if len(fitting) else 0
+
+
+def _options(cost: PassCosts) -> Iterator[_Option]:
+    """The ways to remember a pass."""
+    rows, columns = len(cost.rows), len(cost.columns)
+    states = torch.tensor(cost.states, dtype=torch.float64)
+    carries = (states[:, None] / columns + cost.left / (rows * columns)).expand(-1, columns).flatten()
+    shares = torch.tensor(cost.rows, dtype=torch.float64)[:, None] * torch.tensor(cost.columns, dtype=torch.float64)
+    tapes = shares.flatten() * cost.tapes
+    kept, made = _from_none(tapes.flip(0).cumsum(0)), _from_none(tapes.cumsum(0))
+
+    def bytes_by_tapes(carried: Tensor, again: Tensor) -> Tensor:
+        # the last steps keep theirs, and these are gone when those of the first ones are computed again
+        carried, again = _from_none(carried.cumsum(0)).flip(0), _from_none(again.cummax(0).values).flip(0)
+        return (carried + torch.maximum(kept, again)).ceil().long()
+
+    yield _Option(0, False, bytes_by_tapes(carries, tapes))
+    segment = 1 if columns > 1 else 2
+    while segment < rows:
+        row = torch.arange(rows)
+        begins = (row - row % segment).repeat_interleave(columns)
+        # a segment that is computed again is at hand as a whole, and so is what it hands down
+        again = made[1:] - made[begins * columns] + states.max()
+        starts = torch.zeros(rows, columns, dtype=torch.float64)
+        starts[::segment, 0] = states[::segment]
+        yield _Option(segment, False, bytes_by_tapes(starts.flatten(), again))
+        yield _Option(segment, True, bytes_by_tapes(torch.zeros_like(tapes), again + states[::segment].max()))
+        segment *= 2
+
+
+def _from_none(running: Tensor) -> Tensor:
+    """Running values of one step, two steps and so on, with that of none before them."""
+    return torch.cat([running.new_zeros(1), running])
+
+
+def _remembering(
+    lean: Sequence[PassPlan], options: Sequence[list[_Option]], peaks: Sequence[int], fixed: int, budget: int | None
+) -> tuple[tuple[PassPlan, ...], int]:
+    """What each pass remembers, those of later passes chosen first, and the bytes of all that with what is `fixed`."""
+    if budget is None:
+        options = [[option for option in found if not option.segment] for found in options]
+    least = [min(int(option.bytes[0]) for option in found) for found in options]
+    again = lean[0].again
+    used = fixed + (0 if again else max(peaks))
+    passes: list[PassPlan] = []
+    for p in reversed(range(len(lean))):
+        # a pass that is run again is alone in memory
+        others = fixed + peaks[p] if again else used + sum(least[:p])
+        tapes, option = _chosen(options[p], 0 if budget is None else budget - others)
+        taken = int(option.bytes[tapes])
+        used = max(used, others + taken) if again else used + taken
+        passes.insert(0, replace(lean[p], tapes=tapes, segment=option.segment, spill=option.spill))
+    return tuple(passes), used
+
+
+def _chosen(options: Sequence[_Option], room: int) -> tuple[int, _Option]:
+    """How many tapes are kept, and how the other steps are remembered; in a file only where memory alone does not do."""
+    found = [(option.most(room), option) for option in options]
+    held = [(tapes, option) for tapes, option in found if not option.spill and option.bytes[tapes] <= room]
+    return max(held or found, key=lambda pair: (pair[0], -int(pair[1].bytes[pair[0]])))

@@ -1,0 +1,279 @@
+"""One pass, forward and backward, over the schedule: one step at a time, nothing computed twice, nothing held that is not needed.
+
+The reverse pass visits the steps in reverse order. What it needs of a step was remembered (its *tape*), or is computed again from
+what was carried into it, or from what was carried into the first row of its *segment*.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from typing import Any
+
+from torch import Tensor
+
+from streamview.streaming.graph import Program
+from streamview.streaming.ops import Wants
+from streamview.streaming.run.background import Repeats, alike_everywhere, even
+from streamview.streaming.run.stores import Shelf
+from streamview.streaming.step import Blocks, Carry, Emit, Grid, Read, SinkGrads, Span, Step, Tape, Write, asked, reverse_step, run_step
+
+__all__ = ["Backward", "Forward"]
+
+_Pieces = list[tuple[int, Tensor | None]]
+
+
+class Forward:
+    """The forward pass over a grid, remembering what a reverse pass needs.
+
+    Parameters
+    ----------
+    program, grid
+        What to run and in which steps.
+    weights
+        The graph's operands, detached.
+    wants
+        Per node what the reverse pass will ask (see `streamview.streaming.step.wanted`); None when there is none.
+    tapes
+        How many of the last steps keep their tape, which saves their recomputation.
+    segment
+        The others are remembered by what every row of steps of this multiple took over from above; 0: by what each took over itself.
+    spill
+        Whether that is kept in a file.
+    settle
+        Called whenever a step was computed or reversed.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        grid: Grid,
+        weights: Sequence[Any],
+        wants: Sequence[Wants] | None,
+        tapes: int = 0,
+        segment: int = 0,
+        spill: bool = False,
+        settle: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.program, self.grid, self.weights, self.wants, self.segment = program, grid, weights, wants, segment
+        self.taped = grid.rows.steps * grid.cols.steps - tapes
+        self.carries: dict[tuple[int, int], Carry] = {}
+        self.starts: dict[int, list[Blocks]] = {}
+        self.shelf = Shelf() if spill else None
+        self.settle = settle
+        self.tapes: dict[tuple[int, int], Tape] = {}
+        self._repeats: Repeats[tuple[Blocks, Blocks, Tape | None, _Pieces]] = Repeats()
+
+    def run(self, read: Read, emit: Emit, done: Callable[[], None] = lambda: None, see: Emit | None = None) -> None:
+        """Run all steps.
+
+        Parameters
+        ----------
+        read
+            Gives (N, C, rows, columns) of a source: its index, rows, columns.
+        emit
+            Takes each piece of a sink's value: value, piece, rows, columns.
+        done
+            Called after every step.
+        see
+            Sees each piece of every value, as `emit`.
+        """
+        columns = self.grid.cols.steps
+        above = [self._nothing() for _ in range(columns)]
+        for i in range(self.grid.rows.steps):
+            if self.wants is not None and self.segment and i % self.segment == 0 and i * columns < self.taped:
+                self._begin(i, above)
+            left = self._nothing()
+            for j in range(columns):
+                carry = Carry(above[j], left)
+                keep = self.wants is not None and i * columns + j >= self.taped
+                above[j], left, tape = self._compute(i, j, carry, keep, read, emit, see)
+                self.settle()
+                if tape is not None:
+                    self.tapes[i, j] = tape
+                elif self.wants is not None and not self.segment:
+                    self.carries[i, j] = carry
+                done()
+        self._repeats = Repeats()
+
+    def again(self, i: int, j: int, read: Read) -> dict[tuple[int, int], Tape]:
+        """Tapes of a step that has none and of those before it in its segment, by step, computed again."""
+        if not self.segment:
+            return self._tapes([(i, j)], [self.carries[i, j].above], self.carries[i, j].left, read)
+        columns = self.grid.cols.steps
+        first = i - i % self.segment
+        steps = [(row, column) for row in range(first, i + 1) for column in range(columns) if (row, column) <= (i, j)]
+        return self._tapes(steps, self._beginning(first), self._nothing(), read)
+
+    def forget(self, i: int, j: int) -> None:
+        """Let go of what was remembered for a step; the steps behind it were forgotten before."""
+        self.tapes.pop((i, j), None)
+        self.carries.pop((i, j), None)
+        if j == 0:
+            self.starts.pop(i, None)
+
+    def _begin(self, row: int, above: Sequence[Blocks]) -> None:
+        """Remember what a row of steps takes over from above."""
+        if self.shelf is None:
+            self.starts[row] = list(above)
+        else:
+            self.shelf.put(row, [block for blocks in above for block in blocks])
+
+    def _beginning(self, row: int) -> list[Blocks]:
+        if self.shelf is None:
+            return list(self.starts[row])
+        flat, count = self.shelf.take(row), len(self.program.values)
+        return [flat[start : start + count] for start in range(0, len(flat), count)]
+
+    @cached_property
+    def may_repeat(self) -> bool:
+        """Whether steps of the same geometry may do the same."""
+        return alike_everywhere(self.program, self.weights)
+
+    def _tapes(self, steps: Sequence[tuple[int, int]], above: list[Blocks], left: Blocks, read: Read) -> dict[tuple[int, int], Tape]:
+        found = {}
+        for number, (i, j) in enumerate(steps):
+            column = j if len(above) > 1 else 0
+            if number and j == 0:
+                left = self._nothing()
+            above[column], left, tape = self._compute(i, j, Carry(above[column], left), True, read, None, None)
+            self.settle()
+            if tape is None:
+                raise AssertionError("a step that was asked for a tape returned none")
+            found[i, j] = tape
+        self._repeats = Repeats()  # it would hold tapes that are let go of one by one
+        return found
+
+    def _compute(
+        self, i: int, j: int, carry: Carry, keep: bool, read: Read, emit: Emit | None, see: Emit | None
+    ) -> tuple[Blocks, Blocks, Tape | None]:
+        """Run a step, or hand out again what one that was given the same gave."""
+        step = Step(self.program, self.grid, i, j)
+        wants = self.wants if keep else None
+        pixels = [read(source, *step.new(source)) for source in range(step.first)]
+        flat = even(pixels) if see is None and self.may_repeat else None
+        if flat is None:
+            return run_step(step, pixels, carry, self.weights, wants, emit, see)
+        key, given = (keep, step.signature()), [*flat, *carry.above, *carry.left]
+        known = self._repeats.find(key, given)
+        if known is None:
+            gathered: _Pieces = []
+            made = run_step(step, pixels, carry, self.weights, wants, partial(_gather, gathered))
+            known = *made, gathered
+            self._repeats.remember(key, given, known)
+        elif known[2] is not None:
+            known[2].shared = True
+        below, right, tape, pieces = known
+        if emit is not None:
+            for value, piece in pieces:
+                if piece is not None:
+                    emit(value, piece, *step.new(value))
+        return below, right, tape
+
+    def _nothing(self) -> Blocks:
+        return [None] * len(self.program.values)
+
+
+@dataclass(slots=True)
+class Backward:
+    """The reverse pass of a `Forward`.
+
+    Parameters
+    ----------
+    forward
+        The forward pass.
+    release
+        Let go of each step's memory once it is done; the pass can then not be repeated.
+    weight_grads
+        Gradients of the graph's operands, summed as the steps go by.
+    """
+
+    forward: Forward
+    release: bool = False
+    weight_grads: list[Tensor | None] = field(default_factory=list)
+
+    def run(
+        self,
+        read: Read,
+        sink_grads: SinkGrads,
+        write: Write,
+        done: Callable[[], None] = lambda: None,
+        see: Emit | None = None,
+    ) -> None:
+        """Run all steps in reverse.
+
+        Parameters
+        ----------
+        read
+            The same as in the forward pass.
+        sink_grads
+            Gradient of these rows and columns of a sink's value, or None for zero.
+        write
+            Takes the finished gradient (N, C, rows, columns) of a source's rows and columns, from the last step to the first; None
+            for zero. Its arguments: index of the source, gradient, rows, columns.
+        done
+            Called after every step.
+        see
+            Sees the gradient of every value's block: value, gradient, rows, columns.
+        """
+        forward = self.forward
+        program, grid, wants = forward.program, forward.grid, forward.wants
+        if wants is None:
+            raise ValueError("the forward pass was told that no gradient is wanted")
+        count, columns = len(program.values), grid.cols.steps
+        sunk = {value for value, _ in program.sinks}
+        sources = [source for source in range(len(program.sources)) if source in sunk or asked(program, wants, source)]
+        # gradients of weights are sums that every step adds to
+        alike = see is None and forward.may_repeat and not any(any(want.weights) for want in wants)
+        repeats: Repeats[tuple[Tape, Blocks, Blocks, _Pieces]] = Repeats()
+        computed: dict[tuple[int, int], Tape] = {}
+        self.weight_grads = [None] * len(forward.weights)
+        pending_above: list[Blocks] = [[None] * count for _ in range(columns)]
+        pending_left: Blocks = [None] * count
+        for i, j in reversed(grid.steps()):
+            if j == columns - 1:
+                pending_left = [None] * count
+            step = Step(program, grid, i, j)
+            pending = pending_above[j], pending_left
+            given = {value: sink_grads(value, *step.new(value)) for value in sunk if _area(*step.new(value))}
+            incoming = [*pending[0], *pending[1], *given.values()]
+            written: _Pieces = []
+            if not any(grad is not None and bool(grad.any()) for grad in incoming):
+                pending_above[j], pending_left = [None] * count, [None] * count
+            else:
+                tape = forward.tapes.get((i, j)) or computed.pop((i, j), None)
+                if tape is None:
+                    computed = forward.again(i, j, read)
+                    tape = computed.pop((i, j))
+                key = (id(tape), step.signature()) if alike and tape.shared else None
+                known = None if key is None else repeats.find(key, incoming)
+                if known is None:
+                    take, put = partial(_given, given), partial(_gather, written)
+                    above, left = reverse_step(step, tape, forward.weights, wants, pending, take, put, self.weight_grads, see)
+                    known = tape, above, left, written
+                    if key is not None:
+                        repeats.remember(key, incoming, known)
+                pending_above[j], pending_left, written = known[1:]
+                del tape, known  # or it would still be there while the next one is computed
+            finished = dict(written)
+            for source in sources:
+                if _area(*step.new(source)):
+                    write(source, finished.get(source), *step.new(source))
+            if self.release:
+                forward.forget(i, j)
+            computed.pop((i, j), None)
+            forward.settle()
+            done()
+
+
+def _given(grads: Mapping[int, Tensor | None], value: int, rows: Span, cols: Span) -> Tensor | None:
+    return grads.get(value)
+
+
+def _gather(pieces: _Pieces, value: int, piece: Tensor | None, rows: Span, cols: Span) -> None:
+    pieces.append((value, piece))
+
+
+def _area(rows: Span, cols: Span) -> int:
+    return (rows[1] - rows[0]) * (cols[1] - cols[0])
