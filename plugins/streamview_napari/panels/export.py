@@ -29,8 +29,9 @@ from qtpy.QtWidgets import (
 from streamview.errors import StreamviewError
 from streamview.files import atomic
 from streamview.results import RESEARCH_USE
-from streamview_napari.canvas.records import map_record
 from streamview_napari.panels.section import ERROR_STYLE, Section, labelled, quiet_label
+from streamview_napari.records import MapLayer
+from streamview_napari.requests.answers import describe_certificate
 from streamview_napari.requests.script import about, command, find_origin, python
 
 if TYPE_CHECKING:
@@ -176,7 +177,7 @@ class ExportSection(Section):
 
     def export(self, form: Form, path: str | os.PathLike[str], done: Callable[[Path], Any] | None = None) -> None:
         """Write the map worked on in a thread, and say so; errors are shown as text."""
-        record = map_record(self.state.map_layer)
+        record = self.state.map
         if record is None:
             return
         saliency, recipe, slide = record.saliency, record.recipe, self.state.slide
@@ -205,7 +206,7 @@ class ExportSection(Section):
         self._copy(command)
 
     def _copy(self, make: Callable[..., str]) -> None:
-        record = map_record(self.state.map_layer)
+        record = self.state.map
         if record is None:
             return
         try:
@@ -217,7 +218,7 @@ class ExportSection(Section):
         self._say("Copied.")
 
     def _choose(self) -> None:
-        record = map_record(self.state.map_layer)
+        record = self.state.map
         if record is None:
             return
         form: Form = self.format.currentData()
@@ -228,13 +229,13 @@ class ExportSection(Section):
             self.export(form, chosen if chosen.endswith(ending) else chosen + ending)
 
     def _about(self) -> None:
-        layer = self.state.map_layer
-        if layer is None:
+        record = self.state.map
+        if record is None:
             return
         self.release()
         self.sheet = QDialog(self)
         self.sheet.setWindowTitle("About this map")
-        said = describe_map(layer)
+        said = describe_map(record)
         text = QTextBrowser()
         text.setHtml(_as_table(said))
         buttons = QDialogButtonBox(QDialogButtonBox.StandardButton.Close)
@@ -262,16 +263,14 @@ class ExportSection(Section):
         self.problem.show()
 
 
-def describe_map(layer: Image) -> str:
-    """Say what a map layer is; see `streamview_napari.requests.script.about`."""
-    record = map_record(layer)
-    if record is None:
-        return ""
+def describe_map(record: MapLayer) -> str:
+    """Say what a map is; see `streamview_napari.requests.script.about`."""
     try:
         origin = find_origin(record.saliency, record.run)
     except StreamviewError:
         origin = None
-    return about(record.saliency, record.recipe, origin, record.verified)
+    verified = "" if record.certificate is None else describe_certificate(record.certificate)
+    return about(record.saliency, record.recipe, origin, verified)
 
 
 def _as_table(text: str) -> str:

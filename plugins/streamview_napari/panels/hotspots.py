@@ -8,8 +8,8 @@ from qtpy.QtCore import Qt, QTimer
 from qtpy.QtWidgets import QLabel, QTableWidgetItem
 
 from streamview.export.hotspots import Hotspot, find_hotspots
-from streamview_napari.canvas.records import map_record
 from streamview_napari.panels.section import ERROR_STYLE, Section, Shortcut, plain_table, quiet_label
+from streamview_napari.records import map_on
 
 if TYPE_CHECKING:
     from napari.components import ViewerModel
@@ -58,7 +58,7 @@ class HotspotSection(Section):
         self._of: tuple[Saliency, Recipe] | None = None
         self._work: Work | None = None
         self._rest = QTimer(self, singleShot=True, interval=_PERIOD)
-        self._rest.timeout.connect(self.find_hotspots)
+        self._rest.timeout.connect(self.search)
         self.table.cellClicked.connect(lambda row, column: self.fly(row))
         state.events.map_selected.connect(self._select)
         self._select(state.map_layer)
@@ -77,18 +77,18 @@ class HotspotSection(Section):
             self._work.cancel()
 
     def _select(self, layer: Image | None) -> None:
-        self.fill(layer is not None)
-        record = map_record(layer)
+        record = map_on(layer)
+        self.fill(record is not None)
         if record is not None:
-            record.map.changed.connect(self._wait, unique=True)
+            record.shown.changed.connect(self._wait, unique=True)
             self._wait()
 
     def _wait(self) -> None:
         self._rest.start()
 
-    def find_hotspots(self) -> None:
+    def search(self) -> None:
         """Look for the hotspots of the map worked on, in a thread."""
-        record = map_record(self.state.map_layer)
+        record = self.state.map
         if record is None or self.state.closed:
             return
         if self._work is not None and self._work.running:

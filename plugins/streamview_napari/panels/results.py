@@ -18,10 +18,11 @@ from qtpy.QtWidgets import (
     QTableWidgetItem,
 )
 
-from streamview_napari.canvas.records import keep, map_record
+from streamview_napari.canvas.camera import fly_to
 from streamview_napari.panels.section import ERROR_STYLE, Section, labelled, plain_table, quiet_label
-from streamview_napari.requests.answers import Answer
-from streamview_napari.requests.regions import describe_size, fly_to
+from streamview_napari.records import expect_map, map_on, note
+from streamview_napari.requests.answers import Answer, describe_certificate
+from streamview_napari.requests.regions import describe_size
 
 if TYPE_CHECKING:
     from napari.components import ViewerModel
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from streamview_napari.state import State
     from streamview_napari.tasks import Work
 
-__all__ = ["ResultSection", "describe_certificate", "describe_seconds"]
+__all__ = ["ResultSection", "describe_seconds"]
 
 _BARS = 6  # classes with a bar; of more, the likeliest
 _WIDEST = 110  # px of a class's name
@@ -50,15 +51,6 @@ def describe_seconds(seconds: float | None) -> str:
     if seconds is None:
         return "–"
     return f"{seconds:.1f} s" if seconds < 10 else format_seconds(seconds)
-
-
-def describe_certificate(certificate: Certificate) -> str:
-    """Say in one line what a certificate found."""
-    verdict = "Exact" if certificate.passed else "NOT exact"
-    count = len(certificate.comparisons)
-    return (
-        f"{verdict}: {count} window{'s' if count > 1 else ''} against the plain network in float64, largest error {certificate.worst:.1e}"
-    )
 
 
 class ResultSection(Section):
@@ -174,7 +166,8 @@ class ResultSection(Section):
 
     def _show_certificate(self, answer: Answer) -> None:
         layers = [] if answer.saliency is None else self.state.maps_of(answer.saliency)
-        said = next((record.verified for record in map(map_record, layers) if record is not None and record.verified), "")
+        certificates = (expect_map(layer).certificate for layer in layers)
+        said = next((describe_certificate(certificate) for certificate in certificates if certificate is not None), "")
         self.certificate.setText(said)
         self.certificate.setVisible(bool(said))
 
@@ -231,7 +224,7 @@ class ResultSection(Section):
             layers = self.state.maps_of(answer.saliency)
             default = next((layer for layer in reversed(layers) if layer is self.state.map_layer), layers[-1] if layers else None)
             for layer in self.viewer.layers:
-                if map_record(layer) is not None:
+                if map_on(layer) is not None:
                     layer.visible = layer is default
             if default is not None:
                 self.state.select_map(default)
@@ -269,9 +262,7 @@ class ResultSection(Section):
         said = describe_certificate(certificate)
         layers = [] if answer.saliency is None else self.state.maps_of(answer.saliency)
         for layer in layers:
-            record = map_record(layer)
-            if record is not None:
-                layer.metadata.update(keep(replace(record, certificate=certificate.to_dict(), verified=said)))
+            note(layer, replace(expect_map(layer), certificate=certificate))
         self.certificate.setText(said)
         self.certificate.show()
 

@@ -18,13 +18,13 @@ if TYPE_CHECKING:
     from streamview.finetuning import FinetuneResult, History
     from streamview.labels.regions import Example
     from streamview.networks.cards import ModelCard
-    from streamview_napari.requests.networks import Loaded
+    from streamview_napari.requests.models import Loaded
 
 __all__ = [
     "NUMBERS",
     "PARTS",
     "TITLES",
-    "Tuning",
+    "FinetuningRequest",
     "command",
     "describe_end",
     "describe_heads",
@@ -61,7 +61,7 @@ _FLAGS = {"class_weights": "--no-class-weights", "flips": "--no-flips"}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Tuning:
+class FinetuningRequest:
     """A fine-tuning as the user has set it up.
 
     Parameters
@@ -142,7 +142,7 @@ def find_obstacle(labels: Sequence[Example], card: ModelCard) -> str | None:
     return scarcity(labels, regression=card.task == "regression") if labels else None
 
 
-def foresee(tuning: Tuning) -> str:
+def foresee(tuning: FinetuningRequest) -> str:
     """Say what fine-tuning will take; times a sample, so it takes seconds.
 
     Raises
@@ -171,7 +171,7 @@ def foresee(tuning: Tuning) -> str:
     )
 
 
-def train(tuning: Tuning, report: Report, watch: Callable[[History], None], tell: Callable[[str], None]) -> FinetuneResult:
+def train(tuning: FinetuningRequest, report: Report, watch: Callable[[History], None], tell: Callable[[str], None]) -> FinetuneResult:
     """Fine-tune a copy of the base.
 
     Raises
@@ -197,7 +197,7 @@ def train(tuning: Tuning, report: Report, watch: Callable[[History], None], tell
     )
 
 
-def command(tuning: Tuning, table: Path, preset: str) -> str:
+def command(tuning: FinetuningRequest, table: Path, preset: str) -> str:
     """Return the command line that does the same."""
     base, settings = Path(tuning.loaded.asked), tuning.settings
     spec = str(base.parent) if base.name in ("card.json", "config.json") else tuning.loaded.asked

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,12 +14,7 @@ from numpy.typing import NDArray
 from streamview.errors import RegionError
 from streamview.geometry import Region
 
-if TYPE_CHECKING:
-    from napari.components import ViewerModel
-
-__all__ = ["centre_of", "corners", "describe_size", "fly_to", "grid_scale", "square", "within"]
-
-_MARGIN = 1.15  # of the view around a region that is flown to
+__all__ = ["corners", "describe_size", "grid_scale", "square", "within"]
 
 
 def grid_scale(mpp: tuple[float, float] | None, wanted: float | None) -> tuple[float, float]:
@@ -87,19 +81,6 @@ def corners(region: Region, mpp: tuple[float, float] | None) -> NDArray[np.float
         np.subtract(edge, 0.5) * (mpp or (1.0, 1.0)) for edge in ((region.y, region.x), (region.y_stop, region.x_stop))
     )
     return np.array([[top, left], [top, right], [bottom, right], [bottom, left]])
-
-
-def centre_of(viewer: ViewerModel) -> tuple[float, float]:
-    """Return the world position ``(y, x)`` in the middle of the view."""
-    _, y, x = viewer.scene.camera.center
-    return float(y), float(x)
-
-
-def fly_to(viewer: ViewerModel, region: Region, mpp: tuple[float, float] | None) -> None:
-    """Show a level-0 region, whole and with a margin."""
-    low, _, high, _ = corners(region, mpp)
-    viewer.scene.camera.center = (0.0, *((low + high) / 2))
-    viewer.scene.camera.zoom = float(min(np.asarray(viewer.canvas.size) / (high - low))) / _MARGIN
 
 
 def describe_size(shape: tuple[int, int], mpp: tuple[float, float] | None) -> str:

@@ -6,12 +6,14 @@ import json
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from streamview.errors import StreamviewError
 from streamview.results import RESEARCH_USE, Saliency
 from streamview.results.display import PRESETS, TITLES, Recipe
-from streamview_napari.requests.answers import RunFacts
+
+if TYPE_CHECKING:
+    from streamview_napari.requests.answers import RunFacts
 
 __all__ = ["Origin", "about", "command", "find_origin", "python"]
 
@@ -54,7 +56,9 @@ def find_origin(saliency: Saliency, run: RunFacts | None = None) -> Origin:
         When neither says so.
     """
     if run is not None and run.slide is not None:
-        return Origin(run.model, run.slide, untrained=run.untrained, mpp=run.mpp, device=run.device, memory=run.memory, tile=run.tile)
+        used = run.compute
+        memory = None if used.memory is None else str(used.memory)
+        return Origin(run.model, run.slide, untrained=run.untrained, mpp=run.mpp, device=used.device, memory=memory, tile=used.tile)
     if saliency.path is None:
         raise StreamviewError(f"{saliency.target}: is made of other maps; copy the script of each of them")
     folder = saliency.path.parents[2] if len(saliency.path.parents) > 2 else saliency.path.parent

@@ -15,7 +15,7 @@ from streamview_napari.requests.comparison import Answers, compare, describe_res
 
 if TYPE_CHECKING:
     from streamview.finetuning import FinetuneResult
-    from streamview_napari.requests.networks import Loaded
+    from streamview_napari.requests.models import Loaded
     from streamview_napari.state import State
 
 __all__ = ["Outcome"]
@@ -45,15 +45,15 @@ class Outcome(QWidget):
         self.figures.setFocusPolicy(Qt.FocusPolicy.NoFocus)
         self.regions = plain_table(["Region of", "Truth", "Base", "Tuned"])
         self.regions.setToolTip("The validation regions. ✓: became right; ✗: became wrong. Click one to go there.")
-        for column in range(4):
-            for table, side in ((self.figures, _RIGHT if column else _LEFT), (self.regions, _LEFT)):
-                title = table.horizontalHeaderItem(column)
+        for number in range(4):
+            for table, side in ((self.figures, _RIGHT if number else _LEFT), (self.regions, _LEFT)):
+                title = table.horizontalHeaderItem(number)
                 if title is not None:
                     title.setTextAlignment(side)
         header = self.regions.horizontalHeader()
         header.setMaximumSectionSize(_WIDEST)
-        for column in (1, 2, 3):
-            header.setSectionResizeMode(column, QHeaderView.ResizeMode.ResizeToContents)
+        for number in (1, 2, 3):
+            header.setSectionResizeMode(number, QHeaderView.ResizeMode.ResizeToContents)
         self.use_tuned = QPushButton("Use tuned")
         self.use_tuned.setToolTip("Run the tuned network from now on; it appears among the models above.")
         self.use_base = QPushButton("Use base")
@@ -61,12 +61,12 @@ class Outcome(QWidget):
         row = QHBoxLayout()
         row.addWidget(self.use_tuned, 1)
         row.addWidget(self.use_base, 1)
-        layout = QVBoxLayout(self)
-        layout.setContentsMargins(0, 0, 0, 0)
-        layout.setSpacing(6)
+        column = QVBoxLayout(self)
+        column.setContentsMargins(0, 0, 0, 0)
+        column.setSpacing(6)
         for widget in (self.said, self.figures, self.regions):
-            layout.addWidget(widget)
-        layout.addLayout(row)
+            column.addWidget(widget)
+        column.addLayout(row)
         self._state = state
         self._base, self._tuned = "", ""
         self._rows: list[Answers] = []

@@ -143,12 +143,11 @@ class ShownMap:
             return np.zeros((max(rows[1] - rows[0], 0), max(columns[1] - columns[0], 0)), np.uint8)
         # a hair more, so that a threshold of whole per cent is met by what meets it in float32
         found = self.blurred(level, rows, columns) * np.float32(FULL * (1 + 1e-6) / self.shown.cap)
-        codes: NDArray[np.uint8] = (
-            np.nan_to_num(found, copy=False).clip(0, FULL, out=found).astype(np.uint8)
-        )  # NaN: a patch that was not computed
+        clipped: NDArray[np.float32] = np.nan_to_num(found, copy=False).clip(0, FULL, out=found)  # NaN: a patch that was not computed
+        codes = clipped.astype(np.uint8)
         if self.glass is not None and self.shown.recipe.glass:
             (sy, sx), (oy, ox) = self.map.placed(level)
-            codes[self.glass.over(oy + sy * np.arange(*rows, dtype=np.float64), ox + sx * np.arange(*columns, dtype=np.float64))] = 0
+            codes[self.glass.over(oy + sy * np.arange(*rows, dtype=float), ox + sx * np.arange(*columns, dtype=float))] = 0
         return codes
 
     def raw(self, y: float, x: float) -> float | None:
@@ -238,8 +237,8 @@ class Level:
 
     def __getitem__(self, key: Any) -> NDArray[np.uint8]:
         (rows, columns), rest = window(key, self.shape)
-        part: NDArray[np.uint8] = self._shown.per_cent(self._index, rows, columns)[rest]
-        return part
+        values: NDArray[np.uint8] = self._shown.per_cent(self._index, rows, columns)[rest]
+        return values
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
         return np.asarray(self[:, :], dtype)
