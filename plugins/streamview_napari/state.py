@@ -148,14 +148,14 @@ class State:
     def compute(self) -> Compute:
         """On which device, and within which memory: as in the settings until the user chooses."""
         if self._compute is None:
-            kept = settings().panel
-            self._compute = Compute(kept.device, kept.memory or None)
+            stored = settings().panel
+            self._compute = Compute(stored.device, stored.memory or None)
         return self._compute
 
     def compute_with(self, compute: Compute) -> None:
         """Compute on this device within this memory from now on; the settings keep both."""
-        kept = settings().panel
-        kept.device, kept.memory = compute.device, str(compute.memory or "")
+        stored = settings().panel
+        stored.device, stored.memory = compute.device, str(compute.memory or "")
         if compute != self._compute:
             self._compute = compute
             self.events.machine_changed.emit()

@@ -210,7 +210,7 @@ def test_from_drawing_to_using_the_tuned_network_and_back(
     assert other.labels.table.item(2, 3).text() == "0.064 × 0.064"
     assert len(other.viewer.layers["Labelled regions"].data) == 2
     other.labels.table.cellClicked.emit(2, 0)
-    assert "not open" in other.labels.said.text()
+    assert "not open" in other.labels.message.text()
     other.labels.table.cellDoubleClicked.emit(2, 0)
     assert other.dock.state.slide.name == "b.svs"
 
@@ -235,8 +235,8 @@ def test_stop_leaves_the_base_as_it_was_and_go_on_goes_on(panel: Panel, tmp_path
     panel.wait(lambda: not tune.task.running)
     out = tmp_path / "home" / "demo-tuned"
     assert panel.digest() == base
-    assert "The base is unchanged" in tune.said.text()
-    assert str(out) in tune.said.text()
+    assert "The base is unchanged" in tune.message.text()
+    assert str(out) in tune.message.text()
     done = len(tune._watched.losses)
     assert 1 <= done < 4
     assert len(panel.dock.state.labels) == 4

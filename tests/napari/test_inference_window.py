@@ -174,7 +174,7 @@ def test_draw_cancel_run_and_look_at_the_answer(
     for snapshot in seen:  # the map comes from the last rows to the first, however much of it the window saw
         rows = snapshot.any(axis=1)
         assert rows[rows.argmax() :].all()
-    assert "left" in panel.said.text() or "%" in panel.said.text()
+    assert "left" in panel.message.text() or "%" in panel.message.text()
     (answer,) = dock.state.answers
     assert answer.saliency is dock.state.result
     assert answer.prediction.region == region

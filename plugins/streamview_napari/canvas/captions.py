@@ -59,6 +59,6 @@ def value_under(layer: Image, position: tuple[float, ...]) -> str:
     if raw is None:
         return ""
     share = shown.share(y, x)
-    said = f"raw {raw:.3g}" if math.isfinite(raw) else "raw: not computed"
-    said += "" if share is None else f" | blurred {share:.0%} of the cap"
-    return f"{said} | {saliency.target.name}: {saliency.prediction.answer_for(saliency.target)}"
+    text = f"raw {raw:.3g}" if math.isfinite(raw) else "raw: not computed"
+    text += "" if share is None else f" | blurred {share:.0%} of the cap"
+    return f"{text} | {saliency.target.name}: {saliency.prediction.answer_for(saliency.target)}"

@@ -192,26 +192,26 @@ class Canvas:
     def _outline(self, layer: Image) -> None:
         """Draw, move or hide the outline of a map layer."""
         shown = expect_map(layer).shown
-        found = self.outline_of(layer)
+        outline = self.outline_of(layer)
         if not (layer.visible and shown.shown.recipe.outline):
-            if found is not None:
-                found.visible = False
+            if outline is not None:
+                outline.visible = False
             return
         saliency = expect_map(layer).saliency
         lines = [line * (saliency.mpp or (1.0, 1.0)) for line in contours(shown)]
-        if found is None:
+        if outline is None:
             active = self._viewer.layers.selection.active
             data, options, kind = outline_layer(lines, self._width, f"Outline: {layer.name}", saliency.mpp is not None)
-            found = Layer.create(data, options | {"metadata": {"streamview": OutlineLayer(layer)}}, kind)
-            if hasattr(found, "_max_vectors_thumbnail"):
-                found._max_vectors_thumbnail = 128  # drawn one by one at every change, and no outline can be made out in 32 px
-            self._viewer.layers.insert(self._viewer.layers.index(layer) + 1, found)
+            outline = Layer.create(data, options | {"metadata": {"streamview": OutlineLayer(layer)}}, kind)
+            if hasattr(outline, "_max_vectors_thumbnail"):
+                outline._max_vectors_thumbnail = 128  # drawn one by one at every change, and no outline can be made out in 32 px
+            self._viewer.layers.insert(self._viewer.layers.index(layer) + 1, outline)
             self._viewer.layers.selection.active = active
-            found.events.visible.connect(self._outline_visible)
+            outline.events.visible.connect(self._outline_visible)
         else:
-            found.visible = True
-            _redraw(found, lines, self._width)
-        self._lines[found] = lines
+            outline.visible = True
+            _redraw(outline, lines, self._width)
+        self._lines[outline] = lines
 
     def _outline_visible(self, event: Any) -> None:
         layer = event.source

@@ -89,8 +89,8 @@ class LabelledLayers:
         if slide is not None:
             known, mpp = _path(slide), _given(slide)
             if mpp is not None and any(path_of(example) == known and example.mpp is None for example in self._state.labels):
-                found = (replace(e, mpp=mpp) if path_of(e) == known and e.mpp is None else e for e in self._state.labels)
-                self._state.label(tuple(found))
+                examples = (replace(e, mpp=mpp) if path_of(e) == known and e.mpp is None else e for e in self._state.labels)
+                self._state.label(tuple(examples))
             if self._find(slide) is None and of_slide(self._state.labels, known):
                 self._add()
         for layer, record in regions_on(self._viewer, labelled=True):

@@ -222,9 +222,9 @@ def job_layers(folder: str | os.PathLike[str], slide_id: str | None = None) -> l
     maps = [[open_saliency(job.folder / stored.path) for stored in result.maps] for result in regions if result.maps]
     mpp = maps[0][0].mpp if maps else None
     layers = [slide_layer(slide, mpp, path=path) for slide, path in _source(regions)]
-    for found in maps:
-        top = next((saliency for saliency in found if saliency.target.name == saliency.prediction.label), found[0])
-        for saliency in [*(other for other in reversed(found) if other is not top), top]:
+    for saliencies in maps:
+        top = next((saliency for saliency in saliencies if saliency.target.name == saliency.prediction.label), saliencies[0])
+        for saliency in [*(other for other in reversed(saliencies) if other is not top), top]:
             layers += saliency_layers(saliency, visible=saliency is top)
     if not layers:
         raise StreamviewError(f"{folder}: the slide {records[0].slide_id} has no map and its file is gone; put it back where it was")
@@ -275,5 +275,5 @@ def map_colormap(shown: Shown) -> Colormap:
 def _fading(recipe: Recipe, threshold: float) -> Colormap:
     values = np.linspace(0, 1, 256, dtype=np.float32)
     rgb, alpha = colours(recipe, np.where(values >= threshold, values, np.float32(0)))
-    name = next((name for name, found in PALETTES.items() if found == recipe.colours), "custom")
+    name = next((name for name, palette in PALETTES.items() if palette == recipe.colours), "custom")
     return Colormap(np.column_stack([rgb, alpha * recipe.heat]), name=f"{name} (fading)")

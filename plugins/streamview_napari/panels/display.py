@@ -294,18 +294,18 @@ class DisplaySection(Section):
         self.apply()
         first, recipe = record.saliency, replace(record.recipe, outline=False)
         try:
-            found = [difference(first, second), difference(second, first)]
+            differences = [difference(first, second), difference(second, first)]
         except StreamviewError as error:
             self._fail(str(error))
             return
         recipe = replace(recipe, cap=None)
-        tuples = [map_layer(each, replace(recipe, colours=PALETTES[name])) for each, name in zip(found, (_OVER, _UNDER), strict=True)]
-        made = [Layer.create(*each) for each in tuples]
-        cap = max(expect_map(each).cap for each in made)
+        tuples = [map_layer(each, replace(recipe, colours=PALETTES[name])) for each, name in zip(differences, (_OVER, _UNDER), strict=True)]
+        map_layers = [Layer.create(*each) for each in tuples]
+        cap = max(expect_map(each).cap for each in map_layers)
         for other in self.viewer.layers:
             if map_on(other) is not None:
                 other.visible = False
-        for each in reversed(made):
+        for each in reversed(map_layers):
             self.viewer.add_layer(each)
             self.canvas.show(each, replace(recipe_of(each), cap=cap))
 
@@ -320,14 +320,14 @@ class DisplaySection(Section):
         if slide is None or slide.identity != saliency.prediction.identity.source:
             return
 
-        def found(glass: Glass) -> None:
+        def show_glass(glass: Glass) -> None:
             self._glass[key] = glass
             for other in list(self.viewer.layers):
                 shown = map_on(other)
                 if shown is not None and shown.saliency.prediction.identity.key == key:
                     self.canvas.mask(other, glass)
 
-        self.state.start(lambda report: find_glass(slide, saliency), done=found, failed=self._fail)
+        self.state.start(lambda report: find_glass(slide, saliency), done=show_glass, failed=self._fail)
 
     def _fail(self, text: str) -> None:
         self.problem.setText(text)
@@ -341,9 +341,9 @@ class DisplaySection(Section):
         layer = self.state.map_layer
         if layer is None:
             return
-        said = value_under(layer, tuple(self.viewer.cursor.position))
-        self.readout.setText(said.replace(" | ", "\n") or "Move over the map to read its values.")
-        self.viewer.help = said
+        text = value_under(layer, tuple(self.viewer.cursor.position))
+        self.readout.setText(text.replace(" | ", "\n") or "Move over the map to read its values.")
+        self.viewer.help = text
 
 
 def _comparable(mine: Saliency, other: Saliency) -> bool:

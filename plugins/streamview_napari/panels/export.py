@@ -99,10 +99,10 @@ def write(
     """
     path = Path(path)
     if form == "view" and canvas is not None:
-        said = PngInfo()
-        said.add_text("streamview", f"identity {saliency.prediction.identity.key}; target {saliency.target}; {recipe}; {RESEARCH_USE}")
+        facts = PngInfo()
+        facts.add_text("streamview", f"identity {saliency.prediction.identity.key}; target {saliency.target}; {recipe}; {RESEARCH_USE}")
         with atomic.replacing(path) as temporary:
-            Picture.fromarray(canvas).save(temporary, "PNG", pnginfo=said)
+            Picture.fromarray(canvas).save(temporary, "PNG", pnginfo=facts)
     elif form == "picture":
         from streamview.export.png import render_png
 
@@ -158,11 +158,11 @@ class ExportSection(Section):
         row.addWidget(self.about, 1)
         row.addWidget(self.copy, 1)
         self.column.addLayout(row)
-        self.said = quiet_label()
+        self.message = quiet_label()
         self.problem = QLabel()
         self.problem.setWordWrap(True)
         self.problem.setStyleSheet(ERROR_STYLE)
-        for label in (self.said, self.problem):
+        for label in (self.message, self.problem):
             label.hide()
             self.column.addWidget(label)
         self.sheet: QDialog | None = None
@@ -187,11 +187,11 @@ class ExportSection(Section):
         self.save.setEnabled(False)
         self._say(f"Writing {Path(path).name}…")
 
-        def written(found: Path) -> None:
+        def written(place: Path) -> None:
             self.save.setEnabled(True)
-            self._say(f"Written: {found}")
+            self._say(f"Written: {place}")
             if done is not None:
-                done(found)
+                done(place)
 
         self._work = self.state.start(
             lambda report: write(form, path, saliency, recipe, slide=slide, canvas=canvas), done=written, failed=self._fail
@@ -235,13 +235,13 @@ class ExportSection(Section):
         self.release()
         self.sheet = QDialog(self)
         self.sheet.setWindowTitle("About this map")
-        said = describe_map(record)
+        description = describe_map(record)
         text = QTextBrowser()
-        text.setHtml(_as_table(said))
+        text.setHtml(_as_table(description))
         buttons = QDialogButtonBox(QDialogButtonBox.StandardButton.Close)
         buttons.rejected.connect(self.sheet.close)
         copy = buttons.addButton("Copy", QDialogButtonBox.ButtonRole.ActionRole)
-        copy.clicked.connect(lambda: QApplication.clipboard().setText(said))
+        copy.clicked.connect(lambda: QApplication.clipboard().setText(description))
         column = QVBoxLayout(self.sheet)
         column.addWidget(text)
         column.addWidget(buttons)
@@ -253,12 +253,12 @@ class ExportSection(Section):
 
     def _say(self, text: str) -> None:
         self.problem.hide()
-        self.said.setText(text)
-        self.said.show()
+        self.message.setText(text)
+        self.message.show()
 
     def _fail(self, text: str) -> None:
         self.save.setEnabled(True)
-        self.said.hide()
+        self.message.hide()
         self.problem.setText(text)
         self.problem.show()
 

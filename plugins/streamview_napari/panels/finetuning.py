@@ -105,7 +105,7 @@ class FinetuningSection(RunSection[str]):
         for widget in above:
             self.column.addWidget(widget)
         self.column.addLayout(self.buttons(self.copy))
-        below: tuple[QWidget, ...] = (self.bar, self.said, self.problem, self.curves, self.outcome)
+        below: tuple[QWidget, ...] = (self.bar, self.message, self.problem, self.curves, self.outcome)
         for widget in below:
             self.column.addWidget(widget)
 
@@ -118,7 +118,7 @@ class FinetuningSection(RunSection[str]):
         self.copy.clicked.connect(self.copy_command)
         events = self.state.events
         for event in (events.labels_changed, events.model_changed):
-            event.connect(lambda found: self._propose())
+            event.connect(lambda change: self._propose())
         events.machine_changed.connect(self.refresh)
 
     def controls_of_run(self) -> tuple[QWidget, ...]:
@@ -270,8 +270,8 @@ class FinetuningSection(RunSection[str]):
             return
         QApplication.clipboard().setText(command(request, table, self.controls.preset.currentData()))
         self.problem.hide()
-        self.said.setText("Copied.")
-        self.said.show()
+        self.message.setText("Copied.")
+        self.message.show()
 
     def _step(self, step: Step) -> None:
         self._latest = step
@@ -284,7 +284,7 @@ class FinetuningSection(RunSection[str]):
             self.bar.setValue(step.done)
             self.note(f"{step.done / max(step.total, 1):.0%}")
             if self.cancel.isEnabled():
-                self.said.setText("\n".join([*self._told, describe_training(step, history, epochs)]))
+                self.message.setText("\n".join([*self._told, describe_training(step, history, epochs)]))
         if history is not None and history is not self.curves.history:
             self.curves.draw(history)
 
@@ -304,8 +304,8 @@ class FinetuningSection(RunSection[str]):
     def _stopped(self, out: Path) -> None:
         self.note("stopped")
         self.refresh()
-        self.said.setText(describe_end(self._watched, out))
-        self.said.show()
+        self.message.setText(describe_end(self._watched, out))
+        self.message.show()
 
     def _failed(self, text: str) -> None:
         self.note("")

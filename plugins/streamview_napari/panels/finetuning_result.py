@@ -38,7 +38,7 @@ class Outcome(QWidget):
 
     def __init__(self, state: State) -> None:
         super().__init__()
-        self.said = quiet_label()
+        self.message = quiet_label()
         self.figures = plain_table(["Validation", "Base", "Tuned", "Baseline"])
         self.figures.setToolTip("Of the validation regions. Baseline: what an answer without any network reaches.")
         self.figures.setSelectionMode(QTableWidget.SelectionMode.NoSelection)
@@ -64,7 +64,7 @@ class Outcome(QWidget):
         column = QVBoxLayout(self)
         column.setContentsMargins(0, 0, 0, 0)
         column.setSpacing(6)
-        for widget in (self.said, self.figures, self.regions):
+        for widget in (self.message, self.figures, self.regions):
             column.addWidget(widget)
         column.addLayout(row)
         self._state = state
@@ -90,21 +90,21 @@ class Outcome(QWidget):
         """
         self._base, self._tuned = base, str(tuned)
         self._rows = compare(result)
-        self.said.setText(describe_result(result, self._rows, tuned))
-        self.said.setToolTip(self._tuned)
+        self.message.setText(describe_result(result, self._rows, tuned))
+        self.message.setToolTip(self._tuned)
         figures = measured(result.before, result.after)
-        _fill(self.figures, [(found.name, found.before, found.after, found.baseline) for found in figures], right=True)
+        _fill(self.figures, [(figure.name, figure.before, figure.after, figure.baseline) for figure in figures], right=True)
         answers = [(Path(row.example.name).stem, row.truth, row.before, _MARKS[row.became] + row.after) for row in self._rows]
         _fill(self.regions, answers)
-        for row, found in enumerate(self._rows):
+        for row, region in enumerate(self._rows):
             item = self.regions.item(row, 3)
-            if item is not None and found.became:
-                item.setForeground(QColor(_COLOURS[found.became]))
+            if item is not None and region.became:
+                item.setForeground(QColor(_COLOURS[region.became]))
             for column in range(4):
                 cell = self.regions.item(row, column)
                 if cell is not None:
-                    became = f"\nBecame {found.became}" if found.became else ""
-                    cell.setToolTip(f"{found.example}\nTruth: {found.truth}\nBase: {found.before}\nTuned: {found.after}{became}")
+                    became = f"\nBecame {region.became}" if region.became else ""
+                    cell.setToolTip(f"{region.example}\nTruth: {region.truth}\nBase: {region.before}\nTuned: {region.after}{became}")
         self._model_changed(self._state.loaded)
         self.show()
 

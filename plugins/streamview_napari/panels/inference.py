@@ -85,13 +85,13 @@ class InferenceSection(RunSection[RunForecast]):
         self.streaming.hide()
 
     def _build_region(self) -> None:
-        kept = settings().panel
+        stored = settings().panel
         self.region = QComboBox()
         self.region.setToolTip("Which part of the slide the network sees. Sizes in px are those of the network's grid.")
         self.region.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Fixed)
         for choice, text in REGIONS.items():
             self.region.addItem(text, choice)
-        self.region.setCurrentIndex(max(0, self.region.findData(kept.region)))
+        self.region.setCurrentIndex(max(0, self.region.findData(stored.region)))
         self.draw = QPushButton("Draw")
         self.draw.setToolTip("Drag a rectangle over the tissue; the selected or else the last one counts.")
         self.device = QComboBox()
@@ -105,7 +105,7 @@ class InferenceSection(RunSection[RunForecast]):
         self.memory.setToolTip("Bound on the memory of the program (CUDA: of the card), such as 2GB; empty: half of what is free.")
         self.maps = QCheckBox("Map what the answer rests on")
         self.maps.setToolTip("Without maps only the prediction is computed, in a third of the time or less.")
-        self.maps.setChecked(bool(kept.maps))
+        self.maps.setChecked(bool(stored.maps))
         self.extent = QLabel()
         self.extent.setWordWrap(True)
 
@@ -119,7 +119,7 @@ class InferenceSection(RunSection[RunForecast]):
         for widget in below:
             self.column.addWidget(widget)
         self.column.addLayout(self.buttons())
-        progress: tuple[QWidget, ...] = (self.bar, self.said, self.problem)
+        progress: tuple[QWidget, ...] = (self.bar, self.message, self.problem)
         for widget in progress:
             self.column.addWidget(widget)
 
@@ -156,21 +156,21 @@ class InferenceSection(RunSection[RunForecast]):
 
     # ------------------------------------------------------------------------------------------------------------------------ the network
 
-    def _known(self, found: tuple[list[Entry], bool]) -> None:
-        entries, cuda = found
+    def _known(self, choices: tuple[list[Entry], bool]) -> None:
+        entries, cuda = choices
         if cuda:
             self.device.addItem("cuda", "cuda")
-        kept = settings().panel
+        stored = settings().panel
         self.device.setCurrentIndex(max(0, self.device.findData(self.state.compute.device)))
         self.model.clear()
         for entry in entries:
             self.model.addItem(entry.name, entry.spec)
             self.model.setItemData(self.model.count() - 1, not entry.trained, _UNTRAINED)
-        if self.model.findData(kept.model) < 0 and Path(kept.model).exists():
-            self._add_file(kept.model)
+        if self.model.findData(stored.model) < 0 and Path(stored.model).exists():
+            self._add_file(stored.model)
         self.model.setEnabled(True)
         self._machine_chosen()
-        self.model.setCurrentIndex(max(0, self.model.findData(kept.model)))
+        self.model.setCurrentIndex(max(0, self.model.findData(stored.model)))
         self._load()
 
     def _add_file(self, spec: str) -> int:
@@ -337,9 +337,9 @@ class InferenceSection(RunSection[RunForecast]):
         live = self._live = LiveMap()
         self._live_layers = []
         out = self.state.folder / f"{next(self._numbers):04d}.ome.zarr"
-        given = request.slide.mpp[0] if request.slide.mpp is not None and request.slide.mpp_source.startswith("given") else None
+        user_mpp = request.slide.mpp[0] if request.slide.mpp is not None and request.slide.mpp_source.startswith("given") else None
         loaded = request.loaded
-        run = RunFacts(loaded.asked, not loaded.model.card.trained, self.state.slide_path, given, request.compute)
+        run = RunFacts(loaded.asked, not loaded.model.card.trained, self.state.slide_path, user_mpp, request.compute)
         self._drawing.outline(region)
 
         def work(report: Report) -> tuple[Answer, list[LayerTuple]]:
@@ -349,7 +349,7 @@ class InferenceSection(RunSection[RunForecast]):
         self.set_running(True)
         self.task.run(
             work,
-            done=lambda found: self._answered(*found, run),
+            done=lambda result: self._answered(*result, run),
             failed=self.fail,
             cancelled=lambda: None,
             progress=partial(self._step, request.maps),
@@ -361,7 +361,7 @@ class InferenceSection(RunSection[RunForecast]):
         self.bar.setRange(0, step.total)
         self.bar.setValue(step.done)
         if self.cancel.isEnabled():
-            self.said.setText(describe_progress(step, maps=maps, format_seconds=format_seconds))
+            self.message.setText(describe_progress(step, maps=maps, format_seconds=format_seconds))
 
     def draw_run(self) -> None:
         """Draw what has been computed so far: the evidence, which is known before the gradient, and what there is of that."""
@@ -373,13 +373,13 @@ class InferenceSection(RunSection[RunForecast]):
 
             slide = self.state.slide
             mpp = None if slide is None else slide.mpp
-            found = layers.live_layer("gradient", live.target, live.values, mpp, live.step, live.origin)
-            tuples = [found]
+            layer_tuple = layers.live_layer("gradient", live.target, live.values, mpp, live.step, live.origin)
+            tuples = [layer_tuple]
             if live.evidence is not None:
                 evidence = live.evidence
                 tuples.insert(0, layers.live_layer("evidence", live.target, evidence.values, mpp, evidence.step, evidence.origin))
             active = self.viewer.layers.selection.active
-            self._live_layers = [self.viewer.add_layer(Layer.create(*found)) for found in tuples]
+            self._live_layers = [self.viewer.add_layer(Layer.create(*layer_tuple)) for layer_tuple in tuples]
             self.viewer.layers.selection.active = active
         gradient = self._live_layers[-1]
         if gradient.data is not live.values:

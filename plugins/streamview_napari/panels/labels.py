@@ -73,14 +73,14 @@ class LabelsSection(Section):
 
         self.added: list[str] = []  # classes that no region has yet
         self._mpps: dict[str, Mpp] = {}
-        self._kept: Path | None = None  # where this window keeps what is not saved
-        self._found: Path | None = None
+        self._own_file: Path | None = None  # where this window keeps what is not saved
+        self._unsaved_file: Path | None = None
         self._layers = LabelledLayers(viewer, state, names=self.names, drawing_changed=self.draw.setChecked)
         self._connect()
-        self._found = find_unsaved(self._folder)
+        self._unsaved_file = find_unsaved(self._folder)
         for widget in (self.unsaved, self.restore, self.forget):
-            widget.setVisible(self._found is not None)
-        for label in (self.said, self.problem):
+            widget.setVisible(self._unsaved_file is not None)
+        for label in (self.message, self.problem):
             label.hide()
         self._offer()
         self._show(state.labels)
@@ -125,7 +125,7 @@ class LabelsSection(Section):
         self.forget = QPushButton("Discard")
         self.forget.setToolTip("Delete the labels that were not saved.")
         self.unsaved = quiet_label("There are labels that were not saved.")
-        self.said = quiet_label()
+        self.message = quiet_label()
         self.problem = QLabel()
         self.problem.setWordWrap(True)
         self.problem.setStyleSheet(ERROR_STYLE)
@@ -163,7 +163,7 @@ class LabelsSection(Section):
         for button in (self.restore, self.forget):
             row.addWidget(button)
         self.column.addLayout(row)
-        self.column.addWidget(self.said)
+        self.column.addWidget(self.message)
         self.column.addWidget(self.problem)
 
     def shortcuts(self) -> list[Shortcut]:
@@ -271,10 +271,10 @@ class LabelsSection(Section):
         with QSignalBlocker(self.table):
             self.table.clearSelection()
             self.table.setRowCount(len(labels))
-            for row, (example, found) in enumerate(zip(labels, list_rows(labels, self._mpps), strict=True)):
-                for column, text in enumerate((found.slide, found.label, found.patient or "–", found.size)):
+            for row, (example, listed) in enumerate(zip(labels, list_rows(labels, self._mpps), strict=True)):
+                for column, text in enumerate((listed.slide, listed.label, listed.patient or "–", listed.size)):
                     item = QTableWidgetItem(text)
-                    item.setToolTip(found.tip)
+                    item.setToolTip(listed.tip)
                     if column == 1:
                         item.setData(Qt.ItemDataRole.DecorationRole, QColor(colour_of(example.label, names)))
                     self.table.setItem(row, column, item)
@@ -286,8 +286,8 @@ class LabelsSection(Section):
         self.counts.setVisible(bool(labels))
         self.remove.setVisible(bool(labels))
         self.save.setEnabled(bool(labels))
-        kept = "" if self.state.table is not None else ", not saved"
-        self.note(f"{len(labels)} region{'s' * (len(labels) != 1)}{kept}" if labels else "")
+        unsaved = "" if self.state.table is not None else ", not saved"
+        self.note(f"{len(labels)} region{'s' * (len(labels) != 1)}{unsaved}" if labels else "")
         self.fill(self.state.slide_layer is not None or bool(labels))
         self._layers.show()
         self._keep()
@@ -331,10 +331,10 @@ class LabelsSection(Section):
         alone, slide = not self.state.labels, self.state.slide_path
         elsewhere = None if slide is None else Path(slide).parent
 
-        def loaded(found: tuple[tuple[Example, ...], dict[str, Mpp]]) -> None:
-            labels, mpps = found
+        def loaded(result: tuple[tuple[Example, ...], dict[str, Mpp]]) -> None:
+            labels, mpps = result
             self._mpps |= mpps
-            self.said.hide()
+            self.message.hide()
             self.problem.hide()
             self.state.label(join(self.state.labels, labels), path if alone else None)
 
@@ -354,44 +354,44 @@ class LabelsSection(Section):
     def _keep(self) -> None:
         """Write what is not saved where the next panel finds it; remove that once it is saved, or there is nothing to keep."""
         if self.state.table is not None or not self.state.labels:
-            if self._kept is not None:
-                self._kept.unlink(missing_ok=True)
-                self._kept = None
+            if self._own_file is not None:
+                self._own_file.unlink(missing_ok=True)
+                self._own_file = None
             return
         try:
-            if self._kept is None:
-                self._kept = free_place(self._folder)
-            write_labels(self._kept, self.state.labels)
+            if self._own_file is None:
+                self._own_file = free_place(self._folder)
+            write_labels(self._own_file, self.state.labels)
         except StreamviewError as error:
             self._fail(f"{error}. The labels are not kept until you save them elsewhere.")
 
     def _restore(self) -> None:
-        found = self._found
-        if found is None:
+        unsaved = self._unsaved_file
+        if unsaved is None:
             return
 
-        def loaded(read: tuple[tuple[Example, ...], dict[str, Mpp]]) -> None:
-            labels, mpps = read
+        def loaded(result: tuple[tuple[Example, ...], dict[str, Mpp]]) -> None:
+            labels, mpps = result
             self._mpps |= mpps
             self.state.label(join(labels, self.state.labels))
             self._forget()
 
-        self.state.start(lambda report: load(found), done=loaded, failed=self._fail)
+        self.state.start(lambda report: load(unsaved), done=loaded, failed=self._fail)
 
     def _forget(self) -> None:
-        if self._found is not None and self._found != self._kept:
-            self._found.unlink(missing_ok=True)
-        self._found = None
+        if self._unsaved_file is not None and self._unsaved_file != self._own_file:
+            self._unsaved_file.unlink(missing_ok=True)
+        self._unsaved_file = None
         for widget in (self.unsaved, self.restore, self.forget):
             widget.hide()
 
     def _say(self, text: str) -> None:
         self.problem.hide()
-        self.said.setText(text)
-        self.said.show()
+        self.message.setText(text)
+        self.message.show()
 
     def _fail(self, text: str) -> None:
-        self.said.hide()
+        self.message.hide()
         self.problem.setText(text)
         self.problem.show()
 

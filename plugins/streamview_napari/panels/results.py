@@ -112,14 +112,14 @@ class ResultSection(Section):
         prediction = answer.prediction
         row = self.table.rowCount()
         self.table.insertRow(row)
-        said = prediction.label
+        answer_text = prediction.label
         probabilities = prediction.probabilities
-        if said is None:
-            said = f"{prediction.class_names[0]} {float(prediction.logits[0]):.3g}"
+        if answer_text is None:
+            answer_text = f"{prediction.class_names[0]} {float(prediction.logits[0]):.3g}"
         elif prediction.task == "class" and probabilities is not None:
-            said = f"{said} {float(probabilities.max()):.1%}"
+            answer_text = f"{answer_text} {float(probabilities.max()):.1%}"
         target = "" if answer.saliency is None else f"\nMaps of {answer.saliency.target}"
-        texts = (str(row + 1), said or "none", describe_seconds(answer.seconds), prediction.identity.key[:8])
+        texts = (str(row + 1), answer_text or "none", describe_seconds(answer.seconds), prediction.identity.key[:8])
         size = describe_size(prediction.shape, prediction.mpp)
         tips = (
             f"Region {row + 1} of {prediction.slide_name}: {size}\nX,Y,WIDTH,HEIGHT in pixels: {prediction.region}",
@@ -139,9 +139,9 @@ class ResultSection(Section):
         self._show(answer)
 
     def _select(self, saliency: Saliency | None) -> None:
-        found = next((answer for answer in self.state.answers if saliency is not None and answer.saliency is saliency), None)
-        if found is not None:
-            self._show(found)
+        selected = next((answer for answer in self.state.answers if saliency is not None and answer.saliency is saliency), None)
+        if selected is not None:
+            self._show(selected)
 
     def _show(self, answer: Answer) -> None:
         self._shown = answer
@@ -167,9 +167,9 @@ class ResultSection(Section):
     def _show_certificate(self, answer: Answer) -> None:
         layers = [] if answer.saliency is None else self.state.maps_of(answer.saliency)
         certificates = (expect_map(layer).certificate for layer in layers)
-        said = next((describe_certificate(certificate) for certificate in certificates if certificate is not None), "")
-        self.certificate.setText(said)
-        self.certificate.setVisible(bool(said))
+        text = next((describe_certificate(certificate) for certificate in certificates if certificate is not None), "")
+        self.certificate.setText(text)
+        self.certificate.setVisible(bool(text))
 
     def _draw_bars(self, prediction: Prediction) -> None:
         while self.bars.count():
@@ -259,11 +259,11 @@ class ResultSection(Section):
 
     def _verified(self, answer: Answer, certificate: Certificate) -> None:
         self._running(False)
-        said = describe_certificate(certificate)
+        text = describe_certificate(certificate)
         layers = [] if answer.saliency is None else self.state.maps_of(answer.saliency)
         for layer in layers:
             note(layer, replace(expect_map(layer), certificate=certificate))
-        self.certificate.setText(said)
+        self.certificate.setText(text)
         self.certificate.show()
 
     def _step(self, step: Step) -> None:

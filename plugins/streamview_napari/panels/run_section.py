@@ -44,11 +44,11 @@ class RunSection(Section, Generic[_Forecast]):
         self.bar.setFixedHeight(8)
         self.bar.setTextVisible(False)
         self.bar.setStyleSheet(BAR_STYLE)
-        self.said = quiet_label()
+        self.message = quiet_label()
         self.problem = QLabel()
         self.problem.setWordWrap(True)
         self.problem.setStyleSheet(ERROR_STYLE)
-        hidden: tuple[QWidget, ...] = (self.bar, self.said, self.problem)
+        hidden: tuple[QWidget, ...] = (self.bar, self.message, self.problem)
         for widget in hidden:
             widget.hide()
         self.task: ForecastTask[_Forecast] = ForecastTask(self, state.start, parent=self)
@@ -79,7 +79,7 @@ class RunSection(Section, Generic[_Forecast]):
         """Ask the run to stop."""
         if self.task.cancel():
             self.cancel.setEnabled(False)
-            self.said.setText("Stopping after this step…")
+            self.message.setText("Stopping after this step…")
 
     def make_forecast(self) -> Callable[[], _Forecast] | None:
         """Return what makes the forecast, in a thread."""
@@ -107,7 +107,7 @@ class RunSection(Section, Generic[_Forecast]):
 
     def set_running(self, running: bool) -> None:
         """Let buttons, bar and controls say whether it runs."""
-        for widget in (self.bar, self.said):
+        for widget in (self.bar, self.message):
             widget.setVisible(running)
         self.bar.setRange(0, 0 if running else 1)
         for control in self.controls_of_run():
@@ -116,7 +116,7 @@ class RunSection(Section, Generic[_Forecast]):
         self.run.setEnabled(False)
         if running:
             self.problem.hide()
-            self.said.setText("Starting…")
+            self.message.setText("Starting…")
 
     def fail(self, text: str) -> None:
         """Say what went wrong."""

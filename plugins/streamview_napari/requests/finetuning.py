@@ -121,8 +121,8 @@ def parse_settings(preset: str, train: str, texts: Mapping[str, str]) -> Setting
 
 def write_settings(settings: Settings) -> dict[str, str]:
     """Inverse of `parse_settings` for its numbers."""
-    found = {name: f"{getattr(settings, name):g}" for name in NUMBERS if name != "validation"}
-    return {name: found.get(name) or f"{100 * settings.validation:g} %" for name in NUMBERS}
+    texts = {name: f"{getattr(settings, name):g}" for name in NUMBERS if name != "validation"}
+    return {name: texts.get(name) or f"{100 * settings.validation:g} %" for name in NUMBERS}
 
 
 def needs_new_head(labels: Sequence[Example], card: ModelCard) -> bool:
@@ -209,8 +209,8 @@ def command(tuning: FinetuningRequest, table: Path, preset: str) -> str:
         if field.name in _FLAGS:
             words += [] if value else [_FLAGS[field.name]]
         else:
-            said = repr(value) if isinstance(value, float) else str(value).replace(" ", "-")
-            words += [f"--{field.name.replace('_', '-')}", said]
+            word = repr(value) if isinstance(value, float) else str(value).replace(" ", "-")
+            words += [f"--{field.name.replace('_', '-')}", word]
     options = {"--memory": tuning.memory, "--device": None if tuning.device == "auto" else tuning.device}
     for option, text in options.items():
         words += [] if text is None else [option, text]

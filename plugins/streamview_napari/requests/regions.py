@@ -85,11 +85,11 @@ def corners(region: Region, mpp: tuple[float, float] | None) -> NDArray[np.float
 
 def describe_size(shape: tuple[int, int], mpp: tuple[float, float] | None) -> str:
     """Say how large something is, width first: ``"2048 × 1024 px · 1.02 × 0.51 mm"``."""
-    said = f"{shape[1]} × {shape[0]} px"
+    text = f"{shape[1]} × {shape[0]} px"
     if mpp is None:
-        return said
+        return text
     width, height = (pixels * unit / 1000 for pixels, unit in zip(reversed(shape), reversed(mpp), strict=True))
     digits = 2 if max(width, height) < 10 else 1
     if min(width, height) < 0.1:
         digits = max(digits, 1 - math.floor(math.log10(min(width, height))))
-    return f"{said} · {width:.{digits}f} × {height:.{digits}f} mm"
+    return f"{text} · {width:.{digits}f} × {height:.{digits}f} mm"
