@@ -165,7 +165,7 @@ def test_a_difference_shows_where_the_first_is_larger(saliency: Saliency) -> Non
     other = make_maps(np.roll(saliency.maps["signed"].values, 100, axis=1), target=Target("normal", 0))
     found = difference(saliency, other)
     assert found.target.name == "lesion over normal"
-    assert "less normal" in found.prediction.warnings[-1]
+    assert "minus normal" in found.prediction.warnings[-1]
     np.testing.assert_array_equal(found.maps["signed"].values[5:9], saliency.maps["signed"].values[5:9] - other.maps["signed"].values[5:9])
     viewer = ViewerModel()
     for data, options, kind in saliency_layers(found):
