@@ -42,14 +42,14 @@ def main() -> None:
 
 
 def _measure(place: Path, seconds: float, rounds: int) -> None:
-    from streamview_napari.panels import finetuning as _finetuning
+    from streamview_napari.panels import finetuning
 
-    polite = _finetuning.yield_to_window
+    polite = finetuning.yield_to_window
     viewer, section = _open(place)
     found: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in ("idle", "training", "training, as ever")}
     for number in range(rounds):
         for name, (late, pans) in found.items():
-            _finetuning.yield_to_window = polite if name == "training" else lambda: None
+            finetuning.yield_to_window = polite if name == "training" else lambda: None
             if name != "idle":
                 section.folder.setText(str(place / f"{number}-{name}"))
                 wait(section.run.isEnabled)
@@ -59,7 +59,7 @@ def _measure(place: Path, seconds: float, rounds: int) -> None:
             pans += _pans(viewer)
             if name != "idle":
                 section.stop()
-                wait(lambda: section._running is None)
+                wait(lambda: not section.task.running)
     for name, (late, pans) in found.items():
         print(f"{name:20} event loop late: {_said(late)}   pan: {_said(pans)}")
     viewer.close()

@@ -46,7 +46,8 @@ def take(path: Path, region: Any, folder: Path) -> None:
     """Work with the window as a user does, and take a picture at every stage."""
     from napari.settings import get_settings
     from PIL import Image
-    from streamview_napari.requests.regions import corners, fly_to
+    from streamview_napari.canvas.camera import fly_to
+    from streamview_napari.requests.regions import corners
     from streamview_napari.view import view
 
     from streamview.inference import explain as inference
@@ -75,11 +76,11 @@ def take(path: Path, region: Any, folder: Path) -> None:
     panel.run.click()
     wait(lambda: panel._live_layers and half_done(panel._live_layers[-1]))
     shoot("napari-running.jpg")
-    wait(lambda: panel._running is None)
+    wait(lambda: not panel.task.running)
     lesion = "lesion"
     if dock.state.result.target.name != lesion:
         dock.state.events.explanation_wanted.emit(dock.state.result.prediction, lesion)
-        wait(lambda: panel._running is None)
+        wait(lambda: not panel.task.running)
     wait(lambda: sections["Hotspots"].hotspots)
     shoot("napari.jpg")
 
@@ -108,7 +109,7 @@ def take_finetuning(place: Path, folder: Path) -> None:
     from napari.settings import get_settings
     from PIL import Image
     from qtpy.QtWidgets import QScrollArea
-    from streamview_napari.requests.regions import fly_to
+    from streamview_napari.canvas.camera import fly_to
     from streamview_napari.settings import settings
     from streamview_napari.view import view
 
@@ -139,7 +140,7 @@ def take_finetuning(place: Path, folder: Path) -> None:
         tune.controls.numbers[name].setText(text)
     wait(tune.run.isEnabled)
     tune.run.click()
-    wait(lambda: tune._running is None)
+    wait(lambda: not tune.task.running)
     wait(tune.run.isEnabled)
     fly_to(viewer, Region(0, 0, 2304, 2304), dock.state.slide.mpp)
     area = dock.findChild(QScrollArea)

@@ -163,8 +163,8 @@ def _pan(window: Window, number: int) -> float:
 
 def _opened(with_map: bool) -> tuple[Window, float]:
     """A window on the slide, and the seconds until it showed something."""
+    from streamview_napari.canvas.display import Canvas
     from streamview_napari.canvas.layers import map_layer
-    from streamview_napari.canvas.map_display import Canvas
 
     window, saliency = Window(), _virtual_map()
 
@@ -204,8 +204,9 @@ def _panning(count: int) -> Iterator[tuple[str, list[float]]]:
 
 
 def _changing(folder: Path, count: int) -> Iterator[tuple[str, list[float]]]:
+    from streamview_napari.canvas.display import Canvas
     from streamview_napari.canvas.layers import saliency_layers
-    from streamview_napari.canvas.map_display import Canvas
+    from streamview_napari.records import expect_map
 
     window = Window()
     _add(window, [_slide_tuple()])
@@ -213,10 +214,10 @@ def _changing(folder: Path, count: int) -> Iterator[tuple[str, list[float]]]:
     layers = _add(window, saliency_layers(_stored_map(folder)))
     side = _MAP * _MPP[0]
     for method in ("evidence", "signed", "absolute"):
-        layer = next(found for found in layers if found.metadata["streamview"].recipe.method == method)
+        layer = next(found for found in layers if expect_map(found).recipe.method == method)
         for other in layers:
             other.visible = other is layer
-        usual: Recipe = layer.metadata["streamview"].recipe
+        usual: Recipe = expect_map(layer).recipe
         for view, share in (("whole", 1.0), ("part", 0.1)):
             window.viewer.scene.camera.center = (0.0, side / 2, side / 2)
             window.viewer.scene.camera.zoom = min(window.viewer.canvas.size) / (side * share)

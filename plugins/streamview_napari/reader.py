@@ -8,8 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from streamview_napari.canvas.records import slide_record
-
 if TYPE_CHECKING:
     from streamview_napari.canvas.layers import LayerTuple
 
@@ -90,6 +88,8 @@ def _show_panel() -> None:
 def _open_panel() -> None:
     from napari import current_viewer
 
+    from streamview_napari.records import slide_on
+
     viewer = current_viewer()
-    if viewer is not None and any(slide_record(layer) is not None for layer in viewer.layers):
+    if viewer is not None and any(slide_on(layer) is not None for layer in viewer.layers):
         viewer.window.add_plugin_dock_widget("streamview", "Panel")

@@ -22,5 +22,5 @@ def settings() -> Any:
     except KeyError:
         declared = PluginManifest.from_file(str(files("streamview_napari") / "napari.yaml")).contributions.configurations or {}
         return SimpleNamespace(
-            **{key: SimpleNamespace(**{name: found.default for name, found in group.properties.items()}) for key, group in declared.items()}
+            **{key: SimpleNamespace(**{name: field.default for name, field in group.properties.items()}) for key, group in declared.items()}
         )

@@ -1,8 +1,8 @@
-"""What the sections of the dock share: the slide, the result and the map that the user works on, and the work under way.
+"""What the sections of the dock share: the slide, the result and the map that the user works on.
 
-A section is a `streamview_napari.panels.section.Section`, made with the viewer and this state. `State` watches a viewer's layers, so that
-slides and results that the reader, the command line or a script has added count like those of the dock: it looks for the records of
-`streamview_napari.canvas.records`. All events are emitted on the GUI thread.
+Sections are made with the viewer and this state. `State` watches a viewer's layers, so that slides and results that the reader, the
+command line or a script has added count like those of the dock; what it knows of a layer is its record, see ``records``. All events are
+emitted on the GUI thread.
 """
 
 from __future__ import annotations
@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from psygnal import Signal, SignalGroup
 
+from streamview.inference.compute import Compute
 from streamview.progress import Report, Step
-from streamview_napari.canvas.records import map_record, slide_record
+from streamview_napari.records import MapLayer, map_on, slide_on
 from streamview_napari.requests.answers import Answer
+from streamview_napari.settings import settings
 from streamview_napari.tasks import Work
 
 if TYPE_CHECKING:
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
     from streamview.labels.regions import Example
     from streamview.results import Saliency
     from streamview.slides import Slide
-    from streamview_napari.requests.networks import Loaded
+    from streamview_napari.requests.models import Loaded
 
 __all__ = ["Events", "State"]
 
@@ -71,6 +73,7 @@ class State:
         self.events = Events()
         self.answers: list[Answer] = []
         self.loaded: Loaded | None = None
+        self._compute: Compute | None = None
         self.labels: tuple[Example, ...] = ()
         self.table: Path | None = None
         self._slide: Image | None = None
@@ -94,13 +97,24 @@ class State:
     @property
     def slide(self) -> Slide | None:
         """The open slide of that layer, with the mpp that the user gave where its file states none."""
-        record = slide_record(self._slide)
+        record = slide_on(self._slide)
         return None if record is None else record.source
+
+    @property
+    def slide_path(self) -> str | None:
+        """From where it was opened; None where that is not known."""
+        record = slide_on(self._slide)
+        return None if record is None else record.path
 
     @property
     def map_layer(self) -> Image | None:
         """The map layer worked on."""
         return self._map
+
+    @property
+    def map(self) -> MapLayer | None:
+        """What that layer shows."""
+        return map_on(self._map)
 
     @property
     def result(self) -> Saliency | None:
@@ -130,6 +144,22 @@ class State:
         self.loaded = loaded
         self.events.model_changed.emit(loaded)
 
+    @property
+    def compute(self) -> Compute:
+        """On which device, and within which memory: as in the settings until the user chooses."""
+        if self._compute is None:
+            stored = settings().panel
+            self._compute = Compute(stored.device, stored.memory or None)
+        return self._compute
+
+    def compute_with(self, compute: Compute) -> None:
+        """Compute on this device within this memory from now on; the settings keep both."""
+        stored = settings().panel
+        stored.device, stored.memory = compute.device, str(compute.memory or "")
+        if compute != self._compute:
+            self._compute = compute
+            self.events.machine_changed.emit()
+
     def label(self, labels: tuple[Example, ...], table: Path | None = None) -> None:
         """Work with these labelled regions, of any slides; `table` is the file that holds exactly them, None while they are not saved."""
         self.labels, self.table = labels, table
@@ -155,15 +185,13 @@ class State:
         if layer is self._map:
             return
         self._map = layer
-        record = map_record(layer)
-        if record is not None:
-            self.select_result(record.saliency)
+        if self.map is not None:
+            self.select_result(self.map.saliency)
         self.events.map_selected.emit(layer)
 
     def maps_of(self, saliency: Saliency) -> list[Image]:
         """Return the layers that show a result, the lowest first."""
-        records = [(layer, map_record(layer)) for layer in self.viewer.layers]
-        return [layer for layer, record in records if record is not None and record.saliency is saliency]
+        return [layer for layer in self.viewer.layers if (record := map_on(layer)) is not None and record.saliency is saliency]
 
     def start(
         self,
@@ -227,9 +255,9 @@ class State:
         self._add(event.value)
 
     def _add(self, layer: Layer) -> None:
-        if slide_record(layer) is not None:
+        if slide_on(layer) is not None:
             self.select_slide(layer)
-        record = map_record(layer)
+        record = map_on(layer)
         if record is not None:
             self.answer(Answer(record.saliency.prediction, record.saliency))
             if layer.visible:
@@ -237,21 +265,21 @@ class State:
 
     def _removed(self, event: Any) -> None:
         layer = event.value
-        record = slide_record(layer)
+        record = slide_on(layer)
         if record is not None and record.path is not None:
             self._left.append(record.source)
             self._close_left()
         if layer is self._slide:
-            slides = [other for other in self.viewer.layers if slide_record(other) is not None]
+            slides = [other for other in self.viewer.layers if slide_on(other) is not None]
             self.select_slide(slides[-1] if slides else None)
         if layer is self._map:
-            maps = [other for other in self.viewer.layers if map_record(other) is not None]
+            maps = [other for other in self.viewer.layers if map_on(other) is not None]
             self.select_map(next((other for other in reversed(maps) if other.visible), maps[-1] if maps else None))
             if self._map is None:
                 self.select_result(None)
 
     def _activated(self, event: Any) -> None:
-        if slide_record(event.value) is not None:
+        if slide_on(event.value) is not None:
             self.select_slide(event.value)
-        elif map_record(event.value) is not None:
+        elif map_on(event.value) is not None:
             self.select_map(event.value)

@@ -13,18 +13,22 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
-from qtpy.QtCore import QObject, Signal, Slot
+from qtpy.QtCore import QObject, QTimer, Signal, Slot
 
 from streamview.errors import Cancelled, StreamviewError
 from streamview.progress import Report, Step
 
-__all__ = ["Work", "describe_error", "yield_to_window"]
+__all__ = ["ForecastTask", "Start", "Work", "describe_error", "yield_to_window"]
 
 _PERIOD = 0.05  # s between two reports that reach the window
 _POLITE = 10  # niceness: about a tenth of a processor that the window wants as well
+_DEBOUNCE = 300  # ms without a change before a forecast is made anew
+_REDRAW = 500  # ms between two drawings of what a run has come to: each has the whole window drawn, which the run pays for
 _LOG = logging.getLogger(__name__)
+_Result = TypeVar("_Result")
+_Forecast = TypeVar("_Forecast")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -103,6 +107,152 @@ class Work(QObject):
         self.running = False
         if told.call is not None:
             told.call(*told.arguments)
+
+
+class Start(Protocol):
+    """What starts work in a thread: `streamview_napari.state.State.start`."""
+
+    def __call__(
+        self,
+        function: Callable[[Report], _Result],
+        *,
+        done: Callable[[_Result], None],
+        failed: Callable[[str], None],
+        cancelled: Callable[[], None] | None = None,
+        progress: Callable[[Step], None] | None = None,
+    ) -> Work:
+        """Run a function in a thread."""
+
+
+class TaskOwner(Protocol[_Forecast]):
+    """What a section does for its `ForecastTask`; all is called on the GUI thread."""
+
+    def make_forecast(self) -> Callable[[], _Forecast] | None:
+        """Return what makes the forecast of what is set up now, to be called in a thread; None where there is nothing to forecast."""
+
+    def show_forecast(self, forecast: _Forecast) -> None:
+        """Show the forecast of what is set up now."""
+
+    def forecast_failed(self, text: str) -> None:
+        """Say why there is none."""
+
+    def draw_run(self) -> None:
+        """Draw what the run has come to; called about twice a second."""
+
+    def run_ended(self) -> None:
+        """Make ready for the next run; called before what the end itself calls back."""
+
+
+class ForecastTask(Generic[_Forecast]):
+    """One thing that the user sets up, and runs: a forecast when the controls rest, then the run, then its result, or its cancellation.
+
+    Forecast and run never go on at the same time as another of their kind. A forecast of what has changed since is dropped and made anew.
+
+    Parameters
+    ----------
+    owner
+        The section.
+    start
+        Starts work in a thread.
+    parent
+        With which its timers end.
+    """
+
+    def __init__(self, owner: TaskOwner[_Forecast], start: Start, parent: QObject | None = None) -> None:
+        self.forecast: _Forecast | None = None
+        """Of what is set up now; None until it is known."""
+        self._owner, self._start = owner, start
+        self._forecasting: Work | None = None
+        self._running: Work | None = None
+        self._stale = False
+        self._closed = False
+        self.debounce = QTimer(parent, interval=_DEBOUNCE, singleShot=True)
+        self.debounce.timeout.connect(self._make_forecast)
+        self.redraw = QTimer(parent, interval=_REDRAW)
+        self.redraw.timeout.connect(owner.draw_run)
+
+    @property
+    def running(self) -> bool:
+        """Whether the run is under way."""
+        return self._running is not None
+
+    def changed(self) -> None:
+        """Make the forecast anew when nothing has changed for a moment."""
+        if not self._closed:
+            self.forecast = None
+            self._stale = self._forecasting is not None
+            self.debounce.start()
+
+    def run(
+        self,
+        function: Callable[[Report], _Result],
+        *,
+        done: Callable[[_Result], None],
+        failed: Callable[[str], None],
+        cancelled: Callable[[], None],
+        progress: Callable[[Step], None],
+    ) -> None:
+        """Run a function, as `Start` does; while it runs, the owner draws."""
+
+        def ended() -> None:
+            self._running = None
+            self.redraw.stop()
+            self._owner.run_ended()
+
+        def finished(result: _Result) -> None:
+            ended()
+            done(result)
+
+        def broke(text: str) -> None:
+            ended()
+            failed(text)
+
+        def stopped() -> None:
+            ended()
+            cancelled()
+
+        self._running = self._start(function, done=finished, failed=broke, cancelled=stopped, progress=progress)
+        self.redraw.start()
+
+    def cancel(self) -> bool:
+        """Ask the run to stop at its next step; return whether there is one."""
+        if self._running is not None:
+            self._running.cancel()
+        return self.running
+
+    def close(self) -> None:
+        """Forecast and draw nothing more."""
+        self._closed, self.forecast = True, None
+        self.debounce.stop()
+        self.redraw.stop()
+
+    def _make_forecast(self) -> None:
+        if self.running or self._closed:
+            return
+        if self._forecasting is not None:
+            self._stale = True
+            return
+        function = self._owner.make_forecast()
+        if function is not None:
+            self._forecasting = self._start(lambda report: function(), done=self._forecast_made, failed=self._forecast_failed)
+
+    def _forecast_made(self, forecast: _Forecast) -> None:
+        if self._still_wanted():
+            self.forecast = forecast
+            self._owner.show_forecast(forecast)
+
+    def _forecast_failed(self, text: str) -> None:
+        if self._still_wanted():
+            self._owner.forecast_failed(text)
+
+    def _still_wanted(self) -> bool:
+        """Whether what was forecast is what is set up now; if not, make the forecast anew."""
+        self._forecasting = None
+        if self._stale:
+            self._stale = False
+            self.debounce.start()
+            return False
+        return not self.running
 
 
 def yield_to_window() -> None:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from streamview.errors import StreamviewError
 from streamview_napari.canvas.captions import describe, dress
-from streamview_napari.canvas.records import map_record
 from streamview_napari.reader import get_reader
+from streamview_napari.records import map_on
 
 if TYPE_CHECKING:
     from napari import Viewer
@@ -72,7 +72,7 @@ def add_layers(viewer: ViewerModel, path: str) -> None:
 
     for data, options, kind in reader(path):
         layer = viewer.add_layer(Layer.create(data, options, kind))
-        if map_record(layer) is not None:
+        if map_on(layer) is not None:
             layer.events.visible.connect(lambda event: describe(viewer))
     dress(viewer)
     viewer.reset_view()

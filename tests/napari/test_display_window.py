@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from scipy import ndimage
-from streamview_napari.canvas.records import MapRecord, map_record, slide_record
+from streamview_napari.records import MapLayer, expect_map, map_on, slide_on
 
 from streamview.jobs import Job, RegionResult, StoredMap
 from streamview.results import Saliency, open_saliency, save_saliency
@@ -74,13 +74,13 @@ def shell(window: Callable[[Any], Any], job: Path, qtbot: Any) -> Any:
         section.release()
     shell.state.close()
     for layer in list(viewer.layers):
-        record = slide_record(layer)
-        if record is not None:
-            record.source.close()
+        slide = slide_on(layer)
+        if slide is not None:
+            slide.source.close()
 
 
-def shown(shell: Any) -> MapRecord:
-    return shell.state.map_layer.metadata["streamview"]
+def record(shell: Any) -> MapLayer:
+    return expect_map(shell.state.map_layer)
 
 
 def settled(shell: Any, qtbot: Any) -> None:
@@ -95,17 +95,17 @@ def drawn(shell: Any, qtbot: Any) -> np.ndarray:
 
 def test_every_display_control_acts_at_once_and_alone(shell: Any, qtbot: Any, screenshots: Path) -> None:
     display, viewer = shell.display, shell.viewer
-    qtbot.waitUntil(lambda: shown(shell).map.glass is not None, timeout=10_000)  # looked for in a thread
-    assert shown(shell).recipe.method == "evidence"
+    qtbot.waitUntil(lambda: record(shell).shown.glass is not None, timeout=10_000)  # looked for in a thread
+    assert record(shell).recipe.method == "evidence"
     viewer.scene.camera.zoom *= 1.5
 
     # Map: another layer, in place of this one.
     display.map.setCurrentIndex(display.map.findText("Gradient x input (detail)"))
     display.map.activated.emit(display.map.currentIndex())
-    assert shown(shell).recipe.method == "signed"
-    assert [layer.visible for layer in viewer.layers if map_record(layer) is not None] == [False, True, False]
+    assert record(shell).recipe.method == "signed"
+    assert [layer.visible for layer in viewer.layers if map_on(layer) is not None] == [False, True, False]
     recipe = PRESETS["detail"]
-    assert shown(shell).recipe == recipe
+    assert record(shell).recipe == recipe
     assert display.blur.value() == 3.0
     assert display.blur_px.text() == "3 px"
     assert display.badge.text() == "Blurred over 3 px"
@@ -125,7 +125,7 @@ def test_every_display_control_acts_at_once_and_alone(shell: Any, qtbot: Any, sc
         change()
         settled(shell, qtbot)
         recipe = replace(recipe, **expected)
-        assert shown(shell).recipe == recipe, expected
+        assert record(shell).recipe == recipe, expected
         after = drawn(shell, qtbot)
         if "glass" not in expected:  # the planted spots lie on tissue
             assert (np.abs(after - before).sum(-1) > 10).sum() > 200, expected
@@ -134,7 +134,7 @@ def test_every_display_control_acts_at_once_and_alone(shell: Any, qtbot: Any, sc
     display.colours.activated.emit(display.colours.currentIndex())
     settled(shell, qtbot)
     recipe = replace(recipe, colours=PALETTES["viridis"])
-    assert shown(shell).recipe == recipe
+    assert record(shell).recipe == recipe
     assert display.blur_px.text() == "6.5 px"
 
     # napari's own controls and these stay in step.
@@ -147,16 +147,16 @@ def test_every_display_control_acts_at_once_and_alone(shell: Any, qtbot: Any, sc
     assert shell.state.map_layer.opacity == pytest.approx(0.35)
 
     # One scale: other maps of the kind get this one's cap; without it they have their own again.
-    cap = shown(shell).map.shown.cap
+    cap = record(shell).cap
     display.lock.setChecked(True)
-    assert shown(shell).recipe.cap == cap
+    assert record(shell).recipe.cap == cap
     assert not display.cap.isEnabled()
     display.lock.setChecked(False)
-    assert shown(shell).recipe.cap is None
+    assert record(shell).recipe.cap is None
 
     display.reset.click()
     settled(shell, qtbot)
-    assert shown(shell).recipe == PRESETS["detail"]
+    assert record(shell).recipe == PRESETS["detail"]
     viewer.cursor.position = tuple(np.array(PLACE) * MPP + 2 * MPP * np.array(SPOTS[0][:2]))
     qtbot.waitUntil(lambda: "raw" in display.readout.text(), timeout=3000)
     assert "lesion: p = 0.881" in display.readout.text()
@@ -192,7 +192,7 @@ def test_exports_are_reloaded_in_place(shell: Any, qtbot: Any, tmp_path: Path) -
     display.threshold.setValue(40)
     display.glass.setChecked(False)  # is looked for on the slide, which the export does not hold
     settled(shell, qtbot)
-    recipe = shown(shell).recipe
+    recipe = record(shell).recipe
     forms = {"view": "a.png", "picture": "b.png", "ome-tiff": "c.ome.tif", "ome-zarr": "d.ome.zarr", "geojson": "e.geojson", "csv": "f.csv"}
     for form, name in forms.items():
         with qtbot.waitCallback(timeout=20_000) as written:
@@ -201,12 +201,12 @@ def test_exports_are_reloaded_in_place(shell: Any, qtbot: Any, tmp_path: Path) -
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(forms.values())  # nothing half-written is left
 
     # OME-Zarr: the same values, the same place in the world, the same display.
-    made: Saliency = shown(shell).saliency
+    made: Saliency = record(shell).saliency
     again = ViewerModel()
     add_layers(again, str(tmp_path / "d.ome.zarr"))
     layer, original = again.layers[-1], shell.state.map_layer
     np.testing.assert_allclose(layer.extent.world, original.extent.world)
-    assert map_record(layer).recipe == recipe
+    assert expect_map(layer).recipe == recipe
     np.testing.assert_array_equal(np.asarray(layer.data), np.asarray(original.data))
     assert open_saliency(tmp_path / "d.ome.zarr").prediction.identity == made.prediction.identity
 
@@ -248,7 +248,7 @@ def test_two_results_of_one_region_are_compared(shell: Any) -> None:
 
     from streamview.results import Target
 
-    made: Saliency = shown(shell).saliency
+    made: Saliency = record(shell).saliency
     maps = {
         method: replace(found, values=ndimage.shift(np.asarray(found.values), (0, 8)), coarser=()) for method, found in made.maps.items()
     }
@@ -259,9 +259,9 @@ def test_two_results_of_one_region_are_compared(shell: Any) -> None:
     shell.viewer.layers.selection.active = next(layer for layer in shell.viewer.layers if layer.name == "Class evidence (extent): lesion")
     assert shell.display.subtract.isVisibleTo(shell.display)
     shell.display.subtract.click()
-    both = [layer for layer in shell.viewer.layers if " over " in layer.name and map_record(layer) is not None]
-    assert [map_record(layer).saliency.target.name for layer in both] == ["normal over lesion", "lesion over normal"]
-    assert len({map_record(layer).map.shown.cap for layer in both}) == 1
+    both = [layer for layer in shell.viewer.layers if " over " in layer.name and map_on(layer) is not None]
+    assert [expect_map(layer).saliency.target.name for layer in both] == ["normal over lesion", "lesion over normal"]
+    assert len({expect_map(layer).cap for layer in both}) == 1
     first, second = (np.asarray(layer.data) for layer in both)
     assert first.any()
     assert not (first.astype(bool) & second.astype(bool)).any()

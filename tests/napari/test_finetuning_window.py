@@ -170,7 +170,7 @@ def test_from_drawing_to_using_the_tuned_network_and_back(
 
     tune.run.click()
     assert not tune.controls.isEnabled()
-    panel.wait(lambda: tune._running is None)
+    panel.wait(lambda: not tune.task.running)
     assert not tune.problem.isVisibleTo(tune), tune.problem.text()
     out = tmp_path / "demo-tuned"
     assert (out / "weights.safetensors").is_file()
@@ -210,7 +210,7 @@ def test_from_drawing_to_using_the_tuned_network_and_back(
     assert other.labels.table.item(2, 3).text() == "0.064 × 0.064"
     assert len(other.viewer.layers["Labelled regions"].data) == 2
     other.labels.table.cellClicked.emit(2, 0)
-    assert "not open" in other.labels.said.text()
+    assert "not open" in other.labels.message.text()
     other.labels.table.cellDoubleClicked.emit(2, 0)
     assert other.dock.state.slide.name == "b.svs"
 
@@ -232,11 +232,11 @@ def test_stop_leaves_the_base_as_it_was_and_go_on_goes_on(panel: Panel, tmp_path
     panel.wait(lambda: tune._watched is not None and tune._watched.losses)
     assert panel.digest() == base, "a copy is trained"
     tune.cancel.click()
-    panel.wait(lambda: tune._running is None)
+    panel.wait(lambda: not tune.task.running)
     out = tmp_path / "home" / "demo-tuned"
     assert panel.digest() == base
-    assert "The base is unchanged" in tune.said.text()
-    assert str(out) in tune.said.text()
+    assert "The base is unchanged" in tune.message.text()
+    assert str(out) in tune.message.text()
     done = len(tune._watched.losses)
     assert 1 <= done < 4
     assert len(panel.dock.state.labels) == 4
@@ -244,7 +244,7 @@ def test_stop_leaves_the_base_as_it_was_and_go_on_goes_on(panel: Panel, tmp_path
     assert tune.run.text() == "Go on"
     monkeypatch.setattr(Trainer, "step", step)
     tune.run.click()
-    panel.wait(lambda: tune._running is None)
+    panel.wait(lambda: not tune.task.running)
     assert tune.outcome.isVisibleTo(tune), tune.problem.text()
     assert len(tune.curves.history.losses) == 4
     assert not (out / "training.safetensors").exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,17 +14,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from napari.components import ViewerModel
 from npe2 import PluginManifest
+from streamview_napari.canvas.camera import centre_of, fly_to
 from streamview_napari.canvas.layers import SlideLevel, has_overview, slide_layer
 from streamview_napari.canvas.live_map import LiveMap
 from streamview_napari.reader import get_reader
-from streamview_napari.requests.inference import Request, compute, describe_progress, find_region, foresee
-from streamview_napari.requests.networks import describe_card, describe_fit, describe_streaming, known_models, load
-from streamview_napari.requests.regions import centre_of, corners, describe_size, fly_to, grid_scale, square, within
+from streamview_napari.requests.inference import InferenceRequest, compute, describe_progress, find_region, foresee
+from streamview_napari.requests.models import describe_card, describe_fit, describe_streaming, known_models, load
+from streamview_napari.requests.regions import corners, describe_size, grid_scale, square, within
 
 from streamview.errors import Cancelled, ModelError, RegionError
 from streamview.geometry import Region
 from streamview.inference.compute import Compute
-from streamview.inference.prepared import prepare
+from streamview.inference.prepared import PreparedRun, prepare
 from streamview.inference.strips import Strip
 from streamview.networks import load_model
 from streamview.progress import Step
@@ -132,36 +134,73 @@ def test_the_engine_tells_of_every_row_once_and_of_the_answer_first() -> None:
     np.testing.assert_array_equal(first.prediction.logits, saliency.prediction.logits)
 
 
-def make_request(slide: Any, **changes: Any) -> Request:
+def make_request(slide: Any, **changes: Any) -> InferenceRequest:
     values: dict[str, Any] = {
         "loaded": load("demo", untrained=False),
         "slide": slide,
         "choice": "drawn",
         "centre": (300.0, 300.0),
         "drawn": corners(Region(128, 256, 256, 320), slide.mpp),
-        "device": "cpu",
-        "memory": None,
+        "compute": Compute("cpu"),
         "maps": True,
     }
-    return Request(**(values | changes))
+    return InferenceRequest(**(values | changes))
+
+
+@pytest.mark.parametrize("maps", [True, False])
+def test_a_run_is_prepared_once_and_runs_by_the_plan_of_its_forecast(
+    synthetic_slide: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, maps: bool
+) -> None:
+    prepared: list[Region] = []
+    executed: list[Any] = []
+    complete = PreparedRun._complete
+
+    def counted(model: Any, slide: Any, region: Region, **options: Any) -> PreparedRun:
+        prepared.append(region)
+        return prepare(model, slide, region, **options)
+
+    def recorded(self: PreparedRun, call: Any, plan: Any, *rest: Any) -> Any:
+        executed.append(plan)
+        return complete(self, call, plan, *rest)
+
+    monkeypatch.setattr("streamview.inference.prepared.prepare", counted)
+    monkeypatch.setattr(PreparedRun, "_complete", recorded)
+    with open_slide(synthetic_slide.path) as slide:
+        request = make_request(slide, maps=maps)
+        ahead = foresee(request, tmp_path)
+        assert ahead.forecast is not None
+        answer = compute(request, ahead.region, tmp_path / "map.ome.zarr", lambda step: None, ahead=ahead)
+        assert prepared == [ahead.region]
+        assert len(executed) == 1
+        assert executed[0] is ahead.forecast.plan
+        assert answer.tile == ahead.forecast.plan.tile
+        if maps:  # another class on the same region needs nothing more
+            other = replace(request, target="normal", region=ahead.region)
+            compute(other, ahead.region, tmp_path / "other.ome.zarr", lambda step: None, ahead=ahead)
+            assert prepared == [ahead.region]
+
+        # where the view has moved, the new place is prepared, and the plan stays
+        moved = replace(ahead.region, y=ahead.region.y + 8)
+        compute(request, moved, tmp_path / "moved.ome.zarr", lambda step: None, ahead=ahead)
+        assert prepared == [ahead.region, moved]
+        assert all(plan is ahead.forecast.plan for plan in executed)
 
 
 def test_a_request_from_forecast_to_answer(synthetic_slide: Any, tmp_path: Path) -> None:
     with open_slide(synthetic_slide.path) as slide:
         request = make_request(slide)
-        outlook = foresee(request, tmp_path)
-        assert outlook.region == Region(128, 256, 256, 320)
-        assert outlook.size == "320 × 256 px · 0.16 × 0.13 mm"
-        assert outlook.fits
-        assert str(outlook).startswith("A few seconds, peak memory ")
+        ahead = foresee(request, tmp_path)
+        assert ahead.region == Region(128, 256, 256, 320)
+        assert ahead.size == "320 × 256 px · 0.16 × 0.13 mm"
+        assert ahead.fits
+        assert str(ahead).startswith("A few seconds, peak memory ")
         steps: list[Step] = []
-        answer = compute(request, outlook, tmp_path / "map.ome.zarr", steps.append)
+        answer = compute(request, ahead.region, tmp_path / "map.ome.zarr", steps.append)
         assert answer.saliency is not None
         assert answer.saliency.path == tmp_path / "map.ome.zarr"
         assert answer.seconds is not None
         assert {step.task for step in steps} == {"forward pass", "backward pass"}
-        only = make_request(slide, maps=False)
-        alone = compute(only, foresee(only, tmp_path), tmp_path / "none.ome.zarr", steps.append)
+        alone = compute(make_request(slide, maps=False), ahead.region, tmp_path / "none.ome.zarr", steps.append)
         assert alone.saliency is None
         assert not (tmp_path / "none.ome.zarr").exists()
         np.testing.assert_array_equal(alone.prediction.logits, answer.prediction.logits)
@@ -170,7 +209,7 @@ def test_a_request_from_forecast_to_answer(synthetic_slide: Any, tmp_path: Path)
             raise Cancelled("enough")
 
         with pytest.raises(Cancelled):
-            compute(request, outlook, tmp_path / "never.ome.zarr", stop)
+            compute(request, ahead.region, tmp_path / "never.ome.zarr", stop)
         assert [path.name for path in tmp_path.iterdir()] == ["map.ome.zarr"]
 
 
@@ -192,10 +231,10 @@ def test_all_tissue(synthetic_slide: Any) -> None:
 def test_a_resolution_that_does_not_fit_is_said_before_running(tmp_path: Path) -> None:
     pixels = np.full((64, 64, 3), 200, np.uint8)
     for mpp, said in ((None, "set them above"), (0.9, "too coarse")):
-        outlook = foresee(make_request(as_slide(pixels, mpp), choice="whole"), tmp_path)
-        assert not outlook.fits
-        assert outlook.forecast is None
-        assert said in outlook.resolution
+        ahead = foresee(make_request(as_slide(pixels, mpp), choice="whole"), tmp_path)
+        assert not ahead.fits
+        assert ahead.forecast is None
+        assert said in ahead.resolution
     card = load_model("demo").card
     assert describe_fit(card, as_slide(pixels, 0.25)) == (True, "Read at 0.5 µm/px, as the network was made for.")
     assert describe_fit(card, as_slide(pixels, 0.5)) == (True, "The slide's µm/px fit the network.")
@@ -270,13 +309,13 @@ def test_a_slide_knows_where_it_was_opened(synthetic_slide: Any) -> None:
 
 
 def test_settings_without_an_installed_plugin(monkeypatch: pytest.MonkeyPatch) -> None:
-    from streamview_napari import settings
+    from streamview_napari import settings as stored_settings
 
     def absent(name: str) -> Any:
         raise KeyError(name)
 
     monkeypatch.setattr("napari.settings.get_plugin_settings", absent)
-    found = settings.settings()
+    found = stored_settings.settings()
     assert isinstance(found, SimpleNamespace)
     assert found.panel.model == "demo"
     assert found.shortcuts.sheet == "Shift-/"

@@ -20,12 +20,10 @@ import numpy as np
 import pytest
 import tifffile
 from PIL import Image
-from streamview_napari.canvas.records import map_record
 
 from streamview.errors import StreamviewError
 from streamview.geometry import Region
-from streamview.inference import prepared
-from streamview.inference.prepared import PreparedRun
+from streamview.inference.prepared import PreparedRun, prepare
 from streamview.inspection import verification
 from streamview.progress import Step
 from streamview.slides.synthetic import write_synthetic_slide
@@ -85,32 +83,20 @@ def draw(viewer: Any, dock: Any, region: Region, qtbot: Any) -> Any:
     layer.add_rectangles(corners(region, (MPP, MPP)))
     assert layer.mode == "select"
     qtbot.waitUntil(panel.run.isEnabled, timeout=LIMIT)
-    assert panel._outlook.region == region
+    assert panel.task.forecast.region == region
     return panel
 
 
-def count_preparations(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """From now on, the name of every slide for which a run is prepared."""
-    prepare, names = prepared.prepare, []
+def count_preparations(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Return a list that grows by what is prepared from now on."""
+    prepared: list[Any] = []
 
-    def counted(model: Any, slide: Any, *args: Any, **options: Any) -> PreparedRun:
-        names.append(slide.name)
-        return prepare(model, slide, *args, **options)
+    def counted(*args: Any, **options: Any) -> PreparedRun:
+        prepared.append(args)
+        return prepare(*args, **options)
 
-    monkeypatch.setattr(prepared, "prepare", counted)
-    return names
-
-
-def record_plans(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """From now on, the plan of every run."""
-    complete, plans = PreparedRun._complete, []
-
-    def recorded(self: PreparedRun, call: Any, plan: Any, *rest: Any) -> Any:
-        plans.append(plan)
-        return complete(self, call, plan, *rest)
-
-    monkeypatch.setattr(PreparedRun, "_complete", recorded)
-    return plans
+    monkeypatch.setattr("streamview.inference.prepared.prepare", counted)
+    return prepared
 
 
 def small_steps(monkeypatch: pytest.MonkeyPatch, pause: float = 0.0) -> list[Step]:
@@ -126,7 +112,11 @@ def small_steps(monkeypatch: pytest.MonkeyPatch, pause: float = 0.0) -> list[Ste
         return explain(self, targets, plan, outs, slowed, watch)
 
     plan = PreparedRun.plan
-    monkeypatch.setattr(PreparedRun, "plan", lambda self, *how: plan(replace(self, compute=replace(self.compute, tile=(32, 512))), *how))
+
+    def small(self: PreparedRun, *how: Any, **named: Any) -> Any:
+        return plan(replace(self, compute=replace(self.compute, tile=(32, 512))), *how, **named)
+
+    monkeypatch.setattr(PreparedRun, "plan", small)
     monkeypatch.setattr(PreparedRun, "explain", slowly)
     return told
 
@@ -138,6 +128,7 @@ def test_draw_cancel_run_and_look_at_the_answer(
     region = Region(128, 256, 384, 256)
     told = small_steps(monkeypatch, pause=0.02)
     panel = draw(viewer, dock, region, qtbot)
+    prepared = count_preparations(monkeypatch)
     assert panel.extent.text() == "256 × 384 px · 0.13 × 0.19 mm"
     assert "peak memory" in panel.forecast.text()
     assert section(dock, "Slide").extent.text() == "1024 × 768 px · 0.51 × 0.38 mm\n0.5 µm/px (aperio.MPP)"
@@ -166,9 +157,8 @@ def test_draw_cancel_run_and_look_at_the_answer(
     assert list(dock.state.folder.iterdir()) == []
     assert [layer.name for layer in viewer.layers] == ["planted.svs", "Regions"]
 
-    # to the end, the map appearing on the way, by the plan that was shown
-    shown, preparations, plans = panel._outlook.forecast.plan, count_preparations(monkeypatch), record_plans(monkeypatch)
-    panel._redraw.setInterval(20)
+    # to the end, the map appearing on the way
+    panel.task.redraw.setInterval(20)
     panel.run.click()
     seen: list[np.ndarray] = []
 
@@ -184,18 +174,17 @@ def test_draw_cancel_run_and_look_at_the_answer(
     for snapshot in seen:  # the map comes from the last rows to the first, however much of it the window saw
         rows = snapshot.any(axis=1)
         assert rows[rows.argmax() :].all()
-    assert "left" in panel.said.text() or "%" in panel.said.text()
+    assert "left" in panel.message.text() or "%" in panel.message.text()
     (answer,) = dock.state.answers
     assert answer.saliency is dock.state.result
-    assert (preparations, plans) == ([], [shown])
     assert answer.prediction.region == region
     assert not any(layer.name.startswith("Being computed") for layer in viewer.layers)
-    shown = [layer.name for layer in viewer.layers if layer.visible and map_record(layer) is not None]
+    shown = [layer.name for layer in dock.state.maps_of(dock.state.result) if layer.visible]
     assert shown == [f"Class evidence (extent): {answer.prediction.label}"]
     assert result.table.rowCount() == 1
     assert result.target.currentText() == answer.prediction.label
-    run = map_record(dock.state.map_layer).run
-    assert (run.model, run.untrained, Path(run.slide).name, run.mpp, run.tile[0]) == ("demo", False, "planted.svs", None, 32)
+    run = dock.state.map.run
+    assert (run.model, run.untrained, Path(run.slide).name, run.mpp, run.compute.tile[0]) == ("demo", False, "planted.svs", None, 32)
 
     # its pixels are the ones asked for: the corners of map, rectangle and slide meet in the world
     fine = next(layer for layer in viewer.layers if layer.name.startswith("Gradient x input"))
@@ -218,11 +207,15 @@ def test_draw_cancel_run_and_look_at_the_answer(
     assert dock.state.result is answer.saliency
     np.testing.assert_allclose(viewer.scene.camera.center[-2:], ((128 + 192 - 0.5) * MPP, (256 + 128 - 0.5) * MPP))
 
+    # none of this was prepared again after the forecast, and all of it ran by the plan that was shown
+    assert prepared == []
+    assert {answer.tile for answer in dock.state.answers} == {panel.task.forecast.forecast.plan.tile}
+
     # the certificate stays with the layers
     monkeypatch.setattr(verification, "verify", partial(verification.verify, windows=1))
     result.verify.click()
-    qtbot.waitUntil(lambda: map_record(dock.state.map_layer).certificate is not None, timeout=LIMIT)
-    assert map_record(dock.state.map_layer).certificate["passed"]
+    qtbot.waitUntil(lambda: dock.state.map.certificate is not None, timeout=LIMIT)
+    assert dock.state.map.certificate.passed
     assert result.certificate.text().startswith("Exact: 1 window ")
 
     qtbot.wait(200)
@@ -359,7 +352,7 @@ def test_a_slide_without_mpp_is_asked_for(window: Callable[[Any], Any], tmp_path
     assert not found.measure.isVisibleTo(found)
     qtbot.waitUntil(panel.run.isEnabled, timeout=LIMIT)
     assert dock.state.slide.mpp == (0.5, 0.5)
-    assert panel._outlook.region == Region(64, 128, 256, 320), "what was drawn in pixels stays where it was"
+    assert panel.task.forecast.region == Region(64, 128, 256, 320), "what was drawn in pixels stays where it was"
     panel.maps.setChecked(False)
     qtbot.waitUntil(panel.run.isEnabled, timeout=LIMIT)
     panel.run.click()
@@ -370,16 +363,16 @@ def test_a_slide_without_mpp_is_asked_for(window: Callable[[Any], Any], tmp_path
 def test_a_giant_of_one_level_is_converted_in_place(
     window: Callable[[Any], Any], tmp_path: Path, qtbot: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from streamview_napari.canvas import layers as _layers
+    from streamview_napari.canvas import layers
 
-    monkeypatch.setattr(_layers, "_OVERVIEW", 256**2)  # what counts as a giant here
+    monkeypatch.setattr(layers, "_OVERVIEW", 256**2)  # what counts as a giant here
     path = tmp_path / "plain.tif"
     pixels = np.random.default_rng(0).integers(0, 256, (640, 768, 3), np.uint8)
     tifffile.imwrite(path, pixels, photometric="rgb", tile=(128, 128), resolution=(20_000, 20_000), resolutionunit="CENTIMETER")
     viewer, dock = open_dock(window, path, qtbot)
     found = section(dock, "Slide")
     assert found.convert.isVisibleTo(found)
-    monkeypatch.setattr(_layers, "_OVERVIEW", 8192**2)
+    monkeypatch.setattr(layers, "_OVERVIEW", 8192**2)
     found.convert_to(tmp_path / "plain.ome.zarr")
     qtbot.waitUntil(lambda: dock.state.slide.name != "plain.tif", timeout=LIMIT)
     assert [layer.name for layer in viewer.layers] == ["plain.ome.zarr"]

@@ -17,8 +17,8 @@ from napari.components import ViewerModel
 from napari.layers import Layer
 from npe2 import PluginManifest
 from streamview_napari.canvas.layers import SlideLevel, job_layers, mask_layer, saliency_layers, slide_layer
-from streamview_napari.canvas.records import map_record
 from streamview_napari.reader import get_reader
+from streamview_napari.records import expect_map
 from streamview_napari.sample import synthetic_slide
 from streamview_napari.view import add_layers, check
 
@@ -109,10 +109,10 @@ def test_a_job_shows_the_slide_with_its_maps_in_place(job: Path) -> None:
         np.testing.assert_allclose(peak_in_world(layer), world, atol=0.1)
         assert layer.blending == "translucent_no_depth"
         assert layer.opacity == pytest.approx(0.45)
-        record = map_record(layer)
-        assert zarr.open_group(record.saliency.path, mode="r").attrs["streamview"]["target"] == "lesion"
+        record = expect_map(layer)
+        assert zarr.open_group(str(record.saliency.path), mode="r").attrs["streamview"]["target"] == "lesion"
         assert len(record.saliency.prediction.identity.key) == 64
-        assert record.map.shown.cap > 0
+        assert record.cap > 0
 
 
 def test_of_several_targets_the_predicted_class_is_on_top(job: Path, slide_path: Path) -> None:
@@ -129,7 +129,7 @@ def test_of_several_targets_the_predicted_class_is_on_top(job: Path, slide_path:
     layers = model(job_layers(job)).layers
     assert [layer.name.split(": ")[1] for layer in layers[1:]] == ["normal"] * 3 + ["lesion-normal"] * 3 + ["lesion"] * 3
     assert [layer.name for layer in layers[1:] if layer.visible] == ["Class evidence (extent): lesion"]
-    shown = map_record(layers["Class evidence (extent): lesion-normal"]).saliency
+    shown = expect_map(layers["Class evidence (extent): lesion-normal"]).saliency
     assert (shown.target.name, shown.target_probability, shown.target_score) == ("lesion-normal", None, 2.0)
 
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from streamview_napari.canvas.map_pyramid import ShownMap
 from streamview_napari.canvas.outline import contours, line_width, vectors
+from streamview_napari.shown_map import ShownMap
 
 from streamview.results.display import Recipe
 from tests.support.maps import make_maps

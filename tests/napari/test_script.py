@@ -15,6 +15,7 @@ from streamview_napari.requests.script import Origin, about, command, find_origi
 
 from streamview.cli import main
 from streamview.errors import StreamviewError
+from streamview.inference.compute import Compute
 from streamview.results import Saliency, open_saliency
 from streamview.results.display import PRESETS
 from streamview.slides.synthetic import write_synthetic_slide
@@ -72,7 +73,7 @@ def test_a_script_refuses_another_network(made: Saliency, tmp_path: Path, monkey
 
 
 def test_a_run_of_the_window_says_how_it_was_computed() -> None:
-    run = RunFacts("demo", True, "/slides/a b.svs", 0.25, "cpu", "2GB")
+    run = RunFacts("demo", True, "/slides/a b.svs", 0.25, Compute("cpu", "2GB"))
     origin = find_origin(make_maps(np.ones((64, 64))), run)
     assert origin == Origin("demo", "/slides/a b.svs", untrained=True, mpp=0.25, device="cpu", memory="2GB")
     said = command(make_maps(np.ones((64, 64))), origin, PRESETS["detail"])

@@ -1,1 +1,3 @@
-"""What is on the canvas: slides, maps and regions as layers, and how they are drawn. Without Qt."""
+"""What is drawn in the viewer: layers of slides, maps and regions, captions, and the camera; without Qt."""
+
+__all__: list[str] = []

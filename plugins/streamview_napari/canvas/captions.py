@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from streamview_napari.canvas.layers import caption
-from streamview_napari.canvas.records import map_record
+from streamview_napari.records import expect_map, map_on
 
 if TYPE_CHECKING:
     from napari.components import ViewerModel
     from napari.layers import Image
 
-    from streamview_napari.canvas.map_pyramid import ShownMap
+    from streamview_napari.shown_map import ShownMap
 
 __all__ = ["badge", "describe", "dress", "value_under"]
 
@@ -32,14 +31,14 @@ def dress(viewer: ViewerModel) -> None:
 
 def describe(viewer: ViewerModel) -> None:
     """Show the captions of the visible maps, topmost first, and the topmost's colour bar."""
-    maps = [(layer, record) for layer in reversed(viewer.layers) if (record := map_record(layer)) is not None]
+    maps = [(layer, record) for layer in reversed(viewer.layers) if (record := map_on(layer)) is not None]
     visible = [(layer, record) for layer, record in maps if layer.visible]
     for layer, record in maps:
         bar = layer.colorbar
         bar.size, bar.box, bar.box_color, bar.color, bar.tick_length, bar.position = _BAR, True, _BOX, "white", 4, "top_right"
-        bar.visible = visible[:1] == [(layer, record)] and record.recipe.heat
+        bar.visible = layer.visible and layer is visible[0][0] and record.recipe.heat
     text = viewer.canvas.overlays.text
-    text.text = "\n".join(caption(record.saliency, record.map.shown) for _, record in visible)
+    text.text = "\n".join(record.caption for _, record in visible)
     text.font_size = 9
     text.visible = bool(visible)
 
@@ -52,16 +51,14 @@ def badge(shown: ShownMap) -> str:
 
 def value_under(layer: Image, position: tuple[float, ...]) -> str:
     """Say in words what a map layer has at a place of the world: raw value, share of the cap, the answer; empty outside the map."""
-    record = map_record(layer)
-    if record is None:
-        return ""
-    shown, saliency = record.map, record.saliency
+    record = expect_map(layer)
+    shown, saliency = record.shown, record.saliency
     my, mx = saliency.mpp or (1.0, 1.0)
     y, x = position[-2] / my, position[-1] / mx
     raw = shown.raw(y, x)
     if raw is None:
         return ""
     share = shown.share(y, x)
-    said = f"raw {raw:.3g}" if math.isfinite(raw) else "raw: not computed"
-    said += "" if share is None else f" | blurred {share:.0%} of the cap"
-    return f"{said} | {saliency.target.name}: {saliency.prediction.answer_for(saliency.target)}"
+    text = f"raw {raw:.3g}" if math.isfinite(raw) else "raw: not computed"
+    text += "" if share is None else f" | blurred {share:.0%} of the cap"
+    return f"{text} | {saliency.target.name}: {saliency.prediction.answer_for(saliency.target)}"

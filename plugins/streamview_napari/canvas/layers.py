@@ -35,8 +35,8 @@ from streamview.results.display import (
 )
 from streamview.slides import as_slide, open_slide
 from streamview.slides.thumbnail import thumbnail
-from streamview_napari.canvas.map_pyramid import FULL, ShownMap, window
-from streamview_napari.canvas.records import MapRecord, SlideRecord, keep
+from streamview_napari.records import MapLayer, SlideLayer
+from streamview_napari.shown_map import FULL, ShownMap, window
 
 if TYPE_CHECKING:
     from streamview.slides import Slide
@@ -85,19 +85,17 @@ class SlideLevel:
         self.ndim = 3
         self.size = int(np.prod(self.shape))
 
-    def __getitem__(self, key: Any) -> NDArray[np.uint8]:
+    def __getitem__(self, key: Any) -> NDArray[Any]:
         ((top, bottom), (left, right)), rest = window(key, self.shape)
-        if top >= bottom or left >= right:
-            part = np.empty((max(bottom - top, 0), max(right - left, 0), 3), np.uint8)
-        else:
-            part = self._read(top, left, bottom - top, right - left)
-        selected: NDArray[np.uint8] = part[rest]
-        return selected
+        empty = top >= bottom or left >= right
+        height, width = max(bottom - top, 0), max(right - left, 0)
+        pixels: NDArray[np.uint8] = (np.empty((height, width, 3), np.uint8) if empty else self._read(top, left, height, width))[rest]
+        return pixels
 
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
         return np.asarray(self[:, :], dtype)
 
-    def _read(self, y: int, x: int, height: int, width: int) -> np.ndarray:
+    def _read(self, y: int, x: int, height: int, width: int) -> NDArray[Any]:
         if self._factor == 1:
             return self._slide.read(Region(y, x, height, width, self._level))
         if not has_overview(self._slide) and height * width * self._factor**2 > _PART:
@@ -131,7 +129,7 @@ def slide_layer(slide: Slide, mpp: tuple[float, float] | None = None, path: str 
         factor *= 2
         levels.append(SlideLevel(slide, last, factor))
     place = None if path is None else os.fspath(path) if "://" in os.fspath(path) else os.path.abspath(path)
-    metadata = keep(SlideRecord(source, place))
+    metadata = {"streamview": SlideLayer(source, place)}
     options = {"name": slide.name, "multiscale": True, "rgb": True, "contrast_limits": (0, 255), "metadata": metadata}
     return levels, options | _placed(mpp), "image"
 
@@ -150,7 +148,7 @@ def saliency_layers(saliency: Saliency, *, visible: bool = True) -> list[LayerTu
 def map_layer(saliency: Saliency, recipe: Recipe, *, visible: bool = True) -> LayerTuple:
     """Return the image layer of one map as a recipe shows it, all levels lazy and uint8.
 
-    The layer's values are per cent of the cap; its record has the raw maps and how they are shown.
+    The layer's values are per cent of the cap; its record is a `MapLayer`.
     """
     shown = ShownMap(saliency, recipe)
     options = {
@@ -162,7 +160,7 @@ def map_layer(saliency: Saliency, recipe: Recipe, *, visible: bool = True) -> La
         "interpolation2d": "linear",
         "multiscale": len(shown.levels) > 1,
         "visible": visible,
-        "metadata": keep(MapRecord(saliency, shown)),
+        "metadata": {"streamview": MapLayer(saliency, shown, caption(saliency, shown.shown))},
     }
     data = list(shown.levels) if len(shown.levels) > 1 else shown.levels[0]
     return data, options | _placed(saliency.mpp, shown.map.step, shown.map.origin), "image"
@@ -224,9 +222,9 @@ def job_layers(folder: str | os.PathLike[str], slide_id: str | None = None) -> l
     maps = [[open_saliency(job.folder / stored.path) for stored in result.maps] for result in regions if result.maps]
     mpp = maps[0][0].mpp if maps else None
     layers = [slide_layer(slide, mpp, path=path) for slide, path in _source(regions)]
-    for found in maps:
-        top = next((saliency for saliency in found if saliency.target.name == saliency.prediction.label), found[0])
-        for saliency in [*(other for other in reversed(found) if other is not top), top]:
+    for saliencies in maps:
+        top = next((saliency for saliency in saliencies if saliency.target.name == saliency.prediction.label), saliencies[0])
+        for saliency in [*(other for other in reversed(saliencies) if other is not top), top]:
             layers += saliency_layers(saliency, visible=saliency is top)
     if not layers:
         raise StreamviewError(f"{folder}: the slide {records[0].slide_id} has no map and its file is gone; put it back where it was")
@@ -277,5 +275,5 @@ def map_colormap(shown: Shown) -> Colormap:
 def _fading(recipe: Recipe, threshold: float) -> Colormap:
     values = np.linspace(0, 1, 256, dtype=np.float32)
     rgb, alpha = colours(recipe, np.where(values >= threshold, values, np.float32(0)))
-    name = next((name for name, found in PALETTES.items() if found == recipe.colours), "custom")
+    name = next((name for name, palette in PALETTES.items() if palette == recipe.colours), "custom")
     return Colormap(np.column_stack([rgb, alpha * recipe.heat]), name=f"{name} (fading)")

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from skimage.measure import find_contours
 
 from streamview.results.display import HALO_COLOUR, OUTLINE_COLOUR
-from streamview_napari.canvas.map_pyramid import FULL, ShownMap
+from streamview_napari.shown_map import FULL, ShownMap
 
 __all__ = ["contours", "line_width", "outline_layer", "vectors"]
 
@@ -79,9 +79,9 @@ def vectors(lines: list[NDArray[np.float64]], width: float) -> tuple[NDArray[np.
     along = extents / lengths
     starts, extents = starts - along * width / 4, extents + along * width / 2  # over the joints
     across = along[:, ::-1] * (width / 2, -width / 2)
-    found = [np.stack([starts + side * across, extents], axis=1) for side in (-1, 1, 0)]
+    strokes = [np.stack([starts + side * across, extents], axis=1) for side in (-1, 1, 0)]
     colours = [_rgba(colour) for colour in (HALO_COLOUR, HALO_COLOUR, OUTLINE_COLOUR)]
-    return np.concatenate(found).astype(np.float32), np.repeat(np.array(colours, np.float32), len(starts), axis=0)
+    return np.concatenate(strokes).astype(np.float32), np.repeat(np.array(colours, np.float32), len(starts), axis=0)
 
 
 def _rgba(colour: str) -> tuple[float, ...]:

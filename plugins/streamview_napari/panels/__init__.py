@@ -1,1 +1,3 @@
-"""The dock and its sections: thin widgets over `requests`, `canvas` and the one `State`."""
+"""The dock and its sections: Qt controls over `requests`, `canvas`, `tasks` and `state`."""
+
+__all__: list[str] = []

@@ -15,16 +15,16 @@ from streamview.errors import StreamviewError
 from streamview.results import Method, difference
 from streamview.results.display import PALETTES, PRESETS, TITLES, Recipe, colours
 from streamview_napari.canvas.captions import badge, value_under
-from streamview_napari.canvas.map_display import Canvas, find_glass, recipe_of, shown_as
-from streamview_napari.canvas.records import map_record
-from streamview_napari.panels.section import ERROR_STYLE, Section, Shortcut, labelled, quiet_label
+from streamview_napari.canvas.display import Canvas, find_glass, recipe_of
+from streamview_napari.panels.section import ERROR_STYLE, Section, Shortcut, labelled, quiet_label, show_row
+from streamview_napari.records import MapLayer, expect_map, map_on
 
 if TYPE_CHECKING:
     from napari.components import ViewerModel
     from napari.layers import Image
 
     from streamview.results import Saliency
-    from streamview_napari.canvas.map_pyramid import Glass
+    from streamview_napari.shown_map import Glass
     from streamview_napari.state import State
 
 __all__ = ["DisplaySection"]
@@ -59,6 +59,14 @@ class DisplaySection(Section):
         self._later.start()  # once the dock listens
 
     def _build(self) -> None:
+        self._build_choice()
+        self._build_sliders()
+        self._build_colours()
+        self._build_comparison()
+        self._build_readout()
+
+    def _build_choice(self) -> None:
+        """Which map, and outline or heat."""
         self.map = _wide(QComboBox())
         self.map.setToolTip("Class evidence shows the extent, gradient x input the detail; the paper's is for reproduction.")
         self.map.activated.connect(self._map_chosen)
@@ -77,6 +85,9 @@ class DisplaySection(Section):
             row.addWidget(button)
         self.kind.idClicked.connect(lambda number: self._want(outline=number != 1, heat=number != 0))
         self.column.addLayout(row)
+
+    def _build_sliders(self) -> None:
+        """Blur, threshold, cap and opacity."""
         self.blur = _slider(0, 30, 1, "Standard deviation of the Gaussian blur, in µm; 0: each pixel as computed.")
         self.blur_px = _unit("")
         self.blur_px.setToolTip("The blur in pixels of the network's grid.")
@@ -91,6 +102,9 @@ class DisplaySection(Section):
         self.threshold.valueChanged.connect(lambda value: self._want(threshold=round(value) / 100, floor_percentile=0.0))
         self.cap.valueChanged.connect(lambda value: self._want(cap_percentile=round(value, 1)))
         self.opacity.valueChanged.connect(lambda value: self._want(opacity=round(value, 2)))
+
+    def _build_colours(self) -> None:
+        """Colours, glass and the common scale."""
         self.colours = _wide(QComboBox())
         self.colours.setIconSize(QSize(64, 12))
         self.colours.setToolTip("Colours from nothing to the cap. Teal to lime stands out best from haematoxylin and eosin.")
@@ -112,6 +126,9 @@ class DisplaySection(Section):
         row.addStretch()
         row.addWidget(self.lock)
         self.column.addLayout(row)
+
+    def _build_comparison(self) -> None:
+        """The other results of the region."""
         self.other = _wide(QComboBox())
         self.other.setToolTip("Another result for the same region: of another class or another network.")
         self.subtract = QPushButton("Subtract")
@@ -119,6 +136,9 @@ class DisplaySection(Section):
         self.subtract.clicked.connect(self._subtract)
         self._compare = labelled("Compare with", self.other, self.subtract)
         self.column.addLayout(self._compare)
+
+    def _build_readout(self) -> None:
+        """The badge of a blurred map, the values under the cursor, and what went wrong."""
         self.badge = QLabel()
         self.badge.setStyleSheet(_BADGE)
         self.badge.setSizePolicy(QSizePolicy.Policy.Maximum, QSizePolicy.Policy.Fixed)
@@ -148,9 +168,9 @@ class DisplaySection(Section):
         self._read.stop()
         self.viewer.cursor.events.position.disconnect(self._moved)
         for layer in self.viewer.layers:
-            record = map_record(layer)
+            record = map_on(layer)
             if record is not None:
-                record.map.changed.disconnect(self._follow, missing_ok=True)
+                record.shown.changed.disconnect(self._follow, missing_ok=True)
         self.canvas.close()
 
     def apply(self) -> None:
@@ -171,24 +191,24 @@ class DisplaySection(Section):
 
     def _select(self, layer: Image | None) -> None:
         self._wanted = None
-        self.fill(layer is not None)
-        record = map_record(layer)
+        record = map_on(layer)
+        self.fill(record is not None)
         if layer is None or record is None:
             return
-        record.map.changed.connect(self._follow, unique=True)
+        record.shown.changed.connect(self._follow, unique=True)
         self.problem.hide()
-        self._find_glass(layer)
+        self._find_glass(layer, record)
         cap = self._locked.get(record.recipe.method)
-        if cap is not None and recipe_of(layer).cap != cap:
-            self.canvas.show(layer, replace(recipe_of(layer), cap=cap))
+        if cap is not None and record.recipe.cap != cap:
+            self.canvas.show(layer, replace(record.recipe, cap=cap))
         self._follow()
 
     def _follow(self) -> None:
         """Let the controls say how the map is shown."""
-        record = map_record(self.state.map_layer)
+        record = self.state.map
         if record is None or self._wanted is not None:
             return
-        saliency, recipe, shown = record.saliency, record.recipe, record.map.shown
+        shown, recipe, saliency = record.shown.shown, record.recipe, record.saliency
         blockers = [QSignalBlocker(control) for control in (self.blur, self.threshold, self.cap, self.opacity, self.glass, self.lock)]
         self.map.clear()
         for method in TITLES:
@@ -196,7 +216,7 @@ class DisplaySection(Section):
                 self.map.addItem(TITLES[method], method)
         self.map.setCurrentIndex(self.map.findData(recipe.method))
         self.kind.button(2 if recipe.outline and recipe.heat else int(recipe.heat)).setChecked(True)
-        self.blur.setMaximum(max(_WIDEST[recipe.method], recipe.blur_um))  # type: ignore[arg-type]  # superqt types it for whole numbers
+        self.blur.setRange(0, max(_WIDEST[recipe.method], recipe.blur_um))
         self.blur.setValue(recipe.blur_um)
         self.blur_px.setText(f"{max(shown.blur_px):.3g} px")
         self.threshold.setValue(round(shown.threshold * 100))
@@ -212,44 +232,43 @@ class DisplaySection(Section):
             self.colours.addItem(_swatch(recipe.colours), name)
         self.colours.setCurrentText(name)
         del blockers
-        self.badge.setText(badge(record.map))
+        self.badge.setText(badge(record.shown))
         self.badge.setVisible(bool(self.badge.text()))
         self.note(saliency.target.name)
         self._offer()
 
     def _map_chosen(self) -> None:
         """Show another map of the result in place of this one."""
-        layer, method = self.state.map_layer, self.map.currentData()
-        record = map_record(layer)
+        layer, record, method = self.state.map_layer, self.state.map, self.map.currentData()
         if layer is None or record is None or method == record.recipe.method:
             return
-        other = next(other for other in self.state.maps_of(record.saliency) if recipe_of(other).method == method)
+        other = next(layer for layer in self.state.maps_of(record.saliency) if recipe_of(layer).method == method)
         other.visible, layer.visible = True, False
         self.viewer.layers.selection.active = other
         self.state.select_map(other)
 
     def _reset(self) -> None:
-        layer = self.state.map_layer
-        if layer is not None:
-            method = recipe_of(layer).method
+        record = self.state.map
+        if record is not None:
+            method = record.recipe.method
             usual = next(recipe for recipe in PRESETS.values() if recipe.method == method)
             self._wanted = replace(usual, cap=self._locked.get(method))
             self._later.start()
 
     def _lock(self, on: bool) -> None:
-        layer = self.state.map_layer
-        if layer is None:
+        record = self.state.map
+        if record is None:
             return
         self.apply()
-        method = recipe_of(layer).method
+        method = record.recipe.method
         if on:
-            self._locked[method] = shown_as(layer).cap
+            self._locked[method] = record.cap
         else:
             self._locked.pop(method, None)
         for other in list(self.viewer.layers):
-            record = map_record(other)
-            if record is not None and record.recipe.method == method:
-                self.canvas.show(other, replace(recipe_of(other), cap=self._locked.get(method)))
+            shown = map_on(other)
+            if shown is not None and shown.recipe.method == method:
+                self.canvas.show(other, replace(shown.recipe, cap=self._locked.get(method)))
 
     def _step(self, by: float) -> None:
         if self.state.map_layer is not None:
@@ -257,66 +276,58 @@ class DisplaySection(Section):
 
     def _offer(self, added: Saliency | None = None) -> None:
         """List the results that the map can be compared with."""
-        record = map_record(self.state.map_layer)
-        mine = None if record is None else record.saliency
-        answered = [answer.saliency for answer in self.state.answers if answer.saliency is not None]
-        comparable = [] if mine is None else [saliency for saliency in answered if _comparable(mine, saliency)]
+        mine = None if self.state.map is None else self.state.map.saliency
+        others = [] if mine is None else [saliency for saliency in self.state.results if _comparable(mine, saliency)]
         self.other.clear()
-        for saliency in comparable:
+        for saliency in others:
             self.other.addItem(f"{saliency.target.name}, {saliency.prediction.model_name}", saliency)
-        caption = self._compare.itemAt(0)
-        for widget in (None if caption is None else caption.widget(), self.other, self.subtract):
-            if widget is not None:
-                widget.setVisible(bool(comparable))
+        show_row(self._compare, bool(others))
 
     def _subtract(self) -> None:
         from napari.layers import Layer
 
         from streamview_napari.canvas.layers import map_layer
 
-        record, second = map_record(self.state.map_layer), self.other.currentData()
+        record, second = self.state.map, self.other.currentData()
         if record is None or second is None:
             return
         self.apply()
         first, recipe = record.saliency, replace(record.recipe, outline=False)
         try:
-            found = [difference(first, second), difference(second, first)]
+            differences = [difference(first, second), difference(second, first)]
         except StreamviewError as error:
             self._fail(str(error))
             return
         recipe = replace(recipe, cap=None)
-        tuples = [map_layer(each, replace(recipe, colours=PALETTES[name])) for each, name in zip(found, (_OVER, _UNDER), strict=True)]
-        made = [Layer.create(*each) for each in tuples]
-        cap = max(shown_as(each).cap for each in made)
+        tuples = [map_layer(each, replace(recipe, colours=PALETTES[name])) for each, name in zip(differences, (_OVER, _UNDER), strict=True)]
+        map_layers = [Layer.create(*each) for each in tuples]
+        cap = max(expect_map(each).cap for each in map_layers)
         for other in self.viewer.layers:
-            if map_record(other) is not None:
+            if map_on(other) is not None:
                 other.visible = False
-        for each in reversed(made):
+        for each in reversed(map_layers):
             self.viewer.add_layer(each)
             self.canvas.show(each, replace(recipe_of(each), cap=cap))
 
-    def _find_glass(self, layer: Image) -> None:
+    def _find_glass(self, layer: Image, record: MapLayer) -> None:
         """Look for glass in a thread, once a region."""
-        record, slide = map_record(layer), self.state.slide
-        if record is None:
-            return
-        saliency = record.saliency
+        saliency, slide = record.saliency, self.state.slide
         key = saliency.prediction.identity.key
         if key in self._glass:
-            if record.map.glass is None:
+            if record.shown.glass is None:
                 self.canvas.mask(layer, self._glass[key])
             return
         if slide is None or slide.identity != saliency.prediction.identity.source:
             return
 
-        def found(glass: Glass) -> None:
+        def show_glass(glass: Glass) -> None:
             self._glass[key] = glass
             for other in list(self.viewer.layers):
-                record = map_record(other)
-                if record is not None and record.saliency.prediction.identity.key == key:
+                shown = map_on(other)
+                if shown is not None and shown.saliency.prediction.identity.key == key:
                     self.canvas.mask(other, glass)
 
-        self.state.start(lambda report: find_glass(slide, saliency), done=found, failed=self._fail)
+        self.state.start(lambda report: find_glass(slide, saliency), done=show_glass, failed=self._fail)
 
     def _fail(self, text: str) -> None:
         self.problem.setText(text)
@@ -330,9 +341,9 @@ class DisplaySection(Section):
         layer = self.state.map_layer
         if layer is None:
             return
-        said = value_under(layer, tuple(self.viewer.cursor.position))
-        self.readout.setText(said.replace(" | ", "\n") or "Move over the map to read its values.")
-        self.viewer.help = said
+        text = value_under(layer, tuple(self.viewer.cursor.position))
+        self.readout.setText(text.replace(" | ", "\n") or "Move over the map to read its values.")
+        self.viewer.help = text
 
 
 def _comparable(mine: Saliency, other: Saliency) -> bool:
@@ -346,7 +357,7 @@ def _slider(low: float, high: float, decimals: int, tip: str) -> QLabeledDoubleS
     slider = QLabeledDoubleSlider(Qt.Orientation.Horizontal)
     slider.setRange(low, high)
     slider.setDecimals(decimals)
-    slider.setSingleStep(10.0**-decimals)  # type: ignore[arg-type]  # as above
+    slider.setSingleStep(10.0**-decimals)  # type: ignore[arg-type]  # superqt takes a float, and says int
     slider.setFixedHeight(22)
     slider.setToolTip(tip)
     return slider

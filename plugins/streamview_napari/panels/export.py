@@ -29,8 +29,9 @@ from qtpy.QtWidgets import (
 from streamview.errors import StreamviewError
 from streamview.files import atomic
 from streamview.results import RESEARCH_USE
-from streamview_napari.canvas.records import map_record
 from streamview_napari.panels.section import ERROR_STYLE, Section, labelled, quiet_label
+from streamview_napari.records import MapLayer
+from streamview_napari.requests.answers import describe_certificate
 from streamview_napari.requests.script import about, command, find_origin, python
 
 if TYPE_CHECKING:
@@ -98,10 +99,10 @@ def write(
     """
     path = Path(path)
     if form == "view" and canvas is not None:
-        said = PngInfo()
-        said.add_text("streamview", f"identity {saliency.prediction.identity.key}; target {saliency.target}; {recipe}; {RESEARCH_USE}")
+        facts = PngInfo()
+        facts.add_text("streamview", f"identity {saliency.prediction.identity.key}; target {saliency.target}; {recipe}; {RESEARCH_USE}")
         with atomic.replacing(path) as temporary:
-            Picture.fromarray(canvas).save(temporary, "PNG", pnginfo=said)
+            Picture.fromarray(canvas).save(temporary, "PNG", pnginfo=facts)
     elif form == "picture":
         from streamview.export.png import render_png
 
@@ -157,11 +158,11 @@ class ExportSection(Section):
         row.addWidget(self.about, 1)
         row.addWidget(self.copy, 1)
         self.column.addLayout(row)
-        self.said = quiet_label()
+        self.message = quiet_label()
         self.problem = QLabel()
         self.problem.setWordWrap(True)
         self.problem.setStyleSheet(ERROR_STYLE)
-        for label in (self.said, self.problem):
+        for label in (self.message, self.problem):
             label.hide()
             self.column.addWidget(label)
         self.sheet: QDialog | None = None
@@ -176,7 +177,7 @@ class ExportSection(Section):
 
     def export(self, form: Form, path: str | os.PathLike[str], done: Callable[[Path], Any] | None = None) -> None:
         """Write the map worked on in a thread, and say so; errors are shown as text."""
-        record = map_record(self.state.map_layer)
+        record = self.state.map
         if record is None:
             return
         saliency, recipe, slide = record.saliency, record.recipe, self.state.slide
@@ -186,11 +187,11 @@ class ExportSection(Section):
         self.save.setEnabled(False)
         self._say(f"Writing {Path(path).name}…")
 
-        def written(found: Path) -> None:
+        def written(place: Path) -> None:
             self.save.setEnabled(True)
-            self._say(f"Written: {found}")
+            self._say(f"Written: {place}")
             if done is not None:
-                done(found)
+                done(place)
 
         self._work = self.state.start(
             lambda report: write(form, path, saliency, recipe, slide=slide, canvas=canvas), done=written, failed=self._fail
@@ -205,7 +206,7 @@ class ExportSection(Section):
         self._copy(command)
 
     def _copy(self, make: Callable[..., str]) -> None:
-        record = map_record(self.state.map_layer)
+        record = self.state.map
         if record is None:
             return
         try:
@@ -217,7 +218,7 @@ class ExportSection(Section):
         self._say("Copied.")
 
     def _choose(self) -> None:
-        record = map_record(self.state.map_layer)
+        record = self.state.map
         if record is None:
             return
         form: Form = self.format.currentData()
@@ -228,19 +229,19 @@ class ExportSection(Section):
             self.export(form, chosen if chosen.endswith(ending) else chosen + ending)
 
     def _about(self) -> None:
-        layer = self.state.map_layer
-        if layer is None:
+        record = self.state.map
+        if record is None:
             return
         self.release()
         self.sheet = QDialog(self)
         self.sheet.setWindowTitle("About this map")
-        said = describe_map(layer)
+        description = describe_map(record)
         text = QTextBrowser()
-        text.setHtml(_as_table(said))
+        text.setHtml(_as_table(description))
         buttons = QDialogButtonBox(QDialogButtonBox.StandardButton.Close)
         buttons.rejected.connect(self.sheet.close)
         copy = buttons.addButton("Copy", QDialogButtonBox.ButtonRole.ActionRole)
-        copy.clicked.connect(lambda: QApplication.clipboard().setText(said))
+        copy.clicked.connect(lambda: QApplication.clipboard().setText(description))
         column = QVBoxLayout(self.sheet)
         column.addWidget(text)
         column.addWidget(buttons)
@@ -252,26 +253,24 @@ class ExportSection(Section):
 
     def _say(self, text: str) -> None:
         self.problem.hide()
-        self.said.setText(text)
-        self.said.show()
+        self.message.setText(text)
+        self.message.show()
 
     def _fail(self, text: str) -> None:
         self.save.setEnabled(True)
-        self.said.hide()
+        self.message.hide()
         self.problem.setText(text)
         self.problem.show()
 
 
-def describe_map(layer: Image) -> str:
-    """Say what a map layer is; see `streamview_napari.requests.script.about`."""
-    record = map_record(layer)
-    if record is None:
-        return ""
+def describe_map(record: MapLayer) -> str:
+    """Say what a map is; see `streamview_napari.requests.script.about`."""
     try:
         origin = find_origin(record.saliency, record.run)
     except StreamviewError:
         origin = None
-    return about(record.saliency, record.recipe, origin, record.verified)
+    verified = "" if record.certificate is None else describe_certificate(record.certificate)
+    return about(record.saliency, record.recipe, origin, verified)
 
 
 def _as_table(text: str) -> str:

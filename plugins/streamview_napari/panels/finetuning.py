@@ -2,32 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qtpy.QtCore import QTimer
 from qtpy.QtGui import QShowEvent
 from qtpy.QtWidgets import (
     QApplication,
     QCheckBox,
     QFileDialog,
-    QHBoxLayout,
     QLabel,
     QLineEdit,
-    QProgressBar,
     QPushButton,
+    QWidget,
 )
 
 from streamview.errors import StreamviewError, TrainingError
 from streamview.finetuning.split import CASES
 from streamview.progress import Report, Step
 from streamview_napari.panels.finetuning_controls import Controls
-from streamview_napari.panels.finetuning_results import Outcome
-from streamview_napari.panels.loss_curves import Curves
-from streamview_napari.panels.section import BAR_STYLE, ERROR_STYLE, RUN_STYLE, Section, labelled, quiet_label
+from streamview_napari.panels.finetuning_curves import Curves
+from streamview_napari.panels.finetuning_result import Outcome
+from streamview_napari.panels.run_section import RunSection
+from streamview_napari.panels.section import labelled, quiet_label
 from streamview_napari.requests.finetuning import (
-    Tuning,
+    FinetuningRequest,
     command,
     describe_end,
     describe_heads,
@@ -49,22 +49,32 @@ if TYPE_CHECKING:
     from streamview.finetuning import FinetuneResult
     from streamview.finetuning.history import History
     from streamview_napari.state import State
-    from streamview_napari.tasks import Work
 
 __all__ = ["FinetuningSection"]
 
-_DEBOUNCE = 300  # ms without a change before the forecast is made anew
-_REDRAW = 500  # ms between two drawings of progress and curves
 
-
-class FinetuningSection(Section):
+class FinetuningSection(RunSection[str]):
     """Tune a copy of the chosen network on the labelled regions, watch it, stop it, compare it, use it or not."""
 
     title = "Fine-tune"
     folded = True
 
     def __init__(self, viewer: ViewerModel, state: State) -> None:
-        super().__init__(viewer, state)
+        super().__init__(viewer, state, run="Start", stop="Stop")
+        self.forecast.setToolTip("Timed on a sample on this machine.")
+        self.run.setToolTip("Tune a copy of the network; the base is never changed.")
+        self.cancel.setToolTip("Stop after the present step; it can go on later.")
+        self._build()
+        self._lay_out()
+        self._proposed = ""  # the folder that the user has not chosen
+        self._watched: History | None = None  # set by the thread that trains
+        self._latest: Step | None = None
+        self._epochs = 0
+        self._told: list[str] = []
+        self._connect()
+        self._propose()
+
+    def _build(self) -> None:
         self.subject = quiet_label()
         self.controls = Controls()
         self.folder = QLineEdit()
@@ -79,74 +89,41 @@ class FinetuningSection(Section):
         self.obstacle.setStyleSheet("color: #e8a860;")
         self.anyway = QCheckBox("Train anyway")
         self.anyway.setToolTip("With so few patients the figures below say little of new ones.")
-        self.forecast = quiet_label()
-        self.forecast.setToolTip("Timed on a sample on this machine.")
-        self.run = QPushButton("Start")
-        self.run.setStyleSheet(RUN_STYLE)
-        self.run.setToolTip("Tune a copy of the network; the base is never changed.")
-        self.run.setEnabled(False)
-        self.cancel = QPushButton("Stop")
-        self.cancel.setToolTip("Stop after the present step; it can go on later.")
-        self.cancel.setEnabled(False)
         self.copy = QPushButton("Copy as CLI")
         self.copy.setToolTip("Copy the command line that does the same; the labels must be saved.")
-        self.bar = QProgressBar()
-        self.bar.setFixedHeight(8)
-        self.bar.setTextVisible(False)
-        self.bar.setStyleSheet(BAR_STYLE)
-        self.said = quiet_label()
         self.curves = Curves()
-        self.outcome = Outcome(state)
-        self.problem = QLabel()
-        self.problem.setWordWrap(True)
-        self.problem.setStyleSheet(ERROR_STYLE)
-        self._lay_out()
-
-        self._foreseeing: Work | None = None
-        self._running: Work | None = None
-        self._stale = False
-        self._proposed = ""  # the folder that the user has not chosen
-        self._watched: History | None = None  # set by the thread that trains
-        self._latest: Step | None = None
-        self._epochs = 0
-        self._told: list[str] = []
-        self._debounce = QTimer(self, interval=_DEBOUNCE, singleShot=True)
-        self._debounce.timeout.connect(self._foresee)
-        self._redraw = QTimer(self, interval=_REDRAW)
-        self._redraw.timeout.connect(self._draw)
-        for hidden in (self.anew, self.heads, self.obstacle, self.anyway, self.bar, self.said, self.problem):
-            hidden.hide()
-        self.controls.changed.connect(self.refresh)
-        self.folder.textChanged.connect(self.refresh)
-        self.browse.clicked.connect(self._browse)
-        for box in (self.anyway, self.anew):
-            box.toggled.connect(self.refresh)
-        self.run.clicked.connect(self.start)
-        self.cancel.clicked.connect(self.stop)
-        self.copy.clicked.connect(self.copy_command)
-        for event in (state.events.labels_changed, state.events.model_changed):
-            event.connect(lambda found: self._propose())
-        state.events.machine_changed.connect(self.refresh)
-        self._propose()
+        self.outcome = Outcome(self.state)
+        hidden: tuple[QWidget, ...] = (self.anew, self.heads, self.obstacle, self.anyway)
+        for widget in hidden:
+            widget.hide()
 
     def _lay_out(self) -> None:
         self.column.addWidget(self.subject)
         self.column.addWidget(self.controls)
         self.column.addLayout(labelled("Folder", self.folder, self.browse))
-        for widget in (self.anew, self.heads, self.obstacle, self.anyway, self.forecast):
+        above: tuple[QWidget, ...] = (self.anew, self.heads, self.obstacle, self.anyway, self.forecast)
+        for widget in above:
             self.column.addWidget(widget)
-        row = QHBoxLayout()
-        row.addWidget(self.run, 2)
-        row.addWidget(self.cancel, 1)
-        row.addWidget(self.copy, 1)
-        self.column.addLayout(row)
-        for shown in (self.bar, self.said, self.problem, self.curves, self.outcome):
-            self.column.addWidget(shown)
+        self.column.addLayout(self.buttons(self.copy))
+        below: tuple[QWidget, ...] = (self.bar, self.message, self.problem, self.curves, self.outcome)
+        for widget in below:
+            self.column.addWidget(widget)
 
-    def release(self) -> None:
-        """Foresee and draw nothing more."""
-        self._debounce.stop()
-        self._redraw.stop()
+    def _connect(self) -> None:
+        self.controls.changed.connect(self.refresh)
+        self.folder.textChanged.connect(self.refresh)
+        self.browse.clicked.connect(self._browse)
+        for box in (self.anyway, self.anew):
+            box.toggled.connect(self.refresh)
+        self.copy.clicked.connect(self.copy_command)
+        events = self.state.events
+        for event in (events.labels_changed, events.model_changed):
+            event.connect(lambda change: self._propose())
+        events.machine_changed.connect(self.refresh)
+
+    def controls_of_run(self) -> tuple[QWidget, ...]:
+        """All that describes the training."""
+        return (self.controls, self.folder, self.browse, self.anew, self.anyway)
 
     def showEvent(self, event: QShowEvent) -> None:
         """Make the forecast when the section is opened; while it is closed none is made."""
@@ -159,7 +136,7 @@ class FinetuningSection(Section):
         """Offer a folder, unless the user has chosen one."""
         self.fill(self.state.slide_layer is not None or bool(self.state.labels))
         loaded = self.state.loaded
-        if loaded is not None and self._running is None and self.folder.text() == self._proposed:
+        if loaded is not None and not self.task.running and self.folder.text() == self._proposed:
             asked = Path(loaded.asked)
             name = asked.parent.name if asked.name in ("card.json", "config.json") else asked.stem
             self._proposed = str(propose_folder(self.state.table, Path(settings().panel.folder).expanduser(), name))
@@ -171,7 +148,7 @@ class FinetuningSection(Section):
         if chosen:
             self.folder.setText(chosen)
 
-    def request(self) -> Tuning | None:
+    def request(self) -> FinetuningRequest | None:
         """Return the fine-tuning that the controls describe; None without network or labels.
 
         Raises
@@ -184,14 +161,14 @@ class FinetuningSection(Section):
             return None
         if not self.folder.text().strip():
             raise TrainingError("the tuned network has no folder: name one")
-        kept = settings().panel
-        return Tuning(
+        memory = self.state.compute.memory
+        return FinetuningRequest(
             loaded,
             labels,
             self.controls.settings(),
             Path(self.folder.text().strip()).expanduser(),
-            kept.device,
-            kept.memory or None,
+            self.state.compute.device,
+            None if memory is None else str(memory),
             force=self.anyway.isVisibleTo(self) and self.anyway.isChecked(),
             new_head=needs_new_head(labels, loaded.model.card),
             restart=self.anew.isVisibleTo(self) and self.anew.isChecked(),
@@ -201,7 +178,7 @@ class FinetuningSection(Section):
 
     def refresh(self) -> None:
         """Make the forecast anew when nothing has changed for a moment."""
-        if self.state.closed or self._running is not None:
+        if self.state.closed or self.task.running:
             return
         self.run.setEnabled(False)
         loaded, labels = self.state.loaded, self.state.labels
@@ -216,56 +193,48 @@ class FinetuningSection(Section):
         out = Path(self.folder.text().strip()).expanduser()
         self.anew.setVisible(is_begun(out))
         self.run.setText("Go on" if is_unfinished(out) and not self.anew.isChecked() else "Start")
-        self._debounce.start()
+        self.task.changed()
 
-    def _foresee(self) -> None:
-        if self._running is not None or self.state.closed or not self.isVisible():
-            return
-        if self._foreseeing is not None:
-            self._stale = True
-            return
+    def make_forecast(self) -> Callable[[], str] | None:
+        """Return what makes the forecast, in a thread; None while the section is closed, or where nothing could be trained."""
+        if self.state.closed or not self.isVisible():
+            return None
         if not self.state.labels:
-            self._foretell("")
-            return
+            self.foretell("")
+            return None
         try:
             request = self.request()
         except StreamviewError as error:
-            self._foretell(str(error), fits=False)
-            return
+            self.foretell(str(error), fits=False)
+            return None
         if request is None:
-            return
+            return None
         if self.obstacle.isVisibleTo(self) and not request.force:
-            self._foretell("")
-            return
-        self._foretell("Working out what it will take…")
-        self._foreseeing = self.state.start(
-            lambda report: foresee(request), done=self._foreseen, failed=partial(self._foreseen, fits=False)
-        )
+            self.foretell("")
+            return None
+        self.foretell("Working out what it will take…")
+        return partial(foresee, request)
 
-    def _foreseen(self, text: str, fits: bool = True) -> None:
-        self._foreseeing = None
-        if self._stale:
-            self._stale = False
-            self._debounce.start()
-        elif self._running is None:
-            self._foretell(text, fits=fits)
-            self.run.setEnabled(fits)
+    def show_forecast(self, forecast: str) -> None:
+        """Show what the training will take."""
+        self.foretell(forecast)
+        self.run.setEnabled(True)
 
-    def _foretell(self, text: str, *, fits: bool = True) -> None:
-        self.forecast.setText(text)
+    def foretell(self, text: str, *, fits: bool = True) -> None:
+        """Say what the training will take, or why it cannot be."""
+        super().foretell(text, fits=fits)
         self.forecast.setVisible(bool(text))
-        self.forecast.setStyleSheet("color: #a0a4ab;" if fits else "color: #e8a860;")
 
     # ----------------------------------------------------------------------------------------------------------------------- the training
 
     def start(self) -> None:
         """Tune a copy of the network on the labelled regions, or go on with it."""
-        if self._running is not None:
+        if self.task.running:
             return
         try:
             request = self.request()
         except StreamviewError as error:
-            self._fail(str(error))
+            self.fail(str(error))
             return
         if request is None:
             return
@@ -278,23 +247,15 @@ class FinetuningSection(Section):
             yield_to_window()
             return train(request, report, watch, self._told.append)
 
-        self._set_running(True)
-        self.said.setText("Starting…")
-        self._running = self.state.start(
+        self.set_running(True)
+        self.outcome.hide()
+        self.task.run(
             work,
             done=partial(self._tuned, request),
             failed=self._failed,
             cancelled=partial(self._stopped, request.out),
             progress=self._step,
         )
-        self._redraw.start()
-
-    def stop(self) -> None:
-        """Ask the training to stop."""
-        if self._running is not None:
-            self._running.cancel()
-            self.cancel.setEnabled(False)
-            self.said.setText("Stopping after this step…")
 
     def copy_command(self) -> None:
         """Copy the command line that does the same to the clipboard."""
@@ -302,66 +263,51 @@ class FinetuningSection(Section):
         try:
             request = self.request()
         except StreamviewError as error:
-            self._fail(str(error))
+            self.fail(str(error))
             return
         if request is None or table is None:
-            self._fail("The command line reads the labels from a file: save them first, in Labels above.")
+            self.fail("The command line reads the labels from a file: save them first, in Labels above.")
             return
         QApplication.clipboard().setText(command(request, table, self.controls.preset.currentData()))
         self.problem.hide()
-        self.said.setText("Copied.")
-        self.said.show()
+        self.message.setText("Copied.")
+        self.message.show()
 
     def _step(self, step: Step) -> None:
         self._latest = step
 
-    def _draw(self) -> None:
-        """Show where it is; seldom, for each change has the whole window drawn, which the training pays for where no card draws it."""
+    def draw_run(self) -> None:
+        """Show where the training is."""
         step, history, epochs = self._latest, self._watched, self._epochs
         if step is not None:
             self.bar.setRange(0, step.total)
             self.bar.setValue(step.done)
             self.note(f"{step.done / max(step.total, 1):.0%}")
             if self.cancel.isEnabled():
-                self.said.setText("\n".join([*self._told, describe_training(step, history, epochs)]))
+                self.message.setText("\n".join([*self._told, describe_training(step, history, epochs)]))
         if history is not None and history is not self.curves.history:
             self.curves.draw(history)
 
-    def _tuned(self, request: Tuning, result: FinetuneResult) -> None:
+    def run_ended(self) -> None:
+        """Show how far it came."""
+        self.draw_run()
+        super().run_ended()
+
+    def _tuned(self, request: FinetuningRequest, result: FinetuneResult) -> None:
         self._watched = result.history
-        self._end("done")
+        self.draw_run()
+        self.note("done")
+        self.refresh()
         self._propose()
         self.outcome.show_result(result, request.loaded.asked, request.out)
 
     def _stopped(self, out: Path) -> None:
-        self._end("stopped")
-        self.said.setText(describe_end(self._watched, out))
-        self.said.show()
+        self.note("stopped")
+        self.refresh()
+        self.message.setText(describe_end(self._watched, out))
+        self.message.show()
 
     def _failed(self, text: str) -> None:
-        self._end("")
-        self._fail(text)
-
-    def _end(self, note: str) -> None:
-        self._running = None
-        self._redraw.stop()
-        self._draw()
-        self._set_running(False)
-        self.note(note)
+        self.note("")
         self.refresh()
-
-    def _set_running(self, running: bool) -> None:
-        for widget in (self.bar, self.said):
-            widget.setVisible(running)
-        self.bar.setRange(0, 0 if running else 1)
-        for control in (self.controls, self.folder, self.browse, self.anew, self.anyway):
-            control.setEnabled(not running)
-        self.cancel.setEnabled(running)
-        self.run.setEnabled(False)
-        if running:
-            self.problem.hide()
-            self.outcome.hide()
-
-    def _fail(self, text: str) -> None:
-        self.problem.setText(text)
-        self.problem.show()
+        self.fail(text)

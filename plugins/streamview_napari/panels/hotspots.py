@@ -8,8 +8,8 @@ from qtpy.QtCore import Qt, QTimer
 from qtpy.QtWidgets import QLabel, QTableWidgetItem
 
 from streamview.export.hotspots import Hotspot, find_hotspots
-from streamview_napari.canvas.records import map_record
 from streamview_napari.panels.section import ERROR_STYLE, Section, Shortcut, plain_table, quiet_label
+from streamview_napari.records import map_on
 
 if TYPE_CHECKING:
     from napari.components import ViewerModel
@@ -47,8 +47,8 @@ class HotspotSection(Section):
         self.table = plain_table(["#", "Peak", "Area mm²", "Share"])
         self.table.setToolTip("Connected areas above the threshold. Share: of the map's positive mass. Click one to fly there.")
         self.column.addWidget(self.table)
-        self.said = quiet_label("Looking for hotspots…")
-        self.column.addWidget(self.said)
+        self.message = quiet_label("Looking for hotspots…")
+        self.column.addWidget(self.message)
         self.problem = QLabel()
         self.problem.setWordWrap(True)
         self.problem.setStyleSheet(ERROR_STYLE)
@@ -58,7 +58,7 @@ class HotspotSection(Section):
         self._of: tuple[Saliency, Recipe] | None = None
         self._work: Work | None = None
         self._rest = QTimer(self, singleShot=True, interval=_PERIOD)
-        self._rest.timeout.connect(self.find_hotspots)
+        self._rest.timeout.connect(self.search)
         self.table.cellClicked.connect(lambda row, column: self.fly(row))
         state.events.map_selected.connect(self._select)
         self._select(state.map_layer)
@@ -77,18 +77,18 @@ class HotspotSection(Section):
             self._work.cancel()
 
     def _select(self, layer: Image | None) -> None:
-        self.fill(layer is not None)
-        record = map_record(layer)
+        record = map_on(layer)
+        self.fill(record is not None)
         if record is not None:
-            record.map.changed.connect(self._wait, unique=True)
+            record.shown.changed.connect(self._wait, unique=True)
             self._wait()
 
     def _wait(self) -> None:
         self._rest.start()
 
-    def find_hotspots(self) -> None:
+    def search(self) -> None:
         """Look for the hotspots of the map worked on, in a thread."""
-        record = map_record(self.state.map_layer)
+        record = self.state.map
         if record is None or self.state.closed:
             return
         if self._work is not None and self._work.running:
@@ -99,10 +99,10 @@ class HotspotSection(Section):
             return
         self.note("looking…")
 
-        def done(found: tuple[Hotspot, ...]) -> None:
+        def done(hotspots: tuple[Hotspot, ...]) -> None:
             self._of = (saliency, recipe)
             self.problem.hide()
-            self._list(found, saliency)
+            self._list(hotspots, saliency)
 
         def failed(text: str) -> None:
             self.note("")
@@ -111,12 +111,12 @@ class HotspotSection(Section):
 
         self._work = self.state.start(lambda report: find_hotspots(saliency, recipe), done=done, failed=failed)
 
-    def _list(self, found: tuple[Hotspot, ...], saliency: Saliency) -> None:
-        self.hotspots = found
-        cap = max((hotspot.peak for hotspot in found), default=1.0)
-        self.table.setRowCount(min(len(found), _MOST))
+    def _list(self, hotspots: tuple[Hotspot, ...], saliency: Saliency) -> None:
+        self.hotspots = hotspots
+        cap = max((hotspot.peak for hotspot in hotspots), default=1.0)
+        self.table.setRowCount(min(len(hotspots), _MOST))
         self.table.setHorizontalHeaderLabels(["#", "Peak", "Area px²" if saliency.mpp is None else "Area mm²", "Share"])
-        for row, hotspot in enumerate(found[:_MOST]):
+        for row, hotspot in enumerate(hotspots[:_MOST]):
             area = f"{hotspot.area:.0f}" if hotspot.area_mm2 is None else f"{hotspot.area_mm2:.4f}"
             for column, text in enumerate((str(row + 1), f"{hotspot.peak / cap:.2f}", area, f"{hotspot.mass:.1%}")):
                 item = QTableWidgetItem(text)
@@ -124,11 +124,11 @@ class HotspotSection(Section):
                     Qt.AlignmentFlag.AlignVCenter | (Qt.AlignmentFlag.AlignRight if column else Qt.AlignmentFlag.AlignLeft)
                 )
                 self.table.setItem(row, column, item)
-        self.table.setFixedHeight(self.table.horizontalHeader().sizeHint().height() + 24 * min(max(len(found), 1), _ROWS) + 4)
-        self.said.setText("Nothing lies above the threshold." if not found else "")
-        self.said.setVisible(not found)
-        shown = f", {_MOST} listed" if len(found) > _MOST else ""
-        self.note(f"{len(found)} found{shown}")
+        self.table.setFixedHeight(self.table.horizontalHeader().sizeHint().height() + 24 * min(max(len(hotspots), 1), _ROWS) + 4)
+        self.message.setText("Nothing lies above the threshold." if not hotspots else "")
+        self.message.setVisible(not hotspots)
+        shown = f", {_MOST} listed" if len(hotspots) > _MOST else ""
+        self.note(f"{len(hotspots)} found{shown}")
 
     def step(self, by: int) -> None:
         """Fly to the next hotspot, or the one before; from the last to the first."""

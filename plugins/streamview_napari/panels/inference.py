@@ -3,25 +3,36 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from qtpy.QtCore import QTimer
-from qtpy.QtWidgets import QCheckBox, QComboBox, QFileDialog, QHBoxLayout, QLabel, QLineEdit, QProgressBar, QPushButton, QSizePolicy
+from qtpy.QtWidgets import QCheckBox, QComboBox, QFileDialog, QLabel, QLineEdit, QPushButton, QSizePolicy, QWidget
 
 from streamview.errors import StreamviewError
+from streamview.inference.compute import Compute
 from streamview.progress import Report, Step
-from streamview_napari.canvas import layers as _layers
+from streamview_napari.canvas import layers
+from streamview_napari.canvas.camera import centre_of
+from streamview_napari.canvas.drawn_regions import Drawing
 from streamview_napari.canvas.live_map import LiveMap
-from streamview_napari.canvas.records import keep, map_record, path_of_layer
-from streamview_napari.panels.rectangles import Drawing
-from streamview_napari.panels.section import BAR_STYLE, ERROR_STYLE, RUN_STYLE, Section, Shortcut, labelled, quiet_label
+from streamview_napari.panels.run_section import RunSection
+from streamview_napari.panels.section import Shortcut, labelled, quiet_label
+from streamview_napari.records import expect_map, map_on, note
 from streamview_napari.requests.answers import Answer, RunFacts
-from streamview_napari.requests.inference import REGIONS, Outlook, RegionChoice, Request, compute, describe_progress, find_region, foresee
-from streamview_napari.requests.networks import describe_card, describe_streaming, known_models, load
-from streamview_napari.requests.regions import centre_of
+from streamview_napari.requests.inference import (
+    REGIONS,
+    InferenceRequest,
+    RegionChoice,
+    RunForecast,
+    compute,
+    describe_progress,
+    find_region,
+    foresee,
+)
+from streamview_napari.requests.models import describe_card, describe_streaming, known_models, load
 from streamview_napari.settings import settings
 
 if TYPE_CHECKING:
@@ -31,24 +42,35 @@ if TYPE_CHECKING:
     from streamview.geometry import Region
     from streamview.results import Prediction
     from streamview_napari.canvas.layers import LayerTuple
-    from streamview_napari.requests.networks import Entry, Loaded
+    from streamview_napari.requests.models import Entry, Loaded
     from streamview_napari.state import State
-    from streamview_napari.tasks import Work
 
 __all__ = ["InferenceSection"]
 
-_DEBOUNCE = 300  # ms without a change before the forecast is made anew
-_REDRAW = 500  # ms between two drawings of the map that is being computed
 
-
-class InferenceSection(Section):
+class InferenceSection(RunSection[RunForecast]):
     """Choose a network and a region, see what the run will take, run it."""
 
     title = "Model and region"
 
     def __init__(self, viewer: ViewerModel, state: State) -> None:
-        super().__init__(viewer, state)
-        kept = settings().panel
+        super().__init__(viewer, state, run="Run", stop="Cancel")
+        self.forecast.setToolTip("Timed on a sample of this region on this machine.")
+        self.run.setToolTip("Compute the prediction, and its maps where they are wanted.")
+        self.cancel.setToolTip("Stop after the present step; nothing half-computed is kept.")
+        self._build_model()
+        self._build_region()
+        self._lay_out()
+        self._chosen = ""  # what the network being loaded or loaded is called
+        self._live: LiveMap | None = None
+        self._live_layers: list[Image] = []
+        self._numbers = itertools.count(1)
+        self._drawing = Drawing(viewer, state, changed=self.refresh)
+        self._connect()
+        self._slide_changed(state.slide_layer)
+        state.start(lambda report: _surroundings(), done=self._known, failed=self.fail)
+
+    def _build_model(self) -> None:
         self.model = QComboBox()
         self.model.setToolTip("The network that answers. Those marked (random weights) come without trained ones.")
         self.model.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Fixed)
@@ -60,12 +82,16 @@ class InferenceSection(Section):
         self.card.setToolTip("From the network's card: classes, resolution and licence.")
         self.streaming = quiet_label()
         self.streaming.setToolTip("How the network is divided so that memory does not depend on the region's size.")
+        self.streaming.hide()
+
+    def _build_region(self) -> None:
+        stored = settings().panel
         self.region = QComboBox()
         self.region.setToolTip("Which part of the slide the network sees. Sizes in px are those of the network's grid.")
         self.region.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Fixed)
         for choice, text in REGIONS.items():
             self.region.addItem(text, choice)
-        self.region.setCurrentIndex(max(0, self.region.findData(kept.region)))
+        self.region.setCurrentIndex(max(0, self.region.findData(stored.region)))
         self.draw = QPushButton("Draw")
         self.draw.setToolTip("Drag a rectangle over the tissue; the selected or else the last one counts.")
         self.device = QComboBox()
@@ -73,64 +99,15 @@ class InferenceSection(Section):
         self.device.setToolTip("Where it is computed; automatic takes a CUDA graphics card where there is one.")
         self.device.addItem("automatic", "auto")
         self.device.addItem("cpu", "cpu")
-        self.memory = QLineEdit(kept.memory)
+        self.memory = QLineEdit(str(self.state.compute.memory or ""))
         self.memory.setPlaceholderText("memory: auto")
         self.memory.setFixedWidth(104)
         self.memory.setToolTip("Bound on the memory of the program (CUDA: of the card), such as 2GB; empty: half of what is free.")
         self.maps = QCheckBox("Map what the answer rests on")
         self.maps.setToolTip("Without maps only the prediction is computed, in a third of the time or less.")
-        self.maps.setChecked(bool(kept.maps))
+        self.maps.setChecked(bool(stored.maps))
         self.extent = QLabel()
         self.extent.setWordWrap(True)
-        self.forecast = quiet_label()
-        self.forecast.setToolTip("Timed on a sample of this region on this machine.")
-        self.run = QPushButton("Run")
-        self.run.setStyleSheet(RUN_STYLE)
-        self.run.setToolTip("Compute the prediction, and its maps where they are wanted.")
-        self.run.setEnabled(False)
-        self.cancel = QPushButton("Cancel")
-        self.cancel.setToolTip("Stop after the present step; nothing half-computed is kept.")
-        self.cancel.setEnabled(False)
-        self.bar = QProgressBar()
-        self.bar.setFixedHeight(8)
-        self.bar.setTextVisible(False)
-        self.bar.setStyleSheet(BAR_STYLE)
-        self.said = quiet_label()
-        self.problem = QLabel()
-        self.problem.setWordWrap(True)
-        self.problem.setStyleSheet(ERROR_STYLE)
-        self._lay_out()
-
-        self._chosen = ""  # what the network being loaded or loaded is called
-        self._outlook: Outlook | None = None
-        self._loading: Work | None = None
-        self._foreseeing: Work | None = None
-        self._running: Work | None = None
-        self._stale = False
-        self._live: LiveMap | None = None
-        self._live_layers: list[Image] = []
-        self._numbers = itertools.count(1)
-        self._drawing = Drawing(viewer, state, changed=self.refresh)
-        self._debounce = QTimer(self, interval=_DEBOUNCE, singleShot=True)
-        self._debounce.timeout.connect(self._foresee)
-        self._redraw = QTimer(self, interval=_REDRAW)
-        self._redraw.timeout.connect(self._draw_live)
-        for hidden in (self.bar, self.said, self.problem, self.streaming):
-            hidden.hide()
-        self.model.activated.connect(self._model_chosen)
-        self.browse.clicked.connect(self._browse)
-        self.region.currentIndexChanged.connect(self._region_chosen)
-        self.draw.clicked.connect(self.start_drawing)
-        self.device.currentIndexChanged.connect(self._device_chosen)
-        self.memory.editingFinished.connect(self._memory_given)
-        self.maps.toggled.connect(self._maps_toggled)
-        self.run.clicked.connect(self.start)
-        self.cancel.clicked.connect(self.stop)
-        state.events.slide_changed.connect(self._slide_changed)
-        state.events.explanation_wanted.connect(self.explain)
-        state.events.model_wanted.connect(self.choose)
-        self._slide_changed(state.slide_layer)
-        state.start(lambda report: _surroundings(), done=self._known, failed=self._fail)
 
     def _lay_out(self) -> None:
         self.column.addLayout(labelled("Model", self.model, self.browse))
@@ -138,16 +115,31 @@ class InferenceSection(Section):
         self.column.addWidget(self.streaming)
         self.column.addLayout(labelled("Region", self.region, self.draw))
         self.column.addLayout(labelled("Device", self.device, self.memory))
-        self.column.addWidget(self.maps)
-        self.column.addWidget(self.extent)
-        self.column.addWidget(self.forecast)
-        row = QHBoxLayout()
-        row.addWidget(self.run, 2)
-        row.addWidget(self.cancel, 1)
-        self.column.addLayout(row)
-        self.column.addWidget(self.bar)
-        self.column.addWidget(self.said)
-        self.column.addWidget(self.problem)
+        below: tuple[QWidget, ...] = (self.maps, self.extent, self.forecast)
+        for widget in below:
+            self.column.addWidget(widget)
+        self.column.addLayout(self.buttons())
+        progress: tuple[QWidget, ...] = (self.bar, self.message, self.problem)
+        for widget in progress:
+            self.column.addWidget(widget)
+
+    def _connect(self) -> None:
+        self.model.activated.connect(self._model_chosen)
+        self.browse.clicked.connect(self._browse)
+        self.region.currentIndexChanged.connect(self._region_chosen)
+        self.draw.clicked.connect(self.start_drawing)
+        self.device.currentIndexChanged.connect(self._machine_chosen)
+        self.memory.editingFinished.connect(self._machine_chosen)
+        self.maps.toggled.connect(self._maps_toggled)
+        events = self.state.events
+        events.slide_changed.connect(self._slide_changed)
+        events.explanation_wanted.connect(self.explain)
+        events.model_wanted.connect(self.choose)
+        events.machine_changed.connect(self.refresh)
+
+    def controls_of_run(self) -> tuple[QWidget, ...]:
+        """All that describes the run."""
+        return (self.model, self.browse, self.region, self.draw, self.device, self.memory, self.maps)
 
     def shortcuts(self) -> list[Shortcut]:
         """Run, cancel, draw."""
@@ -158,27 +150,27 @@ class InferenceSection(Section):
         ]
 
     def release(self) -> None:
-        """Foresee and draw nothing more."""
-        self._debounce.stop()
-        self._redraw.stop()
+        """Forecast and draw nothing more."""
+        super().release()
         self._drawing.release()
 
     # ------------------------------------------------------------------------------------------------------------------------ the network
 
-    def _known(self, found: tuple[list[Entry], bool]) -> None:
-        entries, cuda = found
+    def _known(self, choices: tuple[list[Entry], bool]) -> None:
+        entries, cuda = choices
         if cuda:
             self.device.addItem("cuda", "cuda")
-        kept = settings().panel
-        self.device.setCurrentIndex(max(0, self.device.findData(kept.device)))
+        stored = settings().panel
+        self.device.setCurrentIndex(max(0, self.device.findData(self.state.compute.device)))
         self.model.clear()
         for entry in entries:
             self.model.addItem(entry.name, entry.spec)
             self.model.setItemData(self.model.count() - 1, not entry.trained, _UNTRAINED)
-        if self.model.findData(kept.model) < 0 and Path(kept.model).exists():
-            self._add_file(kept.model)
+        if self.model.findData(stored.model) < 0 and Path(stored.model).exists():
+            self._add_file(stored.model)
         self.model.setEnabled(True)
-        self.model.setCurrentIndex(max(0, self.model.findData(kept.model)))
+        self._machine_chosen()
+        self.model.setCurrentIndex(max(0, self.model.findData(stored.model)))
         self._load()
 
     def _add_file(self, spec: str) -> int:
@@ -236,7 +228,7 @@ class InferenceSection(Section):
     def _not_loaded(self, spec: str, text: str) -> None:
         if spec == self._chosen:
             self.card.hide()
-            self._fail(text)
+            self.fail(text)
 
     # ------------------------------------------------------------------------------------------------------------------------- the region
 
@@ -260,32 +252,25 @@ class InferenceSection(Section):
         self.fill(layer is not None)
         self.refresh()
 
-    def _device_chosen(self) -> None:
-        self.refresh()
-        self.state.events.machine_changed.emit()
-
-    def _memory_given(self) -> None:
-        if self.memory.text().strip() != settings().panel.memory:
-            settings().panel.memory = self.memory.text().strip()
-            self.refresh()
-            self.state.events.machine_changed.emit()
+    def _machine_chosen(self) -> None:
+        if self.model.isEnabled():  # until then the devices are not all known
+            self.state.compute_with(Compute(str(self.device.currentData()), self.memory.text().strip() or None))
 
     def _maps_toggled(self, wanted: bool) -> None:
         settings().panel.maps = wanted
         self.refresh()
 
-    def request(self, target: str | None = None, region: Region | None = None) -> Request | None:
+    def request(self, target: str | None = None, region: Region | None = None) -> InferenceRequest | None:
         """Return the run that the controls describe; None without slide or network."""
         if self.state.slide is None or self.state.loaded is None:
             return None
-        return Request(
+        return InferenceRequest(
             self.state.loaded,
             self.state.slide,
             cast(RegionChoice, self.region.currentData()),
             centre_of(self.viewer),
             self._drawing.rectangle(),
-            str(self.device.currentData()),
-            self.memory.text().strip() or None,
+            self.state.compute,
             self.maps.isChecked() or target is not None,
             target,
             region,
@@ -295,111 +280,80 @@ class InferenceSection(Section):
         """Make the forecast anew when nothing has changed for a moment."""
         if self.state.closed:
             return
-        if self.device.currentData() and self.model.isEnabled():
-            settings().panel.device = str(self.device.currentData())
-        self._outlook = None
         self.run.setEnabled(False)
         self.draw.setEnabled(self.state.slide_layer is not None)
-        self._debounce.start()
+        self.task.changed()
 
-    def _foresee(self) -> None:
+    def make_forecast(self) -> Callable[[], RunForecast] | None:
+        """Return what makes the forecast, in a thread; None without slide, network or rectangle."""
         request = self.request()
-        if request is None or self._running is not None or self.state.closed:
-            return
-        if self._foreseeing is not None:
-            self._stale = True
-            return
+        if request is None or self.state.closed:
+            return None
         if request.choice == "drawn" and request.drawn is None:
             self.extent.setText("Drag a rectangle over the tissue.")
             self.forecast.setText("")
-            return
+            return None
         self.forecast.setText("Working out what it will take…")
-        folder = self.state.folder
-        self._foreseeing = self.state.start(lambda report: foresee(request, folder), done=self._foreseen, failed=self._not_foreseen)
+        return partial(foresee, request, self.state.folder)
 
-    def _foreseen(self, outlook: Outlook) -> None:
-        if self._again():
-            return
-        self._outlook = outlook
-        self.extent.setText(outlook.size)
-        self.forecast.setText("\n".join(text for text in (outlook.resolution, str(outlook)) if text))
-        self.forecast.setStyleSheet("color: #a0a4ab;" if outlook.fits else "color: #e8a860;")
+    def show_forecast(self, forecast: RunForecast) -> None:
+        """Show what the run will take."""
+        self.extent.setText(forecast.size)
+        self.foretell("\n".join(text for text in (forecast.resolution, str(forecast)) if text), fits=forecast.fits)
         self.problem.hide()
-        self.run.setEnabled(outlook.fits)
+        self.run.setEnabled(forecast.fits)
 
-    def _not_foreseen(self, text: str) -> None:
-        if self._again():
-            return
+    def forecast_failed(self, text: str) -> None:
+        """Say why there is no forecast."""
         self.extent.setText("")
-        self.forecast.setText(text)
-        self.forecast.setStyleSheet("color: #e8a860;")
-
-    def _again(self) -> bool:
-        """Whether the settings have changed while the forecast was made; if so, make it anew."""
-        self._foreseeing = None
-        if self._stale:
-            self._stale = False
-            self._debounce.start()
-            return True
-        return self._running is not None
+        super().forecast_failed(text)
 
     # ---------------------------------------------------------------------------------------------------------------------------- the run
 
     def start(self) -> None:
         """Run the network on the region."""
         request = self.request()
-        if request is None or self._running is not None:
+        if request is None or self.task.running:
             return
         try:
-            region = find_region(request) if self._outlook is None else self._outlook.region
+            region = self.task.forecast.region if request.choice == "tissue" and self.task.forecast is not None else find_region(request)
         except StreamviewError as error:
-            self._fail(str(error))
+            self.fail(str(error))
             return
-        self._start(request, region, self._outlook)
+        self._start(request, region)
 
     def explain(self, prediction: Prediction, target: str) -> None:
         """Compute the maps of another target, on the region of an answer."""
         request = self.request(target, prediction.region)
-        if request is None or self._running is not None:
+        if request is None or self.task.running:
             return
         if request.slide.identity != prediction.identity.source or request.loaded.model.sha256 != prediction.identity.weights_sha256:
-            self._fail(f"Choose the slide {prediction.slide_name} and the network {prediction.model_name} first: the answer is theirs.")
+            self.fail(f"Choose the slide {prediction.slide_name} and the network {prediction.model_name} first: the answer is theirs.")
             return
-        self._start(request, prediction.region, None)
+        self._start(request, prediction.region)
 
-    def _start(self, request: Request, region: Region, outlook: Outlook | None) -> None:
-        """Run by an outlook, or by one that is made before."""
+    def _start(self, request: InferenceRequest, region: Region) -> None:
+        ahead = self.task.forecast
         live = self._live = LiveMap()
         self._live_layers = []
         out = self.state.folder / f"{next(self._numbers):04d}.ome.zarr"
-        layer = self.state.slide_layer
-        given = request.slide.mpp[0] if request.slide.mpp is not None and request.slide.mpp_source.startswith("given") else None
+        user_mpp = request.slide.mpp[0] if request.slide.mpp is not None and request.slide.mpp_source.startswith("given") else None
         loaded = request.loaded
-        run = RunFacts(loaded.asked, not loaded.model.card.trained, path_of_layer(layer), given, request.device, request.memory)
+        run = RunFacts(loaded.asked, not loaded.model.card.trained, self.state.slide_path, user_mpp, request.compute)
         self._drawing.outline(region)
 
         def work(report: Report) -> tuple[Answer, list[LayerTuple]]:
-            answer = compute(request, outlook or foresee(request, out.parent), out, report, live.watch)
-            return answer, [] if answer.saliency is None else _layers.saliency_layers(answer.saliency)
+            answer = compute(request, region, out, report, live.watch, ahead)
+            return answer, [] if answer.saliency is None else layers.saliency_layers(answer.saliency)
 
-        self._set_running(True)
-        self.said.setText("Starting…")
-        self._running = self.state.start(
+        self.set_running(True)
+        self.task.run(
             work,
-            done=lambda found: self._answered(*found, run),
-            failed=self._failed,
-            cancelled=lambda: self._end(),
+            done=lambda result: self._answered(*result, run),
+            failed=self.fail,
+            cancelled=lambda: None,
             progress=partial(self._step, request.maps),
         )
-        if request.maps:
-            self._redraw.start()
-
-    def stop(self) -> None:
-        """Ask the run to stop."""
-        if self._running is not None:
-            self._running.cancel()
-            self.cancel.setEnabled(False)
-            self.said.setText("Stopping after this step…")
 
     def _step(self, maps: bool, step: Step) -> None:
         from streamview.streaming.run.timing import format_seconds
@@ -407,9 +361,9 @@ class InferenceSection(Section):
         self.bar.setRange(0, step.total)
         self.bar.setValue(step.done)
         if self.cancel.isEnabled():
-            self.said.setText(describe_progress(step, maps=maps, format_seconds=format_seconds))
+            self.message.setText(describe_progress(step, maps=maps, format_seconds=format_seconds))
 
-    def _draw_live(self) -> None:
+    def draw_run(self) -> None:
         """Draw what has been computed so far: the evidence, which is known before the gradient, and what there is of that."""
         live = self._live
         if live is None or live.values is None or live.prediction is None:
@@ -419,13 +373,13 @@ class InferenceSection(Section):
 
             slide = self.state.slide
             mpp = None if slide is None else slide.mpp
-            found = _layers.live_layer("gradient", live.target, live.values, mpp, live.step, live.origin)
-            tuples = [found]
+            layer_tuple = layers.live_layer("gradient", live.target, live.values, mpp, live.step, live.origin)
+            tuples = [layer_tuple]
             if live.evidence is not None:
                 evidence = live.evidence
-                tuples.insert(0, _layers.live_layer("evidence", live.target, evidence.values, mpp, evidence.step, evidence.origin))
+                tuples.insert(0, layers.live_layer("evidence", live.target, evidence.values, mpp, evidence.step, evidence.origin))
             active = self.viewer.layers.selection.active
-            self._live_layers = [self.viewer.add_layer(Layer.create(*found)) for found in tuples]
+            self._live_layers = [self.viewer.add_layer(Layer.create(*layer_tuple)) for layer_tuple in tuples]
             self.viewer.layers.selection.active = active
         gradient = self._live_layers[-1]
         if gradient.data is not live.values:
@@ -436,45 +390,26 @@ class InferenceSection(Section):
     def _answered(self, answer: Answer, tuples: list[LayerTuple], run: RunFacts) -> None:
         from napari.layers import Layer
 
-        self._end()
         for layer in self.viewer.layers:
-            if map_record(layer) is not None:
+            if map_on(layer) is not None:
                 layer.visible = False
         # counted before its layers appear, which would count it without its time
         self.state.answer(answer)
         for data, options, kind in tuples:
-            options["metadata"] = keep(replace(options["metadata"]["streamview"], run=replace(run, tile=answer.tile)))
-            self.viewer.add_layer(Layer.create(data, options, kind))
+            layer = Layer.create(data, options, kind)
+            note(layer, replace(expect_map(layer), run=replace(run, compute=replace(run.compute, tile=answer.tile))))
+            self.viewer.add_layer(layer)
         if self.state.slide_layer is not None:
             self.viewer.layers.selection.active = self.state.slide_layer
 
-    def _failed(self, text: str) -> None:
-        self._end()
-        self._fail(text)
-
-    def _end(self) -> None:
-        self._running = None
-        self._redraw.stop()
+    def run_ended(self) -> None:
+        """Take away what was drawn of the run."""
         for layer in self._live_layers:
             if layer in self.viewer.layers:
                 self.viewer.layers.remove(layer)
         self._live, self._live_layers = None, []
-        self._set_running(False)
-
-    def _set_running(self, running: bool) -> None:
-        for widget in (self.bar, self.said):
-            widget.setVisible(running)
-        self.bar.setRange(0, 0 if running else 1)
-        for control in (self.model, self.browse, self.region, self.draw, self.device, self.memory, self.maps):
-            control.setEnabled(not running)
-        self.cancel.setEnabled(running)
-        self.run.setEnabled(not running and (self._outlook is None or self._outlook.fits))
-        if running:
-            self.problem.hide()
-
-    def _fail(self, text: str) -> None:
-        self.problem.setText(text)
-        self.problem.show()
+        super().run_ended()
+        self.run.setEnabled(self.task.forecast is None or self.task.forecast.fits)
 
 
 _UNTRAINED = 0x0101  # Qt.ItemDataRole.UserRole + 1: whether the network has random weights

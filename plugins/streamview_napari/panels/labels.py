@@ -21,10 +21,11 @@ from qtpy.QtWidgets import (
 
 from streamview.errors import StreamviewError
 from streamview.labels.regions import Example, write_labels
-from streamview_napari.canvas.records import path_of_layer, slide_record
-from streamview_napari.panels.classes import ClassChooser
-from streamview_napari.panels.labelled_regions import LabelledLayers
+from streamview_napari.canvas.camera import fly_to
+from streamview_napari.canvas.labelled_regions import LabelledLayers
+from streamview_napari.panels.class_chooser import ClassChooser
 from streamview_napari.panels.section import ERROR_STYLE, Section, Shortcut, labelled, plain_table, quiet_label
+from streamview_napari.records import slide_on
 from streamview_napari.requests.labels import (
     Mpp,
     class_names,
@@ -39,14 +40,13 @@ from streamview_napari.requests.labels import (
     path_of,
     relabel,
 )
-from streamview_napari.requests.regions import fly_to
 from streamview_napari.settings import settings
 
 if TYPE_CHECKING:
     from napari.components import ViewerModel
-    from napari.layers import Image
+    from napari.layers import Image, Layer
 
-    from streamview_napari.requests.networks import Loaded
+    from streamview_napari.requests.models import Loaded
     from streamview_napari.state import State
 
 __all__ = ["LabelsSection"]
@@ -66,6 +66,28 @@ class LabelsSection(Section):
 
     def __init__(self, viewer: ViewerModel, state: State) -> None:
         super().__init__(viewer, state)
+        self._build_chooser()
+        self._build_table()
+        self._build_buttons()
+        self._lay_out()
+
+        self.added: list[str] = []  # classes that no region has yet
+        self._mpps: dict[str, Mpp] = {}
+        self._own_file: Path | None = None  # where this window keeps what is not saved
+        self._unsaved_file: Path | None = None
+        self._layers = LabelledLayers(viewer, state, names=self.names, drawing_changed=self.draw.setChecked)
+        self._connect()
+        self._unsaved_file = find_unsaved(self._folder)
+        for widget in (self.unsaved, self.restore, self.forget):
+            widget.setVisible(self._unsaved_file is not None)
+        for label in (self.message, self.problem):
+            label.hide()
+        self._offer()
+        self._show(state.labels)
+        self._slide_changed(state.slide_layer)
+
+    def _build_chooser(self) -> None:
+        """What the next rectangle will be."""
         self.label = ClassChooser()
         self.draw = QPushButton("Draw")
         self.draw.setCheckable(True)
@@ -79,6 +101,9 @@ class LabelsSection(Section):
         self.apply.setToolTip("Give the selected rows this class and patient.")
         for button in (self.draw, self.apply):
             button.setFixedWidth(_BUTTON)
+
+    def _build_table(self) -> None:
+        """What is labelled."""
         self.table = plain_table(["Slide", "Class", "Patient", "mm"])
         self.table.setSelectionMode(QTableWidget.SelectionMode.ExtendedSelection)
         self.table.setToolTip("All labelled regions. Click one to go there; double-click to open its slide.")
@@ -86,6 +111,9 @@ class LabelsSection(Section):
         header.setDefaultAlignment(Qt.AlignmentFlag.AlignLeft | Qt.AlignmentFlag.AlignVCenter)
         header.setSectionResizeMode(3, QHeaderView.ResizeMode.ResizeToContents)
         self.counts = quiet_label()
+
+    def _build_buttons(self) -> None:
+        """What is done with the table, and what is said of it."""
         self.remove = QPushButton("Delete")
         self.remove.setToolTip("Delete the selected rows; key Delete on the slide does so as well.")
         self.load = QPushButton("Load…")
@@ -97,17 +125,12 @@ class LabelsSection(Section):
         self.forget = QPushButton("Discard")
         self.forget.setToolTip("Delete the labels that were not saved.")
         self.unsaved = quiet_label("There are labels that were not saved.")
-        self.said = quiet_label()
+        self.message = quiet_label()
         self.problem = QLabel()
         self.problem.setWordWrap(True)
         self.problem.setStyleSheet(ERROR_STYLE)
-        self._lay_out()
 
-        self.added: list[str] = []  # classes that no region has yet
-        self._mpps: dict[str, Mpp] = {}
-        self._kept: Path | None = None  # where this window keeps what is not saved
-        self._found: Path | None = None
-        self._layers = LabelledLayers(viewer, state, names=self.names, drawing_changed=self.draw.setChecked)
+    def _connect(self) -> None:
         self.label.chosen_changed.connect(self._prepare)
         self.label.named.connect(self.add_class)
         self.patient.textChanged.connect(lambda text: self._prepare())
@@ -121,18 +144,10 @@ class LabelsSection(Section):
         self.table.cellClicked.connect(lambda row, column: self.go_to(self.state.labels[row]))
         self.table.cellDoubleClicked.connect(lambda row, column: self.go_to(self.state.labels[row], open_slide=True))
         self.table.itemSelectionChanged.connect(self._selected)
-        state.events.slide_changed.connect(self._slide_changed)
-        state.events.model_changed.connect(self._model_changed)
-        state.events.labels_changed.connect(self._show)
-        state.events.example_wanted.connect(self.go_to)
-        self._found = find_unsaved(self._folder)
-        for widget in (self.unsaved, self.restore, self.forget):
-            widget.setVisible(self._found is not None)
-        for label in (self.said, self.problem):
-            label.hide()
-        self._offer()
-        self._show(state.labels)
-        self._slide_changed(state.slide_layer)
+        self.state.events.slide_changed.connect(self._slide_changed)
+        self.state.events.model_changed.connect(self._model_changed)
+        self.state.events.labels_changed.connect(self._show)
+        self.state.events.example_wanted.connect(self.go_to)
 
     def _lay_out(self) -> None:
         self.column.addLayout(labelled("Class", self.label, self.draw))
@@ -148,7 +163,7 @@ class LabelsSection(Section):
         for button in (self.restore, self.forget):
             row.addWidget(button)
         self.column.addLayout(row)
-        self.column.addWidget(self.said)
+        self.column.addWidget(self.message)
         self.column.addWidget(self.problem)
 
     def shortcuts(self) -> list[Shortcut]:
@@ -182,7 +197,7 @@ class LabelsSection(Section):
 
     def _prepare(self) -> None:
         self._layers.next(self.label.chosen, self.patient.text().strip())
-        self.draw.setEnabled(bool(path_of_layer(self.state.slide_layer)))
+        self.draw.setEnabled(bool(self.state.slide_path))
 
     # ------------------------------------------------------------------------------------------------------------------------- the regions
 
@@ -211,17 +226,16 @@ class LabelsSection(Section):
             self._say(f"{example.name} is not open: double-click to open it.")
             return
         for other in self.viewer.layers:
-            if slide_record(other) is not None:
+            if slide_on(other) is not None:
                 other.visible = other is layer
         self.state.select_slide(layer)
         if not self.draw.isChecked():
             self.viewer.layers.selection.active = layer
-        record = slide_record(layer)
-        if example.region is not None and record is not None:
-            fly_to(self.viewer, example.region, record.source.mpp)
+        if example.region is not None:
+            fly_to(self.viewer, example.region, None if self.state.slide is None else self.state.slide.mpp)
 
     def _layer_of(self, path: str) -> Image | None:
-        layers = [layer for layer in self.viewer.layers if os.path.realpath(path_of_layer(layer) or "/") == path]
+        layers = [layer for layer in self.viewer.layers if _place(layer) == path]
         return next((layer for layer in layers if layer is self.state.slide_layer), layers[0] if layers else None)
 
     def _rows(self) -> list[int]:
@@ -251,16 +265,16 @@ class LabelsSection(Section):
         """List what is labelled, and keep it where it is not saved."""
         slide = self.state.slide
         if slide is not None:
-            self._mpps[os.path.realpath(path_of_layer(self.state.slide_layer) or "/")] = slide.mpp
+            self._mpps[_place(self.state.slide_layer)] = slide.mpp
         self._offer()
         names = self.names()
         with QSignalBlocker(self.table):
             self.table.clearSelection()
             self.table.setRowCount(len(labels))
-            for row, (example, found) in enumerate(zip(labels, list_rows(labels, self._mpps), strict=True)):
-                for column, text in enumerate((found.slide, found.label, found.patient or "–", found.size)):
+            for row, (example, listed) in enumerate(zip(labels, list_rows(labels, self._mpps), strict=True)):
+                for column, text in enumerate((listed.slide, listed.label, listed.patient or "–", listed.size)):
                     item = QTableWidgetItem(text)
-                    item.setToolTip(found.tip)
+                    item.setToolTip(listed.tip)
                     if column == 1:
                         item.setData(Qt.ItemDataRole.DecorationRole, QColor(colour_of(example.label, names)))
                     self.table.setItem(row, column, item)
@@ -272,15 +286,15 @@ class LabelsSection(Section):
         self.counts.setVisible(bool(labels))
         self.remove.setVisible(bool(labels))
         self.save.setEnabled(bool(labels))
-        kept = "" if self.state.table is not None else ", not saved"
-        self.note(f"{len(labels)} region{'s' * (len(labels) != 1)}{kept}" if labels else "")
+        unsaved = "" if self.state.table is not None else ", not saved"
+        self.note(f"{len(labels)} region{'s' * (len(labels) != 1)}{unsaved}" if labels else "")
         self.fill(self.state.slide_layer is not None or bool(labels))
         self._layers.show()
         self._keep()
 
     def _slide_changed(self, layer: Image | None) -> None:
         self.draw.setChecked(False)
-        slide, path = self.state.slide, os.path.realpath(path_of_layer(layer) or "/")
+        slide, path = self.state.slide, _place(layer)
         if slide is not None and self._mpps.get(path) != slide.mpp and of_slide(self.state.labels, path):
             self._mpps[path] = slide.mpp
             self._show(self.state.labels)
@@ -308,19 +322,19 @@ class LabelsSection(Section):
     def _proposed(self) -> str:
         if self.state.table is not None:
             return str(self.state.table)
-        path = path_of_layer(self.state.slide_layer)
+        path = self.state.slide_path
         return str((Path.home() if path is None else Path(path).parent) / "labels.csv")
 
     def load_table(self, path: Path) -> None:
         """Add the regions of a table to those that are there."""
         self._say("Loading…")
-        alone, slide = not self.state.labels, path_of_layer(self.state.slide_layer)
+        alone, slide = not self.state.labels, self.state.slide_path
         elsewhere = None if slide is None else Path(slide).parent
 
-        def loaded(found: tuple[tuple[Example, ...], dict[str, Mpp]]) -> None:
-            labels, mpps = found
+        def loaded(result: tuple[tuple[Example, ...], dict[str, Mpp]]) -> None:
+            labels, mpps = result
             self._mpps |= mpps
-            self.said.hide()
+            self.message.hide()
             self.problem.hide()
             self.state.label(join(self.state.labels, labels), path if alone else None)
 
@@ -340,43 +354,49 @@ class LabelsSection(Section):
     def _keep(self) -> None:
         """Write what is not saved where the next panel finds it; remove that once it is saved, or there is nothing to keep."""
         if self.state.table is not None or not self.state.labels:
-            if self._kept is not None:
-                self._kept.unlink(missing_ok=True)
-                self._kept = None
+            if self._own_file is not None:
+                self._own_file.unlink(missing_ok=True)
+                self._own_file = None
             return
         try:
-            if self._kept is None:
-                self._kept = free_place(self._folder)
-            write_labels(self._kept, self.state.labels)
+            if self._own_file is None:
+                self._own_file = free_place(self._folder)
+            write_labels(self._own_file, self.state.labels)
         except StreamviewError as error:
             self._fail(f"{error}. The labels are not kept until you save them elsewhere.")
 
     def _restore(self) -> None:
-        found = self._found
-        if found is None:
+        unsaved = self._unsaved_file
+        if unsaved is None:
             return
 
-        def loaded(read: tuple[tuple[Example, ...], dict[str, Mpp]]) -> None:
-            labels, mpps = read
+        def loaded(result: tuple[tuple[Example, ...], dict[str, Mpp]]) -> None:
+            labels, mpps = result
             self._mpps |= mpps
             self.state.label(join(labels, self.state.labels))
             self._forget()
 
-        self.state.start(lambda report: load(found), done=loaded, failed=self._fail)
+        self.state.start(lambda report: load(unsaved), done=loaded, failed=self._fail)
 
     def _forget(self) -> None:
-        if self._found is not None and self._found != self._kept:
-            self._found.unlink(missing_ok=True)
-        self._found = None
+        if self._unsaved_file is not None and self._unsaved_file != self._own_file:
+            self._unsaved_file.unlink(missing_ok=True)
+        self._unsaved_file = None
         for widget in (self.unsaved, self.restore, self.forget):
             widget.hide()
 
     def _say(self, text: str) -> None:
         self.problem.hide()
-        self.said.setText(text)
-        self.said.show()
+        self.message.setText(text)
+        self.message.show()
 
     def _fail(self, text: str) -> None:
-        self.said.hide()
+        self.message.hide()
         self.problem.setText(text)
         self.problem.show()
+
+
+def _place(layer: Layer | None) -> str:
+    """The one absolute path of a slide's layer; the root where it has none."""
+    record = slide_on(layer)
+    return os.path.realpath((record and record.path) or "/")

@@ -18,10 +18,11 @@ from qtpy.QtWidgets import (
     QTableWidgetItem,
 )
 
-from streamview_napari.canvas.records import keep, map_record
+from streamview_napari.canvas.camera import fly_to
 from streamview_napari.panels.section import ERROR_STYLE, Section, labelled, plain_table, quiet_label
-from streamview_napari.requests.answers import Answer
-from streamview_napari.requests.regions import describe_size, fly_to
+from streamview_napari.records import expect_map, map_on, note
+from streamview_napari.requests.answers import Answer, describe_certificate
+from streamview_napari.requests.regions import describe_size
 
 if TYPE_CHECKING:
     from napari.components import ViewerModel
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from streamview_napari.state import State
     from streamview_napari.tasks import Work
 
-__all__ = ["ResultSection", "describe_certificate", "describe_seconds"]
+__all__ = ["ResultSection", "describe_seconds"]
 
 _BARS = 6  # classes with a bar; of more, the likeliest
 _WIDEST = 110  # px of a class's name
@@ -50,15 +51,6 @@ def describe_seconds(seconds: float | None) -> str:
     if seconds is None:
         return "–"
     return f"{seconds:.1f} s" if seconds < 10 else format_seconds(seconds)
-
-
-def describe_certificate(certificate: Certificate) -> str:
-    """Say in one line what a certificate found."""
-    verdict = "Exact" if certificate.passed else "NOT exact"
-    count = len(certificate.comparisons)
-    return (
-        f"{verdict}: {count} window{'s' if count > 1 else ''} against the plain network in float64, largest error {certificate.worst:.1e}"
-    )
 
 
 class ResultSection(Section):
@@ -120,14 +112,14 @@ class ResultSection(Section):
         prediction = answer.prediction
         row = self.table.rowCount()
         self.table.insertRow(row)
-        said = prediction.label
+        answer_text = prediction.label
         probabilities = prediction.probabilities
-        if said is None:
-            said = f"{prediction.class_names[0]} {float(prediction.logits[0]):.3g}"
+        if answer_text is None:
+            answer_text = f"{prediction.class_names[0]} {float(prediction.logits[0]):.3g}"
         elif prediction.task == "class" and probabilities is not None:
-            said = f"{said} {float(probabilities.max()):.1%}"
+            answer_text = f"{answer_text} {float(probabilities.max()):.1%}"
         target = "" if answer.saliency is None else f"\nMaps of {answer.saliency.target}"
-        texts = (str(row + 1), said or "none", describe_seconds(answer.seconds), prediction.identity.key[:8])
+        texts = (str(row + 1), answer_text or "none", describe_seconds(answer.seconds), prediction.identity.key[:8])
         size = describe_size(prediction.shape, prediction.mpp)
         tips = (
             f"Region {row + 1} of {prediction.slide_name}: {size}\nX,Y,WIDTH,HEIGHT in pixels: {prediction.region}",
@@ -147,9 +139,9 @@ class ResultSection(Section):
         self._show(answer)
 
     def _select(self, saliency: Saliency | None) -> None:
-        found = next((answer for answer in self.state.answers if saliency is not None and answer.saliency is saliency), None)
-        if found is not None:
-            self._show(found)
+        selected = next((answer for answer in self.state.answers if saliency is not None and answer.saliency is saliency), None)
+        if selected is not None:
+            self._show(selected)
 
     def _show(self, answer: Answer) -> None:
         self._shown = answer
@@ -174,9 +166,10 @@ class ResultSection(Section):
 
     def _show_certificate(self, answer: Answer) -> None:
         layers = [] if answer.saliency is None else self.state.maps_of(answer.saliency)
-        said = next((record.verified for record in map(map_record, layers) if record is not None and record.verified), "")
-        self.certificate.setText(said)
-        self.certificate.setVisible(bool(said))
+        certificates = (expect_map(layer).certificate for layer in layers)
+        text = next((describe_certificate(certificate) for certificate in certificates if certificate is not None), "")
+        self.certificate.setText(text)
+        self.certificate.setVisible(bool(text))
 
     def _draw_bars(self, prediction: Prediction) -> None:
         while self.bars.count():
@@ -231,7 +224,7 @@ class ResultSection(Section):
             layers = self.state.maps_of(answer.saliency)
             default = next((layer for layer in reversed(layers) if layer is self.state.map_layer), layers[-1] if layers else None)
             for layer in self.viewer.layers:
-                if map_record(layer) is not None:
+                if map_on(layer) is not None:
                     layer.visible = layer is default
             if default is not None:
                 self.state.select_map(default)
@@ -266,13 +259,11 @@ class ResultSection(Section):
 
     def _verified(self, answer: Answer, certificate: Certificate) -> None:
         self._running(False)
-        said = describe_certificate(certificate)
+        text = describe_certificate(certificate)
         layers = [] if answer.saliency is None else self.state.maps_of(answer.saliency)
         for layer in layers:
-            record = map_record(layer)
-            if record is not None:
-                layer.metadata.update(keep(replace(record, certificate=certificate.to_dict(), verified=said)))
-        self.certificate.setText(said)
+            note(layer, replace(expect_map(layer), certificate=certificate))
+        self.certificate.setText(text)
         self.certificate.show()
 
     def _step(self, step: Step) -> None:

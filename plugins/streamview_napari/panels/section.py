@@ -14,7 +14,18 @@ if TYPE_CHECKING:
 
     from streamview_napari.state import State
 
-__all__ = ["BAR_STYLE", "ERROR_STYLE", "LABEL_WIDTH", "RUN_STYLE", "Section", "Shortcut", "labelled", "plain_table", "quiet_label"]
+__all__ = [
+    "BAR_STYLE",
+    "ERROR_STYLE",
+    "LABEL_WIDTH",
+    "RUN_STYLE",
+    "Section",
+    "Shortcut",
+    "labelled",
+    "plain_table",
+    "quiet_label",
+    "show_row",
+]
 
 ERROR_STYLE = "background: #5c3a1e; color: #ffffff; padding: 6px; border-radius: 3px;"
 BAR_STYLE = """
@@ -110,6 +121,15 @@ def labelled(text: str, *widgets: QWidget) -> QHBoxLayout:
     for number, widget in enumerate(widgets):
         row.addWidget(widget, 0 if number else 1)
     return row
+
+
+def show_row(row: QHBoxLayout, shown: bool) -> None:
+    """Show or hide all that a row holds."""
+    for number in range(row.count()):
+        item = row.itemAt(number)
+        widget = None if item is None else item.widget()
+        if widget is not None:
+            widget.setVisible(shown)
 
 
 def quiet_label(text: str = "") -> QLabel:

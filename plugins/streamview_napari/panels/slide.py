@@ -11,8 +11,8 @@ from qtpy.QtWidgets import QFileDialog, QHBoxLayout, QInputDialog, QLabel, QProg
 
 from streamview.errors import SlideError
 from streamview_napari.canvas.layers import has_overview, slide_layer
-from streamview_napari.canvas.records import attached_to, keep, path_of_layer, slide_record
 from streamview_napari.panels.section import ERROR_STYLE, Section, quiet_label
+from streamview_napari.records import RegionsLayer, note, record_of, slide_on
 from streamview_napari.requests.regions import describe_size
 
 if TYPE_CHECKING:
@@ -33,16 +33,17 @@ def measure(layer: Image, mpp: float) -> None:
     Raises
     ------
     SlideError
-        When it is not a positive number.
+        When it is not a positive number, or the layer shows no slide.
     """
     from streamview.slides import as_slide
 
-    record = slide_record(layer)
-    assert record is not None
+    record = slide_on(layer)
+    if record is None:
+        raise SlideError(f"the layer {layer.name} shows no slide: expected one that does")
     source = as_slide(record.source, mpp)
     _, options, _ = slide_layer(source)
     layer.scale, layer.translate, layer.units = options["scale"], options["translate"], options["units"]
-    layer.metadata.update(keep(replace(record, source=source)))
+    note(layer, replace(record, source=source))
 
 
 class SlideSection(Section):
@@ -92,11 +93,10 @@ class SlideSection(Section):
         self._running(False)
         if self._dialog is not None:
             self._dialog.reject()
-        record = slide_record(layer)
-        if layer is None or slide is None or record is None:
+        if slide is None:
             return
         self.name.setText(slide.name)
-        self.name.setToolTip(record.path or slide.name)
+        self.name.setToolTip(str(self.state.slide_path or slide.name))
         if slide.mpp is None:
             resolution = f"µm/px {slide.mpp_source}"
         else:
@@ -109,8 +109,9 @@ class SlideSection(Section):
         lacking = not has_overview(slide)
         self.advice.setVisible(lacking)
         self.convert.setVisible(lacking)
-        if slide.mpp is None and not record.asked:
-            layer.metadata.update(keep(replace(record, asked=True)))
+        record = slide_on(layer)
+        if layer is not None and record is not None and slide.mpp is None and not record.asked:
+            note(layer, replace(record, asked=True))
             QTimer.singleShot(0, self.ask)
 
     def ask(self) -> None:
@@ -144,13 +145,14 @@ class SlideSection(Section):
             self._fail(str(error))
             return
         for other in self.viewer.layers:
-            if layer in (attached_to(other, "regions"), attached_to(other, "labels")):  # drawn in pixels
+            record = record_of(other)
+            if isinstance(record, RegionsLayer) and record.slide is layer:  # drawn in pixels
                 other.scale, other.units = layer.scale, layer.units
         self.state.events.slide_changed.emit(layer)
         self.viewer.reset_view()
 
     def _choose_folder(self) -> None:
-        path = path_of_layer(self.state.slide_layer)
+        path = self.state.slide_path
         proposed = f"{Path(path).with_suffix('')}.ome.zarr" if path else "slide.ome.zarr"
         out, _ = QFileDialog.getSaveFileName(self, "Convert to", proposed, "OME-Zarr (*.ome.zarr)")
         if out:

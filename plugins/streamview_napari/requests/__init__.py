@@ -1,1 +1,3 @@
-"""What the panels ask of the core, and what they say of the answers: pure, so that all of it is tested without a window."""
+"""What the panels ask of the core, and what they say of its answers: values and functions without napari or Qt."""
+
+__all__: list[str] = []

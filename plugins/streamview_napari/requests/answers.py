@@ -1,4 +1,4 @@
-"""What a run gave, as the panels list it, and what a script needs to run it again."""
+"""What a run answered, and with what it was computed; pure."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from streamview.inference.compute import Compute
+    from streamview.inspection.certificate import Certificate
     from streamview.results import Prediction, Saliency
 
-__all__ = ["Answer", "RunFacts"]
+__all__ = ["Answer", "RunFacts", "describe_certificate"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -47,14 +49,21 @@ class RunFacts:
         Path of the slide; None where it is not known.
     mpp
         Um per level-0 px that the user gave; None where the slide states its own.
-    device, memory, tile
-        As for `streamview.explain`.
+    compute
+        Where and how, with the steps that were taken.
     """
 
     model: str
     untrained: bool
     slide: str | None
     mpp: float | None
-    device: str
-    memory: str | None
-    tile: tuple[int, int] | None = None
+    compute: Compute
+
+
+def describe_certificate(certificate: Certificate) -> str:
+    """Say in one line what a certificate found."""
+    verdict = "Exact" if certificate.passed else "NOT exact"
+    count = len(certificate.comparisons)
+    return (
+        f"{verdict}: {count} window{'s' if count > 1 else ''} against the plain network in float64, largest error {certificate.worst:.1e}"
+    )

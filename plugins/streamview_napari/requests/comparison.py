@@ -68,13 +68,13 @@ class Measured:
 def compare(result: FinetuneResult) -> list[Answers]:
     """Put the answers of base and tuned network for every validation region beside each other."""
     card = result.model.card
-    found = []
+    rows = []
     for row in result.rows:
         truth = row.example.label
         (before, was), (after, now) = (_answer(logits, truth, card) for logits in (row.before, row.after))
         became: Literal["right", "wrong", ""] = "" if was is now else "right" if now else "wrong"
-        found.append(Answers(row.example, truth.replace(";", ", ") or "none", before, after, became))
-    return found
+        rows.append(Answers(row.example, truth.replace(";", ", ") or "none", before, after, became))
+    return rows
 
 
 def describe_result(result: FinetuneResult, rows: Sequence[Answers], out: Path) -> str:
@@ -90,11 +90,11 @@ def measured(before: Metrics | None, after: Metrics | None) -> list[Measured]:
     """Put the figures of base and tuned network, and the baseline of each, beside each other."""
     if before is None or after is None:
         return []
-    found = []
+    rows = []
 
     def add(name: str, was: Figure | None, now: Figure | None, baseline: float | None) -> None:
         if was is not None and now is not None:
-            found.append(Measured(name, _number(was.value), _number(now.value), "" if baseline is None else _number(baseline)))
+            rows.append(Measured(name, _number(was.value), _number(now.value), "" if baseline is None else _number(baseline)))
 
     add("Accuracy", before.accuracy, after.accuracy, after.baseline)
     add("Balanced", before.balanced_accuracy, after.balanced_accuracy, _chance(after))
@@ -102,7 +102,7 @@ def measured(before: Metrics | None, after: Metrics | None) -> list[Measured]:
         add(f"AUC {now.name}", was.auc, now.auc, 0.5)
         add(f"Error {now.name}", was.error, now.error, now.baseline)
         add(f"Spearman {now.name}", was.spearman, now.spearman, 0.0)
-    return [*found, Measured("Loss", _number(before.loss), _number(after.loss), "")]
+    return [*rows, Measured("Loss", _number(before.loss), _number(after.loss), "")]
 
 
 def _chance(metrics: Metrics) -> float | None:
@@ -121,7 +121,7 @@ def _answer(logits: ArrayLike, truth: str, card: ModelCard) -> tuple[str, bool]:
         return ", ".join(f"{value:.3g}" for value in values), False
     if card.task == "multilabel":
         present = [name for name, value in zip(card.class_names, values, strict=True) if value >= 0]
-        said = ", ".join(f"{name} {expit(value):.0%}" for name, value in zip(card.class_names, values, strict=True) if value >= 0)
-        return said or "none", set(present) == {part.strip() for part in truth.split(";") if part.strip()}
+        text = ", ".join(f"{name} {expit(value):.0%}" for name, value in zip(card.class_names, values, strict=True) if value >= 0)
+        return text or "none", set(present) == {part.strip() for part in truth.split(";") if part.strip()}
     name = card.class_names[int(values.argmax())]
     return f"{name} {softmax(values).max():.0%}", name == truth

@@ -18,13 +18,13 @@ if TYPE_CHECKING:
     from streamview.finetuning import FinetuneResult, History
     from streamview.labels.regions import Example
     from streamview.networks.cards import ModelCard
-    from streamview_napari.requests.networks import Loaded
+    from streamview_napari.requests.models import Loaded
 
 __all__ = [
     "NUMBERS",
     "PARTS",
     "TITLES",
-    "Tuning",
+    "FinetuningRequest",
     "command",
     "describe_end",
     "describe_heads",
@@ -61,7 +61,7 @@ _FLAGS = {"class_weights": "--no-class-weights", "flips": "--no-flips"}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Tuning:
+class FinetuningRequest:
     """A fine-tuning as the user has set it up.
 
     Parameters
@@ -121,8 +121,8 @@ def parse_settings(preset: str, train: str, texts: Mapping[str, str]) -> Setting
 
 def write_settings(settings: Settings) -> dict[str, str]:
     """Inverse of `parse_settings` for its numbers."""
-    found = {name: f"{getattr(settings, name):g}" for name in NUMBERS if name != "validation"}
-    return {name: found.get(name) or f"{100 * settings.validation:g} %" for name in NUMBERS}
+    texts = {name: f"{getattr(settings, name):g}" for name in NUMBERS if name != "validation"}
+    return {name: texts.get(name) or f"{100 * settings.validation:g} %" for name in NUMBERS}
 
 
 def needs_new_head(labels: Sequence[Example], card: ModelCard) -> bool:
@@ -142,7 +142,7 @@ def find_obstacle(labels: Sequence[Example], card: ModelCard) -> str | None:
     return scarcity(labels, regression=card.task == "regression") if labels else None
 
 
-def foresee(tuning: Tuning) -> str:
+def foresee(tuning: FinetuningRequest) -> str:
     """Say what fine-tuning will take; times a sample, so it takes seconds.
 
     Raises
@@ -171,7 +171,7 @@ def foresee(tuning: Tuning) -> str:
     )
 
 
-def train(tuning: Tuning, report: Report, watch: Callable[[History], None], tell: Callable[[str], None]) -> FinetuneResult:
+def train(tuning: FinetuningRequest, report: Report, watch: Callable[[History], None], tell: Callable[[str], None]) -> FinetuneResult:
     """Fine-tune a copy of the base.
 
     Raises
@@ -197,7 +197,7 @@ def train(tuning: Tuning, report: Report, watch: Callable[[History], None], tell
     )
 
 
-def command(tuning: Tuning, table: Path, preset: str) -> str:
+def command(tuning: FinetuningRequest, table: Path, preset: str) -> str:
     """Return the command line that does the same."""
     base, settings = Path(tuning.loaded.asked), tuning.settings
     spec = str(base.parent) if base.name in ("card.json", "config.json") else tuning.loaded.asked
@@ -209,8 +209,8 @@ def command(tuning: Tuning, table: Path, preset: str) -> str:
         if field.name in _FLAGS:
             words += [] if value else [_FLAGS[field.name]]
         else:
-            said = repr(value) if isinstance(value, float) else str(value).replace(" ", "-")
-            words += [f"--{field.name.replace('_', '-')}", said]
+            word = repr(value) if isinstance(value, float) else str(value).replace(" ", "-")
+            words += [f"--{field.name.replace('_', '-')}", word]
     options = {"--memory": tuning.memory, "--device": None if tuning.device == "auto" else tuning.device}
     for option, text in options.items():
         words += [] if text is None else [option, text]

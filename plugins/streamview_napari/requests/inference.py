@@ -12,20 +12,22 @@ from streamview.errors import RegionError
 from streamview.geometry import Region
 from streamview.progress import Report, Step
 from streamview_napari.requests.answers import Answer
-from streamview_napari.requests.networks import describe_fit
+from streamview_napari.requests.models import describe_fit
 from streamview_napari.requests.regions import describe_size, grid_scale, square, within
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from streamview.inference.compute import Compute
     from streamview.inference.forecast import Forecast
     from streamview.inference.prepared import PreparedRun
     from streamview.inference.strips import Watch
     from streamview.slides import Slide
-    from streamview_napari.requests.networks import Loaded
+    from streamview.streaming.plan.plan import Plan
+    from streamview_napari.requests.models import Loaded
 
-__all__ = ["REGIONS", "Outlook", "RegionChoice", "Request", "compute", "describe_progress", "find_region", "foresee"]
+__all__ = ["REGIONS", "RunForecast", "RegionChoice", "InferenceRequest", "compute", "describe_progress", "find_region", "foresee"]
 
 RegionChoice = Literal["2048", "4096", "8192", "drawn", "tissue", "whole"]
 REGIONS: dict[RegionChoice, str] = {
@@ -39,7 +41,7 @@ REGIONS: dict[RegionChoice, str] = {
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Request:
+class InferenceRequest:
     """A run as the user has set it up.
 
     Parameters
@@ -54,8 +56,8 @@ class Request:
         ``(y, x)`` of the view in the world.
     drawn
         (4, 2) corners of the rectangle in the world; None where none is drawn.
-    device, memory
-        As for `streamview.explain`.
+    compute
+        Where and how.
     maps
         Whether maps are wanted, or the prediction alone.
     target
@@ -69,37 +71,43 @@ class Request:
     choice: RegionChoice
     centre: tuple[float, float]
     drawn: NDArray[np.float64] | None
-    device: str
-    memory: str | None
+    compute: Compute
     maps: bool
     target: str | None = None
     region: Region | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Outlook:
+class RunForecast:
     """What is known before a run.
 
     Parameters
     ----------
+    request
+        What was asked.
     region
         In level-0 px.
     size
         Of the region, on the network's grid and in mm.
-    fits
-        Whether the slide's resolution fits the network.
     resolution
         How the slide's resolution meets the network's.
-    run, forecast
-        The run prepared, and what it will take; None where the resolution does not fit.
+    run
+        Ready to run; None where the resolution does not fit.
+    forecast
+        What `run` will take, and its plan; None where there is none.
     """
 
+    request: InferenceRequest
     region: Region
     size: str
-    fits: bool
     resolution: str
     run: PreparedRun | None = None
     forecast: Forecast | None = None
+
+    @property
+    def fits(self) -> bool:
+        """Whether the slide's resolution fits the network."""
+        return self.run is not None
 
     def __str__(self) -> str:
         from streamview.streaming.memory import format_bytes
@@ -107,15 +115,15 @@ class Outlook:
 
         if self.forecast is None:
             return ""
-        ahead, tile = self.forecast, self.forecast.plan.tile
-        rows, columns = (min(n, side) for n, side in zip(tile, ahead.shape, strict=True))
+        ahead = self.forecast
+        rows, columns = (min(n, side) for n, side in zip(ahead.plan.tile, ahead.shape, strict=True))
         duration = "a few seconds" if ahead.seconds is None else f"about {format_seconds(ahead.seconds)}"
         steps = "1 step" if ahead.plan.steps == 1 else f"{ahead.plan.steps} steps of {columns} × {rows} px"
         disk = "" if ahead.disk_free is None or ahead.disk_bytes <= ahead.disk_free else "; the disk may not hold the maps"
         return f"{duration[0].upper()}{duration[1:]}, peak memory {format_bytes(ahead.peak_bytes)}\n{steps} on {ahead.device}{disk}"
 
 
-def find_region(request: Request) -> Region:
+def find_region(request: InferenceRequest) -> Region:
     """Return the region that a request means, in level-0 px.
 
     Raises
@@ -141,47 +149,79 @@ def find_region(request: Request) -> Region:
     return square(int(request.choice), request.centre, slide.shape, slide.mpp, grid_scale(slide.mpp, request.loaded.model.card.mpp))
 
 
-def foresee(request: Request, folder: Path) -> Outlook:
+def foresee(request: InferenceRequest, folder: Path) -> RunForecast:
     """Say what a run will take, written to `folder`; times a sample, so it takes seconds.
 
     Raises
     ------
     StreamviewError
-        As `find_region` and `streamview.inference.forecast.forecast`.
+        As `find_region`, `streamview.prepare` and `streamview.forecast`.
     """
-    from streamview.inference.compute import Compute
-    from streamview.inference.prepared import prepare
-
     model, slide = request.loaded.model, request.slide
     region = find_region(request)
-    fits, said = describe_fit(model.card, slide)
+    fits, resolution = describe_fit(model.card, slide)
     mpp = slide.mpp
     scale = grid_scale(mpp, model.card.mpp)
     grid = max(1, round(region.height / scale[0])), max(1, round(region.width / scale[1]))
     size = describe_size(grid, None if mpp is None else (mpp[0] * scale[0], mpp[1] * scale[1]))
     if not fits:
-        return Outlook(region, size, fits, said)
-    run = prepare(model, slide, region, compute=Compute(request.device, request.memory))
-    return Outlook(region, size, fits, said, run, run.forecast(int(request.maps), folder if request.maps else None))
+        return RunForecast(request, region, size, resolution)
+    run = _prepare(request, region)
+    forecast = run.forecast(int(request.maps), folder if request.maps else None)
+    return RunForecast(request, region, size, resolution, run, forecast)
 
 
-def compute(request: Request, outlook: Outlook, out: Path, report: Report, watch: Watch | None = None) -> Answer:
-    """Run what was prepared, by the plan that was forecast, and store its maps in `out` where they are wanted.
+def compute(
+    request: InferenceRequest, region: Region, out: Path, report: Report, watch: Watch | None = None, ahead: RunForecast | None = None
+) -> Answer:
+    """Run the network on a region, and store its maps in `out` where they are wanted.
+
+    What was prepared for the forecast runs, by the plan that was shown; where the view has moved since, the new region is prepared, and
+    the plan stays.
+
+    Parameters
+    ----------
+    request, region, out
+        What is computed, and where maps go.
+    report, watch
+        As for `streamview.PreparedRun.explain`.
+    ahead
+        The forecast that was shown; None: there was none.
 
     Raises
     ------
     StreamviewError
-        As `streamview.explain`; RegionError where the slide's resolution does not fit the network.
+        As `streamview.explain`.
     """
     start = time.perf_counter()
-    run, expected = outlook.run, outlook.forecast
-    if run is None or expected is None:
-        raise RegionError(outlook.resolution)
+    run, plan = _ready(request, region, ahead)
     if not request.maps:
-        prediction = run.predict(expected.plan, report)
-        return Answer(prediction, None, time.perf_counter() - start, expected.plan.tile)
-    (saliency,) = run.explain([request.target], expected.plan, [out], report, watch)
-    return Answer(saliency.prediction, saliency, time.perf_counter() - start, expected.plan.tile)
+        prediction = run.predict(plan, report)
+        return Answer(prediction, None, time.perf_counter() - start, plan.tile)
+    (saliency,) = run.explain([request.target], plan, [out], report, watch)
+    return Answer(saliency.prediction, saliency, time.perf_counter() - start, plan.tile)
+
+
+def _prepare(request: InferenceRequest, region: Region) -> PreparedRun:
+    from streamview.inference.prepared import prepare
+
+    return prepare(request.loaded.model, request.slide, region, compute=request.compute)
+
+
+def _ready(request: InferenceRequest, region: Region, ahead: RunForecast | None) -> tuple[PreparedRun, Plan]:
+    """What runs a request on a region, and its plan: those of the forecast as far as they serve."""
+    if ahead is None or ahead.run is None or ahead.forecast is None or _machine(ahead.request) != _machine(request):
+        run = _prepare(request, region)
+        return run, run.plan(int(request.maps), stored=True)
+    run, forecast = ahead.run if ahead.region == region else _prepare(request, region), ahead.forecast
+    if run.sampler.shape == forecast.shape and ahead.request.maps == request.maps:
+        return run, forecast.plan
+    return run, run.plan(int(request.maps), stored=True)
+
+
+def _machine(request: InferenceRequest) -> tuple[object, ...]:
+    """What of a request the region and its target do not change."""
+    return request.loaded, request.slide, request.compute
 
 
 def describe_progress(step: Step, *, maps: bool, format_seconds: Callable[[float], str]) -> str:

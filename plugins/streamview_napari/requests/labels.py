@@ -80,22 +80,22 @@ def replace_drawn(labels: Sequence[Example], path: str, drawn: Sequence[Example]
     called = next((example.slide_id for example in labels if path_of(example) == path), "")
     if not called and any(example.name == Path(path).name and path_of(example) != path for example in labels):
         called = path  # another slide has its name, and they must not count as one patient's
-    kept = [example for example in labels if example not in before]
-    return (*kept[:first], *(replace(example, slide_id=called) for example in drawn), *kept[first:])
+    remaining = [example for example in labels if example not in before]
+    return (*remaining[:first], *(replace(example, slide_id=called) for example in drawn), *remaining[first:])
 
 
 def join(labels: Sequence[Example], more: Sequence[Example]) -> tuple[Example, ...]:
     """Add labelled regions to those that are there; of the same region the added one counts."""
     places = {(path_of(example), example.region) for example in more}
     names = {path_of(example): example.slide_id for example in more}
-    kept = [example for example in labels if (path_of(example), example.region) not in places]
-    return (*(replace(example, slide_id=names.get(path_of(example), example.slide_id)) for example in kept), *more)
+    remaining = [example for example in labels if (path_of(example), example.region) not in places]
+    return (*(replace(example, slide_id=names.get(path_of(example), example.slide_id)) for example in remaining), *more)
 
 
 def relabel(labels: Sequence[Example], rows: Iterable[int], label: str, patient: str) -> tuple[Example, ...]:
     """Give some of the labelled regions, by their place among all, another class and patient."""
     chosen = set(rows)
-    return tuple(replace(found, label=label, patient=patient) if row in chosen else found for row, found in enumerate(labels))
+    return tuple(replace(example, label=label, patient=patient) if row in chosen else example for row, example in enumerate(labels))
 
 
 def load(path: str | os.PathLike[str], elsewhere: Path | None = None) -> tuple[tuple[Example, ...], dict[str, Mpp]]:
@@ -112,15 +112,15 @@ def load(path: str | os.PathLike[str], elsewhere: Path | None = None) -> tuple[t
         if elsewhere is None:
             raise
         labels = read_labels(path, elsewhere)
-    found: dict[str, Mpp] = {}
+    mpps: dict[str, Mpp] = {}
     for example in labels:
-        if path_of(example) not in found:
+        if path_of(example) not in mpps:
             try:
                 with example.open() as slide:
-                    found[path_of(example)] = slide.mpp
+                    mpps[path_of(example)] = slide.mpp
             except SlideError:  # listed all the same; training says what is wrong with it
-                found[path_of(example)] = None
-    return labels, found
+                mpps[path_of(example)] = None
+    return labels, mpps
 
 
 def class_names(card: ModelCard | None, labels: Iterable[Example], added: Iterable[str] = ()) -> tuple[str, ...]:
@@ -155,8 +155,8 @@ def list_rows(labels: Sequence[Example], mpps: Mapping[str, Mpp]) -> list[Row]:
 
 def find_unsaved(folder: Path) -> Path | None:
     """Return the latest table of labels that were never saved."""
-    found = sorted(folder.glob(f"{_UNSAVED}*.csv"), key=lambda path: path.stat().st_mtime)
-    return found[-1] if found else None
+    files = sorted(folder.glob(f"{_UNSAVED}*.csv"), key=lambda path: path.stat().st_mtime)
+    return files[-1] if files else None
 
 
 def free_place(folder: Path) -> Path:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,12 +14,7 @@ from numpy.typing import NDArray
 from streamview.errors import RegionError
 from streamview.geometry import Region
 
-if TYPE_CHECKING:
-    from napari.components import ViewerModel
-
-__all__ = ["centre_of", "corners", "describe_size", "fly_to", "grid_scale", "square", "within"]
-
-_MARGIN = 1.15  # of the view around a region that is flown to
+__all__ = ["corners", "describe_size", "grid_scale", "square", "within"]
 
 
 def grid_scale(mpp: tuple[float, float] | None, wanted: float | None) -> tuple[float, float]:
@@ -89,26 +83,13 @@ def corners(region: Region, mpp: tuple[float, float] | None) -> NDArray[np.float
     return np.array([[top, left], [top, right], [bottom, right], [bottom, left]])
 
 
-def centre_of(viewer: ViewerModel) -> tuple[float, float]:
-    """Return the world position ``(y, x)`` in the middle of the view."""
-    _, y, x = viewer.scene.camera.center
-    return float(y), float(x)
-
-
-def fly_to(viewer: ViewerModel, region: Region, mpp: tuple[float, float] | None) -> None:
-    """Show a level-0 region, whole and with a margin."""
-    low, _, high, _ = corners(region, mpp)
-    viewer.scene.camera.center = (0.0, *((low + high) / 2))
-    viewer.scene.camera.zoom = float(min(np.asarray(viewer.canvas.size) / (high - low))) / _MARGIN
-
-
 def describe_size(shape: tuple[int, int], mpp: tuple[float, float] | None) -> str:
     """Say how large something is, width first: ``"2048 × 1024 px · 1.02 × 0.51 mm"``."""
-    said = f"{shape[1]} × {shape[0]} px"
+    text = f"{shape[1]} × {shape[0]} px"
     if mpp is None:
-        return said
+        return text
     width, height = (pixels * unit / 1000 for pixels, unit in zip(reversed(shape), reversed(mpp), strict=True))
     digits = 2 if max(width, height) < 10 else 1
     if min(width, height) < 0.1:
         digits = max(digits, 1 - math.floor(math.log10(min(width, height))))
-    return f"{said} · {width:.{digits}f} × {height:.{digits}f} mm"
+    return f"{text} · {width:.{digits}f} × {height:.{digits}f} mm"

@@ -6,12 +6,14 @@ import json
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from streamview.errors import StreamviewError
 from streamview.results import RESEARCH_USE, Saliency
 from streamview.results.display import PRESETS, TITLES, Recipe
-from streamview_napari.requests.answers import RunFacts
+
+if TYPE_CHECKING:
+    from streamview_napari.requests.answers import RunFacts
 
 __all__ = ["Origin", "about", "command", "find_origin", "python"]
 
@@ -54,14 +56,16 @@ def find_origin(saliency: Saliency, run: RunFacts | None = None) -> Origin:
         When neither says so.
     """
     if run is not None and run.slide is not None:
-        return Origin(run.model, run.slide, untrained=run.untrained, mpp=run.mpp, device=run.device, memory=run.memory, tile=run.tile)
+        used = run.compute
+        memory = None if used.memory is None else str(used.memory)
+        return Origin(run.model, run.slide, untrained=run.untrained, mpp=run.mpp, device=used.device, memory=memory, tile=used.tile)
     if saliency.path is None:
         raise StreamviewError(f"{saliency.target}: is made of other maps; copy the script of each of them")
     folder = saliency.path.parents[2] if len(saliency.path.parents) > 2 else saliency.path.parent
-    found = _in_job(folder, saliency) if (folder / "slides").is_dir() else None
-    if found is None:
+    origin = _in_job(folder, saliency) if (folder / "slides").is_dir() else None
+    if origin is None:
         raise StreamviewError(f"{saliency.path}: does not say how it was computed; open the job folder that it was made in")
-    return found
+    return origin
 
 
 def _in_job(folder: Path, saliency: Saliency) -> Origin | None:
@@ -137,7 +141,7 @@ def python(saliency: Saliency, origin: Origin, recipe: Recipe) -> str:
     memory = None if origin.tile is not None else origin.memory
     precision = prediction.identity.precision if prediction.identity.precision != "float32" else None
     compute = {"device": origin.device, "memory": memory, "tile": origin.tile, "precision": precision}
-    given = "" if origin.mpp is None else f", mpp={origin.mpp!r}"
+    mpp_argument = "" if origin.mpp is None else f", mpp={origin.mpp!r}"
     return f"""\
 # {TITLES[recipe.method]}: {saliency.target.name} | {prediction.slide_name} | {prediction.answer_for(saliency.target)}
 # {RESEARCH_USE}
@@ -146,7 +150,7 @@ from streamview.results.display import Recipe
 from streamview.export.png import render_png
 
 model = streamview.load_model({origin.model!r}{_keywords(model)})
-with streamview.open_slide({origin.slide!r}{given}) as slide:
+with streamview.open_slide({origin.slide!r}{mpp_argument}) as slide:
     compute = streamview.Compute({_keywords(compute).removeprefix(", ")})
     region = streamview.Region(y={region.y}, x={region.x}, height={region.height}, width={region.width})
     saliency = streamview.saliency(model, slide, region, {saliency.target.name!r}, out="map.ome.zarr", compute=compute)

@@ -15,7 +15,7 @@ from streamview_napari.requests.comparison import Answers, compare, describe_res
 
 if TYPE_CHECKING:
     from streamview.finetuning import FinetuneResult
-    from streamview_napari.requests.networks import Loaded
+    from streamview_napari.requests.models import Loaded
     from streamview_napari.state import State
 
 __all__ = ["Outcome"]
@@ -38,22 +38,22 @@ class Outcome(QWidget):
 
     def __init__(self, state: State) -> None:
         super().__init__()
-        self.said = quiet_label()
+        self.message = quiet_label()
         self.figures = plain_table(["Validation", "Base", "Tuned", "Baseline"])
         self.figures.setToolTip("Of the validation regions. Baseline: what an answer without any network reaches.")
         self.figures.setSelectionMode(QTableWidget.SelectionMode.NoSelection)
         self.figures.setFocusPolicy(Qt.FocusPolicy.NoFocus)
         self.regions = plain_table(["Region of", "Truth", "Base", "Tuned"])
         self.regions.setToolTip("The validation regions. ✓: became right; ✗: became wrong. Click one to go there.")
-        for column in range(4):
-            for table, side in ((self.figures, _RIGHT if column else _LEFT), (self.regions, _LEFT)):
-                title = table.horizontalHeaderItem(column)
+        for number in range(4):
+            for table, side in ((self.figures, _RIGHT if number else _LEFT), (self.regions, _LEFT)):
+                title = table.horizontalHeaderItem(number)
                 if title is not None:
                     title.setTextAlignment(side)
         header = self.regions.horizontalHeader()
         header.setMaximumSectionSize(_WIDEST)
-        for column in (1, 2, 3):
-            header.setSectionResizeMode(column, QHeaderView.ResizeMode.ResizeToContents)
+        for number in (1, 2, 3):
+            header.setSectionResizeMode(number, QHeaderView.ResizeMode.ResizeToContents)
         self.use_tuned = QPushButton("Use tuned")
         self.use_tuned.setToolTip("Run the tuned network from now on; it appears among the models above.")
         self.use_base = QPushButton("Use base")
@@ -61,12 +61,12 @@ class Outcome(QWidget):
         row = QHBoxLayout()
         row.addWidget(self.use_tuned, 1)
         row.addWidget(self.use_base, 1)
-        layout = QVBoxLayout(self)
-        layout.setContentsMargins(0, 0, 0, 0)
-        layout.setSpacing(6)
-        for widget in (self.said, self.figures, self.regions):
-            layout.addWidget(widget)
-        layout.addLayout(row)
+        column = QVBoxLayout(self)
+        column.setContentsMargins(0, 0, 0, 0)
+        column.setSpacing(6)
+        for widget in (self.message, self.figures, self.regions):
+            column.addWidget(widget)
+        column.addLayout(row)
         self._state = state
         self._base, self._tuned = "", ""
         self._rows: list[Answers] = []
@@ -90,21 +90,21 @@ class Outcome(QWidget):
         """
         self._base, self._tuned = base, str(tuned)
         self._rows = compare(result)
-        self.said.setText(describe_result(result, self._rows, tuned))
-        self.said.setToolTip(self._tuned)
+        self.message.setText(describe_result(result, self._rows, tuned))
+        self.message.setToolTip(self._tuned)
         figures = measured(result.before, result.after)
-        _fill(self.figures, [(found.name, found.before, found.after, found.baseline) for found in figures], right=True)
+        _fill(self.figures, [(figure.name, figure.before, figure.after, figure.baseline) for figure in figures], right=True)
         answers = [(Path(row.example.name).stem, row.truth, row.before, _MARKS[row.became] + row.after) for row in self._rows]
         _fill(self.regions, answers)
-        for row, found in enumerate(self._rows):
+        for row, region in enumerate(self._rows):
             item = self.regions.item(row, 3)
-            if item is not None and found.became:
-                item.setForeground(QColor(_COLOURS[found.became]))
+            if item is not None and region.became:
+                item.setForeground(QColor(_COLOURS[region.became]))
             for column in range(4):
                 cell = self.regions.item(row, column)
                 if cell is not None:
-                    became = f"\nBecame {found.became}" if found.became else ""
-                    cell.setToolTip(f"{found.example}\nTruth: {found.truth}\nBase: {found.before}\nTuned: {found.after}{became}")
+                    became = f"\nBecame {region.became}" if region.became else ""
+                    cell.setToolTip(f"{region.example}\nTruth: {region.truth}\nBase: {region.before}\nTuned: {region.after}{became}")
         self._model_changed(self._state.loaded)
         self.show()
 

@@ -9,13 +9,13 @@ import numpy as np
 from napari.layers import Layer
 from napari.utils.colormaps import Colormap
 
-from streamview.results.display import PALETTES, Recipe, Shown, glass_mask
+from streamview.results.display import PALETTES, Recipe, glass_mask
 from streamview.slides import Slide
 from streamview_napari.canvas.captions import describe, dress
-from streamview_napari.canvas.layers import map_colormap, thumbnail
-from streamview_napari.canvas.map_pyramid import Glass
+from streamview_napari.canvas.layers import caption, map_colormap, thumbnail
 from streamview_napari.canvas.outline import contours, line_width, outline_layer, vectors
-from streamview_napari.canvas.records import Attached, MapRecord, attached_to, keep, map_record
+from streamview_napari.records import MapLayer, OutlineLayer, expect_map, map_on, note, record_of
+from streamview_napari.shown_map import Glass
 
 if TYPE_CHECKING:
     from napari.components import ViewerModel
@@ -33,18 +33,7 @@ _STOPS = 9  # colours taken of a colour map chosen in napari's own controls
 
 def recipe_of(layer: Image) -> Recipe:
     """How a map layer is shown."""
-    return shown_as(layer).recipe
-
-
-def shown_as(layer: Image) -> Shown:
-    """The map of a layer as it is shown now."""
-    return _record(layer).map.shown
-
-
-def _record(layer: Image) -> MapRecord:
-    record = map_record(layer)
-    assert record is not None, f"{layer.name} shows no map"
-    return record
+    return expect_map(layer).recipe
 
 
 def find_glass(slide: Slide, saliency: Saliency) -> Glass:
@@ -97,9 +86,11 @@ class Canvas:
 
     def show(self, layer: Image, recipe: Recipe) -> None:
         """Show a map layer by another recipe of the same method, doing no more than that takes."""
-        shown = _record(layer).map
+        record = expect_map(layer)
+        shown = record.shown
         before, edge = shown.shown, (shown.shown.cap, shown.shown.threshold)
         redrawn = shown.set(recipe)
+        note(layer, replace(record, caption=caption(record.saliency, shown.shown)))
         self._changing = True
         try:
             colours = (recipe.colours, recipe.heat, shown.shown.threshold)
@@ -117,7 +108,7 @@ class Canvas:
 
     def mask(self, layer: Image, glass: Glass) -> None:
         """Hide what a map layer has on glass, where its recipe asks for that."""
-        shown = _record(layer).map
+        shown = expect_map(layer).shown
         shown.glass = glass
         if shown.shown.recipe.glass:
             layer.refresh(extent=False)
@@ -125,13 +116,15 @@ class Canvas:
 
     def outline_of(self, layer: Layer) -> Vectors | None:
         """The layer of a map layer's outline."""
-        return next((other for other in self._viewer.layers if attached_to(other, "outline") is layer), None)
+        records = ((other, record_of(other)) for other in self._viewer.layers)
+        return next((other for other, record in records if isinstance(record, OutlineLayer) and record.map is layer), None)
 
     def hide(self) -> None:
         """Hide maps and outlines until `reveal`."""
         if self._hidden is None:
-            maps = [layer for layer in self._viewer.layers if map_record(layer) is not None or attached_to(layer, "outline") is not None]
-            self._hidden = [layer for layer in maps if layer.visible]
+            self._hidden = [
+                layer for layer in self._viewer.layers if layer.visible and isinstance(record_of(layer), MapLayer | OutlineLayer)
+            ]
             for layer in self._hidden:
                 layer.visible = False
 
@@ -143,14 +136,14 @@ class Canvas:
         self._hidden = None
 
     def _watch(self, layer: Layer) -> None:
-        if map_record(layer) is not None:
+        if map_on(layer) is not None:
             layer.events.visible.connect(self._visible)
             layer.events.opacity.connect(self._recoloured)
             layer.events.colormap.connect(self._recoloured)
             self._outline(layer)
 
     def _unwatch(self, layer: Layer) -> None:
-        if map_record(layer) is not None:
+        if map_on(layer) is not None:
             layer.events.visible.disconnect(self._visible)
             layer.events.opacity.disconnect(self._recoloured)
             layer.events.colormap.disconnect(self._recoloured)
@@ -163,7 +156,7 @@ class Canvas:
         layer = event.value
         if self._lines.pop(layer, None) is not None:
             layer.events.visible.disconnect(self._outline_visible)
-        if map_record(layer) is not None:
+        if map_on(layer) is not None:
             self._unwatch(layer)
             outline = self.outline_of(layer)
             if outline is not None:
@@ -180,7 +173,7 @@ class Canvas:
         layer = event.source
         if self._changing or layer not in self._viewer.layers:
             return
-        shown = shown_as(layer)
+        shown = expect_map(layer).shown.shown
         recipe = replace(shown.recipe, opacity=layer.opacity)
         if not np.array_equal(layer.colormap.colors, map_colormap(shown).colors):
             # one of this plugin's may come back by its name alone, which maps of other thresholds share
@@ -198,27 +191,27 @@ class Canvas:
 
     def _outline(self, layer: Image) -> None:
         """Draw, move or hide the outline of a map layer."""
-        shown = _record(layer).map
-        found = self.outline_of(layer)
+        shown = expect_map(layer).shown
+        outline = self.outline_of(layer)
         if not (layer.visible and shown.shown.recipe.outline):
-            if found is not None:
-                found.visible = False
+            if outline is not None:
+                outline.visible = False
             return
-        saliency = _record(layer).saliency
+        saliency = expect_map(layer).saliency
         lines = [line * (saliency.mpp or (1.0, 1.0)) for line in contours(shown)]
-        if found is None:
+        if outline is None:
             active = self._viewer.layers.selection.active
             data, options, kind = outline_layer(lines, self._width, f"Outline: {layer.name}", saliency.mpp is not None)
-            found = Layer.create(data, options | {"metadata": keep(Attached("outline", layer))}, kind)
-            if hasattr(found, "_max_vectors_thumbnail"):
-                found._max_vectors_thumbnail = 128  # drawn one by one at every change, and no outline can be made out in 32 px
-            self._viewer.layers.insert(self._viewer.layers.index(layer) + 1, found)
+            outline = Layer.create(data, options | {"metadata": {"streamview": OutlineLayer(layer)}}, kind)
+            if hasattr(outline, "_max_vectors_thumbnail"):
+                outline._max_vectors_thumbnail = 128  # drawn one by one at every change, and no outline can be made out in 32 px
+            self._viewer.layers.insert(self._viewer.layers.index(layer) + 1, outline)
             self._viewer.layers.selection.active = active
-            found.events.visible.connect(self._outline_visible)
+            outline.events.visible.connect(self._outline_visible)
         else:
-            found.visible = True
-            _redraw(found, lines, self._width)
-        self._lines[found] = lines
+            outline.visible = True
+            _redraw(outline, lines, self._width)
+        self._lines[outline] = lines
 
     def _outline_visible(self, event: Any) -> None:
         layer = event.source

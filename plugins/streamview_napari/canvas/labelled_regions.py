@@ -11,8 +11,8 @@ import numpy as np
 
 from streamview.errors import RegionError
 from streamview.labels.regions import Example
-from streamview_napari.canvas.records import Attached, attached_to, keep, path_of_layer, slide_record
-from streamview_napari.panels.rectangles import thicken
+from streamview_napari.canvas.drawn_regions import regions_on, thicken
+from streamview_napari.records import RegionsLayer, record_of, slide_on
 from streamview_napari.requests.labels import colour_of, of_slide, path_of, replace_drawn
 from streamview_napari.requests.regions import corners, within
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from napari.layers import Image, Shapes
     from pandas import DataFrame
 
+    from streamview.slides import Slide
     from streamview_napari.state import State
 
 __all__ = ["LabelledLayers"]
@@ -88,18 +89,16 @@ class LabelledLayers:
         if slide is not None:
             known, mpp = _path(slide), _given(slide)
             if mpp is not None and any(path_of(example) == known and example.mpp is None for example in self._state.labels):
-                found = (replace(e, mpp=mpp) if path_of(e) == known and e.mpp is None else e for e in self._state.labels)
-                self._state.label(tuple(found))
+                examples = (replace(e, mpp=mpp) if path_of(e) == known and e.mpp is None else e for e in self._state.labels)
+                self._state.label(tuple(examples))
             if self._find(slide) is None and of_slide(self._state.labels, known):
                 self._add()
-        for layer in self._viewer.layers:
-            owner = attached_to(layer, "labels")
-            if owner is not None:
-                layer.visible = owner is slide
-                self._fill(layer)
+        for layer, record in regions_on(self._viewer, labelled=True):
+            layer.visible = record.slide is slide
+            self._fill(layer, record.slide)
 
     def _find(self, slide: Image | None) -> Shapes | None:
-        return next((layer for layer in self._viewer.layers if slide is not None and attached_to(layer, "labels") is slide), None)
+        return next((layer for layer, record in regions_on(self._viewer, labelled=True) if record.slide is slide), None)
 
     def _add(self) -> Shapes:
         from napari.layers import Shapes
@@ -114,23 +113,22 @@ class LabelledLayers:
             feature_defaults=dict.fromkeys(_FEATURES, ""),
             units=slide.units,
             axis_labels=slide.axis_labels,
-            metadata=keep(Attached("labels", slide)),
+            metadata={"streamview": RegionsLayer(slide, labelled=True)},
         )
         self._viewer.add_layer(layer)
         self._viewer.layers.selection.active = slide  # another slide made active here would become the one worked on
-        self._fill(layer)
+        self._fill(layer, slide)
         for emitter in (layer.events.data, layer.events.features):
-            emitter.connect(lambda event: self._changed(layer, event))
+            emitter.connect(lambda event: self._changed(layer, slide, event))
         layer.events.mode.connect(lambda event: self._drawing_changed(layer.mode == "add_rectangle"))
         return layer
 
-    def _fill(self, layer: Shapes) -> None:
+    def _fill(self, layer: Shapes, slide: Image) -> None:
         """Put a slide's labelled regions into its layer."""
-        slide = slide_record(attached_to(layer, "labels"))
-        assert slide is not None
-        examples = of_slide(self._state.labels, slide.path or "")
+        examples = of_slide(self._state.labels, _path(slide))
+        source = _source(slide)
         wanted = [
-            np.array([layer.world_to_data(corner) for corner in corners(example.region, slide.source.mpp)])
+            np.array([layer.world_to_data(corner) for corner in corners(example.region, source.mpp)])
             for example in examples
             if example.region is not None
         ]
@@ -151,23 +149,19 @@ class LabelledLayers:
             layer.current_edge_color, layer.current_face_color = colour_of(self.label, self._names()), "transparent"
             layer.feature_defaults = {"label": self.label, "patient": self.patient, "split": ""}
 
-    def _changed(self, layer: Shapes, event: Any) -> None:
+    def _changed(self, layer: Shapes, slide: Image, event: Any) -> None:
         """Take over what the user has drawn, moved, removed or written into the features."""
         action = str(getattr(getattr(event, "action", ""), "value", getattr(event, "action", "")))
         if self._reading or action in ("adding", "changing", "removing") or len(layer.features) != len(layer.data):
             return
         self._reading = True
         try:
-            self._read(layer)
+            self._read(layer, slide)
         finally:
             self._reading = False
 
-    def _read(self, layer: Shapes) -> None:
-        owner = attached_to(layer, "labels")
-        record = slide_record(owner)
-        assert owner is not None
-        assert record is not None
-        slide, path = record.source, _path(owner)
+    def _read(self, layer: Shapes, owner: Image) -> None:
+        slide, path = _source(owner), _path(owner)
         drawn = []
         for shape, (label, patient, split) in zip(layer.data, layer.features[list(_FEATURES)].astype(str).to_numpy(), strict=True):
             try:
@@ -184,13 +178,13 @@ class LabelledLayers:
             self._viewer.layers.remove(layer)
 
     def _activated(self, event: Any) -> None:
-        if attached_to(event.value, "labels") is None:
+        record = record_of(event.value)
+        if not (isinstance(record, RegionsLayer) and record.labelled):
             self._drawing_changed(False)
 
     def _zoomed(self, event: Any = None) -> None:
-        for layer in self._viewer.layers:
-            if attached_to(layer, "labels") is not None:
-                thicken(layer, self._viewer)
+        for layer, _ in regions_on(self._viewer, labelled=True):
+            thicken(layer, self._viewer)
 
 
 def _table(examples: Sequence[Example]) -> DataFrame:
@@ -202,12 +196,18 @@ def _table(examples: Sequence[Example]) -> DataFrame:
 
 def _given(slide: Image) -> float | None:
     """The mpp that the user gave a slide whose file states none."""
-    record = slide_record(slide)
-    source = None if record is None else record.source
-    return source.mpp[0] if source is not None and source.mpp is not None and source.mpp_source.startswith("given") else None
+    source = _source(slide)
+    return source.mpp[0] if source.mpp is not None and source.mpp_source.startswith("given") else None
 
 
 def _path(slide: Image) -> str:
     """The one absolute path of a slide's layer; empty where it has no file."""
-    path = path_of_layer(slide)
-    return "" if path is None else realpath(path)
+    record = slide_on(slide)
+    return "" if record is None or record.path is None else realpath(record.path)
+
+
+def _source(slide: Image) -> Slide:
+    """The open slide of its layer."""
+    record = slide_on(slide)
+    assert record is not None
+    return record.source

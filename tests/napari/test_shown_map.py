@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
-from streamview_napari.canvas.map_pyramid import Glass, ShownMap
+from streamview_napari.shown_map import Glass, ShownMap
 
 from streamview.results.display import PRESETS, Recipe, show
 from tests.support.maps import make_maps

@@ -22,7 +22,7 @@ from streamview_napari.requests.finetuning import (
     NUMBERS,
     PARTS,
     TITLES,
-    Tuning,
+    FinetuningRequest,
     command,
     describe_end,
     describe_heads,
@@ -54,9 +54,9 @@ DEMO = load_card("demo")
 LABELS = tuple(Example(f"/slides/{n}.svs", "lesion" if n % 2 else "normal", Region(0, 0, 64, 64)) for n in range(24))
 
 
-def request(**changes: Any) -> Tuning:
+def request(**changes: Any) -> FinetuningRequest:
     loaded: Any = SimpleNamespace(asked="demo", model=SimpleNamespace(card=DEMO))
-    return replace(Tuning(loaded, LABELS, PRESETS["careful"], Path("/out/my tuned")), **changes)
+    return replace(FinetuningRequest(loaded, LABELS, PRESETS["careful"], Path("/out/my tuned")), **changes)
 
 
 @given(st.sampled_from(list(PRESETS)))
@@ -195,7 +195,7 @@ def test_figures_stand_beside_what_no_network_reaches() -> None:
 
 
 def test_the_forecast_in_words(tmp_path: Path) -> None:
-    from streamview_napari.requests.networks import load
+    from streamview_napari.requests.models import load
 
     paths = [tmp_path / f"{n}.svs" for n in range(4)]
     for seed, path in enumerate(paths):
@@ -234,8 +234,7 @@ def test_the_thread_that_trains_and_its_children_yield_to_the_window() -> None:
 
 
 def test_torch_is_not_loaded_before_it_is_needed() -> None:
-    modules = ", ".join(f"streamview_napari.requests.{name}" for name in ("finetuning", "labels", "comparison"))
-    code = f"import sys, {modules}; print('torch' in sys.modules)"
+    code = "import sys; from streamview_napari.requests import comparison, finetuning, labels; print('torch' in sys.modules)"
     path = os.pathsep.join(found for found in sys.path if found)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | {"PYTHONPATH": path}, check=True)
     assert done.stdout.strip() == "False"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from streamview_napari.canvas.records import Attached, attached_to, keep
+from streamview_napari.records import RegionsLayer, record_of
 from streamview_napari.requests.regions import corners
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from streamview.geometry import Region
     from streamview_napari.state import State
 
-__all__ = ["Drawing", "thicken"]
+__all__ = ["Drawing", "regions_on", "thicken"]
 
 _BLUE = "#4c8bf5"
 
@@ -68,7 +68,7 @@ class Drawing:
 
     def _find(self) -> Shapes | None:
         slide = self._state.slide_layer
-        return next((layer for layer in self._viewer.layers if slide is not None and attached_to(layer, "regions") is slide), None)
+        return next((layer for layer, record in regions_on(self._viewer, labelled=False) if record.slide is slide), None)
 
     def _add(self) -> Shapes:
         from napari.layers import Shapes
@@ -83,7 +83,7 @@ class Drawing:
             edge_width=1,
             units=slide.units,
             axis_labels=slide.axis_labels,
-            metadata=keep(Attached("regions", slide)),
+            metadata={"streamview": RegionsLayer(slide, labelled=False)},
         )
         layer.current_edge_color, layer.current_face_color = _BLUE, "transparent"
         self._viewer.add_layer(layer)
@@ -102,9 +102,14 @@ class Drawing:
         self._changed()
 
     def _zoomed(self, event: Any = None) -> None:
-        for layer in self._viewer.layers:
-            if attached_to(layer, "regions") is not None:
-                thicken(layer, self._viewer)
+        for layer, _ in regions_on(self._viewer, labelled=False):
+            thicken(layer, self._viewer)
+
+
+def regions_on(viewer: ViewerModel, *, labelled: bool) -> list[tuple[Shapes, RegionsLayer]]:
+    """Return the layers of rectangles, with or without classes, and their records."""
+    records = [(layer, record_of(layer)) for layer in viewer.layers]
+    return [(layer, record) for layer, record in records if isinstance(record, RegionsLayer) and record.labelled == labelled]
 
 
 def thicken(layer: Shapes, viewer: ViewerModel) -> None:

@@ -91,12 +91,12 @@ class ShownMap:
     changed = Signal()
 
     def __init__(self, saliency: Saliency, recipe: Recipe) -> None:
-        found = saliency.maps.get(recipe.method)
-        if found is not None:
-            held = tuple(_Held(level) for level in (found.levels if found.coarser else block_means(found.values)))
+        raw_map = saliency.maps.get(recipe.method)
+        if raw_map is not None:
+            held = tuple(_Held(level) for level in (raw_map.levels if raw_map.coarser else block_means(raw_map.values)))
             # `Held` reads as the arrays that it stands for
-            found = replace(found, values=held[0], coarser=held[1:])  # type: ignore[arg-type]
-            saliency = replace(saliency, maps=saliency.maps | {recipe.method: found})
+            raw_map = replace(raw_map, values=held[0], coarser=held[1:])  # type: ignore[arg-type]
+            saliency = replace(saliency, maps=saliency.maps | {recipe.method: raw_map})
         self._saliency = saliency
         self._tiles: OrderedDict[tuple[int, int, int], NDArray[np.float32]] = OrderedDict()
         self._overview: Overview = blurred_overview(saliency, recipe.method, recipe.blur_um)
@@ -142,13 +142,12 @@ class ShownMap:
         if self.shown.cap <= 0 or rows[0] >= rows[1] or columns[0] >= columns[1]:
             return np.zeros((max(rows[1] - rows[0], 0), max(columns[1] - columns[0], 0)), np.uint8)
         # a hair more, so that a threshold of whole per cent is met by what meets it in float32
-        found = self.blurred(level, rows, columns) * np.float32(FULL * (1 + 1e-6) / self.shown.cap)
-        codes: NDArray[np.uint8] = (
-            np.nan_to_num(found, copy=False).clip(0, FULL, out=found).astype(np.uint8)
-        )  # NaN: a patch that was not computed
+        shares = self.blurred(level, rows, columns) * np.float32(FULL * (1 + 1e-6) / self.shown.cap)
+        clipped: NDArray[np.float32] = np.nan_to_num(shares, copy=False).clip(0, FULL, out=shares)  # NaN: a patch that was not computed
+        codes = clipped.astype(np.uint8)
         if self.glass is not None and self.shown.recipe.glass:
             (sy, sx), (oy, ox) = self.map.placed(level)
-            codes[self.glass.over(oy + sy * np.arange(*rows, dtype=np.float64), ox + sx * np.arange(*columns, dtype=np.float64))] = 0
+            codes[self.glass.over(oy + sy * np.arange(*rows, dtype=float), ox + sx * np.arange(*columns, dtype=float))] = 0
         return codes
 
     def raw(self, y: float, x: float) -> float | None:
@@ -238,8 +237,8 @@ class Level:
 
     def __getitem__(self, key: Any) -> NDArray[np.uint8]:
         (rows, columns), rest = window(key, self.shape)
-        part: NDArray[np.uint8] = self._shown.per_cent(self._index, rows, columns)[rest]
-        return part
+        values: NDArray[np.uint8] = self._shown.per_cent(self._index, rows, columns)[rest]
+        return values
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
         return np.asarray(self[:, :], dtype)

@@ -15,9 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from napari.components import ViewerModel
 from napari.layers import Layer
+from streamview_napari.canvas.drawn_regions import regions_on
+from streamview_napari.canvas.labelled_regions import LabelledLayers
 from streamview_napari.canvas.layers import slide_layer
-from streamview_napari.canvas.records import attached_to
-from streamview_napari.panels.labelled_regions import LabelledLayers
 from streamview_napari.panels.slide import measure
 from streamview_napari.requests.labels import (
     class_names,
@@ -147,7 +147,7 @@ def opened(tmp_path: Path) -> Iterator[tuple[ViewerModel, State, LabelledLayers,
 
 
 def shapes(viewer: ViewerModel, slide: str) -> Any:
-    return next(layer for layer in viewer.layers if attached_to(layer, "labels") is viewer.layers[slide])
+    return next(layer for layer, record in regions_on(viewer, labelled=True) if record.slide is viewer.layers[slide])
 
 
 def test_drawing_moving_and_removing_rectangles_changes_the_labels(opened: Any) -> None:

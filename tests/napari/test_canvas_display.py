@@ -13,10 +13,10 @@ from napari.layers import Layer
 from napari.utils.colormaps import ensure_colormap
 from scipy import ndimage
 from streamview_napari.canvas.captions import value_under
+from streamview_napari.canvas.display import Canvas, find_glass, recipe_of
 from streamview_napari.canvas.layers import saliency_layers
-from streamview_napari.canvas.map_display import Canvas, find_glass, recipe_of
-from streamview_napari.canvas.map_pyramid import Glass
-from streamview_napari.canvas.records import map_record
+from streamview_napari.records import expect_map, map_on
+from streamview_napari.shown_map import Glass
 
 from streamview.results import Saliency, Target, difference
 from streamview.results.display import PALETTES, PRESETS
@@ -56,7 +56,7 @@ def looks(viewer: ViewerModel, canvas: Canvas, layer: Any) -> dict[str, Any]:
         "bar": layer.colorbar.visible,
         "place": (tuple(layer.scale), tuple(layer.translate), layer.data[0].shape),
         "limits": tuple(layer.contrast_limits),
-        "visible": [other.visible for other in viewer.layers if map_record(other) is not None],
+        "visible": [other.visible for other in viewer.layers if map_on(other) is not None],
     }
 
 
@@ -87,7 +87,7 @@ def test_a_control_changes_what_it_must_and_nothing_else(
     shell.show(layer, replace(recipe_of(layer), **changes))
     after = looks(viewer, shell, layer)
     assert {name for name in before if before[name] != after[name]} == expected
-    assert map_record(layer).recipe == recipe_of(layer)
+    assert expect_map(layer).recipe == recipe_of(layer)
     shell.show(layer, replace(PRESETS["detail"]))
     assert looks(viewer, shell, layer) == before
 
@@ -103,9 +103,9 @@ def test_the_record_stays_as_it_is(canvas: tuple[ViewerModel, Canvas, Any], sali
 def test_naparis_own_controls_are_taken_over(canvas: tuple[ViewerModel, Canvas, Any]) -> None:
     _, _, layer = canvas
     heard: list[None] = []
-    map_record(layer).map.changed.connect(lambda: heard.append(None))
+    expect_map(layer).shown.changed.connect(lambda: heard.append(None))
     layer.opacity = 0.9
-    assert recipe_of(layer).opacity == map_record(layer).recipe.opacity == 0.9
+    assert recipe_of(layer).opacity == expect_map(layer).recipe.opacity == 0.9
     layer.colormap = "magma"
     assert len(recipe_of(layer).colours) == 9
     assert recipe_of(layer).colours[0] == "#000004"

@@ -64,11 +64,11 @@ def known_models() -> list[Entry]:
 
     from streamview.networks import load_card
 
-    found = []
+    entries = []
     for spec in MODELS:
         trained = load_card(spec).trained and any(folder(spec).glob("*.safetensors"))
-        found.append(Entry(spec, spec if trained else f"{spec} (random weights)", trained))
-    return sorted(found, key=lambda entry: not entry.trained)
+        entries.append(Entry(spec, spec if trained else f"{spec} (random weights)", trained))
+    return sorted(entries, key=lambda entry: not entry.trained)
 
 
 def load(spec: str, *, untrained: bool) -> Loaded:
@@ -96,12 +96,12 @@ def describe_card(card: ModelCard) -> str:
     return f"{classes} · {mpp} · {card.licence or 'licence unknown'}{drawn}\n{RESEARCH_USE}"
 
 
-def describe_streaming(found: Streamability) -> str:
+def describe_streaming(streaming: Streamability) -> str:
     """Say in one line whether and how a network streams."""
-    if not found.streams:
-        return f"Cannot be streamed: {found.reason}"
-    passes = "one pass" if found.passes == 1 else f"{found.passes} passes"
-    largest = "" if found.sides is None or found.sides.largest is None else f", up to {found.sides.largest} px"
+    if not streaming.streams:
+        return f"Cannot be streamed: {streaming.reason}"
+    passes = "one pass" if streaming.passes == 1 else f"{streaming.passes} passes"
+    largest = "" if streaming.sides is None or streaming.sides.largest is None else f", up to {streaming.sides.largest} px"
     return f"Streams exactly, in {passes}{largest}"
 
 

@@ -1,0 +1,31 @@
+"""Where a viewer looks, and how it is made to look at a region; without Qt."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from streamview_napari.requests.regions import corners
+
+if TYPE_CHECKING:
+    from napari.components import ViewerModel
+
+    from streamview.geometry import Region
+
+__all__ = ["centre_of", "fly_to"]
+
+_MARGIN = 1.15  # of the view around a region that is flown to
+
+
+def centre_of(viewer: ViewerModel) -> tuple[float, float]:
+    """Return the world position ``(y, x)`` in the middle of the view."""
+    _, y, x = viewer.scene.camera.center
+    return float(y), float(x)
+
+
+def fly_to(viewer: ViewerModel, region: Region, mpp: tuple[float, float] | None) -> None:
+    """Show a level-0 region, whole and with a margin."""
+    low, _, high, _ = corners(region, mpp)
+    viewer.scene.camera.center = (0.0, *((low + high) / 2))
+    viewer.scene.camera.zoom = float(min(np.asarray(viewer.canvas.size) / (high - low))) / _MARGIN

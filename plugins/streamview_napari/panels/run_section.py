@@ -1,0 +1,124 @@
+"""What the sections that run something have in common: a forecast, a button to run and one to stop, progress, and what went wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+from qtpy.QtWidgets import QHBoxLayout, QLabel, QProgressBar, QPushButton, QWidget
+
+from streamview_napari.panels.section import BAR_STYLE, ERROR_STYLE, RUN_STYLE, Section, quiet_label
+from streamview_napari.tasks import ForecastTask
+
+if TYPE_CHECKING:
+    from napari.components import ViewerModel
+
+    from streamview_napari.state import State
+
+__all__ = ["RunSection"]
+
+_QUIET, _WARNING = "color: #a0a4ab;", "color: #e8a860;"
+_Forecast = TypeVar("_Forecast")
+
+
+class RunSection(Section, Generic[_Forecast]):
+    """A section that forecasts and runs what its controls describe; see `ForecastTask`.
+
+    Parameters
+    ----------
+    viewer, state
+        As for `Section`.
+    run, stop
+        What stands on the two buttons.
+    """
+
+    def __init__(self, viewer: ViewerModel, state: State, *, run: str, stop: str) -> None:
+        super().__init__(viewer, state)
+        self.forecast = quiet_label()
+        self.run = QPushButton(run)
+        self.run.setStyleSheet(RUN_STYLE)
+        self.run.setEnabled(False)
+        self.cancel = QPushButton(stop)
+        self.cancel.setEnabled(False)
+        self.bar = QProgressBar()
+        self.bar.setFixedHeight(8)
+        self.bar.setTextVisible(False)
+        self.bar.setStyleSheet(BAR_STYLE)
+        self.message = quiet_label()
+        self.problem = QLabel()
+        self.problem.setWordWrap(True)
+        self.problem.setStyleSheet(ERROR_STYLE)
+        hidden: tuple[QWidget, ...] = (self.bar, self.message, self.problem)
+        for widget in hidden:
+            widget.hide()
+        self.task: ForecastTask[_Forecast] = ForecastTask(self, state.start, parent=self)
+        self.run.clicked.connect(self.start)
+        self.cancel.clicked.connect(self.stop)
+
+    def controls_of_run(self) -> tuple[QWidget, ...]:
+        """What the user cannot change while it runs."""
+        return ()
+
+    def buttons(self, *more: QPushButton) -> QHBoxLayout:
+        """Return the row of the buttons."""
+        row = QHBoxLayout()
+        row.addWidget(self.run, 2)
+        for button in (self.cancel, *more):
+            row.addWidget(button, 1)
+        return row
+
+    def release(self) -> None:
+        """Forecast and draw nothing more."""
+        self.task.close()
+
+    def start(self) -> None:
+        """Run what the controls describe."""
+        raise NotImplementedError
+
+    def stop(self) -> None:
+        """Ask the run to stop."""
+        if self.task.cancel():
+            self.cancel.setEnabled(False)
+            self.message.setText("Stopping after this step…")
+
+    def make_forecast(self) -> Callable[[], _Forecast] | None:
+        """Return what makes the forecast, in a thread."""
+        raise NotImplementedError
+
+    def show_forecast(self, forecast: _Forecast) -> None:
+        """Show the forecast."""
+        raise NotImplementedError
+
+    def forecast_failed(self, text: str) -> None:
+        """Say why there is no forecast."""
+        self.foretell(text, fits=False)
+
+    def foretell(self, text: str, *, fits: bool = True) -> None:
+        """Say what the run will take, or why it cannot be."""
+        self.forecast.setText(text)
+        self.forecast.setStyleSheet(_QUIET if fits else _WARNING)
+
+    def draw_run(self) -> None:
+        """Draw what the run has come to."""
+
+    def run_ended(self) -> None:
+        """Let the controls be used again."""
+        self.set_running(False)
+
+    def set_running(self, running: bool) -> None:
+        """Let buttons, bar and controls say whether it runs."""
+        for widget in (self.bar, self.message):
+            widget.setVisible(running)
+        self.bar.setRange(0, 0 if running else 1)
+        for control in self.controls_of_run():
+            control.setEnabled(not running)
+        self.cancel.setEnabled(running)
+        self.run.setEnabled(False)
+        if running:
+            self.problem.hide()
+            self.message.setText("Starting…")
+
+    def fail(self, text: str) -> None:
+        """Say what went wrong."""
+        self.problem.setText(text)
+        self.problem.show()
