@@ -92,7 +92,7 @@ class Work(QObject):
             ended = _Ended(self._cancelled)
         except Exception as error:  # noqa: BLE001  # the thread is a shell's boundary: what is raised here is shown in the dock
             if not isinstance(error, StreamviewError):
-                _LOG.exception("an error that is no user's to mend")
+                _LOG.exception("unexpected internal error")
             ended = _Ended(self._failed, (describe_error(error),))
         self._told.emit(ended)
 
@@ -197,6 +197,8 @@ class ForecastTask(Generic[_Forecast]):
         def ended() -> None:
             self._running = None
             self.redraw.stop()
+            if self.forecast is None:  # the settings changed during the run
+                self.changed()
             self._owner.run_ended()
 
         def finished(result: _Result) -> None:
@@ -252,7 +254,7 @@ class ForecastTask(Generic[_Forecast]):
             self._stale = False
             self.debounce.start()
             return False
-        return not self.running
+        return not (self.running or self._closed)
 
 
 def yield_to_window() -> None:

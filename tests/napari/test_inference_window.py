@@ -23,10 +23,12 @@ from PIL import Image
 
 from streamview.errors import StreamviewError
 from streamview.geometry import Region
+from streamview.inference import prepared
 from streamview.inference.prepared import PreparedRun, prepare
 from streamview.inspection import verification
 from streamview.progress import Step
 from streamview.slides.synthetic import write_synthetic_slide
+from streamview.streaming.capture import capture
 from tests.support.real_window import REAL_WINDOW
 
 pytestmark = REAL_WINDOW
@@ -119,6 +121,31 @@ def small_steps(monkeypatch: pytest.MonkeyPatch, pause: float = 0.0) -> list[Ste
     monkeypatch.setattr(PreparedRun, "plan", small)
     monkeypatch.setattr(PreparedRun, "explain", slowly)
     return told
+
+
+def count(monkeypatch: pytest.MonkeyPatch) -> tuple[list[str], list[Any], list[Any]]:
+    """From now on: the slide of every run that is prepared, every network that is captured, the plan of every run."""
+    preparations: list[str] = []
+    captures: list[Any] = []
+    plans: list[Any] = []
+    captured, complete = capture.capture, PreparedRun._complete
+
+    def counted(model: Any, slide: Any, *args: Any, **options: Any) -> PreparedRun:
+        preparations.append(slide.name)
+        return prepare(model, slide, *args, **options)
+
+    def counted_capture(module: Any, *args: Any, **options: Any) -> Any:
+        captures.append(module)
+        return captured(module, *args, **options)
+
+    def recorded(run: PreparedRun, call: Any, plan: Any, *rest: Any) -> Any:
+        plans.append(plan)
+        return complete(run, call, plan, *rest)
+
+    monkeypatch.setattr(prepared, "prepare", counted)
+    monkeypatch.setattr(capture, "capture", counted_capture)
+    monkeypatch.setattr(PreparedRun, "_complete", recorded)
+    return preparations, captures, plans
 
 
 def test_draw_cancel_run_and_look_at_the_answer(
@@ -222,6 +249,40 @@ def test_draw_cancel_run_and_look_at_the_answer(
     picture = screenshots / "napari-dock.png"
     Image.fromarray(viewer.screenshot(canvas_only=False, flash=False)).save(picture)
     assert picture.stat().st_size > 100_000
+
+
+def test_a_run_is_prepared_once_and_carries_out_the_forecast_that_was_shown(
+    opened: tuple[Any, Any], qtbot: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    viewer, dock = opened
+    preparations, captures, plans = count(monkeypatch)
+    panel = draw(viewer, dock, Region(128, 256, 256, 256), qtbot)
+    plan = panel.task.forecast.forecast.plan
+    panel.run.click()
+    qtbot.waitUntil(lambda: len(dock.state.answers) == 1 and not panel.task.running, timeout=LIMIT)
+    assert preparations == ["planted.svs"]
+    assert len(captures) <= 1  # none where it was captured to say how it streams
+    assert [executed is plan for executed in plans] == [True]
+
+    # maps of another class on the same region need no other preparation
+    prediction = dock.state.answers[0].prediction
+    other = next(name for name in prediction.class_names if name != prediction.label)
+    dock.state.events.explanation_wanted.emit(prediction, other)
+    qtbot.waitUntil(lambda: len(dock.state.answers) == 2 and not panel.task.running, timeout=LIMIT)
+    assert dock.state.result.target.name == other
+    assert preparations == ["planted.svs"]
+    assert [executed is plan for executed in plans] == [True, True]
+
+    # other settings are another run; those of now are forecast before Run can be pressed
+    panel.maps.click()
+    assert not panel.run.isEnabled()
+    qtbot.waitUntil(panel.run.isEnabled, timeout=LIMIT)
+    assert preparations == ["planted.svs"] * 2
+    panel.run.click()
+    qtbot.waitUntil(lambda: len(dock.state.answers) == 3, timeout=LIMIT)
+    assert dock.state.answers[2].saliency is None
+    assert preparations == ["planted.svs"] * 2
+    assert plans[2] is panel.task.forecast.forecast.plan
 
 
 @pytest.mark.parametrize(

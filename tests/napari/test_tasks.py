@@ -117,14 +117,38 @@ def test_a_run_ends_once_and_keeps_its_forecast(section: Section, qtbot: Any, en
     assert section.task.forecast == "forecast of a"
 
 
-def test_nothing_is_forecast_while_it_runs_or_when_it_is_closed(section: Section, qtbot: Any) -> None:
-    section.task.run(lambda report: None, done=section.told.append, failed=section.told.append, cancelled=list, progress=print)
+def test_settings_that_change_during_a_run_are_forecast_after_it(section: Section, qtbot: Any) -> None:
+    section.task.changed()
+    finish(rest(section, qtbot, 1))
+    section.task.run(lambda report: "result", done=section.told.append, failed=section.told.append, cancelled=list, progress=print)
+    section.wanted = "b"
     section.task.changed()
     qtbot.wait(20)
-    assert len(section.started) == 1
-    section.started[-1].callbacks["done"]("result")
+    assert len(section.started) == 2, "nothing is forecast while it runs"
+    finish(section.started[-1])
+    assert section.task.forecast is None, "it was of other settings"
+    finish(rest(section, qtbot, 3))
+    assert section.told == ["forecast of a", "ended", "result", "forecast of b"]
+
+
+def test_a_forecast_dropped_by_a_run_is_made_after_it(section: Section, qtbot: Any) -> None:
+    section.task.changed()
+    forecasting = rest(section, qtbot, 1)
+    section.task.run(lambda report: "result", done=section.told.append, failed=section.told.append, cancelled=list, progress=print)
+    finish(forecasting)
+    assert section.told == []
+    finish(section.started[1])
+    finish(rest(section, qtbot, 3))
+    assert section.told == ["ended", "result", "forecast of a"]
+
+
+def test_nothing_is_forecast_when_it_is_closed(section: Section, qtbot: Any) -> None:
+    section.task.changed()
+    forecasting = rest(section, qtbot, 1)
     section.task.close()
+    finish(forecasting)
     section.task.changed()
     qtbot.wait(20)
+    assert section.told == []
     assert len(section.started) == 1
     assert section.task.forecast is None

@@ -409,7 +409,7 @@ class InferenceSection(RunSection[RunForecast]):
                 self.viewer.layers.remove(layer)
         self._live, self._live_layers = None, []
         super().run_ended()
-        self.run.setEnabled(self.task.forecast is None or self.task.forecast.fits)
+        self.run.setEnabled(self.task.forecast is not None and self.task.forecast.fits)
 
 
 _UNTRAINED = 0x0101  # Qt.ItemDataRole.UserRole + 1: whether the network has random weights
