@@ -54,7 +54,7 @@ def _measure(place: Path, seconds: float, rounds: int) -> None:
                 section.folder.setText(str(place / f"{number}-{name}"))
                 wait(section.run.isEnabled)
                 section.run.click()
-                wait(lambda: section._watched is not None)
+                wait(lambda: section._history is not None)
             late += _lateness(seconds)
             pans += _pans(viewer)
             if name != "idle":

@@ -31,13 +31,13 @@ class SlideLayer:
         The open slide, with the mpp that the user gave where its file states none.
     path
         From where it was opened for this layer, and closed with it; None where whoever opened it closes it.
-    asked
+    asked_for_mpp
         Whether the user was asked for the mpp.
     """
 
     source: Slide
     path: str | None = None
-    asked: bool = False
+    asked_for_mpp: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -42,7 +42,7 @@ class _Ended:
 class Work(QObject):
     """One function in one thread; see `streamview_napari.state.State.start` for the parameters."""
 
-    _told = Signal(object)
+    _reported = Signal(object)
 
     def __init__(
         self,
@@ -60,7 +60,7 @@ class Work(QObject):
         self._silent = False
         self.running = False
         self._thread = threading.Thread(target=self._run, name="streamview work", daemon=True)
-        self._told.connect(self._hear)
+        self._reported.connect(self._hear)
 
     def start(self) -> None:
         """Begin; `running` is True until its end was called back."""
@@ -83,7 +83,7 @@ class Work(QObject):
         now = time.monotonic()
         if now - self._last >= _PERIOD:
             self._last = now
-            self._told.emit(step)
+            self._reported.emit(step)
 
     def _run(self) -> None:
         try:
@@ -94,19 +94,19 @@ class Work(QObject):
             if not isinstance(error, StreamviewError):
                 _LOG.exception("unexpected internal error")
             ended = _Ended(self._failed, (describe_error(error),))
-        self._told.emit(ended)
+        self._reported.emit(ended)
 
     @Slot(object)  # type: ignore[untyped-decorator]
-    def _hear(self, told: Step | _Ended) -> None:
+    def _hear(self, message: Step | _Ended) -> None:
         if self._silent:
             return
-        if isinstance(told, Step):
+        if isinstance(message, Step):
             if self._progress is not None:
-                self._progress(told)
+                self._progress(message)
             return
         self.running = False
-        if told.call is not None:
-            told.call(*told.arguments)
+        if message.call is not None:
+            message.call(*message.arguments)
 
 
 class Start(Protocol):

@@ -25,10 +25,11 @@ from streamview_napari.requests.finetuning import (
     FinetuningRequest,
     command,
     describe_end,
+    describe_forecast,
     describe_heads,
     describe_training,
     find_obstacle,
-    foresee,
+    forecast_finetuning,
     is_begun,
     is_unfinished,
     needs_new_head,
@@ -55,7 +56,7 @@ LABELS = tuple(Example(f"/slides/{n}.svs", "lesion" if n % 2 else "normal", Regi
 
 
 def request(**changes: Any) -> FinetuningRequest:
-    loaded: Any = SimpleNamespace(asked="demo", model=SimpleNamespace(card=DEMO))
+    loaded: Any = SimpleNamespace(spec="demo", model=SimpleNamespace(card=DEMO))
     return replace(FinetuningRequest(loaded, LABELS, PRESETS["careful"], Path("/out/my tuned")), **changes)
 
 
@@ -104,7 +105,7 @@ def test_the_command_line_does_what_the_panel_does(how: Settings, preset: str, f
 
 def test_networks_of_files_and_random_ones_on_the_command_line() -> None:
     card = replace(DEMO, trained=False)
-    loaded: Any = SimpleNamespace(asked="/nets/mine/card.json", model=SimpleNamespace(card=card))
+    loaded: Any = SimpleNamespace(spec="/nets/mine/card.json", model=SimpleNamespace(card=card))
     said = command(request(loaded=loaded, new_head=True, device="cpu"), Path("l.csv"), "careful")
     assert "-m /nets/mine -o" in said
     assert said.endswith("--device cpu --new-head --untrained")
@@ -205,11 +206,11 @@ def test_the_forecast_in_words(tmp_path: Path) -> None:
     )
     tuning = request(loaded=load("demo", untrained=False), labels=labels, settings=replace(PRESETS["all"], validation=0.25), device="cpu")
     with pytest.raises(LabelError, match="force=True"):
-        foresee(tuning)
-    said = foresee(replace(tuning, force=True))
-    assert said.endswith("6 regions (3 patients) train, 2 (1) validate")
-    assert "at most, an epoch " in said
-    assert "peak memory" in said
+        forecast_finetuning(tuning)
+    text = describe_forecast(forecast_finetuning(replace(tuning, force=True)))
+    assert text.endswith("6 regions (3 patients) train, 2 (1) validate")
+    assert "at most, an epoch " in text
+    assert "peak memory" in text
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="threads have priorities of their own on Linux")

@@ -190,7 +190,7 @@ def test_from_drawing_to_using_the_tuned_network_and_back(
     # the base is as it was, and the tuned network is a choice among the models, at once
     assert panel.digest() == base
     outcome.use_tuned.click()
-    panel.wait(lambda: state.loaded is not None and state.loaded.asked == str(out))
+    panel.wait(lambda: state.loaded is not None and state.loaded.spec == str(out))
     assert not outcome.use_tuned.isEnabled()
     panel.model.maps.setChecked(False)
     panel.wait(panel.model.run.isEnabled)
@@ -199,7 +199,7 @@ def test_from_drawing_to_using_the_tuned_network_and_back(
     assert state.answers[0].prediction.identity.weights_sha256 == state.loaded.model.sha256
     assert state.loaded.model.card.name == "demo-tuned"
     outcome.use_base.click()
-    panel.wait(lambda: state.loaded is not None and state.loaded.asked == "demo")
+    panel.wait(lambda: state.loaded is not None and state.loaded.spec == "demo")
     assert panel.digest() == base
 
     # another window loads the table; regions of slides that are not open are listed, and a double click opens them
@@ -221,23 +221,25 @@ def test_stop_leaves_the_base_as_it_was_and_go_on_goes_on(panel: Panel, tmp_path
     panel.draw("b.svs", {"lesion": LEFT, "normal": RIGHT})
     tune.controls.preset.setCurrentIndex(tune.controls.preset.findData("all"))
     panel.prepare(epochs="4", validation="50")
-    step = Trainer.step
+    forecast, step, budgets = tune.task.forecast, Trainer.step, []
 
     def slowed(trainer: Trainer) -> None:
+        budgets.append(trainer._budget)
         time.sleep(0.3)
         step(trainer)
 
     monkeypatch.setattr(Trainer, "step", slowed)
     tune.run.click()
-    panel.wait(lambda: tune._watched is not None and tune._watched.losses)
+    panel.wait(lambda: tune._history is not None and tune._history.losses)
     assert panel.digest() == base, "a copy is trained"
+    assert set(budgets) == {forecast.budget_bytes}, "in the memory of the forecast that was shown"
     tune.cancel.click()
     panel.wait(lambda: not tune.task.running)
     out = tmp_path / "home" / "demo-tuned"
     assert panel.digest() == base
     assert "The base is unchanged" in tune.message.text()
     assert str(out) in tune.message.text()
-    done = len(tune._watched.losses)
+    done = len(tune._history.losses)
     assert 1 <= done < 4
     assert len(panel.dock.state.labels) == 4
     panel.wait(tune.run.isEnabled)
@@ -254,7 +256,7 @@ def test_stop_leaves_the_base_as_it_was_and_go_on_goes_on(panel: Panel, tmp_path
     panel.prepare()
     monkeypatch.setattr(Trainer, "step", slowed)
     tune.run.click()
-    panel.wait(lambda: tune._watched is not None and tune._watched.losses)
+    panel.wait(lambda: tune._history is not None and tune._history.losses)
     panel.viewer.window.remove_dock_widget(panel.dock)
     assert panel.dock.state.closed
     assert (tmp_path / "home" / "demo-tuned-2" / "training.safetensors").exists()

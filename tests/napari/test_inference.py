@@ -18,7 +18,7 @@ from streamview_napari.canvas.camera import centre_of, fly_to
 from streamview_napari.canvas.layers import SlideLevel, has_overview, slide_layer
 from streamview_napari.canvas.live_map import LiveMap
 from streamview_napari.reader import get_reader
-from streamview_napari.requests.inference import InferenceRequest, compute, describe_progress, find_region, foresee
+from streamview_napari.requests.inference import InferenceRequest, compute, describe_progress, find_region, forecast_run
 from streamview_napari.requests.models import describe_card, describe_fit, describe_streaming, known_models, load
 from streamview_napari.requests.regions import corners, describe_size, grid_scale, square, within
 
@@ -167,40 +167,40 @@ def test_a_run_is_prepared_once_and_runs_by_the_plan_of_its_forecast(
     monkeypatch.setattr(PreparedRun, "_complete", recorded)
     with open_slide(synthetic_slide.path) as slide:
         request = make_request(slide, maps=maps)
-        ahead = foresee(request, tmp_path)
-        assert ahead.forecast is not None
-        answer = compute(request, ahead.region, tmp_path / "map.ome.zarr", lambda step: None, ahead=ahead)
-        assert prepared == [ahead.region]
+        forecast = forecast_run(request, tmp_path)
+        assert forecast.forecast is not None
+        answer = compute(request, forecast.region, tmp_path / "map.ome.zarr", lambda step: None, forecast=forecast)
+        assert prepared == [forecast.region]
         assert len(executed) == 1
-        assert executed[0] is ahead.forecast.plan
-        assert answer.tile == ahead.forecast.plan.tile
+        assert executed[0] is forecast.forecast.plan
+        assert answer.tile == forecast.forecast.plan.tile
         if maps:  # another class on the same region needs nothing more
-            other = replace(request, target="normal", region=ahead.region)
-            compute(other, ahead.region, tmp_path / "other.ome.zarr", lambda step: None, ahead=ahead)
-            assert prepared == [ahead.region]
+            other = replace(request, target="normal", region=forecast.region)
+            compute(other, forecast.region, tmp_path / "other.ome.zarr", lambda step: None, forecast=forecast)
+            assert prepared == [forecast.region]
 
         # where the view has moved, the new place is prepared, and the plan stays
-        moved = replace(ahead.region, y=ahead.region.y + 8)
-        compute(request, moved, tmp_path / "moved.ome.zarr", lambda step: None, ahead=ahead)
-        assert prepared == [ahead.region, moved]
-        assert all(plan is ahead.forecast.plan for plan in executed)
+        moved = replace(forecast.region, y=forecast.region.y + 8)
+        compute(request, moved, tmp_path / "moved.ome.zarr", lambda step: None, forecast=forecast)
+        assert prepared == [forecast.region, moved]
+        assert all(plan is forecast.forecast.plan for plan in executed)
 
 
 def test_a_request_from_forecast_to_answer(synthetic_slide: Any, tmp_path: Path) -> None:
     with open_slide(synthetic_slide.path) as slide:
         request = make_request(slide)
-        ahead = foresee(request, tmp_path)
-        assert ahead.region == Region(128, 256, 256, 320)
-        assert ahead.size == "320 × 256 px · 0.16 × 0.13 mm"
-        assert ahead.fits
-        assert str(ahead).startswith("A few seconds, peak memory ")
+        forecast = forecast_run(request, tmp_path)
+        assert forecast.region == Region(128, 256, 256, 320)
+        assert forecast.size == "320 × 256 px · 0.16 × 0.13 mm"
+        assert forecast.fits
+        assert str(forecast).startswith("A few seconds, peak memory ")
         steps: list[Step] = []
-        answer = compute(request, ahead.region, tmp_path / "map.ome.zarr", steps.append)
+        answer = compute(request, forecast.region, tmp_path / "map.ome.zarr", steps.append)
         assert answer.saliency is not None
         assert answer.saliency.path == tmp_path / "map.ome.zarr"
         assert answer.seconds is not None
         assert {step.task for step in steps} == {"forward pass", "backward pass"}
-        alone = compute(make_request(slide, maps=False), ahead.region, tmp_path / "none.ome.zarr", steps.append)
+        alone = compute(make_request(slide, maps=False), forecast.region, tmp_path / "none.ome.zarr", steps.append)
         assert alone.saliency is None
         assert not (tmp_path / "none.ome.zarr").exists()
         np.testing.assert_array_equal(alone.prediction.logits, answer.prediction.logits)
@@ -209,7 +209,7 @@ def test_a_request_from_forecast_to_answer(synthetic_slide: Any, tmp_path: Path)
             raise Cancelled("enough")
 
         with pytest.raises(Cancelled):
-            compute(request, ahead.region, tmp_path / "never.ome.zarr", stop)
+            compute(request, forecast.region, tmp_path / "never.ome.zarr", stop)
         assert [path.name for path in tmp_path.iterdir()] == ["map.ome.zarr"]
 
 
@@ -231,10 +231,10 @@ def test_all_tissue(synthetic_slide: Any) -> None:
 def test_a_resolution_that_does_not_fit_is_said_before_running(tmp_path: Path) -> None:
     pixels = np.full((64, 64, 3), 200, np.uint8)
     for mpp, said in ((None, "set them above"), (0.9, "too coarse")):
-        ahead = foresee(make_request(as_slide(pixels, mpp), choice="whole"), tmp_path)
-        assert not ahead.fits
-        assert ahead.forecast is None
-        assert said in ahead.resolution
+        forecast = forecast_run(make_request(as_slide(pixels, mpp), choice="whole"), tmp_path)
+        assert not forecast.fits
+        assert forecast.forecast is None
+        assert said in forecast.resolution
     card = load_model("demo").card
     assert describe_fit(card, as_slide(pixels, 0.25)) == (True, "Read at 0.5 µm/px, as the network was made for.")
     assert describe_fit(card, as_slide(pixels, 0.5)) == (True, "The slide's µm/px fit the network.")

@@ -177,8 +177,8 @@ class Canvas:
         recipe = replace(shown.recipe, opacity=layer.opacity)
         if not np.array_equal(layer.colormap.colors, map_colormap(shown).colors):
             # one of this plugin's may come back by its name alone, which maps of other thresholds share
-            named, ours, _ = layer.colormap.name.partition(" (fading)")
-            if not ours:
+            named, fading, _ = layer.colormap.name.partition(" (fading)")
+            if not fading:
                 recipe = replace(recipe, colours=_stops(layer.colormap))
             elif named in PALETTES:
                 recipe = replace(recipe, colours=PALETTES[named])

@@ -60,10 +60,10 @@ class Drawing:
         """Show a region that is computed, unless it was drawn."""
         slide = self._state.slide
         layer = self._find() or self._add()
-        wanted = np.array([layer.world_to_data(corner) for corner in corners(region, None if slide is None else slide.mpp)])
-        if not any(np.abs(np.asarray(shape)[:, -2:] - wanted).max() < 1e-6 for shape in layer.data if len(shape) == len(wanted)):
+        rectangle = np.array([layer.world_to_data(corner) for corner in corners(region, None if slide is None else slide.mpp)])
+        if not any(np.abs(np.asarray(shape)[:, -2:] - rectangle).max() < 1e-6 for shape in layer.data if len(shape) == len(rectangle)):
             with layer.events.data.blocker():
-                layer.add_rectangles(wanted, edge_color=_BLUE, face_color="transparent")
+                layer.add_rectangles(rectangle, edge_color=_BLUE, face_color="transparent")
             thicken(layer, self._viewer)
 
     def _find(self) -> Shapes | None:

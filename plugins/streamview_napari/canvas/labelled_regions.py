@@ -68,10 +68,10 @@ class LabelledLayers:
         if layer is not None:
             self._prepare(layer)
 
-    def draw(self, wanted: bool) -> None:
+    def draw(self, on: bool) -> None:
         """Let the user drag one labelled rectangle after the other, or no more."""
         layer = self._find(self._state.slide_layer)
-        if not wanted:
+        if not on:
             if layer is not None:
                 layer.mode = "select"
                 self._viewer.layers.selection.active = self._state.slide_layer
@@ -87,7 +87,7 @@ class LabelledLayers:
             return
         slide = self._state.slide_layer
         if slide is not None:
-            known, mpp = _path(slide), _given(slide)
+            known, mpp = _path(slide), _users_mpp(slide)
             if mpp is not None and any(path_of(example) == known and example.mpp is None for example in self._state.labels):
                 examples = (replace(e, mpp=mpp) if path_of(e) == known and e.mpp is None else e for e in self._state.labels)
                 self._state.label(tuple(examples))
@@ -127,16 +127,16 @@ class LabelledLayers:
         """Put a slide's labelled regions into its layer."""
         examples = of_slide(self._state.labels, _path(slide))
         source = _source(slide)
-        wanted = [
+        rectangles = [
             np.array([layer.world_to_data(corner) for corner in corners(example.region, source.mpp)])
             for example in examples
             if example.region is not None
         ]
         with layer.events.data.blocker(), layer.events.features.blocker():
             layer.selected_data = set()
-            layer.data = wanted
+            layer.data = rectangles
             layer.features = _table(examples)
-            if wanted:
+            if rectangles:
                 layer.edge_color = [colour_of(example.label, self._names()) for example in examples]
                 layer.face_color = "transparent"
         self._prepare(layer)
@@ -168,7 +168,7 @@ class LabelledLayers:
                 region = within([layer.data_to_world(corner) for corner in shape], slide.shape, slide.mpp)
             except RegionError:  # beside the slide: it is no region until it is moved there
                 continue
-            drawn.append(Example(path, label, region, patient, mpp=_given(owner), split=split))
+            drawn.append(Example(path, label, region, patient, mpp=_users_mpp(owner), split=split))
         self._state.label(replace_drawn(self._state.labels, path, drawn))
 
     def _removed(self, event: Any) -> None:
@@ -194,7 +194,7 @@ def _table(examples: Sequence[Example]) -> DataFrame:
     return DataFrame({name: [getattr(example, name) for example in examples] for name in _FEATURES}, dtype=object)
 
 
-def _given(slide: Image) -> float | None:
+def _users_mpp(slide: Image) -> float | None:
     """The mpp that the user gave a slide whose file states none."""
     source = _source(slide)
     return source.mpp[0] if source.mpp is not None and source.mpp_source.startswith("given") else None

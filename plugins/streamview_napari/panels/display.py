@@ -46,7 +46,7 @@ class DisplaySection(Section):
         self.canvas = Canvas(viewer)
         self._locked: dict[Method, float] = {}
         self._glass: dict[str, Glass] = {}  # by identity, where it was looked for
-        self._wanted: Recipe | None = None
+        self._next_recipe: Recipe | None = None
         self._later = QTimer(self, singleShot=True, interval=0)
         self._later.timeout.connect(self.apply)
         self._read = QTimer(self, singleShot=True, interval=40)
@@ -175,10 +175,10 @@ class DisplaySection(Section):
 
     def apply(self) -> None:
         """Show the map as the controls say, if they have changed."""
-        layer, wanted = self.state.map_layer, self._wanted
-        self._wanted = None
-        if layer is not None and wanted is not None and wanted != recipe_of(layer):
-            self.canvas.show(layer, wanted)
+        layer, recipe = self.state.map_layer, self._next_recipe
+        self._next_recipe = None
+        if layer is not None and recipe is not None and recipe != recipe_of(layer):
+            self.canvas.show(layer, recipe)
         else:
             self._follow()
 
@@ -186,11 +186,11 @@ class DisplaySection(Section):
         """Note what the controls ask for; of what comes while the canvas is drawn only the last is shown."""
         if self.state.map_layer is None or None in changes.values():
             return
-        self._wanted = replace(self._wanted or recipe_of(self.state.map_layer), **changes)
+        self._next_recipe = replace(self._next_recipe or recipe_of(self.state.map_layer), **changes)
         self._later.start()
 
     def _select(self, layer: Image | None) -> None:
-        self._wanted = None
+        self._next_recipe = None
         record = map_on(layer)
         self.fill(record is not None)
         if layer is None or record is None:
@@ -206,7 +206,7 @@ class DisplaySection(Section):
     def _follow(self) -> None:
         """Let the controls say how the map is shown."""
         record = self.state.map
-        if record is None or self._wanted is not None:
+        if record is None or self._next_recipe is not None:
             return
         shown, recipe, saliency = record.shown.shown, record.recipe, record.saliency
         blockers = [QSignalBlocker(control) for control in (self.blur, self.threshold, self.cap, self.opacity, self.glass, self.lock)]
@@ -252,7 +252,7 @@ class DisplaySection(Section):
         if record is not None:
             method = record.recipe.method
             usual = next(recipe for recipe in PRESETS.values() if recipe.method == method)
-            self._wanted = replace(usual, cap=self._locked.get(method))
+            self._next_recipe = replace(usual, cap=self._locked.get(method))
             self._later.start()
 
     def _lock(self, on: bool) -> None:
@@ -272,12 +272,12 @@ class DisplaySection(Section):
 
     def _step(self, by: float) -> None:
         if self.state.map_layer is not None:
-            self._want(opacity=min(max(round((self._wanted or recipe_of(self.state.map_layer)).opacity + by, 2), 0.0), 1.0))
+            self._want(opacity=min(max(round((self._next_recipe or recipe_of(self.state.map_layer)).opacity + by, 2), 0.0), 1.0))
 
     def _offer(self, added: Saliency | None = None) -> None:
         """List the results that the map can be compared with."""
-        mine = None if self.state.map is None else self.state.map.saliency
-        others = [] if mine is None else [saliency for saliency in self.state.results if _comparable(mine, saliency)]
+        shown = None if self.state.map is None else self.state.map.saliency
+        others = [] if shown is None else [saliency for saliency in self.state.results if _comparable(shown, saliency)]
         self.other.clear()
         for saliency in others:
             self.other.addItem(f"{saliency.target.name}, {saliency.prediction.model_name}", saliency)
@@ -346,11 +346,11 @@ class DisplaySection(Section):
         self.viewer.help = text
 
 
-def _comparable(mine: Saliency, other: Saliency) -> bool:
-    if other is mine:
+def _comparable(saliency: Saliency, other: Saliency) -> bool:
+    if other is saliency:
         return False
-    ours, theirs = mine.prediction, other.prediction
-    return ours.identity.source == theirs.identity.source and ours.region == theirs.region and ours.shape == theirs.shape
+    one, two = saliency.prediction, other.prediction
+    return one.identity.source == two.identity.source and one.region == two.region and one.shape == two.shape
 
 
 def _slider(low: float, high: float, decimals: int, tip: str) -> QLabeledDoubleSlider:

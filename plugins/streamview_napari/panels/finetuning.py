@@ -19,6 +19,7 @@ from qtpy.QtWidgets import (
 )
 
 from streamview.errors import StreamviewError, TrainingError
+from streamview.finetuning.forecast import TrainingForecast
 from streamview.finetuning.split import CASES
 from streamview.progress import Report, Step
 from streamview_napari.panels.finetuning_controls import Controls
@@ -30,10 +31,11 @@ from streamview_napari.requests.finetuning import (
     FinetuningRequest,
     command,
     describe_end,
+    describe_forecast,
     describe_heads,
     describe_training,
     find_obstacle,
-    foresee,
+    forecast_finetuning,
     is_begun,
     is_unfinished,
     needs_new_head,
@@ -53,7 +55,7 @@ if TYPE_CHECKING:
 __all__ = ["FinetuningSection"]
 
 
-class FinetuningSection(RunSection[str]):
+class FinetuningSection(RunSection[TrainingForecast]):
     """Tune a copy of the chosen network on the labelled regions, watch it, stop it, compare it, use it or not."""
 
     title = "Fine-tune"
@@ -67,10 +69,10 @@ class FinetuningSection(RunSection[str]):
         self._build()
         self._lay_out()
         self._proposed = ""  # the folder that the user has not chosen
-        self._watched: History | None = None  # set by the thread that trains
+        self._history: History | None = None  # set by the thread that trains
         self._latest: Step | None = None
         self._epochs = 0
-        self._told: list[str] = []
+        self._remarks: list[str] = []
         self._connect()
         self._propose()
 
@@ -137,8 +139,8 @@ class FinetuningSection(RunSection[str]):
         self.fill(self.state.slide_layer is not None or bool(self.state.labels))
         loaded = self.state.loaded
         if loaded is not None and not self.task.running and self.folder.text() == self._proposed:
-            asked = Path(loaded.asked)
-            name = asked.parent.name if asked.name in ("card.json", "config.json") else asked.stem
+            spec = Path(loaded.spec)
+            name = spec.parent.name if spec.name in ("card.json", "config.json") else spec.stem
             self._proposed = str(propose_folder(self.state.table, Path(settings().panel.folder).expanduser(), name))
             self.folder.setText(self._proposed)
         self.refresh()
@@ -195,34 +197,34 @@ class FinetuningSection(RunSection[str]):
         self.run.setText("Go on" if is_unfinished(out) and not self.anew.isChecked() else "Start")
         self.task.changed()
 
-    def make_forecast(self) -> Callable[[], str] | None:
+    def make_forecast(self) -> Callable[[], TrainingForecast] | None:
         """Return what makes the forecast, in a thread; None while the section is closed, or where nothing could be trained."""
         if self.state.closed or not self.isVisible():
             return None
         if not self.state.labels:
-            self.foretell("")
+            self.write_forecast("")
             return None
         try:
             request = self.request()
         except StreamviewError as error:
-            self.foretell(str(error), fits=False)
+            self.write_forecast(str(error), fits=False)
             return None
         if request is None:
             return None
         if self.obstacle.isVisibleTo(self) and not request.force:
-            self.foretell("")
+            self.write_forecast("")
             return None
-        self.foretell("Working out what it will take…")
-        return partial(foresee, request)
+        self.write_forecast("Working out what it will take…")
+        return partial(forecast_finetuning, request)
 
-    def show_forecast(self, forecast: str) -> None:
+    def show_forecast(self, forecast: TrainingForecast) -> None:
         """Show what the training will take."""
-        self.foretell(forecast)
+        self.write_forecast(describe_forecast(forecast))
         self.run.setEnabled(True)
 
-    def foretell(self, text: str, *, fits: bool = True) -> None:
+    def write_forecast(self, text: str, *, fits: bool = True) -> None:
         """Say what the training will take, or why it cannot be."""
-        super().foretell(text, fits=fits)
+        super().write_forecast(text, fits=fits)
         self.forecast.setVisible(bool(text))
 
     # ----------------------------------------------------------------------------------------------------------------------- the training
@@ -238,14 +240,16 @@ class FinetuningSection(RunSection[str]):
             return
         if request is None:
             return
-        self._watched, self._latest, self._told, self._epochs = None, None, [], request.settings.epochs
+        self._history, self._latest, self._remarks, self._epochs = None, None, [], request.settings.epochs
+
+        forecast = self.task.forecast
 
         def watch(history: History) -> None:
-            self._watched = history
+            self._history = history
 
         def work(report: Report) -> FinetuneResult:
             yield_to_window()
-            return train(request, report, watch, self._told.append)
+            return train(request, forecast, report, watch, self._remarks.append)
 
         self.set_running(True)
         self.outcome.hide()
@@ -278,13 +282,13 @@ class FinetuningSection(RunSection[str]):
 
     def draw_run(self) -> None:
         """Show where the training is."""
-        step, history, epochs = self._latest, self._watched, self._epochs
+        step, history, epochs = self._latest, self._history, self._epochs
         if step is not None:
             self.bar.setRange(0, step.total)
             self.bar.setValue(step.done)
             self.note(f"{step.done / max(step.total, 1):.0%}")
             if self.cancel.isEnabled():
-                self.message.setText("\n".join([*self._told, describe_training(step, history, epochs)]))
+                self.message.setText("\n".join([*self._remarks, describe_training(step, history, epochs)]))
         if history is not None and history is not self.curves.history:
             self.curves.draw(history)
 
@@ -294,17 +298,17 @@ class FinetuningSection(RunSection[str]):
         super().run_ended()
 
     def _tuned(self, request: FinetuningRequest, result: FinetuneResult) -> None:
-        self._watched = result.history
+        self._history = result.history
         self.draw_run()
         self.note("done")
         self.refresh()
         self._propose()
-        self.outcome.show_result(result, request.loaded.asked, request.out)
+        self.outcome.show_result(result, request.loaded.spec, request.out)
 
     def _stopped(self, out: Path) -> None:
         self.note("stopped")
         self.refresh()
-        self.message.setText(describe_end(self._watched, out))
+        self.message.setText(describe_end(self._history, out))
         self.message.show()
 
     def _failed(self, text: str) -> None:

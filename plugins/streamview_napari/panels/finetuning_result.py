@@ -109,7 +109,7 @@ class Outcome(QWidget):
         self.show()
 
     def _model_changed(self, loaded: Loaded | None) -> None:
-        used = "" if loaded is None else loaded.asked
+        used = "" if loaded is None else loaded.spec
         self.use_tuned.setEnabled(used != self._tuned)
         self.use_base.setEnabled(used != self._base)
 

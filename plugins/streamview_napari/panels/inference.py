@@ -30,7 +30,7 @@ from streamview_napari.requests.inference import (
     compute,
     describe_progress,
     find_region,
-    foresee,
+    forecast_run,
 )
 from streamview_napari.requests.models import describe_card, describe_streaming, known_models, load
 from streamview_napari.settings import settings
@@ -61,7 +61,7 @@ class InferenceSection(RunSection[RunForecast]):
         self._build_model()
         self._build_region()
         self._lay_out()
-        self._chosen = ""  # what the network being loaded or loaded is called
+        self._spec = ""  # what the network being loaded or loaded is called
         self._live: LiveMap | None = None
         self._live_layers: list[Image] = []
         self._numbers = itertools.count(1)
@@ -195,11 +195,11 @@ class InferenceSection(RunSection[RunForecast]):
         self._load()
 
     def _model_chosen(self) -> None:
-        if self.model.currentData() != self._chosen:
+        if self.model.currentData() != self._spec:
             self._load()
 
     def _load(self) -> None:
-        spec = self._chosen = str(self.model.currentData())
+        spec = self._spec = str(self.model.currentData())
         self.state.load(None)
         self.problem.hide()
         self.card.setText("Loading…")
@@ -214,19 +214,19 @@ class InferenceSection(RunSection[RunForecast]):
         )
 
     def _loaded(self, loaded: Loaded) -> None:
-        if loaded.asked != self._chosen:
+        if loaded.spec != self._spec:
             return
         self.card.setText(describe_card(loaded.model.card))
         self.card.setToolTip("\n".join((loaded.model.card.name, loaded.model.card.use, *loaded.model.notes)))
         self.streaming.setText(describe_streaming(loaded.streaming))
         self.streaming.setToolTip(str(loaded.streaming))
         self.streaming.show()
-        settings().panel.model = loaded.asked
+        settings().panel.model = loaded.spec
         self.state.load(loaded)
         self.refresh()
 
     def _not_loaded(self, spec: str, text: str) -> None:
-        if spec == self._chosen:
+        if spec == self._spec:
             self.card.hide()
             self.fail(text)
 
@@ -256,8 +256,8 @@ class InferenceSection(RunSection[RunForecast]):
         if self.model.isEnabled():  # until then the devices are not all known
             self.state.compute_with(Compute(str(self.device.currentData()), self.memory.text().strip() or None))
 
-    def _maps_toggled(self, wanted: bool) -> None:
-        settings().panel.maps = wanted
+    def _maps_toggled(self, maps: bool) -> None:
+        settings().panel.maps = maps
         self.refresh()
 
     def request(self, target: str | None = None, region: Region | None = None) -> InferenceRequest | None:
@@ -294,12 +294,12 @@ class InferenceSection(RunSection[RunForecast]):
             self.forecast.setText("")
             return None
         self.forecast.setText("Working out what it will take…")
-        return partial(foresee, request, self.state.folder)
+        return partial(forecast_run, request, self.state.folder)
 
     def show_forecast(self, forecast: RunForecast) -> None:
         """Show what the run will take."""
         self.extent.setText(forecast.size)
-        self.foretell("\n".join(text for text in (forecast.resolution, str(forecast)) if text), fits=forecast.fits)
+        self.write_forecast("\n".join(text for text in (forecast.resolution, str(forecast)) if text), fits=forecast.fits)
         self.problem.hide()
         self.run.setEnabled(forecast.fits)
 
@@ -333,17 +333,17 @@ class InferenceSection(RunSection[RunForecast]):
         self._start(request, prediction.region)
 
     def _start(self, request: InferenceRequest, region: Region) -> None:
-        ahead = self.task.forecast
+        forecast = self.task.forecast
         live = self._live = LiveMap()
         self._live_layers = []
         out = self.state.folder / f"{next(self._numbers):04d}.ome.zarr"
         user_mpp = request.slide.mpp[0] if request.slide.mpp is not None and request.slide.mpp_source.startswith("given") else None
         loaded = request.loaded
-        run = RunFacts(loaded.asked, not loaded.model.card.trained, self.state.slide_path, user_mpp, request.compute)
+        run = RunFacts(loaded.spec, not loaded.model.card.trained, self.state.slide_path, user_mpp, request.compute)
         self._drawing.outline(region)
 
         def work(report: Report) -> tuple[Answer, list[LayerTuple]]:
-            answer = compute(request, region, out, report, live.watch, ahead)
+            answer = compute(request, region, out, report, live.watch, forecast)
             return answer, [] if answer.saliency is None else layers.saliency_layers(answer.saliency)
 
         self.set_running(True)

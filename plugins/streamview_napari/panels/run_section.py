@@ -91,9 +91,9 @@ class RunSection(Section, Generic[_Forecast]):
 
     def forecast_failed(self, text: str) -> None:
         """Say why there is no forecast."""
-        self.foretell(text, fits=False)
+        self.write_forecast(text, fits=False)
 
-    def foretell(self, text: str, *, fits: bool = True) -> None:
+    def write_forecast(self, text: str, *, fits: bool = True) -> None:
         """Say what the run will take, or why it cannot be."""
         self.forecast.setText(text)
         self.forecast.setStyleSheet(_QUIET if fits else _WARNING)

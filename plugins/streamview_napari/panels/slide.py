@@ -110,8 +110,8 @@ class SlideSection(Section):
         self.advice.setVisible(lacking)
         self.convert.setVisible(lacking)
         record = slide_on(layer)
-        if layer is not None and record is not None and slide.mpp is None and not record.asked:
-            note(layer, replace(record, asked=True))
+        if layer is not None and record is not None and slide.mpp is None and not record.asked_for_mpp:
+            note(layer, replace(record, asked_for_mpp=True))
             QTimer.singleShot(0, self.ask)
 
     def ask(self) -> None:

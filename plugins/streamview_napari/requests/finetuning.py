@@ -16,6 +16,7 @@ from streamview.progress import Report, Step
 
 if TYPE_CHECKING:
     from streamview.finetuning import FinetuneResult, History
+    from streamview.finetuning.forecast import TrainingForecast
     from streamview.labels.regions import Example
     from streamview.networks.cards import ModelCard
     from streamview_napari.requests.models import Loaded
@@ -27,10 +28,11 @@ __all__ = [
     "FinetuningRequest",
     "command",
     "describe_end",
+    "describe_forecast",
     "describe_heads",
     "describe_training",
     "find_obstacle",
-    "foresee",
+    "forecast_finetuning",
     "is_begun",
     "is_unfinished",
     "needs_new_head",
@@ -142,8 +144,8 @@ def find_obstacle(labels: Sequence[Example], card: ModelCard) -> str | None:
     return scarcity(labels, regression=card.task == "regression") if labels else None
 
 
-def foresee(tuning: FinetuningRequest) -> str:
-    """Say what fine-tuning will take; times a sample, so it takes seconds.
+def forecast_finetuning(tuning: FinetuningRequest) -> TrainingForecast:
+    """Forecast what fine-tuning takes; times a sample, so it takes seconds.
 
     Raises
     ------
@@ -151,10 +153,8 @@ def foresee(tuning: FinetuningRequest) -> str:
         As `streamview.finetuning.forecast_training`.
     """
     from streamview.finetuning import forecast_training
-    from streamview.streaming.memory import format_bytes
-    from streamview.streaming.run.timing import format_seconds
 
-    ahead = forecast_training(
+    return forecast_training(
         tuning.loaded.model,
         tuning.labels,
         tuning.settings,
@@ -163,16 +163,30 @@ def foresee(tuning: FinetuningRequest) -> str:
         force=tuning.force,
         new_head=tuning.new_head,
     )
-    often = "features computed once" if ahead.cached else f"an epoch {format_seconds(ahead.epoch_seconds)}"
-    (train, of), (judge, others) = ahead.train, ahead.validation
+
+
+def describe_forecast(forecast: TrainingForecast) -> str:
+    """Say what fine-tuning takes, and how the regions are split."""
+    from streamview.streaming.memory import format_bytes
+    from streamview.streaming.run.timing import format_seconds
+
+    seconds, memory = format_seconds(forecast.seconds).capitalize(), format_bytes(forecast.peak_bytes)
+    epoch = "features computed once" if forecast.cached else f"an epoch {format_seconds(forecast.epoch_seconds)}"
+    (regions, patients), (others, of) = forecast.train, forecast.validation
     return (
-        f"{format_seconds(ahead.seconds).capitalize()} at most, {often}, peak memory {format_bytes(ahead.peak_bytes)} on {ahead.device}\n"
-        f"{train} regions ({of} patients) train, {f'{judge} ({others})' if judge else 'none'} validate"
+        f"{seconds} at most, {epoch}, peak memory {memory} on {forecast.device}\n"
+        f"{regions} regions ({patients} patients) train, {f'{others} ({of})' if others else 'none'} validate"
     )
 
 
-def train(tuning: FinetuningRequest, report: Report, watch: Callable[[History], None], tell: Callable[[str], None]) -> FinetuneResult:
-    """Fine-tune a copy of the base.
+def train(
+    tuning: FinetuningRequest,
+    forecast: TrainingForecast | None,
+    report: Report,
+    watch: Callable[[History], None],
+    tell: Callable[[str], None],
+) -> FinetuneResult:
+    """Fine-tune a copy of the base, within the memory of the forecast that was shown; None: none was.
 
     Raises
     ------
@@ -187,6 +201,7 @@ def train(tuning: FinetuningRequest, report: Report, watch: Callable[[History], 
         tuning.settings,
         out=tuning.out,
         memory=tuning.memory,
+        ahead=forecast,
         device=tuning.device,
         force=tuning.force,
         new_head=tuning.new_head,
@@ -199,8 +214,8 @@ def train(tuning: FinetuningRequest, report: Report, watch: Callable[[History], 
 
 def command(tuning: FinetuningRequest, table: Path, preset: str) -> str:
     """Return the command line that does the same."""
-    base, settings = Path(tuning.loaded.asked), tuning.settings
-    spec = str(base.parent) if base.name in ("card.json", "config.json") else tuning.loaded.asked
+    base, settings = Path(tuning.loaded.spec), tuning.settings
+    spec = str(base.parent) if base.name in ("card.json", "config.json") else tuning.loaded.spec
     words = ["streamview", "finetune", "-i", str(table), "-m", spec, "-o", str(tuning.out), "--preset", preset]
     for field in fields(Settings):
         value = getattr(settings, field.name)
@@ -220,7 +235,7 @@ def command(tuning: FinetuningRequest, table: Path, preset: str) -> str:
         "--restart": tuning.restart,
         "--untrained": not tuning.loaded.model.card.trained,
     }
-    return shlex.join([*words, *(flag for flag, wanted in flags.items() if wanted)])
+    return shlex.join([*words, *(flag for flag, present in flags.items() if present)])
 
 
 def propose_folder(table: Path | None, home: Path, name: str) -> Path:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from streamview.streaming.plan.plan import Plan
     from streamview_napari.requests.models import Loaded
 
-__all__ = ["REGIONS", "RunForecast", "RegionChoice", "InferenceRequest", "compute", "describe_progress", "find_region", "foresee"]
+__all__ = ["REGIONS", "RunForecast", "RegionChoice", "InferenceRequest", "compute", "describe_progress", "find_region", "forecast_run"]
 
 RegionChoice = Literal["2048", "4096", "8192", "drawn", "tissue", "whole"]
 REGIONS: dict[RegionChoice, str] = {
@@ -115,12 +115,12 @@ class RunForecast:
 
         if self.forecast is None:
             return ""
-        ahead = self.forecast
-        rows, columns = (min(n, side) for n, side in zip(ahead.plan.tile, ahead.shape, strict=True))
-        duration = "a few seconds" if ahead.seconds is None else f"about {format_seconds(ahead.seconds)}"
-        steps = "1 step" if ahead.plan.steps == 1 else f"{ahead.plan.steps} steps of {columns} × {rows} px"
-        disk = "" if ahead.disk_free is None or ahead.disk_bytes <= ahead.disk_free else "; the disk may not hold the maps"
-        return f"{duration[0].upper()}{duration[1:]}, peak memory {format_bytes(ahead.peak_bytes)}\n{steps} on {ahead.device}{disk}"
+        forecast = self.forecast
+        rows, columns = (min(n, side) for n, side in zip(forecast.plan.tile, forecast.shape, strict=True))
+        duration = "a few seconds" if forecast.seconds is None else f"about {format_seconds(forecast.seconds)}"
+        steps = "1 step" if forecast.plan.steps == 1 else f"{forecast.plan.steps} steps of {columns} × {rows} px"
+        disk = "" if forecast.disk_free is None or forecast.disk_bytes <= forecast.disk_free else "; the disk may not hold the maps"
+        return f"{duration[0].upper()}{duration[1:]}, peak memory {format_bytes(forecast.peak_bytes)}\n{steps} on {forecast.device}{disk}"
 
 
 def find_region(request: InferenceRequest) -> Region:
@@ -149,8 +149,8 @@ def find_region(request: InferenceRequest) -> Region:
     return square(int(request.choice), request.centre, slide.shape, slide.mpp, grid_scale(slide.mpp, request.loaded.model.card.mpp))
 
 
-def foresee(request: InferenceRequest, folder: Path) -> RunForecast:
-    """Say what a run will take, written to `folder`; times a sample, so it takes seconds.
+def forecast_run(request: InferenceRequest, folder: Path) -> RunForecast:
+    """Prepare a run and forecast what it takes, with maps written to `folder`; times a sample, so it takes seconds.
 
     Raises
     ------
@@ -172,7 +172,7 @@ def foresee(request: InferenceRequest, folder: Path) -> RunForecast:
 
 
 def compute(
-    request: InferenceRequest, region: Region, out: Path, report: Report, watch: Watch | None = None, ahead: RunForecast | None = None
+    request: InferenceRequest, region: Region, out: Path, report: Report, watch: Watch | None = None, forecast: RunForecast | None = None
 ) -> Answer:
     """Run the network on a region, and store its maps in `out` where they are wanted.
 
@@ -185,7 +185,7 @@ def compute(
         What is computed, and where maps go.
     report, watch
         As for `streamview.PreparedRun.explain`.
-    ahead
+    forecast
         The forecast that was shown; None: there was none.
 
     Raises
@@ -194,7 +194,7 @@ def compute(
         As `streamview.explain`.
     """
     start = time.perf_counter()
-    run, plan = _ready(request, region, ahead)
+    run, plan = _ready(request, region, forecast)
     if not request.maps:
         prediction = run.predict(plan, report)
         return Answer(prediction, None, time.perf_counter() - start, plan.tile)
@@ -208,14 +208,14 @@ def _prepare(request: InferenceRequest, region: Region) -> PreparedRun:
     return prepare(request.loaded.model, request.slide, region, compute=request.compute)
 
 
-def _ready(request: InferenceRequest, region: Region, ahead: RunForecast | None) -> tuple[PreparedRun, Plan]:
+def _ready(request: InferenceRequest, region: Region, forecast: RunForecast | None) -> tuple[PreparedRun, Plan]:
     """What runs a request on a region, and its plan: those of the forecast as far as they serve."""
-    if ahead is None or ahead.run is None or ahead.forecast is None or _machine(ahead.request) != _machine(request):
+    if forecast is None or forecast.run is None or forecast.forecast is None or _machine(forecast.request) != _machine(request):
         run = _prepare(request, region)
         return run, run.plan(int(request.maps), stored=True)
-    run, forecast = ahead.run if ahead.region == region else _prepare(request, region), ahead.forecast
-    if run.sampler.shape == forecast.shape and ahead.request.maps == request.maps:
-        return run, forecast.plan
+    run = forecast.run if forecast.region == region else _prepare(request, region)
+    if run.sampler.shape == forecast.forecast.shape and forecast.request.maps == request.maps:
+        return run, forecast.forecast.plan
     return run, run.plan(int(request.maps), stored=True)
 
 

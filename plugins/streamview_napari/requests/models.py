@@ -45,7 +45,7 @@ class Loaded:
 
     Parameters
     ----------
-    asked
+    spec
         What the user chose: a name, folder or file.
     model
         The network.
@@ -53,7 +53,7 @@ class Loaded:
         How it streams.
     """
 
-    asked: str
+    spec: str
     model: Model
     streaming: Streamability
 

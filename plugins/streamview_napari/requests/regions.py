@@ -17,11 +17,11 @@ from streamview.geometry import Region
 __all__ = ["corners", "describe_size", "grid_scale", "square", "within"]
 
 
-def grid_scale(mpp: tuple[float, float] | None, wanted: float | None) -> tuple[float, float]:
+def grid_scale(mpp: tuple[float, float] | None, target: float | None) -> tuple[float, float]:
     """Return level-0 pixels per pixel of the network's grid, ``(y, x)``, never below 1; 1 where either mpp is unknown."""
-    if mpp is None or wanted is None:
+    if mpp is None or target is None:
         return 1.0, 1.0
-    return max(1.0, wanted / mpp[0]), max(1.0, wanted / mpp[1])
+    return max(1.0, target / mpp[0]), max(1.0, target / mpp[1])
 
 
 def square(
