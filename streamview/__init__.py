@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from streamview.inspection.verification import verify
     from streamview.labels.regions import read_labels
     from streamview.networks import Model, load_model
-    from streamview.results.types import Prediction, Saliency
+    from streamview.results.maps import Saliency
+    from streamview.results.prediction import Prediction
     from streamview.slides import Slide, open_slide
     from streamview.slides.pyramid import build_pyramid, open_pyramid
     from streamview.streaming import stream
@@ -57,9 +58,9 @@ _HOMES = {
     "Compute": "inference.compute",
     "PreparedRun": "inference.prepared",
     "Model": "networks",
-    "Prediction": "results.types",
+    "Prediction": "results.prediction",
     "Region": "geometry",
-    "Saliency": "results.types",
+    "Saliency": "results.maps",
     "Slide": "slides",
     "StreamviewError": "errors",
     "build_pyramid": "slides.pyramid",

@@ -12,7 +12,8 @@ from PIL import Image
 import streamview
 from streamview.geometry import Region
 from streamview.results.display import PRESETS, default_preset, draw_map
-from streamview.results.types import RESEARCH_USE, Identity, Prediction, Saliency, SaliencyMap, Target
+from streamview.results.maps import Saliency, SaliencyMap
+from streamview.results.prediction import RESEARCH_USE, Identity, Prediction, Target
 from streamview.slides import as_slide, open_slide
 from streamview.slides.slide import Level, SlideBase
 from streamview.slides.synthetic import write_synthetic_slide

@@ -109,7 +109,7 @@ def test_rows_in_any_adjoining_pieces_are_kept_exactly(data: st.DataObject, tmp_
 
 
 def test_levels_are_exact_block_means_down_to_512() -> None:
-    from streamview.results.types import halve
+    from streamview.results.maps import halve
 
     values = np.arange(15, dtype=np.float32).reshape(3, 5)
     np.testing.assert_array_equal(halve(values), [[3.0, 5.0, 6.5], [10.5, 12.5, 14.0]])

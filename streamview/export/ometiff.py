@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from streamview.files import atomic
 from streamview.results import RESEARCH_USE, Method, Plane, Saliency
-from streamview.results.types import halve
+from streamview.results.maps import halve
 
 __all__ = ["write_ome_tiff"]
 

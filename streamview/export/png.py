@@ -18,7 +18,8 @@ from scipy import ndimage
 from streamview.errors import StreamviewError
 from streamview.files import atomic
 from streamview.results.display import HALO_COLOUR, OUTLINE_COLOUR, TITLES, Recipe, Shown, colours, empty_reason, glass_mask, show
-from streamview.results.types import RESEARCH_USE, Saliency
+from streamview.results.maps import Saliency
+from streamview.results.prediction import RESEARCH_USE
 from streamview.slides import Slide
 from streamview.slides.thumbnail import thumbnail
 from streamview.system.machine import return_freed_memory

@@ -23,12 +23,13 @@ from streamview.inference.compute import Compute
 from streamview.inference.forecast import Forecast, seconds_of, stored_bytes
 from streamview.inference.identity import identity_of, sample_region
 from streamview.inference.nonfinite import bad_call, bad_gradient, bad_value, bad_weight
+from streamview.inference.notes import region_warnings
 from streamview.inference.passes import ForwardResult, NotFinite, backward_pass, forward_pass, head_arguments, run_head, score_gradients
 from streamview.inference.reader import PixelReader
 from streamview.inference.strips import Strip, Watch
 from streamview.inference.targets import find_target
 from streamview.networks import Model, as_model
-from streamview.networks.suitability import contradicted_scale, unsuitable
+from streamview.networks.suitability import unsuitable
 from streamview.progress import Progress, Report
 from streamview.results import Identity, MapWriter, Method, Plane, Prediction, Saliency, SaliencyMap, Target
 from streamview.slides import Slide, as_slide
@@ -56,7 +57,6 @@ _DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float
 _READER_BYTES = 60  # on CUDA, for each px of a step: its pixels as numbers, and what the reduction of their gradient takes
 _DECODING_BYTES = 128 * 2**20  # beside the steps on a processor: the decoder and its libraries
 _CACHED_SHARE = 8  # the decoded region stays on the GPU where it takes at most this fraction of what the run may take
-_SIZE_SLACK = 1.1  # a region's side may differ by this factor from what the card states before a warning
 
 
 def prepare(
@@ -130,7 +130,7 @@ def prepare(
     reader_bytes = _READER_BYTES if device.type == "cuda" else 0
     forward = Call(bound, 1, dtype, None, weights, torch.float32, reader_bytes=reader_bytes)
     caches = device.type == "cuda" and 3 * math.prod(sampler.shape) <= _free_bytes(compute, device) // _CACHED_SHARE
-    return PreparedRun(model, slide, sampler, inside, compute, forward, caches, _warnings(model, slide, sampler, inside))
+    return PreparedRun(model, slide, sampler, inside, compute, forward, caches, region_warnings(model, slide, sampler, inside))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -481,27 +481,3 @@ def _show(watch: Watch | None, strip: Strip, **rows: Any) -> None:
 
 def _copy_rows(maps: NDArray[np.float32], y: int, rows: NDArray[np.float32]) -> None:
     maps[:, y : y + rows.shape[1]] = rows
-
-
-def _warnings(model: Model, slide: Slide, sampler: Sampler | PaddedSampler, inside: tuple[int, int]) -> tuple[str, ...]:
-    """What the reader of a result must know: how region and card differ, and what was assumed when the model was loaded."""
-    card, warnings = model.card, []
-    height, width = sampler.shape
-    if not card.trained:
-        warnings.append("The weights are random (untrained=True): the answer and the maps mean nothing.")
-    if isinstance(sampler, PaddedSampler):
-        warnings.append(
-            f"The region is {inside[1]} x {inside[0]} px; zeros at the right and below make it {width} x {height} px for the network."
-        )
-    if card.input_size is not None:
-        low, high = card.input_size
-        if min(height, width) * _SIZE_SLACK < low or max(height, width) > high * _SIZE_SLACK:
-            sides = f"{low} px" if low == high else f"{low} to {high} px"
-            what = "padded region" if isinstance(sampler, PaddedSampler) else "region"
-            warnings.append(f"The {what} is {width} x {height} px on the network's grid; the model was trained on sides of {sides}.")
-    if card.mpp is None:
-        warnings.append("The card states no mpp: the region was read at the slide's full resolution as it is.")
-    elif sampler.mpp is not None and max(abs(m / card.mpp - 1) for m in sampler.mpp) > 0.01:
-        warnings.append(f"The region was read at {sampler.mpp[0]:.3f} um/px; the model was trained at {card.mpp:.3f} um/px.")
-    scale = contradicted_scale(slide.mpp, slide.stated_mpp)
-    return (*warnings, *([] if scale is None else [scale]), *model.notes)

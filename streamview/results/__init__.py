@@ -6,8 +6,9 @@ saliency is an OME-Zarr 0.5 image (https://ngff.openmicroscopy.org/0.5/) with th
 """
 
 from streamview.results.difference import difference
+from streamview.results.maps import REDUCTIONS, Method, Plane, Saliency, SaliencyMap
+from streamview.results.prediction import RESEARCH_USE, Identity, Precision, Prediction, Target
 from streamview.results.store import MapWriter, open_saliency, save_saliency
-from streamview.results.types import REDUCTIONS, RESEARCH_USE, Identity, Method, Plane, Precision, Prediction, Saliency, SaliencyMap, Target
 
 __all__ = [
     "REDUCTIONS",

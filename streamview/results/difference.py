@@ -6,7 +6,8 @@ from dataclasses import replace
 from typing import Any
 
 from streamview.errors import StreamviewError
-from streamview.results.types import Plane, Saliency, SaliencyMap, Target
+from streamview.results.maps import Plane, Saliency, SaliencyMap
+from streamview.results.prediction import Target
 
 __all__ = ["difference"]
 

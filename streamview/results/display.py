@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from streamview.errors import StreamviewError
-from streamview.results.types import Method, Plane, Saliency, SaliencyMap, halve
+from streamview.results.maps import Method, Plane, Saliency, SaliencyMap, halve
 
 __all__ = [
     "DisplayChoice",

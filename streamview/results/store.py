@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from streamview.errors import StreamviewError
 from streamview.files import atomic
-from streamview.results.types import REDUCTIONS, RESEARCH_USE, Method, Plane, Prediction, Saliency, SaliencyMap, Target, halve, level0_mpp
+from streamview.results.maps import REDUCTIONS, Method, Plane, Saliency, SaliencyMap, halve, level0_mpp
+from streamview.results.prediction import RESEARCH_USE, Prediction, Target
 
 __all__ = ["MapWriter", "open_saliency", "save_saliency"]
 
