@@ -87,6 +87,8 @@ FORMS: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "x.abs sqrt": lambda m, x: (x.abs() + 0.1).sqrt(),
     "x ** 2": lambda m, x: x**2 - x.square() / 3,
     "exp log": lambda m, x: torch.log(x.exp() + 1),
+    "asinh": lambda m, x: torch.asinh(3 * x) * x.asinh(),
+    "torch.special": lambda m, x: torch.special.expm1(x) * torch.special.sinc(x) + torch.special.expit(x),
     "scalars": lambda m, x: 2 - (3 * x + 1) / 4,
     "x / x": lambda m, x: x / (x.abs() + 1),
     "-x": lambda m, x: -x,

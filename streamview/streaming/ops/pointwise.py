@@ -317,6 +317,7 @@ _UNARY = [
     "log10",
     "exp2",
     "sinc",
+    "asinh",
 ]
 _ARITHMETIC = ["mul", "div", "true_divide", "maximum", "minimum", "rsub", "addcmul"]
 
@@ -325,12 +326,15 @@ for _name in _ACTIVATIONS:
 for _name in _UNARY:
     if hasattr(torch, _name):
         _register(getattr(torch, _name), getattr(torch, _name), _name, _name + "_", *([getattr(F, _name)] if hasattr(F, _name) else []))
+    if hasattr(torch.special, _name):  # the same function under a second name, by which torch.export calls it too
+        _register(getattr(torch, _name), getattr(torch.special, _name), f"special_{_name}")
 for _name in _ARITHMETIC:
     _register(getattr(torch, _name), getattr(torch, _name), _name, _name + "_", broadcasts=True)
 _register(torch.mul, operator.mul, operator.imul, "multiply", "multiply_", torch.multiply, broadcasts=True)
 _register(torch.div, operator.truediv, operator.itruediv, "divide", "divide_", torch.divide, broadcasts=True)
 _register(torch.pow, operator.pow)
 _register(torch.neg, operator.neg)
+_register(torch.sigmoid, torch.special.expit, "special_expit")
 
 
 def _expanded(tensor: Tensor, map: Tensor) -> Tensor:
