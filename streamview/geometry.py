@@ -1,4 +1,4 @@
-"""Regions, in level-0 pixels or micrometres (y before x everywhere)."""
+"""Regions (y before x everywhere): of any level where pixels are read; those of results and jobs are always in level-0 pixels."""
 
 from __future__ import annotations
 

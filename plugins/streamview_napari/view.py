@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from streamview.errors import StreamviewError
-from streamview_napari.canvas.captions import describe, dress
+from streamview_napari.canvas.captions import describe, place_overlays
 from streamview_napari.reader import get_reader
 from streamview_napari.records import map_on
 
@@ -74,7 +74,7 @@ def add_layers(viewer: ViewerModel, path: str) -> None:
         layer = viewer.add_layer(Layer.create(data, options, kind))
         if map_on(layer) is not None:
             layer.events.visible.connect(lambda event: describe(viewer))
-    dress(viewer)
+    place_overlays(viewer)
     viewer.reset_view()
     describe(viewer)
 

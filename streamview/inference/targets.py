@@ -29,12 +29,12 @@ def find_target(model: Model, target: int | str | Target) -> Target:
     elif isinstance(target, str):
         if target in names:
             return Target(target, names.index(target))
-        found = _differences(target, names)
-        if len(found) > 1:
-            listed = " or ".join(f'"{first} - {second}"' for first, second in found)
+        differences = _differences(target, names)
+        if len(differences) > 1:
+            listed = " or ".join(f'"{first} - {second}"' for first, second in differences)
             raise ModelError(f"target {target!r}: may be {listed}; write the one you mean, with spaces around the minus")
-        if found:
-            ((first, second),) = found
+        if differences:
+            ((first, second),) = differences
             short = f"{first}-{second}"
             clear = short not in names and len(_differences(short, names)) == 1
             return Target(short if clear else f"{first} - {second}", names.index(first), names.index(second))
@@ -56,11 +56,11 @@ def find_targets(model: Model, targets: Sequence[str]) -> list[Target]:
         As `find_target`.
     """
     names = model.card.class_names
-    found: list[Target] = []
+    chosen: list[Target] = []
     for target in targets:
         every = target == "all" and target not in names
-        found += [Target(name, index) for index, name in enumerate(names)] if every else [find_target(model, target)]
-    return list(dict.fromkeys(found))
+        chosen += [Target(name, index) for index, name in enumerate(names)] if every else [find_target(model, target)]
+    return list(dict.fromkeys(chosen))
 
 
 def _differences(text: str, names: Sequence[str]) -> list[tuple[str, str]]:
@@ -68,7 +68,7 @@ def _differences(text: str, names: Sequence[str]) -> list[tuple[str, str]]:
     for minus in (" - ", "-"):
         places = [at for at in range(len(text)) if text.startswith(minus, at)]
         pairs = [(text[:at].strip(), text[at + len(minus) :].strip()) for at in places]
-        found = [(first, second) for first, second in pairs if first in names and second in names and first != second]
-        if found:
-            return found
+        differences = [(first, second) for first, second in pairs if first in names and second in names and first != second]
+        if differences:
+            return differences
     return []

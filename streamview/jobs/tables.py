@@ -13,8 +13,11 @@ from streamview.results import RESEARCH_USE, Prediction
 __all__ = ["in_words", "summary", "table"]
 
 _AGGREGATE = "aggregate"
-_FIRST = "slide_id,patient_id,region_id,level,x,y,width,height,mpp,width_um,tissue_covered,prediction"
-_LAST = "model_id,weights_sha256,run_id,status,error,maps,precision,aggregation,regions,grid_mpp,mpp_source,padded,identity,source,warnings"
+# columns before and after those of the classes
+_BEFORE = "slide_id,patient_id,region_id,level,x,y,width,height,mpp,width_um,tissue_covered,prediction"
+_AFTER = (
+    "model_id,weights_sha256,run_id,status,error,maps,precision,aggregation,regions,grid_mpp,mpp_source,padded,identity,source,warnings"
+)
 
 
 def table(records: Iterable[SlideRecord], damaged: Mapping[str, str]) -> str:
@@ -31,7 +34,12 @@ def table(records: Iterable[SlideRecord], damaged: Mapping[str, str]) -> str:
     rows += [_failed({"slide_id": stem}, error) for stem, error in damaged.items()]
     names = list(dict.fromkeys(key for row in rows for key in row if key.startswith(("prob_", "logit_"))))
     probabilities = [name for name in names if name.startswith("prob_")]
-    columns = [*_FIRST.split(","), *probabilities, *(name for name in names if name not in probabilities), *_LAST.split(",")]
+    columns = [
+        *_BEFORE.split(","),
+        *probabilities,
+        *(name for name in names if name not in probabilities),
+        *_AFTER.split(","),
+    ]
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
     writer.writeheader()

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from streamview.errors import StreamviewError
-from streamview.results.maps import Method, Plane, Saliency, SaliencyMap, halve
+from streamview.results.maps import LazyPlane, Method, Plane, Saliency, SaliencyMap, halve
 
 __all__ = [
     "DisplayChoice",
@@ -163,7 +163,7 @@ def default_preset(saliency: Saliency) -> Preset:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class ShownLevel:
+class ShownLevel(LazyPlane):
     """One level of a map as displayed: a lazy float32 (h, w) array of 0 (hidden) and threshold..1 (the cap).
 
     Reading a part blurs only that part with its halo; parts equal the same pixels of the whole.
@@ -190,21 +190,6 @@ class ShownLevel:
         """``(h, w)`` in px."""
         height, width = self.raw.shape
         return height, width
-
-    @property
-    def dtype(self) -> np.dtype[np.float32]:
-        """Always float32."""
-        return np.dtype(np.float32)
-
-    @property
-    def ndim(self) -> int:
-        """Always 2."""
-        return 2
-
-    @property
-    def size(self) -> int:
-        """Number of px."""
-        return self.shape[0] * self.shape[1]
 
     def __getitem__(self, key: Any) -> NDArray[np.float32]:
         key = key if isinstance(key, tuple) else (key,)

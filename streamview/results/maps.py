@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from streamview.notebook import card, image, png, table
 from streamview.results.prediction import RESEARCH_USE, Prediction, Target
 
-__all__ = ["REDUCTIONS", "Method", "Pixels", "Plane", "Saliency", "SaliencyMap", "halve", "level0_mpp"]
+__all__ = ["REDUCTIONS", "LazyPlane", "Method", "Pixels", "Plane", "Saliency", "SaliencyMap", "halve", "level0_mpp"]
 
 Method = Literal["absolute", "signed", "evidence", "patches"]
 REDUCTIONS: Mapping[Method, str] = {
@@ -36,7 +36,33 @@ class Pixels(Protocol):
     def __getitem__(self, key: Any) -> Any: ...
 
 
-class Plane(NDArrayOperatorsMixin):
+class LazyPlane:
+    """What an array of float32 (h, w) that is read lazily says of itself; its `shape` is the subclass's."""
+
+    __slots__ = ()
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """``(h, w)`` in px."""
+        raise NotImplementedError
+
+    @property
+    def dtype(self) -> np.dtype[np.float32]:
+        """Always float32."""
+        return np.dtype(np.float32)
+
+    @property
+    def ndim(self) -> int:
+        """Always 2."""
+        return 2
+
+    @property
+    def size(self) -> int:
+        """Number of px."""
+        return self.shape[0] * self.shape[1]
+
+
+class Plane(LazyPlane, NDArrayOperatorsMixin):
     """A read-only float32 (h, w) array that is read lazily.
 
     It supports numpy's functions, operators, indexing and array methods; these read all of it, whereas basic slices read only their part,
@@ -58,21 +84,6 @@ class Plane(NDArrayOperatorsMixin):
         """``(h, w)`` in px."""
         height, width = self._source.shape
         return height, width
-
-    @property
-    def dtype(self) -> np.dtype[np.float32]:
-        """Always float32."""
-        return np.dtype(np.float32)
-
-    @property
-    def ndim(self) -> int:
-        """Always 2."""
-        return 2
-
-    @property
-    def size(self) -> int:
-        """Number of px."""
-        return self.shape[0] * self.shape[1]
 
     @property
     def nbytes(self) -> int:

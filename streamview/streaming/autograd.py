@@ -109,16 +109,16 @@ class StreamedBody(torch.autograd.Function):
         image, *weights = ctx.saved_tensors[: len(ctx.needs_input_grad) - 1]
         if any(grad is not None and torch._C._functorch.is_legacy_batchedtensor(grad) for grad in grads):
             raise NotStreamableError("batched gradients cannot run through a streamed pass: ask for one gradient after the other")
-        given = [None if grad is None else grad.detach() for grad in grads]
-        found = ctx.body.backward(image, given, ctx.needs_input_grad[1], release=not _graph_is_kept())
+        detached = [None if grad is None else grad.detach() for grad in grads]
+        results = ctx.body.backward(image, detached, ctx.needs_input_grad[1], release=not _graph_is_kept())
         if torch.is_grad_enabled():
             # so that a second derivative raises: a gradient cut off here would silently count as zero
-            made = [index for index, grad in enumerate(found) if grad is not None]
+            present = [index for index, grad in enumerate(results) if grad is not None]
             sources = [t for t in (image, *weights, *grads) if t is not None]
-            once = _Once.apply(len(made), *(found[index] for index in made), *sources)  # type: ignore[no-untyped-call]
-            for index, grad in zip(made, once, strict=True):
-                found[index] = grad
-        return (None, *found)
+            once = _Once.apply(len(present), *(results[index] for index in present), *sources)  # type: ignore[no-untyped-call]
+            for index, grad in zip(present, once, strict=True):
+                results[index] = grad
+        return (None, *results)
 
 
 def _graph_is_kept() -> bool:

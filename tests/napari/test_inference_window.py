@@ -69,6 +69,15 @@ def open_dock(window: Callable[[Any], Any], path: Path, qtbot: Any) -> tuple[Any
     return viewer, dock
 
 
+def test_a_scale_bar_that_the_user_hid_stays_hidden_with_the_next_slide(opened: tuple[Any, Any]) -> None:
+    viewer, dock = opened
+    bar = viewer.canvas.overlays.scale_bar
+    assert bar.visible
+    bar.visible = False
+    dock.state.events.slide_changed.emit(dock.state.slide_layer)
+    assert not bar.visible
+
+
 def section(dock: Any, title: str) -> Any:
     return next(found for found in dock.sections if found.title == title)
 

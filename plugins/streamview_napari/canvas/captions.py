@@ -13,14 +13,14 @@ if TYPE_CHECKING:
 
     from streamview_napari.shown_map import ShownMap
 
-__all__ = ["badge", "describe", "dress", "value_under"]
+__all__ = ["badge", "describe", "place_overlays", "value_under"]
 
 _BAR = (14, 120)  # px
 _BOX = (0.06, 0.07, 0.09, 0.85)
 
 
-def dress(viewer: ViewerModel) -> None:
-    """Place scale bar, bottom right, and text, top left, each in a box."""
+def place_overlays(viewer: ViewerModel) -> None:
+    """Turn the scale bar on, bottom right, and place the text, top left, each in a box; once for a viewer, whose user may turn it off."""
     overlays = viewer.canvas.overlays
     overlays.scale_bar.visible = overlays.scale_bar.box = overlays.text.box = True
     overlays.scale_bar.position, overlays.text.position = "bottom_right", "top_left"

@@ -11,7 +11,7 @@ from napari.utils.colormaps import Colormap
 
 from streamview.results.display import PALETTES, Recipe, glass_mask
 from streamview.slides import Slide
-from streamview_napari.canvas.captions import describe, dress
+from streamview_napari.canvas.captions import describe, place_overlays
 from streamview_napari.canvas.layers import caption, map_colormap, thumbnail
 from streamview_napari.canvas.outline import contours, line_width, outline_layer, vectors
 from streamview_napari.records import MapLayer, OutlineLayer, expect_map, map_on, note, record_of
@@ -68,7 +68,7 @@ class Canvas:
         self._width = line_width(viewer.scene.camera.zoom)
         self._hidden: list[Layer] | None = None
         self._changing = False
-        dress(viewer)
+        place_overlays(viewer)
         viewer.layers.events.inserted.connect(self._inserted)
         viewer.layers.events.removed.connect(self._removed)
         viewer.scene.camera.events.zoom.connect(self._zoomed)

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 from qtpy.QtCore import QCoreApplication, QEvent, QObject, QSize, Qt, QTimer
 from qtpy.QtWidgets import QFrame, QHBoxLayout, QLabel, QPushButton, QScrollArea, QToolButton, QVBoxLayout, QWidget
 
-from streamview_napari.canvas.captions import dress
 from streamview_napari.panels.display import DisplaySection
 from streamview_napari.panels.export import ExportSection
 from streamview_napari.panels.finetuning import FinetuningSection
@@ -62,8 +61,8 @@ class Dock(QWidget):
         self._shortcuts.append(Shortcut("sheet", "Show this sheet", self.show_keys))
         bind(napari_viewer, self._shortcuts)
         self._lay_out()
-        self.state.events.slide_changed.connect(self._dress)
-        self._dress(self.state.slide_layer)
+        self.state.events.slide_changed.connect(self._show_hint)
+        self._show_hint(self.state.slide_layer)
         application = QCoreApplication.instance()
         if application is not None:
             application.aboutToQuit.connect(self.close_work)
@@ -95,10 +94,8 @@ class Dock(QWidget):
         """Ask for the usual width."""
         return QSize(_WIDTH + 20, 700)
 
-    def _dress(self, layer: Any) -> None:
+    def _show_hint(self, layer: Any) -> None:
         self.hint.setVisible(layer is None)
-        if layer is not None:
-            dress(self.viewer)
 
     def show_keys(self) -> None:
         """Show what the keys do."""

@@ -89,10 +89,10 @@ def _inner(capture: Lowering, live: set[fx.Node]) -> set[fx.Node]:
     inner: set[fx.Node] = set()
     while True:
         used = _used(capture, live | inner)
-        found = _feeding(capture, {w.name for v in used for w in capture.nodes[v - 1].weights if isinstance(w, Statistic)})
-        if found <= inner:
+        feeding = _feeding(capture, {w.name for v in used for w in capture.nodes[v - 1].weights if isinstance(w, Statistic)})
+        if feeding <= inner:
             return inner
-        inner |= found
+        inner |= feeding
 
 
 def _used(capture: Lowering, calls: set[fx.Node]) -> set[int]:

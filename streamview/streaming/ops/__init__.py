@@ -1,8 +1,8 @@
 """The local operations: geometry, forward piece and lean backward of each in one place.
 
-To add an operation, write a class with the attributes of `Op`, and functions that turn torch's calls into it, decorated with
-`lowers` (functions and tensor methods) or `lowers_module`. A call that is not local (it mixes rows or columns over the whole
-map) raises `NotLocal` with the reason.
+To add a function of single pixels, add its name to a list in `pointwise`. For any other operation write a class with the attributes of
+`Op`, and functions that turn torch's calls into it, decorated with `lowers` (functions and tensor methods) or `lowers_module`. A call
+that is not local (it mixes rows or columns over the whole map) raises `NotLocal` with the reason.
 """
 
 from streamview.streaming.ops import combine, margins, mixing, patches, pointwise, reduce, resample, reshape, window

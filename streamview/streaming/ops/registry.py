@@ -324,7 +324,10 @@ _ANY_LAYOUT: set[Callable[..., Lowered]] = set()
 
 
 def lowers(*targets: Any, any_layout: bool = False) -> Callable[[_Lowering], _Lowering]:
-    """Register how calls of these functions (or tensor methods, by name) are lowered; `any_layout`: also of permuted maps."""
+    """Register how calls of these functions (or tensor methods and ATen operators, by name) are lowered.
+
+    With `any_layout` also those on permuted maps.
+    """
 
     def register(function: _Lowering) -> _Lowering:
         _FUNCTIONS.update(dict.fromkeys(targets, function))
