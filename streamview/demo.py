@@ -13,12 +13,13 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy import sparse
 
-from streamview.cohort.run import Answer, Work, explain_slide, predict_slide, run_slides
+from streamview.cohort.run import run_slides
+from streamview.cohort.settings import Settings
+from streamview.cohort.slide import Ahead, Answer, Outcome, Work
+from streamview.cohort.worklist import read_worklist
 from streamview.errors import StreamviewError
 from streamview.files import atomic
 from streamview.inference.compute import Compute
-from streamview.inference.forecast import Forecast
-from streamview.inference.patches import PatchPlan
 from streamview.jobs import Job, new_run_id
 from streamview.networks import load_model
 from streamview.progress import Report
@@ -79,7 +80,7 @@ def run_demo(
     folder: str | os.PathLike[str],
     *,
     tell: Callable[[str], None],
-    announce: Callable[[Slide, Forecast | PatchPlan], None],
+    announce: Callable[[Slide, Ahead], None],
     report: Report | None = None,
     size: int = 4096,
     untrained: bool = False,
@@ -133,19 +134,16 @@ def run_demo(
         build_pyramid(slide, pyramid_path, tell=tell, report=report).close()
 
     job = Job(folder / "job")
-    work = Work(model, job, new_run_id(), announce, report, compute=compute)
     answers: list[Answer] = []
-
-    def both(work: Work, path: str | os.PathLike[str]) -> Answer:
-        tell("\npredicting")
-        predict_slide(work, path)
-        tell("\nexplaining the prediction")
-        return explain_slide(work, path, targets=[_TARGET], displays=displays)
-
-    displays: list[Preset] = ["evidence", "detail", "paper"]
-    run_slides(work, [slide_path], both, command=command, answered=answers.append, failed=_give_up)
-    (maps,) = answers[0].maps
-    return DemoResult(answers[0], job.folder, float(lesion.mean()), localise(maps, lesion), time.monotonic() - start)
+    displays: tuple[Preset, ...] = ("evidence", "detail", "paper")
+    predicted = Settings(compute=compute)
+    explained = Settings("maps", targets=(_TARGET,), displays=displays, compute=compute)
+    for said, settings in (("\npredicting", predicted), ("\nexplaining the prediction", explained)):
+        tell(said)
+        work = Work(model, job, new_run_id(), settings, redo=True, announce=announce, answered=answers.append, report=report)
+        run_slides(work, read_worklist([slide_path]), command=command, told=_give_up)
+    (maps,) = answers[-1].maps
+    return DemoResult(answers[-1], job.folder, float(lesion.mean()), localise(maps, lesion), time.monotonic() - start)
 
 
 def localise(saliency: Saliency, lesion: NDArray[np.bool_]) -> tuple[Localisation, ...]:
@@ -202,5 +200,6 @@ def _nearest(saliency_map: SaliencyMap, axis: int, size: int) -> sparse.csr_arra
     return sparse.csr_array((np.ones(size, np.float32), (nearest, np.arange(size))), shape=(count, size))
 
 
-def _give_up(name: str, error: StreamviewError) -> None:
-    raise error
+def _give_up(outcome: Outcome) -> None:
+    if outcome.failed:
+        raise StreamviewError(outcome.error)

@@ -13,7 +13,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from streamview.geometry import Region
-from streamview.jobs import Job, RegionResult, SlideRecord, aggregate, by_policy
+from streamview.jobs import Group, Job, RegionResult, SlideRecord, aggregate, by_policy
 from streamview.results import Identity, Prediction
 
 NAMES = ("normal", "lesion", "other")
@@ -56,6 +56,19 @@ def direct(logits: np.ndarray, task: str, method: str) -> np.ndarray:
         return logits.max(0) if task == "regression" else sigmoid.max(0)
     if method == "mean of probabilities":
         return softmax(logits).mean(0) if task == "class" else sigmoid.mean(0)
+    if method == "noisy-or of lesion":
+        p = softmax(logits)
+        mean = p.mean(0)
+        any_lesion = 1 - np.prod(1 - p[:, 1])
+        out = mean / (1 - mean[1]) * (1 - any_lesion)
+        out[1] = any_lesion
+        return out
+    if method == "noisy-or":
+        return 1 - np.prod(1 - sigmoid, axis=0)
+    if method == "top-2 of lesion":
+        return softmax(logits)[np.argsort(-softmax(logits)[:, 1], kind="stable")[:2]].mean(0)
+    if method == "top-2":
+        return -np.sort(-(logits if task == "regression" else sigmoid), axis=0)[:2].mean(0)
     mean = logits.mean(0)
     return mean if task == "regression" else softmax(mean) if task == "class" else 1 / (1 + np.exp(-mean))
 
@@ -69,6 +82,11 @@ METHODS = [
     ("multilabel", "maximum"),
     ("regression", "mean of outputs"),
     ("regression", "maximum"),
+    ("class", "noisy-or of lesion"),
+    ("multilabel", "noisy-or"),
+    ("class", "top-2 of lesion"),
+    ("multilabel", "top-2"),
+    ("regression", "top-2"),
 ]
 
 
@@ -83,7 +101,7 @@ def test_any_order_gives_the_stated_formula(data: st.DataObject, method: tuple[s
         result(row, number, task=task, aggregation=name, tissue=0.0 if empty else 0.5)
         for number, (row, empty) in enumerate(zip(rows, glass, strict=True))
     ]
-    whole = aggregate(results)
+    whole = aggregate(Group(tuple(results)))
     counted = np.array([row for row, empty in zip(rows, glass, strict=True) if not empty], np.float32).astype(np.float64)
     if not len(counted):
         assert (whole.prediction, whole.reason) == (None, "no region contains tissue")
@@ -92,7 +110,7 @@ def test_any_order_gives_the_stated_formula(data: st.DataObject, method: tuple[s
     values = whole.prediction.logits if task == "regression" else whole.prediction.probabilities
     assert values is not None
     np.testing.assert_allclose(values, direct(counted, task, name), rtol=1e-4, atol=1e-6)
-    shuffled = aggregate(data.draw(st.permutations(results)))
+    shuffled = aggregate(Group(tuple(data.draw(st.permutations(results)))))
     assert shuffled.prediction is not None
     np.testing.assert_array_equal(shuffled.prediction.logits, whole.prediction.logits)
     assert shuffled.method == whole.method
@@ -113,7 +131,7 @@ def test_only_regions_that_share_no_pixel_are_put_together(regions: list[Region]
     painted = np.zeros((100, 100), int)
     for region in regions:
         painted[region.y : region.y_stop, region.x : region.x_stop] += 1
-    whole = aggregate([result((0.0, 1.0), region=region) for region in regions])
+    whole = aggregate(Group(tuple(result((0.0, 1.0), region=region) for region in regions)))
     assert (whole.prediction is None) == (painted.max() > 1)
     if whole.reason is not None:
         assert "overlap" in whole.reason
@@ -142,13 +160,14 @@ def test_answers_of_different_policies_are_never_put_together(data: st.DataObjec
     chosen = [data.draw(st.sampled_from([{}, *CHANGES])) for _ in range(data.draw(st.integers(1, 6)))]
     results = tuple(result((0.0, float(number)), number, **change) for number, change in enumerate(chosen))
     groups = by_policy(SlideRecord("a.svs", results, "run", identity="pixels"))
-    assert sorted(id(member) for group in groups for member in group) == sorted(map(id, results))
+    assert sorted(id(member) for group in groups for member in group.results) == sorted(map(id, results))
     assert len(groups) == len({str(change) for change in chosen})
     for group in groups:
-        assert len({replace(member.prediction.identity, region=IDENTITY.region) for member in group}) == 1
+        assert len({replace(member.prediction.identity, region=IDENTITY.region) for member in group.results}) == 1
 
 
 def rows(job: Job) -> list[dict[str, str]]:
+    job.write_tables()
     with (job.folder / "predictions.csv").open(newline="") as file:
         return list(csv.DictReader(file))
 
@@ -189,5 +208,5 @@ def test_what_a_card_says_and_nobody_understands_is_not_guessed(tmp_path: Path) 
     assert (whole["region_id"], whole["status"], whole["prediction"], whole["prob_lesion"]) == ("aggregate", "not aggregated", "", "")
     assert "'attention MIL', which is none of mean of logits" in whole["error"]
     assert "none: the card says" in (tmp_path / "summary.md").read_text()
-    assert aggregate([result((0.0, 1.0), n, aggregation="maximum") for n in (0, 1)]).prediction is None  # of which class?
-    assert aggregate([result((0.0, 1.0), n, aggregation="maximum of tumour") for n in (0, 1)]).prediction is None
+    assert aggregate(Group(tuple(result((0.0, 1.0), n, aggregation="maximum") for n in (0, 1)))).prediction is None  # of which class?
+    assert aggregate(Group(tuple(result((0.0, 1.0), n, aggregation="maximum of tumour") for n in (0, 1)))).prediction is None

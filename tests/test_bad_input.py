@@ -293,7 +293,7 @@ def test_every_slide_is_looked_at_before_the_first_is_computed(refusal: Refusal,
     assert not finished(job)
     assert refusal(*command, "gone.svs", "--skip-errors").startswith("error: gone.svs")
     assert "gone.svs" not in (job / "predictions.csv").read_text()
-    (last,) = (run for run in (json.loads(path.read_text()) for path in (job / "runs").iterdir()) if run["plan"])
+    (last,) = (run for run in (json.loads(path.read_text()) for path in (job / "runs").iterdir()) if run["answered"])
     assert last["failed"] == ["gone.svs"]
 
 

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 import streamview
-from streamview.cohort import run as cohort
+from streamview.cohort import slide as cohort
+from streamview.cohort.settings import Settings
+from streamview.cohort.worklist import read_worklist
 from streamview.inference import prepared
 from streamview.inference.compute import Compute
 from streamview.inference.prepared import PreparedRun
@@ -71,18 +73,17 @@ class Counted:
         monkeypatch.setattr(PreparedRun, "_complete", recorded_complete)
 
 
-@pytest.mark.parametrize("command", [cohort.predict_slide, cohort.explain_slide])
+@pytest.mark.parametrize("answer", ["region", "maps"])
 def test_a_slide_is_prepared_once_and_runs_by_the_plan_that_was_announced(
-    command, synthetic_slide: SyntheticSlide, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    answer, synthetic_slide: SyntheticSlide, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     counted = Counted(monkeypatch)
     announced = []
     model = streamview.load_model("demo")
-    work = cohort.Work(
-        model, Job(tmp_path), "run", lambda slide, ahead: announced.append(ahead), region=streamview.Region(600, 300, 256, 300),
-        compute=Compute(tile=(64, 100)),
-    )  # fmt: skip
-    command(work, synthetic_slide.path)
+    settings = Settings(answer, region=streamview.Region(600, 300, 256, 300), compute=Compute(tile=(64, 100)))
+    work = cohort.Work(model, Job(tmp_path), "run", settings, announce=lambda slide, ahead: announced.append(ahead.first))
+    (case,) = read_worklist([synthetic_slide.path])
+    assert cohort.process(work, case).status == "answered"
     assert (counted.prepared, counted.captures) == (1, 1)
     (ahead,) = announced
     assert counted.forecast == [ahead.plan]

@@ -20,13 +20,14 @@ from streamview.system.versions import versions
 from tests.support.jobs import NORMAL, TUMOUR, answer
 
 COLUMNS = (
-    "slide_id,patient_id,region_id,level,x,y,width,height,mpp,width_um,tissue_covered,prediction,prob_normal,prob_tumour,"
+    "slide_id,patient_id,label,region_id,level,x,y,width,height,mpp,width_um,tissue_covered,prediction,prob_normal,prob_tumour,"
     "logit_normal,logit_tumour,model_id,weights_sha256,run_id,status,error,maps,precision,"
-    "aggregation,regions,grid_mpp,mpp_source,padded,identity,source,warnings"
+    "aggregation,regions,policy,grid_mpp,mpp_source,padded,identity,source,warnings"
 )
 
 
 def rows(job: Job) -> list[dict[str, str]]:
+    job.write_tables()
     with (job.folder / "predictions.csv").open(newline="") as file:
         return list(csv.DictReader(file))
 
@@ -35,16 +36,16 @@ def test_the_table_has_a_row_per_region_and_one_per_slide(tmp_path: Path) -> Non
     job = Job(tmp_path / "job")
     job.add(answer(logits=(0.0, 2.0)), patient_id="p1")
     job.add(answer(logits=(4.0, 0.0), x=5000))
-    assert (job.folder / "predictions.csv").read_text().splitlines()[0] == COLUMNS
     first, second, whole = rows(job)
+    assert (job.folder / "predictions.csv").read_text().splitlines()[0] == COLUMNS
     assert [first["region_id"], second["region_id"], whole["region_id"]] == ["x0-y10-w4096-h2048", "x5000-y10-w4096-h2048", "aggregate"]
     assert (first["x"], first["y"], first["width"], first["height"], first["level"]) == ("0", "10", "4096", "2048", "0")
-    assert (first["mpp"], first["width_um"], first["tissue_covered"]) == ("0.25", "1024", "0.7500")
+    assert (first["mpp"], first["width_um"], first["tissue_covered"]) == ("0.25", "1024", "0.75")
     assert (first["prediction"], second["prediction"], whole["prediction"]) == ("tumour", "normal", "normal")
     assert float(whole["logit_normal"]) == 2.0
     assert float(whole["prob_normal"]) == pytest.approx(1 / (1 + np.exp(-1.0)))
     assert {row["patient_id"] for row in rows(job)} == {"p1"}
-    assert whole["tissue_covered"] == "1.0000"  # 0.75 twice, as regions that count do not overlap
+    assert whole["tissue_covered"] == "1"  # 0.75 twice, as regions that count do not overlap
     assert whole["aggregation"] == "mean of logits over 2 regions, unweighted"
     assert whole["regions"] == "x0-y10-w4096-h2048; x5000-y10-w4096-h2048"
     assert {row["status"] for row in rows(job)} == {"ok"}
@@ -157,21 +158,22 @@ def test_the_summary_says_untrained_and_research_use(tmp_path: Path) -> None:
     job = Job(tmp_path)
     result = answer()
     job.add(replace(result, prediction=replace(result.prediction, trained=False, warnings=("made at another mpp",))))
+    job.write_tables()
     summary = (tmp_path / "summary.md").read_text()
     assert "Research use only" in summary
     assert "demo (untrained, random weights) | tumour (p = 0.731) | answer for the one region | 1 | 75.0%" in summary
     assert "- a.svs: made at another mpp" in summary
 
 
-def test_the_run_record_names_versions_device_and_plan(tmp_path: Path) -> None:
-    run = Run(new_run_id(), ("streamview", "predict"), "cpu, 2 threads", {"tile": [512, 512]}, "2026-11-21T09:00:00Z")
+def test_the_run_record_names_versions_and_device(tmp_path: Path) -> None:
+    run = Run(new_run_id(), ("streamview", "predict"), "cpu, 2 threads", "2026-11-21T09:00:00Z")
     job = Job(tmp_path)
     job.record_run(run)
-    path = job.record_run(replace(run, seconds=3.5, failed=("a.svs",)))
+    path = job.record_run(replace(run, seconds=3.5, answered=3, failed=("a.svs",)))
     kept = json.loads(path.read_text())
     assert kept["versions"] == versions()
     assert {"python", "torch", "numpy", "streamview"} <= set(kept["versions"])
-    assert (kept["device"], kept["plan"], kept["seconds"], kept["failed"]) == ("cpu, 2 threads", {"tile": [512, 512]}, 3.5, ["a.svs"])
+    assert (kept["device"], kept["answered"], kept["seconds"], kept["failed"]) == ("cpu, 2 threads", 3, 3.5, ["a.svs"])
     assert [entry.name for entry in (tmp_path / "runs").iterdir()] == [f"{run.run_id}.json"]
 
 

@@ -99,10 +99,10 @@ def _jobs(options: Namespace, arguments: list[str]) -> int:
             state = record.superseded(result) or ("" if result.holds_tissue else "no tissue, not counted")
             facts = f"{region_id(prediction.region)}  {prediction.model_name}  {in_words(prediction)}"
             say(f"  {facts}{state and f'  [{state}]'}{'  with maps' if result.maps else ''}")
-        for results in by_policy(record):
-            whole = aggregate(results)
+        for group in by_policy(record):
+            whole = aggregate(group)
             summary = f"none: {whole.reason}" if whole.prediction is None else f"{in_words(whole.prediction)}  ({whole.method})"
-            say(f"  slide  {results[-1].prediction.model_name}  {summary}")
+            say(f"  slide  {group.results[-1].prediction.model_name}  {summary}")
         if record.error is not None:
             say(f"  failed: {record.error}")
     return 0

@@ -66,8 +66,7 @@ class Bars:
         Cancelled
             After Ctrl-C.
         """
-        if self._cancelled:
-            raise Cancelled("stopped by the user")
+        self.check()
         if sys.stderr.isatty():
             self._draw(step)
         elif step.done == step.total:
@@ -75,6 +74,17 @@ class Bars:
         elif int(step.elapsed // 60) > self._minute and step.remaining is not None:
             complain(f"{step.task}: {step.done} of {step.total} steps, {step.remaining / 60:.0f} min left")
         self._minute = int(step.elapsed // 60)
+
+    def check(self) -> None:
+        """Go on, or cancel.
+
+        Raises
+        ------
+        Cancelled
+            After Ctrl-C.
+        """
+        if self._cancelled:
+            raise Cancelled("stopped by the user")
 
     def _draw(self, step: Step) -> None:
         from tqdm import tqdm

@@ -252,12 +252,28 @@ def _files(parser: argparse.ArgumentParser) -> None:
 
 
 def _job(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("-i", "--slides", nargs="+", metavar="SLIDE", required=True, help="slides or pyramids")
+    slides = "slides, pyramids, folders of slides, or CSV tables with path, wsi or slide_id and optionally mpp, patient_id, label, region"
+    parser.add_argument("-i", "--slides", nargs="+", metavar="SLIDE", required=True, help=slides)
     parser.add_argument("-o", "--output", metavar="JOB", required=True, help="job folder; results are added to an existing one")
     _model(parser)
     part = parser.add_mutually_exclusive_group()
     part.add_argument("--region", metavar=_REGION, help=f"part of the slide, {_LENGTHS} (default: the whole slide)")
-    part.add_argument("--crop-tissue", action="store_true", help="work on each piece of tissue as its own region")
+    regions = (
+        "which regions of a slide to answer: the whole, each piece of tissue, or a grid of squares over the tissue, of the size on the "
+        "model's card (default: whole)"
+    )
+    part.add_argument("--regions", choices=("whole", "tissue", "grid"), default="whole", help=regions)
+    parser.add_argument("--grid", type=int, metavar="PX", help="side of the squares of --regions grid, in px of the network's grid")
+    overlap = "share of the side by which squares overlap, 0 to 0.9 (default: 0)"
+    parser.add_argument("--overlap", type=float, metavar="SHARE", default=0.0, help=overlap)
+    least = "share of a square that must be tissue, 0 to 1 (default: 0.05)"
+    parser.add_argument("--least-tissue", type=float, metavar="SHARE", default=0.05, help=least)
+    parser.add_argument("--max-regions", type=int, metavar="N", help="at most so many regions per slide, those with most tissue")
+    method = (
+        "how regions become the slide's answer: mean of logits, mean of probabilities, maximum, noisy-or or top-K, the last three for "
+        "classes with 'of CLASS' (default: as the model's card says, else mean of logits)"
+    )
+    parser.add_argument("--aggregation", metavar="METHOD", help=method)
     pad = "zero-pad the region at the right and bottom to a square of this side on the network's grid; card: the side in the model's card"
     parser.add_argument("--pad-to", metavar="PX|card", help=pad)
     _mpp(parser)
@@ -266,3 +282,20 @@ def _job(parser: argparse.ArgumentParser) -> None:
     _tile(parser)
     skip = "continue after a slide that fails; it remains as a row of the table, and the exit status is 1"
     parser.add_argument("--skip-errors", action="store_true", help=skip)
+    _cohort(parser)
+
+
+def _cohort(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--pattern", metavar="'*.svs'", help="which files of folders (default: those with a known suffix)")
+    parser.add_argument("--limit", type=int, metavar="N", help="at most so many slides")
+    parser.add_argument("--shuffle", type=int, metavar="SEED", help="work through the slides in a random order")
+    dry = "forecast regions, time, memory and disk of all slides, and say which will fail, without running"
+    parser.add_argument("--dry-run", action="store_true", help=dry)
+    parser.add_argument("--redo", action="store_true", help="compute again what the job has already (default: skip it)")
+    parser.add_argument("--retry-failed", action="store_true", help="try slides that failed again, though nothing has changed")
+    workers = "share the slides among N processes on this machine, --memory in all (extra cluster; default: one process)"
+    parser.add_argument("--workers", type=int, metavar="N", help=workers)
+    parser.add_argument("--scheduler", metavar="tcp://HOST:PORT", help="share the slides among the workers of a Dask scheduler")
+    shown = parser.add_mutually_exclusive_group()
+    shown.add_argument("--quiet", action="store_true", help="print only errors and the outcome")
+    shown.add_argument("--json-progress", action="store_true", help="print progress as one JSON object a line, for workflow engines")

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import os
 import re
-import time
 from argparse import Namespace
-from collections.abc import Callable, Collection
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Collection, Sequence
+from typing import TYPE_CHECKING, Literal
 
-from streamview.cli.console import Bars, amount, complain, one_line, say, warn
+from streamview.cli.console import Bars, amount, say, warn
+from streamview.cli.talk import JsonLines, Talk, Terse
 
 if TYPE_CHECKING:
-    from streamview.cohort.run import Answer, Work
-    from streamview.errors import StreamviewError
-    from streamview.inference.forecast import Forecast
-    from streamview.inference.patches import PatchPlan
+    from streamview.cohort.forecast import CohortForecast
+    from streamview.cohort.settings import Settings
+    from streamview.cohort.slide import Ahead, Answer, Work
+    from streamview.cohort.worklist import Case
+    from streamview.jobs import Run
     from streamview.networks import Model
     from streamview.slides import Slide
 
@@ -24,35 +25,29 @@ __all__ = ["parse_tile", "predict", "saliency", "show_answer", "show_cost", "sho
 
 def predict(options: Namespace, arguments: list[str]) -> int:
     """Predict for every slide, or with a network made for patches, for each of its patches."""
-    from streamview.cohort.run import patch_slide, predict_slide
 
-    def is_per_patch(model: Model) -> bool:
-        return (options.per or model.card.answers) == "patch"
+    def unit(model: Model) -> Literal["region", "patch"]:
+        patches = (options.per or model.card.answers) == "patch"
+        if patches:
+            say(_check_patches(model, options))
+        return "patch" if patches else "region"
 
-    def answer(work: Work, path: str | os.PathLike[str]) -> Answer:
-        return (patch_slide if is_per_patch(work.model) else predict_slide)(work, path)
-
-    def check(model: Model) -> str | None:
-        return _check_patches(model, options) if is_per_patch(model) else None
-
-    return _run(options, arguments, answer, check)
+    return _run(options, arguments, unit)
 
 
 def saliency(options: Namespace, arguments: list[str]) -> int:
     """Predict for every slide and compute saliency maps."""
-    from streamview.cohort.run import check_display, explain_slide
+    from streamview.cohort.run import check_display
     from streamview.inference.targets import find_targets
 
-    def explain(work: Work, path: str | os.PathLike[str]) -> Answer:
-        return explain_slide(work, path, targets=options.target or (), displays=[options.display] if options.display else None)
-
-    def check(model: Model) -> None:
+    def maps(model: Model) -> Literal["maps"]:
         check_display(model, options.display)
         find_targets(model, options.target or ())
         if "all" in (options.target or ()) and "all" in model.card.class_names:
             warn("--target all means the class of that name; to explain every class, name each")
+        return "maps"
 
-    return _run(options, arguments, explain, check)
+    return _run(options, arguments, maps)
 
 
 def _check_patches(model: Model, options: Namespace) -> str:
@@ -68,12 +63,18 @@ def _check_patches(model: Model, options: Namespace) -> str:
     return f"answers: one for each patch of {um:g} x {um:g} um ({side} px) with tissue (--per region: one for the whole region)"
 
 
-def show_forecast(slide: Slide, ahead: Forecast | PatchPlan) -> None:
+def show_forecast(slide: Slide, ahead: Ahead) -> None:
     """Print the next slide and its forecast."""
+    from streamview.streaming.run.timing import format_seconds
+
     scale = slide.mpp_source if slide.mpp is None else f"{slide.mpp[1]:.4g} um/px, {slide.mpp_source}"
     say(f"\n{slide.name}: {slide.shape[1]} x {slide.shape[0]} px ({scale})")
-    say(f"forecast: {ahead}")
-    if ahead.disk_free is not None and ahead.disk_bytes > ahead.disk_free:
+    if ahead.regions + ahead.answered > 1:
+        before = f", {ahead.answered} answered before" if ahead.answered else ""
+        time = "" if ahead.seconds is None else f": about {format_seconds(ahead.seconds)}"
+        say(f"{ahead.regions + ahead.answered} regions{before}{time}")
+    say(f"forecast{' of the first' if ahead.regions > 1 else ''}: {ahead.first}")
+    if ahead.first.disk_free is not None and ahead.first.disk_bytes * ahead.regions > ahead.first.disk_free:
         warn("the disk may be too small for the maps: free some space, write to another disk, or name fewer targets")
 
 
@@ -88,7 +89,8 @@ def show_answer(answer: Answer, said: Collection[str] = (), *, place: bool = Fal
     say(f"prediction{f' for the region {prediction.region}' if place else ''}: {in_words(prediction)}")
     for maps in answer.maps:
         explained = f"{maps.target}, {prediction.answer_for(maps.target)}" if len(answer.maps) > 1 else maps.target
-        say(f"maps of {explained}: {', '.join(maps.maps)} in {os.path.relpath(str(maps.path))}")
+        if maps.path is not None:
+            say(f"maps of {explained}: {', '.join(maps.maps)} in {os.path.relpath(maps.path)}")
     for table in answer.tables:
         say(f"patches: {os.path.relpath(table)}")
     for picture in answer.pictures:
@@ -106,71 +108,100 @@ def show_cost(seconds: float) -> None:
     say(f"took {seconds:.1f} s, peak memory {amount(peak_memory())}{reserved}")
 
 
-def _run(
-    options: Namespace,
-    arguments: list[str],
-    answer: Callable[[Work, str | os.PathLike[str]], Answer],
-    check: Callable[[Model], str | None] | None = None,
-) -> int:
+def _run(options: Namespace, arguments: list[str], unit: Callable[[Model], Literal["region", "patch", "maps"]]) -> int:
     """Check what all slides share, then process each of them."""
-    from streamview.cohort.run import Work, run_slides
-    from streamview.geometry import RegionText
-    from streamview.inference.compute import Compute
+    from streamview.cohort.slide import Work
+    from streamview.cohort.worklist import read_worklist
     from streamview.jobs import Job, new_run_id
     from streamview.networks import load_model
-    from streamview.streaming.memory import parse_bytes
-    from streamview.streaming.run.timing import format_seconds
-    from streamview.system.machine import describe_device, find_device, total_memory
+    from streamview.system.machine import describe_device, find_device
 
-    region = None if options.region is None else RegionText.parse(options.region)
-    tile = None if options.tile is None else parse_tile(options.tile)
     device = find_device(options.device)
-    memory = None if options.memory is None else parse_bytes(options.memory, total_memory(device))
+    settings = _settings(options, str(device))
     job = Job(options.output)
     model = load_model(options.model, weights=options.weights, card=options.card, untrained=options.untrained)
-    padding = None if options.pad_to is None else _side(options.pad_to, model)
-    remark = None if check is None else check(model)
-    untrained = "" if model.card.trained else " (untrained, random weights)"
-    precision = "" if options.precision == "float32" else f" in {options.precision}"
-    say(f"network: {model.card.name}{untrained} on {describe_device(device)}{precision}")
-    say(f"use: {model.card.use}")
-    if remark is not None:
-        say(remark)
-    for note in model.notes:
-        warn(note)
-    start, places = time.monotonic(), {os.path.basename(path): number for number, path in enumerate(options.slides) if number}
-
-    def announce(slide: Slide, ahead: Forecast | PatchPlan) -> None:
-        done, of = places.pop(slide.name, 0), len(options.slides)
-        if done:
-            left = (time.monotonic() - start) / done * (of - done)
-            complain(f"{done} of {of} slides done, about {format_seconds(left)} left")
-        show_forecast(slide, ahead)
-
-    with Bars() as bars:
-
-        def answered(slide_answer: Answer) -> None:
-            show_answer(slide_answer, model.notes, place=options.crop_tissue)
-
-        def failed(name: str, error: StreamviewError) -> None:
-            bars.close()
-            complain(f"error: {one_line(error)}")
-
+    with _talk(options, model) as talk:
+        untrained = "" if model.card.trained else " (untrained, random weights)"
+        precision = "" if options.precision == "float32" else f" in {options.precision}"
+        talk.say(f"network: {model.card.name}{untrained} on {describe_device(device)}{precision}")
+        talk.say(f"use: {model.card.use}")
+        settings = _fitted(settings, options, model, unit(model))
+        for note in model.notes:
+            warn(note)
+        cases = read_worklist(options.slides, pattern=options.pattern, limit=options.limit, shuffle=options.shuffle)
+        talk.start(len(cases))
         work = Work(
-            model, job, new_run_id(), announce, bars, region, Compute(str(device), memory, tile, options.precision), options.mpp, padding,
-            options.crop_tissue,
+            model, job, new_run_id(), settings, options.skip_errors, options.redo, options.retry_failed,
+            talk.announce, talk.answered, talk.report,
         )  # fmt: skip
-        run = run_slides(work, options.slides, answer, command=arguments, answered=answered, failed=failed, skip_errors=options.skip_errors)
-    done = len(run.plan)
-    left = len(options.slides) - done - len(run.failed)
-    written = job.folder / "predictions.csv"
-    say(f"\n{done} of {len(options.slides)} slides answered{f': {os.path.relpath(written)}' if written.exists() else ''}")
-    if left and not done:
-        warn(f"nothing was computed, {left} slides left: --skip-errors continues after a slide that fails")
-    elif left:
-        warn(f"stopped at {run.failed[-1]} with {left} slides left: --skip-errors continues after a slide that fails")
-    show_cost(run.seconds or 0.0)
-    return 1 if run.failed else 0
+        if options.dry_run:
+            return _show_cohort(work, cases, talk)
+        run = _process(options, work, cases, arguments, talk)
+        return talk.end(run, job.folder)
+
+
+def _talk(options: Namespace, model: Model) -> Talk:
+    kind = JsonLines if options.json_progress else Terse if options.quiet else Talk
+    return kind(Bars(), model.notes, show_forecast, show_answer, place=options.regions != "whole")
+
+
+def _process(options: Namespace, work: Work, cases: Sequence[Case], arguments: list[str], talk: Talk) -> Run:
+    """Run the slides in this process, or on the workers of a cluster."""
+    if options.workers is None and options.scheduler is None:
+        from streamview.cohort.run import run_slides
+
+        return run_slides(work, cases, command=arguments, told=talk.told)
+    from streamview.cohort.cluster import ModelChoice, run_on_cluster
+
+    choice = ModelChoice(options.model, options.weights, options.card, options.untrained)
+    return run_on_cluster(
+        work, choice, cases, workers=options.workers, scheduler=options.scheduler, command=arguments, told=talk.told, tell=talk.say
+    )  # fmt: skip
+
+
+def _settings(options: Namespace, device: str) -> Settings:
+    """What is asked of every slide, as far as it is known without the network."""
+    from streamview.cohort.policy import RegionPolicy
+    from streamview.cohort.settings import Settings
+    from streamview.geometry import RegionText
+    from streamview.inference.compute import Compute
+    from streamview.streaming.memory import parse_bytes
+    from streamview.system.machine import find_device, total_memory
+
+    return Settings(
+        region=None if options.region is None else RegionText.parse(options.region),
+        policy=RegionPolicy(options.regions, options.grid, options.overlap, options.least_tissue, options.max_regions),
+        compute=Compute(
+            device,
+            None if options.memory is None else parse_bytes(options.memory, total_memory(find_device(device))),
+            None if options.tile is None else parse_tile(options.tile),
+            options.precision,
+        ),
+        mpp=options.mpp,
+    )
+
+
+def _fitted(settings: Settings, options: Namespace, model: Model, answer: Literal["region", "patch", "maps"]) -> Settings:
+    """The settings with what depends on the network."""
+    from dataclasses import replace
+
+    from streamview.jobs import find_aggregation
+
+    named = None if options.aggregation is None else find_aggregation(options.aggregation, model.card.task, model.card.class_names)
+    padding = None if options.pad_to is None else _side(options.pad_to, model)
+    settings = replace(settings, answer=answer, policy=settings.policy.on(model.card), aggregation=named, pad_to=padding)
+    if answer != "maps":
+        return settings
+    return replace(settings, targets=tuple(options.target or ()), displays=(options.display,) if options.display else ())
+
+
+def _show_cohort(work: Work, cases: Sequence[Case], talk: Talk) -> int:
+    """Print the forecast of all slides."""
+    from streamview.cohort.forecast import forecast_cohort
+
+    ahead: CohortForecast = forecast_cohort(work, cases)
+    talk.foresee(ahead)
+    return 1 if ahead.refused else 0
 
 
 def _side(text: str, model: Model) -> int:

@@ -6,7 +6,7 @@ import hashlib
 import os
 import re
 import shutil
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
 from typing import Literal, get_args
@@ -16,9 +16,10 @@ from streamview.export.geojson import write_hotspots
 from streamview.export.ometiff import write_ome_tiff
 from streamview.export.png import draw_png
 from streamview.files import atomic
-from streamview.jobs import Job, RegionResult, SlideRecord, StoredMap
+from streamview.jobs import Job, RegionResult, SlideRecord
+from streamview.jobs.maps import slide_maps
 from streamview.progress import Progress, Report
-from streamview.results import Method, Saliency, open_saliency
+from streamview.results import Method, Saliency, save_saliency
 from streamview.results.display import DisplayChoice, Preset, Recipe, empty_reason, show
 from streamview.slides import open_slide
 
@@ -41,6 +42,8 @@ def export_job(
     report: Report | None = None,
 ) -> list[Path]:
     """Write every map of a job, as ``<out>/<slide>/<region>...``; existing files are never replaced.
+
+    The maps of regions that were chosen together, such as a grid, are written as one: ``<out>/<slide>/slide-<work>...``.
 
     Parameters
     ----------
@@ -78,13 +81,13 @@ def export_job(
     atomic.check_output(folder)
     tasks: dict[Path, Callable[[Path], str | None]] = {}
     for record in _chosen(job, slides):
-        for result, stored in _maps(record):
-            saliency = open_saliency(_inside(job, stored))
-            place = folder / _file_name(record.slide_id) / _file_name(Path(stored.path).name.removesuffix(".ome.zarr"))
+        for slide_map in (one for maps in slide_maps(job, record) for one in maps):
+            saliency = slide_map.saliency
+            place = folder / _file_name(record.slide_id) / _file_name(slide_map.name)
             preset, recipe = display.recipe(saliency)
             for form in FORMATS:
                 if form in formats:
-                    tasks |= _tasks(form, place, preset, recipe, saliency, result, png_size)
+                    tasks |= _tasks(form, place, preset, recipe, saliency, slide_map.result, png_size)
     for path in tasks:
         if os.path.lexists(path):
             raise StreamviewError(f"{path}: exists already; remove it, or export to another folder with -o")
@@ -126,24 +129,6 @@ def _chosen(job: Job, names: Collection[str]) -> list[SlideRecord]:
     return records
 
 
-def _maps(record: SlideRecord) -> Iterator[tuple[RegionResult, StoredMap]]:
-    """The slide's maps, each once."""
-    seen = set()
-    for result in record.regions:
-        for stored in result.maps:
-            if stored.path not in seen:
-                seen.add(stored.path)
-                yield result, stored
-
-
-def _inside(job: Job, stored: StoredMap) -> Path:
-    """Path of a map, checked to be inside the job: a damaged or malicious record may name any path."""
-    path = job.folder / stored.path
-    if not path.resolve().is_relative_to(job.folder.resolve()):
-        raise StreamviewError(f"{stored.path}: a map that this job's record names lies outside {job.folder}; run this slide again")
-    return path
-
-
 def _file_name(name: str) -> str:
     """A file name that is valid on every system; a changed name gets a digest of the original, to stay unique."""
     plain = re.sub(r"[^\w.+ -]+", "_", name, flags=re.ASCII)[:_LONGEST].strip(". ") or "slide"
@@ -151,6 +136,9 @@ def _file_name(name: str) -> str:
 
 
 def _copy(saliency: Saliency, path: Path) -> None:
+    if saliency.path is None:  # stitched
+        save_saliency(saliency, path)
+        return
     source = Path(str(saliency.path))
     links = [path for path in source.rglob("*") if path.is_symlink()]
     if links:

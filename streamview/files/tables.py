@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from pathlib import Path
 from streamview.errors import LabelError
 from streamview.files.kinds import describe_file
 
-__all__ = ["Row", "parse_number", "read_table"]
+__all__ = ["Row", "parse_mpp", "parse_number", "read_table"]
 
 _SEPARATORS = (",", ";", "\t", "|", " ")
 _SPACES = "\ufeff\u200b"  # that str.strip leaves
@@ -101,6 +102,26 @@ def parse_number(text: str) -> float:
     if _COMMA.fullmatch(text) and not _THOUSANDS.fullmatch(text):
         text = text.replace(",", ".")
     return float(text)
+
+
+def parse_mpp(row: Row, table: str) -> float | None:
+    """Return um per level-0 pixel from the column ``mpp``; None if it is empty.
+
+    Raises
+    ------
+    LabelError
+        If it is not a positive number; the message names the table and line.
+    """
+    text = row.cells.get("mpp")
+    if not text:
+        return None
+    try:
+        mpp = parse_number(text)
+    except ValueError:
+        mpp = math.nan
+    if not (math.isfinite(mpp) and mpp > 0):
+        raise LabelError(f"{table}, line {row.line}: mpp {text!r}; expected micrometres per level-0 pixel above 0, or nothing")
+    return mpp
 
 
 def _read(path: Path, expected: str) -> bytes:

@@ -260,9 +260,38 @@ def predict_patches(
     for first, values in _answers(module, card, sampler, places, plan, where, Progress("patches", len(places), report)):
         i, j = places[first : first + len(values)].T
         logits[i, j] = values
-    identity = replace(identify(model, slide, sampler.region), patch=side)
+    identity = patch_identity(model, slide, region)
     assert slide.mpp is not None  # or the sampler would have refused
     return PatchPredictions(slide.name, sampler.region, side, step, slide.mpp, card, logits, identity, tuple(warnings))
+
+
+def plan_patches(
+    model: Model, slide: Slide, region: Region | None = None, *, tissue: Tissue | None = None, compute: Compute = Compute()
+) -> PatchPlan:
+    """Say what the patches of a region will take, without computing them.
+
+    Raises
+    ------
+    SlideError, RegionError, ModelError, MemoryBudgetError
+        As `predict_patches`.
+    """
+    side = patch_side(model.card)
+    sampler, (rows, columns) = _grid(slide, region, model.card, side)
+    step = side * sampler.scale[0], side * sampler.scale[1]
+    count = int((_share(tissue or find_tissue(slide), sampler.region, step, (rows, columns)) >= _LEAST_TISSUE).sum())
+    return _plan(model.module, side, count, rows * columns, compute.memory, find_device(compute.device))
+
+
+def patch_identity(model: Model, slide: Slide, region: Region | None = None) -> Identity:
+    """Return the identity that the predictions for a region's patches will have, before they are computed.
+
+    Raises
+    ------
+    SlideError, RegionError, ModelError
+        As `predict_patches`.
+    """
+    side = patch_side(model.card)
+    return replace(identify(model, slide, _grid(slide, region, model.card, side)[0].region), patch=side)
 
 
 def _grid(slide: Slide, region: Region | None, card: ModelCard, side: int) -> tuple[Sampler, tuple[int, int]]:

@@ -189,7 +189,7 @@ class PreparedRun:
         """What decides the values of the result."""
         return identity_of(self.model, self.slide, self.sampler, self.compute.precision)
 
-    def forecast(self, targets: int = 0, out: str | os.PathLike[str] | None = None) -> Forecast:
+    def forecast(self, targets: int = 0, out: str | os.PathLike[str] | None = None, *, timed: bool = True) -> Forecast:
         """Say what the run will take: the plan from shapes alone, the time from a sample of the region.
 
         Parameters
@@ -198,6 +198,8 @@ class PreparedRun:
             How many will be explained; 0 for the prediction alone.
         out
             Where their maps will be written; None: they are kept in memory.
+        timed
+            Whether to time a sample; otherwise the time is left open.
 
         Raises
         ------
@@ -207,7 +209,7 @@ class PreparedRun:
         call, shape = self.both if targets else self.forward, self.sampler.shape
         plan = self.plan(targets, out is not None)
         base = self._base_bytes()  # before the sample, which leaves memory with the allocator that the run will use again
-        seconds = seconds_of(call, plan, self.slide, self.sampler, self.inside, targets)
+        seconds = seconds_of(call, plan, self.slide, self.sampler, self.inside, targets) if timed else None
         peak = base + plan.peak_bytes + (0 if self.device.type == "cuda" else self._decoding_bytes(plan.tile[0]))
         expected = Forecast(plan, shape, peak, seconds, str(self.device), targets)
         if out is None:

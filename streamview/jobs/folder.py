@@ -10,25 +10,24 @@ import re
 import shutil
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import filelock
-
 from streamview.errors import JobWarning, StreamviewError
 from streamview.files import atomic
+from streamview.files.leases import Lease, claim, hold
 from streamview.geometry import Region
-from streamview.jobs.records import RegionResult, Run, SlideRecord, region_id
-from streamview.jobs.tables import summary, table
+from streamview.jobs.records import RegionResult, Run, SlideRecord, SlideWork, region_id
+from streamview.jobs.summary import summary
+from streamview.jobs.tables import write_tables
 from streamview.results import RESEARCH_USE, Target
 from streamview.system.versions import versions
 
-__all__ = ["Job"]
+__all__ = ["Job", "suffix"]
 
 _NAME = 40  # characters of a target in a file name
-_PATIENCE = 120.0  # seconds to wait for another process that writes the same record
 
 
 class Job:
@@ -54,11 +53,11 @@ class Job:
 
     def saliency_path(self, slide_id: str, region: Region, target: Target | None = None) -> Path:
         """Path of a region's maps; with `target`, of one target of several."""
-        return self.folder / "saliency" / atomic.safe_stem(slide_id) / f"{region_id(region)}{_suffix(target)}.ome.zarr"
+        return self.folder / "saliency" / atomic.safe_stem(slide_id) / f"{region_id(region)}{suffix(target)}.ome.zarr"
 
     def picture_path(self, slide_id: str, region: Region, preset: str, target: Target | None = None) -> Path:
         """Path of a region's display PNG; with `target`, of one target of several."""
-        return self.folder / "saliency" / atomic.safe_stem(slide_id) / f"{region_id(region)}{_suffix(target)}-{preset}.png"
+        return self.folder / "saliency" / atomic.safe_stem(slide_id) / f"{region_id(region)}{suffix(target)}-{preset}.png"
 
     def certificate_path(self, what: str, weights_sha256: str) -> Path:
         """Path of an exactness certificate; `what` names its pixels: a slide and region, or ``"random"``."""
@@ -77,7 +76,7 @@ class Job:
             warnings.warn(f"{self.folder / 'slides' / stem}.json: {error}", JobWarning, stacklevel=1)
         return records
 
-    def slide_id(self, name: str, source: str | None = None, identity: str | None = None) -> str:
+    def slide_id(self, name: str, source: str | None = None, identity: str | None = None, *, shared: bool = False) -> str:
         """Return the id that a slide has, or will have, in this job: its name, or ``name~digest`` if another slide has that name.
 
         Slides are the same if their paths or their pixels are. A slide replaced under its path keeps the id; earlier answers are then
@@ -91,6 +90,8 @@ class Job:
             Absolute path or URL; None if it is not a file.
         identity
             `Slide.identity`; None if it cannot be read.
+        shared
+            Whether another slide of this name is to be expected, so that the id does not depend on which comes first.
         """
         if source is None:
             return name
@@ -100,9 +101,9 @@ class Job:
             return own
         record = self._known(name)
         if record is None or record.source is None:
-            return name
+            return own if shared and record is None else name
         same_place = place == (record.source if "://" in record.source else os.path.realpath(record.source))
-        return name if same_place or (identity is not None and identity == record.identity) else own
+        return name if same_place or (identity is not None and identity == record.identity and not shared) else own
 
     def maps_id(self, slide_id: str, identity: str) -> str:
         """Return the id under which a slide's maps are stored: a different one if the job has maps of other pixels under this id."""
@@ -110,8 +111,33 @@ class Job:
         others = record is not None and any(result.maps and result.prediction.identity.source != identity for result in record.regions)
         return f"{slide_id}~{identity[:12]}" if others else slide_id
 
-    def add(self, result: RegionResult, *, patient_id: str = "") -> str:
+    def record(self, slide_id: str) -> SlideRecord:
+        """The record of a slide; without answers if there is no readable one."""
+        return self._known(slide_id) or SlideRecord(slide_id, (), "")
+
+    def claim(self, slide_id: str, run_id: str) -> Lease | None:
+        """Take a slide to work on; None if another process works on it.
+
+        Raises
+        ------
+        StreamviewError
+            When the folder cannot be written.
+        """
+        return claim(self.folder / "leases" / f"slide {slide_id}", run_id)
+
+    def add(self, result: RegionResult, *, slide_id: str | None = None, patient_id: str = "", label: str = "") -> str:
         """Record one region's answer, replacing one of the same identity but keeping its maps of other targets.
+
+        The tables are not written; see `write_tables`.
+
+        Parameters
+        ----------
+        result
+            The answer.
+        slide_id
+            The slide; default from `slide_id`.
+        patient_id, label
+            As in `SlideRecord`; empty keeps what is known.
 
         Returns
         -------
@@ -124,22 +150,43 @@ class Job:
             When it cannot be written.
         """
         prediction, source = result.prediction, result.prediction.identity.source
-        slide_id = self.slide_id(prediction.slide_name, result.source, source)
-        with self._changing(slide_id) as record:
-            if slide_id != self.slide_id(prediction.slide_name, result.source, source):  # another process was faster with another slide
-                return self.add(result, patient_id=patient_id)
+        chosen = slide_id or self.slide_id(prediction.slide_name, result.source, source)
+        with self._changing(chosen) as record:
+            if slide_id is None and chosen != self.slide_id(prediction.slide_name, result.source, source):
+                return self.add(result, patient_id=patient_id, label=label)  # another process was faster with another slide
             others = [other for other in record.regions if other.prediction.identity.key != prediction.identity.key]
             paths, targets = {stored.path for stored in result.maps}, {stored.target for stored in result.maps}
             earlier = [stored for other in record.regions if other not in others for stored in other.maps]
             earlier = [stored for stored in earlier if stored.path not in paths and (stored.target is None or stored.target not in targets)]
             result = replace(result, maps=(*result.maps, *(stored for stored in earlier if (self.folder / stored.path).is_dir())))
-            record = replace(record, regions=(*others, result), run_id=result.run_id, error=None, identity=source)
-            self._save(replace(record, patient_id=patient_id or record.patient_id, source=result.source or record.source))
-        self.write_tables()
-        return slide_id
+            record = replace(record, regions=(*others, result), run_id=result.run_id, error=None, failed_work=None, identity=source)
+            self._save(_told(record, patient_id, label, result.source))
+        return chosen
 
-    def fail(self, slide_id: str, error: str, run_id: str, *, patient_id: str = "", source: str | None = None) -> None:
-        """Record that a slide failed; answers of earlier runs are kept.
+    def complete(self, slide_id: str, work: SlideWork) -> None:
+        """Record that all regions of a slide's work are answered.
+
+        Raises
+        ------
+        StreamviewError
+            When it cannot be written.
+        """
+        with self._changing(slide_id) as record:
+            others = tuple(other for other in record.completed if other.key != work.key)
+            self._save(replace(record, completed=(*others, work), run_id=work.run_id, error=None, failed_work=None))
+
+    def fail(
+        self,
+        slide_id: str,
+        error: str,
+        run_id: str,
+        *,
+        work: str | None = None,
+        patient_id: str = "",
+        label: str = "",
+        source: str | None = None,
+    ) -> None:
+        """Record that a slide failed; answers of earlier runs are kept. The tables are not written.
 
         Parameters
         ----------
@@ -149,7 +196,9 @@ class Job:
             Why.
         run_id
             The run.
-        patient_id, source
+        work
+            Key of the work that failed.
+        patient_id, label, source
             As in `SlideRecord`.
 
         Raises
@@ -158,9 +207,8 @@ class Job:
             When it cannot be written.
         """
         with self._changing(slide_id) as record:
-            record = replace(record, run_id=run_id, error=" ".join(error.split()), source=source or record.source)
-            self._save(replace(record, patient_id=patient_id or record.patient_id))
-        self.write_tables()
+            record = replace(record, run_id=run_id, error=" ".join(error.split()), failed_work=work)
+            self._save(_told(record, patient_id, label, source))
 
     def remove(self, slide_id: str, region: Region | None = None) -> list[str]:
         """Remove a slide, or its answers for one region, from the job, with maps and pictures.
@@ -189,7 +237,9 @@ class Job:
             removed = [f"{slide_id} {result.prediction.region}" for result in chosen] or [slide_id]
             with atomic.disk_errors(path):
                 if rest:
-                    self._save(replace(record, regions=rest))
+                    keys = {result.prediction.identity.key for result in rest}
+                    completed = tuple(work for work in record.completed if keys.issuperset(work.regions))
+                    self._save(replace(record, regions=rest, completed=completed))
                 else:
                     path.unlink()
                 shared = {name for result in rest for stored in result.maps for name in (stored.path, stored.picture)}
@@ -206,18 +256,24 @@ class Job:
         _write_json(path, asdict(run) | {"versions": versions(), "platform": platform.platform(), "note": RESEARCH_USE})
         return path
 
-    def write_tables(self) -> None:
-        """Write ``predictions.csv`` and ``summary.md`` from the records.
+    def write_tables(self) -> list[Path]:
+        """Write the tables and ``summary.md`` from the records; Parquet where pyarrow is installed.
+
+        Returns
+        -------
+        list of Path
+            The written files.
 
         Raises
         ------
         StreamviewError
             When they cannot be written.
         """
-        with self._locked(self.folder / ".tables.lock"):  # so that the last of two processes sees all records
+        with self._locked("tables"):  # so that the last of two processes sees all records
             records, damaged = self._records()
-            atomic.write_text(self.folder / "predictions.csv", table(records, damaged))
+            written = write_tables(self.folder, records, damaged)
             atomic.write_text(self.folder / "summary.md", summary(records, damaged))
+        return [*written, self.folder / "summary.md"]
 
     def _records(self) -> tuple[list[SlideRecord], dict[str, str]]:
         """The records, and the errors of those that cannot be read, by file stem."""
@@ -246,26 +302,16 @@ class Job:
     def _changing(self, slide_id: str, *, setting_aside: bool = True) -> Iterator[SlideRecord]:
         """Lock and yield a slide's record; a damaged one is renamed to ``.damaged``."""
         path = self._slide_path(slide_id)
-        with self._locked(path.with_name(f".{path.stem}.lock")):
+        with self._locked(f"record {path.stem}"):
             record = self._known(slide_id)
             if record is None and setting_aside and path.exists():
                 with atomic.disk_errors(path):
                     os.replace(path, path.with_name(f"{path.name}.damaged"))
             yield record or SlideRecord(slide_id, (), "")
 
-    @contextmanager
-    def _locked(self, path: Path) -> Iterator[None]:
-        with atomic.disk_errors(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            lock = filelock.FileLock(path)
-            try:
-                lock.acquire(timeout=_PATIENCE)
-            except filelock.Timeout:
-                raise StreamviewError(f"{path}: another process has held it for {_PATIENCE:.0f} s; end that one, then run again") from None
-        try:
-            yield
-        finally:
-            lock.release()
+    def _locked(self, name: str) -> AbstractContextManager[None]:
+        """Keep other processes from changing the same."""
+        return hold(self.folder / "leases" / name)
 
     def _save(self, record: SlideRecord) -> None:
         _write_json(self._slide_path(record.slide_id), record.to_dict())
@@ -280,6 +326,11 @@ class Job:
 _DAMAGED = (OSError, ValueError, LookupError, TypeError, AttributeError, StreamviewError)
 
 
+def _told(record: SlideRecord, patient_id: str, label: str, source: str | None) -> SlideRecord:
+    """A record with what is now known of its slide."""
+    return replace(record, patient_id=patient_id or record.patient_id, label=label or record.label, source=source or record.source)
+
+
 def _read(path: Path) -> SlideRecord:
     return SlideRecord.from_dict(json.loads(path.read_text(encoding="utf-8")))
 
@@ -289,7 +340,7 @@ def _damage(error: BaseException) -> str:
     return f"damaged record ({reason}), skipped: remove it with streamview jobs rm, or run this slide again"
 
 
-def _suffix(target: Target | None) -> str:
+def suffix(target: Target | None) -> str:
     """The part of a file name that identifies a target: its indices, which are unique on any file system, and its name."""
     if target is None:
         return ""

@@ -12,7 +12,7 @@ from streamview.geometry import Region
 from streamview.networks.suitability import holds_tissue
 from streamview.results import RESEARCH_USE, Prediction, Target
 
-__all__ = ["RegionResult", "Run", "SlideRecord", "StoredMap", "new_run_id", "region_id"]
+__all__ = ["RegionResult", "Run", "SlideRecord", "SlideWork", "StoredMap", "new_run_id", "region_id"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +56,8 @@ class RegionResult:
         Share (0..1) of the region that is tissue; None when not measured.
     aggregation
         The card's aggregation of regions to a slide's answer; None if it states none.
+    plan
+        How it was computed, as plain JSON values: steps, memory, forecast; None in records of earlier versions, which kept it with the run.
     """
 
     prediction: Prediction
@@ -66,6 +68,7 @@ class RegionResult:
     source: str | None = None
     tissue_share: float | None = None
     aggregation: str | None = None
+    plan: Mapping[str, Any] | None = None
 
     @property
     def holds_tissue(self) -> bool:
@@ -75,6 +78,43 @@ class RegionResult:
         height, width = self.prediction.region.shape
         area = None if self.mpp is None else self.tissue_share * height * self.mpp[0] * width * self.mpp[1] / 1e6
         return holds_tissue(self.tissue_share, area)
+
+
+@dataclass(frozen=True, slots=True)
+class SlideWork:
+    """What a run was asked to do with one slide, and did: the same is not done twice.
+
+    Parameters
+    ----------
+    key
+        Hash of the slide's identity, the network, the way of choosing regions, the aggregation and what else decides the results.
+    regions
+        `Identity.key` of the answers.
+    policy
+        How the regions were chosen, in words; None if the user named the region.
+    aggregation
+        The stated aggregation of the regions; None for the default.
+    tissue_covered
+        Share (0..1) of the slide's tissue inside the regions, counted once where they overlap; None when not measured.
+    overlapping
+        Whether the regions were meant to overlap.
+    run_id
+        The run that completed it.
+    finished
+        When, UTC, ISO 8601.
+    seconds
+        What it took, from opening the slide to its record; the time of an interrupted run before is not included.
+    """
+
+    key: str
+    regions: tuple[str, ...]
+    policy: str | None
+    aggregation: str | None
+    tissue_covered: float | None
+    overlapping: bool
+    run_id: str
+    finished: str
+    seconds: float
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -97,6 +137,12 @@ class SlideRecord:
         Absolute path or URL of the slide when last processed; None if unknown.
     identity
         `Slide.identity` at the last answer; None if there was none.
+    label
+        The true label, as the user's table states it; empty if unknown.
+    completed
+        Work that was completed, oldest first.
+    failed_work
+        Key of the work that failed: not tried again unless something changes or the user asks for it; None if nothing failed.
     """
 
     slide_id: str
@@ -106,6 +152,9 @@ class SlideRecord:
     patient_id: str = ""
     source: str | None = None
     identity: str | None = None
+    label: str = ""
+    completed: tuple[SlideWork, ...] = ()
+    failed_work: str | None = None
 
     def superseded(self, result: RegionResult) -> str | None:
         """Return why an answer of this record no longer counts; None if it does.
@@ -134,6 +183,7 @@ class SlideRecord:
                 "source": result.source,
                 "tissue_share": result.tissue_share,
                 "aggregation": result.aggregation,
+                "plan": None if result.plan is None else dict(result.plan),
                 "prediction": result.prediction.to_dict(),
             }
             for result in self.regions
@@ -141,11 +191,14 @@ class SlideRecord:
         return {
             "slide_id": self.slide_id,
             "patient_id": self.patient_id,
+            "label": self.label,
             "status": "ok" if self.error is None else "failed",
             "error": self.error,
             "run_id": self.run_id,
             "source": self.source,
             "identity": self.identity,
+            "completed": [asdict(work) for work in self.completed],
+            "failed_work": self.failed_work,
             "regions": regions,
             "note": RESEARCH_USE,
         }
@@ -165,13 +218,16 @@ class SlideRecord:
                     entry["source"],
                     entry.get("tissue_share"),
                     entry.get("aggregation"),
+                    entry.get("plan"),
                 )
             )
         source, identity = values.get("source"), values.get("identity")
         if regions and "identity" not in values:  # as in records of earlier versions
             source, identity = regions[-1].source, regions[-1].prediction.identity.source
         slide_id, run_id, error, patient_id = (values[key] for key in ("slide_id", "run_id", "error", "patient_id"))
-        return cls(slide_id, tuple(regions), run_id, error, patient_id, source, identity)
+        completed = tuple(SlideWork(**{**work, "regions": tuple(work["regions"])}) for work in values.get("completed", ()))
+        label, failed_work = values.get("label", ""), values.get("failed_work")
+        return cls(slide_id, tuple(regions), run_id, error, patient_id, source, identity, label, completed, failed_work)
 
 
 def _recorded_of_old(result: RegionResult) -> tuple[object, ...]:
@@ -205,24 +261,25 @@ class Run:
         The command line's arguments.
     device
         The device really used, in words.
-    plan
-        Step shape, forecast and budget, as plain JSON values.
     started, finished
         UTC times, ISO 8601; `finished` is None while it runs.
     seconds, peak_bytes
         What it took; None while it runs.
+    answered, skipped
+        How many slides it answered, and how many were answered before.
     failed
-        Names of the slides that failed.
+        Names of the slides that failed, now or before.
     """
 
     run_id: str
     command: tuple[str, ...]
     device: str
-    plan: Mapping[str, Any]
     started: str
     finished: str | None = None
     seconds: float | None = None
     peak_bytes: int | None = None
+    answered: int = 0
+    skipped: int = 0
     failed: tuple[str, ...] = ()
 
 

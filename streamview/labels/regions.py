@@ -29,9 +29,10 @@ from numpy.typing import NDArray
 
 from streamview.errors import LabelError, RegionError, SlideError
 from streamview.files import atomic
-from streamview.files.tables import Row, parse_number, read_table
+from streamview.files.tables import Row, parse_mpp, parse_number, read_table
 from streamview.geometry import Region, as_region
 from streamview.slides import Slide, as_slide, open_slide
+from streamview.slides.finding import SUFFIXES, find_slide
 
 if TYPE_CHECKING:
     from streamview.networks.cards import ModelCard
@@ -41,8 +42,6 @@ __all__ = ["Example", "count_labels", "find_targets", "identify_slides", "labels
 _REGION = ("x", "y", "width", "height")
 _COLUMNS = ("slide_id", "label", "patient_id", *_REGION, "mpp", "split")
 _SPLITS = ("", "train", "validation")
-_SLIDES = (".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide", ".dcm", ".zarr")
-_ZARR = ("zarr.json", ".zattrs", ".zgroup")
 _WHOLE = re.compile(r"[.,]0$")
 _SHOWN = 3  # errors of one kind in a message
 _NAMED = 8  # classes in a message
@@ -95,7 +94,7 @@ class Example:
     @property
     def case(self) -> str:
         """The patient, or if none is named the slide's name without its suffix."""
-        suffix = next((end for end in _SLIDES if self.name.lower().endswith(end)), "")
+        suffix = next((end for end in SUFFIXES if self.name.lower().endswith(end)), "")
         return self.patient or self.name[: len(self.name) - len(suffix)].removesuffix(".ome")
 
     @property
@@ -158,7 +157,7 @@ def read_labels(path: str | os.PathLike[str], slides: str | os.PathLike[str] | N
     missing: list[str] = []
     for name, line in {row.cells["slide_id"]: row.line for row in reversed(rows)}.items():
         try:
-            sources[name] = _find_slide(folder, name)
+            sources[name] = find_slide(folder, name)
         except SlideError as error:
             missing.insert(0, f"line {line}: {error}")
     if missing:
@@ -346,30 +345,6 @@ def _read_rows(path: Path) -> tuple[Row, ...]:
     return rows
 
 
-def _find_slide(folder: Path, name: str) -> Path:
-    if not name:
-        raise SlideError("names no slide")
-    for spelling in dict.fromkeys((name, name.replace("\\", "/"))):  # as Windows writes paths
-        path = folder / spelling
-        try:
-            near = [other for other in path.parent.iterdir() if _is_named(other, path.name)] if path.parent.is_dir() else []
-            # beside an MRXS file lies a folder of the same name, which is not a slide
-            if path.exists() and not (near and path.is_dir() and not any((path / file).exists() for file in _ZARR)):
-                return path
-        except OSError as error:
-            raise SlideError(f"slide {name!r} cannot be looked for in {folder} ({error.strerror or error})") from None
-        if len(near) > 1:
-            raise SlideError(f"slide {name!r} may be {' or '.join(sorted(other.name for other in near)[:_SHOWN])} in {folder}")
-        if near:
-            return near[0]
-    raise SlideError(f"slide {name!r} is not in {folder}")
-
-
-def _is_named(file: Path, stem: str) -> bool:
-    """Whether a file is a slide of this name with a suffix."""
-    return file.name.startswith(f"{stem}.") and file.name.lower().endswith(_SLIDES)
-
-
 def _file_keys(sources: Mapping[str, Path]) -> tuple[dict[str, str], dict[str, tuple[int, int]]]:
     """Identify the slides of a table by name: by file, or by pixels if two may have the same; also return their sizes in pixels.
 
@@ -413,14 +388,7 @@ def _parse(path: Path, row: Row, source: Path) -> Example:
             raise LabelError(f"{where}: region {','.join(numbers)}; expected x, y, width and height in whole level-0 pixels") from None
         except RegionError as error:
             raise LabelError(f"{where}: {error}") from None
-    mpp = None
-    if cells.get("mpp"):
-        try:
-            mpp = parse_number(cells["mpp"])
-        except ValueError:
-            mpp = math.nan
-        if not (math.isfinite(mpp) and mpp > 0):
-            raise LabelError(f"{where}: mpp {cells['mpp']!r}; expected micrometres per level-0 pixel above 0, or nothing")
+    mpp = parse_mpp(row, str(path))
     split = cells.get("split", "")
     if split not in _SPLITS:
         raise LabelError(f"{where}: split {split!r}; expected train, validation or nothing")

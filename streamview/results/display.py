@@ -330,7 +330,7 @@ def empty_reason(saliency: Saliency, shown: Shown) -> str | None:
     level, target = shown.levels[shown.overview], saliency.target.name
     if level[:, :].any():
         return None
-    raw = np.asarray(level.raw[:, :])
+    raw = np.nan_to_num(np.asarray(level.raw[:, :]))
     if not raw.any():
         return f"Nothing is shown: the map is zero everywhere, so no pixel of the region changes the output for {target}."
     if not (raw > 0).any():
@@ -351,7 +351,15 @@ def apply_recipe(blurred: NDArray[np.float32], cap: float, threshold: float) -> 
 
 
 def blur(values: NDArray[np.float32], sigma: tuple[float, float]) -> NDArray[np.float32]:
-    """Gaussian blur of a float32 (h, w) map, truncated at four standard deviations, with replicated edges."""
+    """Gaussian blur of a float32 (h, w) map, truncated at four standard deviations, with replicated edges.
+
+    NaN, where a map was not computed, stays NaN and does not count: the blur there is the weighted mean of what is known.
+    """
+    absent = np.isnan(values)
+    if absent.any():
+        known = blur((~absent).astype(np.float32), sigma)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return np.where(absent, np.float32(np.nan), blur(np.where(absent, np.float32(0), values), sigma) / known)
     for axis, width in enumerate(sigma):
         if width > 0 and values.size < _THREADED:
             values = ndimage.gaussian_filter1d(values, width, axis, mode="nearest", truncate=4.0)

@@ -272,7 +272,15 @@ def level0_mpp(prediction: Prediction, step: tuple[float, float]) -> tuple[float
 
 
 def halve(values: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return 2x block means, float32 (h, w) -> (ceil(h / 2), ceil(w / 2)); blocks at the edge average the pixels they have."""
+    """Return 2x block means, float32 (h, w) -> (ceil(h / 2), ceil(w / 2)).
+
+    Blocks at the edge average the pixels they have, and blocks that hold NaN those that are known.
+    """
+    absent = np.isnan(values)
+    if absent.any():
+        known = halve((~absent).astype(np.float32))
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return halve(np.where(absent, np.float32(0), values)) / known
     for axis in (0, 1):
         even, odd = (values[start::2] if axis == 0 else values[:, start::2] for start in (0, 1))
         mean = even.astype(np.float32)

@@ -53,6 +53,8 @@ class Identity:
         ``(y, x)`` downsample of the slide's level that the grid was sampled from.
     sampling
         `streamview.slides.sampling.SAMPLING_VERSION`.
+    parts_sha256
+        Hash of the keys of the regions that a map was stitched of; None: it is of one region.
 
     The fields from `slide_mpp` on are None in results of earlier versions, which did not record them.
     """
@@ -71,6 +73,7 @@ class Identity:
     level: tuple[float, float] | None = None
     sampling: int | None = None
     patch: int | None = None
+    parts_sha256: str | None = None
 
     @property
     def key(self) -> str:
@@ -86,7 +89,7 @@ class Identity:
         """Return the fields as plain JSON values."""
         pairs = {name: getattr(self, name) for name in ("padded", "slide_mpp", "background", "level")}
         optional: dict[str, Any] = {name: None if value is None else list(value) for name, value in pairs.items()}
-        optional |= {name: getattr(self, name) for name in ("slide_mpp_source", "pixel_source", "sampling", "patch")}
+        optional |= {name: getattr(self, name) for name in ("slide_mpp_source", "pixel_source", "sampling", "patch", "parts_sha256")}
         return {
             "weights_sha256": self.weights_sha256,
             "card_sha256": self.card_sha256,
@@ -117,6 +120,7 @@ class Identity:
             level=_pair(values.get("level")),
             sampling=values.get("sampling"),
             patch=values.get("patch"),
+            parts_sha256=values.get("parts_sha256"),
         )
 
 

@@ -8,6 +8,7 @@ filled.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,7 +20,7 @@ from streamview.geometry import Region
 from streamview.slides import Slide
 from streamview.slides.thumbnail import thumbnail
 
-__all__ = ["Tissue", "covered", "find_tissue", "otsu", "tissue_boxes", "tissue_region", "tissue_regions", "tissue_share"]
+__all__ = ["Tissue", "covered", "find_tissue", "otsu", "tissue_boxes", "tissue_region", "tissue_regions", "tissue_share", "union_covered"]
 
 _LARGEST = 2**22  # px of the mask
 _PIXEL_UM = 8.0  # finer pixels tell nuclei from what lies between them, which is tissue too
@@ -133,7 +134,7 @@ def tissue_regions(
         When there is no tissue.
     """
     if not tissue.mask.any():
-        raise SlideError(f"{name}: no tissue was found to crop to; leave out --crop-tissue, or name the part with --region")
+        raise SlideError(f"{name}: no tissue was found to crop to; answer whole slides, or name the part with --region")
     grown = [(_aligned(_at_least(box, least, tissue.shape), align, tissue.shape), size) for box, size in _parts(tissue, near)]
     return tuple(box for box, _ in _merged(grown, -1))
 
@@ -148,7 +149,7 @@ def tissue_region(tissue: Tissue, name: str, align: tuple[float, float] = (1.0, 
     """
     rows, columns = (np.flatnonzero(tissue.mask.any(axis)) for axis in (1, 0))
     if not rows.size:
-        raise SlideError(f"{name}: no tissue was found to crop to; leave out --crop-tissue, or name the part with --region")
+        raise SlideError(f"{name}: no tissue was found to crop to; answer whole slides, or name the part with --region")
     box = _box(tissue, (slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1)))
     return _aligned(box, align, tissue.shape)
 
@@ -158,20 +159,43 @@ def covered(tissue: Tissue, region: Region) -> float:
     total = int(tissue.mask.sum())
     if not total:
         return 0.0
-    rows, columns = (
-        (np.minimum(edges[1:], stop) - np.maximum(edges[:-1], start)).clip(min=0) / step
-        for edges, start, stop, step in (
-            (np.arange(tissue.mask.shape[0] + 1) * tissue.step[0], region.y, region.y_stop, tissue.step[0]),
-            (np.arange(tissue.mask.shape[1] + 1) * tissue.step[1], region.x, region.x_stop, tissue.step[1]),
-        )
-    )
+    rows, columns = _overlaps(tissue, region)
     return round(float(rows @ (tissue.mask @ columns)) / total, 9)  # all of it is 1 and not a rounding less
+
+
+def union_covered(tissue: Tissue, regions: Sequence[Region]) -> float:
+    """Return the share (0..1) of the slide's tissue that lies inside any of several level-0 regions, which may overlap.
+
+    Where regions that overlap share a pixel of the mask only in part, the largest part counts.
+    """
+    total = int(tissue.mask.sum())
+    if not total:
+        return 0.0
+    inside = np.zeros(tissue.mask.shape, np.float32)
+    for region in regions:
+        rows, columns = _overlaps(tissue, region)
+        (top, bottom), (left, right) = (np.flatnonzero(part)[[0, -1]] for part in (rows, columns))
+        part = inside[top : bottom + 1, left : right + 1]
+        np.maximum(part, np.outer(rows[top : bottom + 1], columns[left : right + 1]), out=part, casting="same_kind")
+    return round(float(inside[tissue.mask].sum(dtype=np.float64)) / total, 6)
 
 
 def tissue_share(tissue: Tissue, region: Region) -> float:
     """Return the share (0..1) of a level-0 region that is tissue."""
     area = covered(tissue, region) * int(tissue.mask.sum()) * math.prod(tissue.step)
     return min(1.0, area / math.prod(region.shape))
+
+
+def _overlaps(tissue: Tissue, region: Region) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The share (0..1) of each row and of each column of the mask that lies inside a level-0 region."""
+    spans = ((region.y, region.y_stop), (region.x, region.x_stop))
+    rows, columns = (
+        (np.minimum(edges[1:], stop) - np.maximum(edges[:-1], start)).clip(min=0) / step
+        for (start, stop), step, edges in zip(
+            spans, tissue.step, (np.arange(n + 1) * step for n, step in zip(tissue.mask.shape, tissue.step, strict=True)), strict=True
+        )
+    )
+    return rows, columns
 
 
 def _box(tissue: Tissue, window: tuple[slice, slice]) -> Region:

@@ -43,6 +43,7 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_saliency(made, path)
     stored = StoredMap(str(path.relative_to(job.folder)))
     job.add(RegionResult(made.prediction, "run", maps=(stored,), source=str(folder / "planted.svs")))
+    job.write_tables()
     return job.folder
 
 

@@ -67,6 +67,7 @@ def job(slide_path: Path, tmp_path: Path) -> Path:
     path = job.saliency_path("planted.svs", REGION)
     save_saliency(saliency, path)
     job.add(RegionResult(saliency.prediction, "run", maps=(StoredMap(str(path.relative_to(job.folder))),), source=str(slide_path)))
+    job.write_tables()
     return job.folder
 
 
@@ -126,6 +127,7 @@ def test_of_several_targets_the_predicted_class_is_on_top(job: Path, slide_path:
     maps = tuple(StoredMap(str(path.relative_to(job)), target) for path, target in zip(stored, targets, strict=True))
     shutil.rmtree(folder.saliency_path("planted.svs", REGION))
     folder.add(RegionResult(saliency.prediction, "run", maps=maps, source=str(slide_path)))
+    folder.write_tables()
     layers = model(job_layers(job)).layers
     assert [layer.name.split(": ")[1] for layer in layers[1:]] == ["normal"] * 3 + ["lesion-normal"] * 3 + ["lesion"] * 3
     assert [layer.name for layer in layers[1:] if layer.visible] == ["Class evidence (extent): lesion"]

@@ -55,6 +55,7 @@ def job(tmp_path: Path) -> tuple[Path, np.ndarray]:
     out = folder.saliency_path("planted.svs", REGION)
     save_saliency(Saliency(prediction, Target("lesion", 1), (0.2, 0.2, 0.2), (255, 255, 255), maps), out)
     folder.add(RegionResult(prediction, "run", maps=(StoredMap(str(out.relative_to(folder.folder))),), source=str(path)))
+    folder.write_tables()
     return folder.folder, mask
 
 

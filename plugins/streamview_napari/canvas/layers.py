@@ -20,7 +20,8 @@ from streamview.errors import StreamviewError
 from streamview.export.omezarr import stored_recipe
 from streamview.geometry import Region
 from streamview.jobs import Job, RegionResult
-from streamview.results import Saliency, open_saliency
+from streamview.jobs.maps import slide_maps
+from streamview.results import Saliency
 from streamview.results.display import (
     OUTLINE_COLOUR,
     PALETTES,
@@ -219,7 +220,7 @@ def job_layers(folder: str | os.PathLike[str], slide_id: str | None = None) -> l
         )
     # of a slide that was replaced under its name, only what was answered for the pixels now shown
     regions = tuple(result for result in records[0].regions if records[0].superseded(result) is None) or records[0].regions
-    maps = [[open_saliency(job.folder / stored.path) for stored in result.maps] for result in regions if result.maps]
+    maps = [[one.saliency for one in shown] for shown in slide_maps(job, replace(records[0], regions=regions))]
     mpp = maps[0][0].mpp if maps else None
     layers = [slide_layer(slide, mpp, path=path) for slide, path in _source(regions)]
     for saliencies in maps:

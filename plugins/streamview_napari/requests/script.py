@@ -83,7 +83,8 @@ def _in_job(folder: Path, saliency: Saliency) -> Origin | None:
             model, mpp = _option(words, "-m", "--model"), _option(words, "--mpp")
             if words[:1] != ["saliency"] or model is None:
                 return None
-            tile = run["plan"].get(record.slide_id, {}).get("tile")
+            plan = result.plan or run.get("plan", {}).get(record.slide_id, {})
+            tile = plan.get("tile")
             return Origin(
                 model,
                 result.source,

@@ -1,0 +1,217 @@
+"""What a run over many slides says while it goes on: for people at a terminal, for logs, and for workflow engines."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Collection
+from dataclasses import asdict
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from streamview.cli.console import Bars, complain, say, warn
+from streamview.progress import Step
+
+if TYPE_CHECKING:
+    from streamview.cohort.forecast import CohortForecast
+    from streamview.cohort.slide import Ahead, Answer, Outcome
+    from streamview.jobs import Run
+    from streamview.slides import Slide
+
+__all__ = ["JsonLines", "Talk", "Terse"]
+
+_STEP_EVERY = 1.0  # seconds between two steps told as JSON
+
+
+class Talk:
+    """Says everything, in lines and bars; a context manager, inside which Ctrl-C cancels.
+
+    Parameters
+    ----------
+    bars
+        The progress bars.
+    notes
+        Of the network, said once at the start.
+    show_forecast, show_answer
+        Print a slide's forecast, and a region's answer.
+    place
+        Whether to name the region of each answer.
+    """
+
+    def __init__(
+        self,
+        bars: Bars,
+        notes: Collection[str],
+        show_forecast: Callable[[Slide, Ahead], None],
+        show_answer: Callable[..., None],
+        *,
+        place: bool,
+    ) -> None:
+        self._bars, self._notes, self._place = bars, notes, place
+        self._show_forecast, self._show_answer = show_forecast, show_answer
+        self._total, self._start, self._counts = 0, time.monotonic(), Counter[str]()
+
+    def start(self, total: int) -> None:
+        """The worklist has so many slides."""
+        self._total, self._start = total, time.monotonic()
+
+    def say(self, line: str) -> None:
+        """A line that is no result."""
+        say(line)
+
+    def announce(self, slide: Slide, ahead: Ahead) -> None:
+        """A slide begins."""
+        self._show_forecast(slide, ahead)
+
+    def answered(self, answer: Answer) -> None:
+        """A region is answered."""
+        self._show_answer(answer, self._notes, place=self._place)
+
+    def report(self, step: Step) -> None:
+        """A step is done.
+
+        Raises
+        ------
+        Cancelled
+            After Ctrl-C.
+        """
+        self._bars(step)
+
+    def told(self, outcome: Outcome) -> None:
+        """A slide is done."""
+        self._count(outcome)
+        self._bars.close()
+        if outcome.failed:
+            complain(f"error: {' '.join(outcome.error.split())}")
+        if self._total > 1:
+            left = self._seconds_left()
+            about = "" if left is None else f", about {_time(left)} left"
+            complain(f"{sum(self._counts.values())} of {self._total} slides done ({self._in_words()}){about}")
+
+    def foresee(self, ahead: CohortForecast) -> None:
+        """The forecast of all slides."""
+        self._bars.close()
+        for name, reason in ahead.refused:
+            complain(f"will fail: {name}: {' '.join(reason.split())}")
+        say(f"forecast: {ahead}")
+        if ahead.disk_bytes > ahead.disk_free:
+            warn("the disk may be too small for the maps: free some space, write to another disk, or name fewer targets")
+
+    def end(self, run: Run, job: Path) -> int:
+        """The run is over; return the exit status."""
+        written = job / "predictions.csv"
+        before = f", {run.skipped} of them before (--redo computes them again)" if run.skipped else ""
+        answered = run.answered + run.skipped
+        say(f"\n{answered} of {self._total} slides answered{before}{f': {os.path.relpath(written)}' if written.exists() else ''}")
+        left = self._total - answered - len(run.failed)
+        if left and not answered:
+            warn(f"nothing was computed, {left} slides left: --skip-errors continues after a slide that fails")
+        elif left:
+            warn(f"stopped at {run.failed[-1]} with {left} slides left: --skip-errors continues after a slide that fails")
+        if self._counts["failed before"]:
+            warn(f"{self._counts['failed before']} slides failed before and nothing has changed: --retry-failed tries them again")
+        self._cost(run)
+        return 1 if run.failed else 0
+
+    def _cost(self, run: Run) -> None:
+        from streamview.cli.run import show_cost
+
+        show_cost(run.seconds or 0.0)
+
+    def _count(self, outcome: Outcome) -> None:
+        self._counts[outcome.status] += 1
+
+    def _seconds_left(self) -> float | None:
+        """Seconds left, by the slides that were computed."""
+        computed = self._counts["answered"] + self._counts["failed"]
+        left = self._total - sum(self._counts.values())
+        return (time.monotonic() - self._start) / computed * left if computed and left else None
+
+    def _in_words(self) -> str:
+        return ", ".join(f"{count} {status}" for status, count in self._counts.items())
+
+    def __enter__(self) -> Self:
+        self._bars.__enter__()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._bars.__exit__(kind, error, trace)
+
+
+class Terse(Talk):
+    """Says errors and the outcome alone."""
+
+    def say(self, line: str) -> None:
+        """Nothing."""
+
+    def announce(self, slide: Slide, ahead: Ahead) -> None:
+        """Nothing."""
+
+    def answered(self, answer: Answer) -> None:
+        """Nothing."""
+
+    def report(self, step: Step) -> None:
+        """Only cancel."""
+        self._bars.check()
+
+    def told(self, outcome: Outcome) -> None:
+        """Errors alone."""
+        self._count(outcome)
+        if outcome.status == "failed":
+            complain(f"error: {' '.join(outcome.error.split())}")
+
+
+class JsonLines(Talk):
+    """Says everything as JSON, one object a line on standard output; ``event`` says what it is."""
+
+    def start(self, total: int) -> None:
+        """The worklist has so many slides."""
+        super().start(total)
+        self._last = 0.0
+        self._tell("start", slides=total)
+
+    def say(self, line: str) -> None:
+        """Nothing."""
+
+    def announce(self, slide: Slide, ahead: Ahead) -> None:
+        """A slide begins."""
+        self._tell("slide", slide=slide.name, regions=ahead.regions, answered_before=ahead.answered, forecast_seconds=ahead.seconds)
+
+    def answered(self, answer: Answer) -> None:
+        """A region is answered."""
+        prediction = answer.prediction
+        self._tell("answer", slide=prediction.slide_name, region=str(prediction.region), prediction=prediction.label)
+
+    def report(self, step: Step) -> None:
+        """At most one step a second."""
+        self._bars.check()
+        if step.done == step.total or time.monotonic() - self._last > _STEP_EVERY:
+            self._last = time.monotonic()
+            self._tell("step", task=step.task, done=step.done, total=step.total, seconds_left=step.remaining)
+
+    def told(self, outcome: Outcome) -> None:
+        """A slide is done."""
+        self._count(outcome)
+        counts = dict(self._counts) | {"of": self._total, "seconds_left": self._seconds_left()}
+        self._tell("done", slide_id=outcome.slide_id, status=outcome.status, error=outcome.error or None, counts=counts)
+
+    def foresee(self, ahead: CohortForecast) -> None:
+        """The forecast of all slides."""
+        self._tell("forecast", **asdict(ahead))
+
+    def end(self, run: Run, job: Path) -> int:
+        """The run is over."""
+        self._tell("end", answered=run.answered, answered_before=run.skipped, failed=list(run.failed), seconds=run.seconds, job=str(job))
+        return 1 if run.failed else 0
+
+    def _tell(self, event: str, **values: Any) -> None:
+        print(json.dumps({"event": event, **values}), flush=True)
+
+
+def _time(seconds: float) -> str:
+    from streamview.streaming.run.timing import format_seconds
+
+    return format_seconds(seconds)
