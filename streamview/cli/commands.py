@@ -8,6 +8,7 @@ import time
 from argparse import Namespace
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from streamview.cli.console import Bars, amount, say, warn
 from streamview.cli.evaluate import evaluate
@@ -15,6 +16,9 @@ from streamview.cli.finetune import finetune
 from streamview.cli.info import info
 from streamview.cli.run import predict, saliency, show_answer, show_cost, show_forecast
 from streamview.errors import StreamviewError
+
+if TYPE_CHECKING:
+    from streamview.jobs import Job
 
 __all__ = ["COMMANDS"]
 
@@ -63,10 +67,16 @@ def _export(options: Namespace, arguments: list[str]) -> int:
     from streamview.results.display import DisplayChoice
 
     empty: list[str] = []
+    job, formats = Job(options.job), [form for form in options.format if form != "table"]
+    _check_job(job)
+    for path in job.write_tables() if len(formats) < len(options.format) else ():
+        say(f"written: {path}")
+    if not formats:
+        return 0
     with Bars() as bars:
         written = export_job(
-            Job(options.job),
-            options.format,
+            job,
+            formats,
             slides=options.slide,
             out=options.output,
             display=DisplayChoice(options.display, options.blur, options.threshold),
@@ -81,13 +91,17 @@ def _export(options: Namespace, arguments: list[str]) -> int:
     return 0
 
 
+def _check_job(job: Job) -> None:
+    if not (job.folder / "slides").is_dir():
+        raise StreamviewError(f"{job.folder}: is not a job folder; give one written by streamview predict or saliency")
+
+
 def _jobs(options: Namespace, arguments: list[str]) -> int:
     from streamview.geometry import Region
     from streamview.jobs import Job, aggregate, by_policy, in_words, region_id
 
     job = Job(options.job)
-    if not (job.folder / "slides").is_dir():
-        raise StreamviewError(f"{job.folder}: is not a job folder; give one written by streamview predict or saliency")
+    _check_job(job)
     if options.action == "rm":
         for name in job.remove(options.slide, None if options.region is None else Region.parse(options.region)):
             say(f"removed: {name}")

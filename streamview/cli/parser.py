@@ -149,7 +149,8 @@ def build_parser() -> argparse.ArgumentParser:
     export = add("export", "write a job's maps for other programs", "job --format ome-tiff geojson -o for-qupath")
     export.add_argument("job", metavar="JOB", help="a job folder with maps")
     forms = ("ome-zarr", "ome-tiff", "geojson", "png")
-    export.add_argument("--format", nargs="+", choices=forms, default=forms, help="formats to write (default: all); geojson: hotspots")
+    formats = "formats to write (default: all of maps); geojson: hotspots; table: the job's tables, written anew from its records"
+    export.add_argument("--format", nargs="+", choices=(*forms, "table"), default=forms, help=formats)
     export.add_argument("--slide", nargs="+", metavar="NAME", default=(), help="slides to export, by name (default: all)")
     export.add_argument("-o", "--output", metavar="FOLDER", help="output folder (default: export/ in the job); no file is replaced")
     display = "how pictures and hotspots show the maps (default: evidence where the network has it, else paper)"

@@ -131,7 +131,7 @@ def choose_regions(
         return tissue_regions(tissue, slide.name, near, align, least)[: policy.most]
     (box,) = tissue_regions(tissue, slide.name, float(max(slide.shape)))  # all pieces are that near
     side = policy.side or _PIECE
-    stride = max(_CELL, round(side * (1 - policy.overlap) / _CELL) * _CELL)
+    stride = side if not policy.overlap else min(side, max(_CELL, round(side * (1 - policy.overlap) / _CELL) * _CELL))
     rows, columns = (
         _starts(start, stop, whole, side * unit, stride * unit, unit)
         for start, stop, whole, unit in zip((box.y, box.x), (box.y_stop, box.x_stop), slide.shape, scale, strict=True)
@@ -152,12 +152,12 @@ def _starts(start: int, stop: int, whole: int, side: float, stride: float, unit:
     """First pixels of squares along one axis that cover ``start .. stop``, centred on it where there is room, all inside the slide."""
     if side >= whole:
         return [0]
-    count = max(1, math.ceil((stop - start - side) / stride) + 1)
+    count = max(1, math.ceil((stop - start + 2 * unit - side) / stride) + 1)
     extent = (count - 1) * stride + side
     if extent > whole:  # the last square moves inwards
-        places = [*(number * stride for number in range(count - 1)), whole - side]
+        places = [*(number * stride for number in range(count) if number * stride < whole - side), whole - side]
     else:
         first = min(max((start + stop - extent) / 2, 0.0), whole - extent)
         places = [first + number * stride for number in range(count)]
     # on whole pixels of the network's grid, so that maps of all squares are in step
-    return [math.floor(math.floor(place / unit + 1e-9) * unit) for place in places]
+    return list(dict.fromkeys(math.floor(math.floor(place / unit + 1e-9) * unit) for place in places))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -159,25 +160,29 @@ def covered(tissue: Tissue, region: Region) -> float:
     total = int(tissue.mask.sum())
     if not total:
         return 0.0
-    rows, columns = _overlaps(tissue, region)
+    rows = _shares_inside(tissue.mask.shape[0], tissue.step[0], region.y, region.y_stop)
+    columns = _shares_inside(tissue.mask.shape[1], tissue.step[1], region.x, region.x_stop)
     return round(float(rows @ (tissue.mask @ columns)) / total, 9)  # all of it is 1 and not a rounding less
 
 
 def union_covered(tissue: Tissue, regions: Sequence[Region]) -> float:
-    """Return the share (0..1) of the slide's tissue that lies inside any of several level-0 regions, which may overlap.
-
-    Where regions that overlap share a pixel of the mask only in part, the largest part counts.
-    """
+    """Return the share (0..1) of the slide's tissue that lies inside any of several level-0 regions, which may overlap."""
     total = int(tissue.mask.sum())
     if not total:
         return 0.0
-    inside = np.zeros(tissue.mask.shape, np.float32)
-    for region in regions:
-        rows, columns = _overlaps(tissue, region)
-        (top, bottom), (left, right) = (np.flatnonzero(part)[[0, -1]] for part in (rows, columns))
-        part = inside[top : bottom + 1, left : right + 1]
-        np.maximum(part, np.outer(rows[top : bottom + 1], columns[left : right + 1]), out=part, casting="same_kind")
-    return round(float(inside[tissue.mask].sum(dtype=np.float64)) / total, 6)
+    inside = 0.0
+    edges = sorted({edge for region in regions for edge in (region.y, region.y_stop)})
+    for top, bottom in pairwise(edges):  # bands of rows in which the same regions lie side by side
+        spans = sorted((region.x, region.x_stop) for region in regions if region.y <= top and region.y_stop >= bottom)
+        columns, reached = np.zeros(tissue.mask.shape[1]), 0
+        for left, right in spans:
+            if right > max(left, reached):
+                columns += _shares_inside(tissue.mask.shape[1], tissue.step[1], max(left, reached), right)
+                reached = right
+        rows = _shares_inside(tissue.mask.shape[0], tissue.step[0], top, bottom)
+        held = np.flatnonzero(rows)
+        inside += float(rows[held] @ (tissue.mask[held] @ columns))
+    return round(inside / total, 9)
 
 
 def tissue_share(tissue: Tissue, region: Region) -> float:
@@ -186,16 +191,11 @@ def tissue_share(tissue: Tissue, region: Region) -> float:
     return min(1.0, area / math.prod(region.shape))
 
 
-def _overlaps(tissue: Tissue, region: Region) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """The share (0..1) of each row and of each column of the mask that lies inside a level-0 region."""
-    spans = ((region.y, region.y_stop), (region.x, region.x_stop))
-    rows, columns = (
-        (np.minimum(edges[1:], stop) - np.maximum(edges[:-1], start)).clip(min=0) / step
-        for (start, stop), step, edges in zip(
-            spans, tissue.step, (np.arange(n + 1) * step for n, step in zip(tissue.mask.shape, tissue.step, strict=True)), strict=True
-        )
-    )
-    return rows, columns
+def _shares_inside(count: int, step: float, start: float, stop: float) -> NDArray[np.float64]:
+    """The share (0..1) of each of the mask's rows (or columns), `step` level-0 pixels high, that lies between two level-0 positions."""
+    edges = np.arange(count + 1) * step
+    shares: NDArray[np.float64] = (np.minimum(edges[1:], stop) - np.maximum(edges[:-1], start)).clip(min=0) / step
+    return shares
 
 
 def _box(tissue: Tissue, window: tuple[slice, slice]) -> Region:
