@@ -68,9 +68,10 @@ def _export(options: Namespace, arguments: list[str]) -> int:
 
     empty: list[str] = []
     job, formats = Job(options.job), [form for form in options.format if form != "table"]
-    _check_job(job)
-    for path in job.write_tables() if len(formats) < len(options.format) else ():
-        say(f"written: {path}")
+    if "table" in options.format:
+        _check_job(job)
+        for path in job.write_tables():
+            say(f"written: {path}")
     if not formats:
         return 0
     with Bars() as bars:

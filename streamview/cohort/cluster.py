@@ -6,6 +6,7 @@ whose worker ends is done again by another one, from the region at which it ende
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -160,7 +161,8 @@ def _client(workers: int | None, scheduler: str | None) -> Iterator[distributed.
         threads = max(1, (os.cpu_count() or 1) // count)
         environment = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
         cluster = distributed.LocalCluster(
-            n_workers=count, threads_per_worker=1, processes=True, memory_limit=0, dashboard_address=None, env=environment,
+            n_workers=count, threads_per_worker=1, processes=True, memory_limit=0, dashboard_address=None, silence_logs=logging.ERROR,
+            env=environment,
         )  # fmt: skip
         stack.enter_context(cluster)
         yield stack.enter_context(distributed.Client(cluster))

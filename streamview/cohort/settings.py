@@ -63,8 +63,7 @@ def work_key(settings: Settings, model: Model, identity: str, region: Region | N
     region
         The region that is asked for on this slide; None: those of the policy.
     """
-    asked = asdict(settings) | {"region": None if region is None else str(region), "mpp": mpp}
-    asked["compute"] = settings.compute.precision  # device, memory and steps change no more than rounding
+    asked = _asked(settings) | {"region": None if region is None else str(region), "mpp": mpp}
     return _digest({"asked": asked, "model": [model.sha256, model.card.sha256], "slide": identity})
 
 
@@ -83,7 +82,12 @@ def failure_key(settings: Settings, model: Model, path: str, mpp: float | None) 
         file: Any = [status.st_size, status.st_mtime_ns]
     except OSError:
         file = None
-    return _digest({"asked": asdict(settings), "model": [model.sha256, model.card.sha256], "file": file, "mpp": mpp})
+    return _digest({"asked": _asked(settings), "model": [model.sha256, model.card.sha256], "file": file, "mpp": mpp})
+
+
+def _asked(settings: Settings) -> dict[str, Any]:
+    """The settings that decide values; device, memory and steps change no more than rounding."""
+    return asdict(settings) | {"compute": settings.compute.precision}
 
 
 def _digest(values: Any) -> str:

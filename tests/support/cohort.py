@@ -14,7 +14,7 @@ from streamview.slides.synthetic import write_synthetic_slide
 
 __all__ = ["command", "contents", "start", "write_cohort"]
 
-_OF_RUNS = ("run_id", "finished", "seconds", "failed_work")
+_OF_RUNS = ("run_id", "finished", "seconds")
 
 
 def write_cohort(folder: Path, count: int, broken: int = 0, side: int = 256) -> list[Path]:

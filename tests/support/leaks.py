@@ -20,6 +20,9 @@ _KEPT_THREADS = {
     "zarr_pool": "zarr's workers, one pool a process",
     "tqdm_monitor": "the thread by which tqdm redraws bars that stand still, one a process",
     "fsspecIO": "the event loop of fsspec, one a process",
+    "IO loop": "the event loop of Dask's client, one a process",
+    "Dask-": "the workers of that loop",
+    "Profile": "by which Dask samples its own event loop",
 }
 # Files that libraries keep for the life of the process, by a part of their paths.
 _KEPT_FILES = {
