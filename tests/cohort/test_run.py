@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import streamview
@@ -21,7 +22,11 @@ from streamview.cohort.settings import Settings
 from streamview.cohort.slide import Outcome, Work
 from streamview.cohort.worklist import read_worklist
 from streamview.errors import Cancelled
+from streamview.export.job import export_job
+from streamview.geometry import Region
 from streamview.jobs import Job
+from streamview.jobs.maps import slide_maps
+from streamview.results import open_saliency
 from streamview.slides.synthetic import write_synthetic_slide
 from tests.support.cohort import command, contents, start, write_cohort
 
@@ -84,6 +89,19 @@ def test_a_run_that_is_stopped_in_a_slide_goes_on_at_its_region(tmp_path: Path, 
     assert outcome.regions == 2
     run(tmp_path / "slides", tmp_path / "whole", settings)
     assert contents(tmp_path / "job") == contents(tmp_path / "whole")
+    ((whole,),) = slide_maps(Job(tmp_path / "whole"), record)  # one map of all regions
+    assert whole.saliency.prediction.region == Region(0, 0, 512, 512)
+    values = np.asarray(whole.saliency.maps["absolute"].values)
+    for result in record.regions:
+        region = result.prediction.region
+        part = open_saliency(tmp_path / "whole" / result.maps[0].path).maps["absolute"].values
+        np.testing.assert_array_equal(values[region.y : region.y_stop, region.x : region.x_stop], part)
+        assert result.maps[0].picture is None  # one picture shows all of them
+    assert len(list((tmp_path / "whole").rglob("*.png"))) == 1
+    written = export_job(Job(tmp_path / "whole"), ["ome-zarr", "geojson"], out=tmp_path / "export")
+    assert len(written) == 2
+    stored = open_saliency(next(path for path in written if path.suffix == ".zarr"))
+    np.testing.assert_array_equal(stored.maps["absolute"].values, values)
 
 
 def test_a_slide_with_which_processes_keep_ending_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
