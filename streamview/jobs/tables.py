@@ -21,6 +21,7 @@ from streamview.files import atomic
 from streamview.jobs.aggregation import Aggregate, Group, aggregate, aggregate_slides, by_policy
 from streamview.jobs.records import RegionResult, SlideRecord, StoredMap, region_id
 from streamview.results import RESEARCH_USE, Prediction
+from streamview.streaming.memory import return_freed_blocks
 
 if TYPE_CHECKING:
     import pyarrow
@@ -180,11 +181,13 @@ def write_tables(folder: Path, records: Sequence[SlideRecord], damaged: Mapping[
     patients = _patients(records)
     if patients:
         tables["patients"] = _table(PATIENTS, patients)
-    written = []
+    written, parquet = [], find_spec("pyarrow") is not None
+    if parquet:
+        return_freed_blocks()  # pyarrow takes some 90 MB, which must not come on top of what a run has freed
     for name, table in tables.items():
         written.append(folder / f"{name}.csv")
         atomic.write_text(written[-1], to_csv(table))
-        if find_spec("pyarrow") is not None:
+        if parquet:
             written.append(folder / f"{name}.parquet")
             to_parquet(table, written[-1])
     return written
