@@ -136,7 +136,7 @@ def choose_regions(
         _starts(start, stop, whole, side * unit, stride * unit, unit)
         for start, stop, whole, unit in zip((box.y, box.x), (box.y_stop, box.x_stop), slide.shape, scale, strict=True)
     )
-    height, width = (min(round(side * unit), whole) for unit, whole in zip(scale, slide.shape, strict=True))
+    height, width = (min(math.ceil(side * unit - 1e-6), whole) for unit, whole in zip(scale, slide.shape, strict=True))
     squares = [Region(y, x, height, width) for y in rows for x in columns]
     shares = np.array([tissue_share(tissue, square) for square in squares])
     chosen = [number for number in np.argsort(-shares, kind="stable").tolist() if shares[number] >= max(policy.least_tissue, 1e-9)]
@@ -160,4 +160,5 @@ def _starts(start: int, stop: int, whole: int, side: float, stride: float, unit:
         first = min(max((start + stop - extent) / 2, 0.0), whole - extent)
         places = [first + number * stride for number in range(count)]
     # on whole pixels of the network's grid, so that maps of all squares are in step
-    return list(dict.fromkeys(math.floor(math.floor(place / unit + 1e-9) * unit) for place in places))
+    last = whole - math.ceil(side - 1e-6)
+    return list(dict.fromkeys(min(math.floor(math.floor(place / unit + 1e-9) * unit), last) for place in places))
