@@ -29,7 +29,7 @@ from streamview.cohort.forecast import forecast_cohort
 from streamview.cohort.policy import RegionPolicy
 from streamview.cohort.run import run_slides
 from streamview.cohort.settings import Settings
-from streamview.cohort.slide import Outcome, Work
+from streamview.cohort.work import Outcome, Work
 from streamview.cohort.worklist import Case, read_worklist
 from streamview.inference.compute import Compute
 from streamview.inference.prepared import PreparedRun
@@ -130,12 +130,12 @@ def time_small_slides(folder: Path, count: int) -> None:
 def watch_memory(folder: Path, count: int) -> None:
     """Print the resident memory while slides are answered."""
     write_copies(folder / "slides", count, 256)
-    said = sorted({count // 20, count // 4, count // 2, 3 * count // 4, count})
+    milestones = sorted({count // 20, count // 4, count // 2, 3 * count // 4, count})
     outcomes: list[Outcome] = []
 
     def told(outcome: Outcome) -> None:
         outcomes.append(outcome)
-        if len(outcomes) in said:
+        if len(outcomes) in milestones:
             print(
                 f"after {len(outcomes):6d} slides: {format_bytes(resident_memory())} resident, peak {format_bytes(peak_memory())}",
                 flush=True,

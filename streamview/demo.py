@@ -15,7 +15,7 @@ from scipy import sparse
 
 from streamview.cohort.run import run_slides
 from streamview.cohort.settings import Settings
-from streamview.cohort.slide import Ahead, Answer, Outcome, Work
+from streamview.cohort.work import Ahead, Answer, Outcome, Work
 from streamview.cohort.worklist import read_worklist
 from streamview.errors import StreamviewError
 from streamview.files import atomic

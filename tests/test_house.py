@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 import streamview
-from streamview.cohort import slide as cohort
+from streamview.cohort import regions as cohort
 from streamview.cohort.settings import Settings
+from streamview.cohort.slide import process
+from streamview.cohort.work import Work
 from streamview.cohort.worklist import read_worklist
 from streamview.inference import prepared
 from streamview.inference.compute import Compute
@@ -81,9 +83,9 @@ def test_a_slide_is_prepared_once_and_runs_by_the_plan_that_was_announced(
     announced = []
     model = streamview.load_model("demo")
     settings = Settings(answer, region=streamview.Region(600, 300, 256, 300), compute=Compute(tile=(64, 100)))
-    work = cohort.Work(model, Job(tmp_path), "run", settings, announce=lambda slide, ahead: announced.append(ahead.first))
+    work = Work(model, Job(tmp_path), "run", settings, announce=lambda slide, ahead: announced.append(ahead.first))
     (case,) = read_worklist([synthetic_slide.path])
-    assert cohort.process(work, case).status == "answered"
+    assert process(work, case).status == "answered"
     assert (counted.prepared, counted.captures) == (1, 1)
     (ahead,) = announced
     assert counted.forecast == [ahead.plan]

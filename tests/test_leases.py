@@ -85,8 +85,8 @@ def test_of_many_that_wait_for_an_ended_owner_one_goes_on(tmp_path: Path) -> Non
     other.stdout.readline()
     end(other, kill=True)
     many = [process(tmp_path / "slide") for _ in range(6)]
-    said = Counter(each.stdout.readline() for each in many)
-    assert said == {"claimed\n": 1, "held\n": 5}
+    answers = Counter(each.stdout.readline() for each in many)
+    assert answers == {"claimed\n": 1, "held\n": 5}
     for each in many:
         end(each)
 
@@ -99,10 +99,10 @@ def test_a_lease_elsewhere_ends_by_silence_alone(tmp_path: Path, monkeypatch: py
         assert claim(tmp_path / "slide", "run") is None
         silent = time.time() - leases._SILENT - 5
         os.utime(file, (silent, silent))
-        taken = claim(tmp_path / "slide", "run")
-        assert taken is not None
+        second = claim(tmp_path / "slide", "run")
+        assert second is not None
     assert [path.name for path in tmp_path.iterdir()] == ["slide.1.lease"]  # the silent one, should it live, leaves the new one alone
-    taken.release()
+    second.release()
 
 
 def test_a_lease_is_renewed_while_it_is_held(tmp_path: Path) -> None:

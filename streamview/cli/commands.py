@@ -14,7 +14,8 @@ from streamview.cli.console import Bars, amount, say, warn
 from streamview.cli.evaluate import evaluate
 from streamview.cli.finetune import finetune
 from streamview.cli.info import info
-from streamview.cli.run import predict, saliency, show_answer, show_cost, show_forecast
+from streamview.cli.run import predict, saliency
+from streamview.cli.talk import show_answer, show_cost, show_forecast
 from streamview.errors import StreamviewError
 
 if TYPE_CHECKING:

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from streamview.cli.console import Bars, complain, say, warn
-from streamview.cli.run import parse_tile, show_cost
+from streamview.cli.run import parse_tile
+from streamview.cli.talk import show_cost
 
 if TYPE_CHECKING:
     from streamview.inference.compute import Compute

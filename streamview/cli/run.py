@@ -2,35 +2,32 @@
 
 from __future__ import annotations
 
-import os
 import re
 from argparse import Namespace
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Literal
 
-from streamview.cli.console import Bars, amount, say, warn
+from streamview.cli.console import Bars, warn
 from streamview.cli.talk import JsonLines, Talk, Terse
 
 if TYPE_CHECKING:
     from streamview.cohort.forecast import CohortForecast
     from streamview.cohort.settings import Settings
-    from streamview.cohort.slide import Ahead, Answer, Work
+    from streamview.cohort.work import Work
     from streamview.cohort.worklist import Case
     from streamview.jobs import Run
     from streamview.networks import Model
-    from streamview.slides import Slide
 
-__all__ = ["parse_tile", "predict", "saliency", "show_answer", "show_cost", "show_forecast"]
+__all__ = ["parse_tile", "predict", "saliency"]
 
 
 def predict(options: Namespace, arguments: list[str]) -> int:
     """Predict for every slide, or with a network made for patches, for each of its patches."""
 
-    def unit(model: Model) -> Literal["region", "patch"]:
-        patches = (options.per or model.card.answers) == "patch"
-        if patches:
-            say(_check_patches(model, options))
-        return "patch" if patches else "region"
+    def unit(model: Model) -> tuple[Literal["region", "patch"], str | None]:
+        if (options.per or model.card.answers) == "patch":
+            return "patch", _check_patches(model, options)
+        return "region", None
 
     return _run(options, arguments, unit)
 
@@ -40,12 +37,12 @@ def saliency(options: Namespace, arguments: list[str]) -> int:
     from streamview.cohort.run import check_display
     from streamview.inference.targets import find_targets
 
-    def maps(model: Model) -> Literal["maps"]:
+    def maps(model: Model) -> tuple[Literal["maps"], None]:
         check_display(model, options.display)
         find_targets(model, options.target or ())
         if "all" in (options.target or ()) and "all" in model.card.class_names:
             warn("--target all means the class of that name; to explain every class, name each")
-        return "maps"
+        return "maps", None
 
     return _run(options, arguments, maps)
 
@@ -63,54 +60,9 @@ def _check_patches(model: Model, options: Namespace) -> str:
     return f"answers: one for each patch of {um:g} x {um:g} um ({side} px) with tissue (--per region: one for the whole region)"
 
 
-def show_forecast(slide: Slide, ahead: Ahead) -> None:
-    """Print the next slide and its forecast."""
-    from streamview.streaming.run.timing import format_seconds
-
-    scale = slide.mpp_source if slide.mpp is None else f"{slide.mpp[1]:.4g} um/px, {slide.mpp_source}"
-    say(f"\n{slide.name}: {slide.shape[1]} x {slide.shape[0]} px ({scale})")
-    if ahead.regions + ahead.answered > 1:
-        before = f", {ahead.answered} answered before" if ahead.answered else ""
-        time = "" if ahead.seconds is None else f": about {format_seconds(ahead.seconds)}"
-        say(f"{ahead.regions + ahead.answered} regions{before}{time}")
-    say(f"forecast{' of the first' if ahead.regions > 1 else ''}: {ahead.first}")
-    if ahead.first.disk_free is not None and ahead.first.disk_bytes * ahead.regions > ahead.first.disk_free:
-        warn("the disk may be too small for the maps: free some space, write to another disk, or name fewer targets")
-
-
-def show_answer(answer: Answer, said: Collection[str] = (), *, place: bool = False) -> None:
-    """Print the answer (with its region if `place`), its warnings except those already `said`, and the paths of its files."""
-    from streamview.jobs import in_words
-
-    prediction = answer.prediction
-    for warning in prediction.warnings:
-        if warning not in said:
-            warn(warning)
-    say(f"prediction{f' for the region {prediction.region}' if place else ''}: {in_words(prediction)}")
-    for maps in answer.maps:
-        explained = f"{maps.target}, {prediction.answer_for(maps.target)}" if len(answer.maps) > 1 else maps.target
-        if maps.path is not None:
-            say(f"maps of {explained}: {', '.join(maps.maps)} in {os.path.relpath(maps.path)}")
-    for table in answer.tables:
-        say(f"patches: {os.path.relpath(table)}")
-    for picture in answer.pictures:
-        say(f"picture: {os.path.relpath(picture)}")
-    for reason in answer.empty:
-        warn(reason)
-
-
-def show_cost(seconds: float) -> None:
-    """Print the time and memory that the command took."""
-    from streamview.system.machine import peak_device_memory, peak_memory
-
-    device = peak_device_memory()
-    reserved = "" if device is None else f", {amount(device)} on the device"
-    say(f"took {seconds:.1f} s, peak memory {amount(peak_memory())}{reserved}")
-
-
-def _run(options: Namespace, arguments: list[str], unit: Callable[[Model], Literal["region", "patch", "maps"]]) -> int:
+def _run(options: Namespace, arguments: list[str], unit: Callable[[Model], tuple[Literal["region", "patch", "maps"], str | None]]) -> int:
     """Check what all slides share, then process each of them."""
-    from streamview.cohort.slide import Work
+    from streamview.cohort.work import Work
     from streamview.cohort.worklist import read_worklist
     from streamview.jobs import Job, new_run_id
     from streamview.networks import load_model
@@ -125,7 +77,10 @@ def _run(options: Namespace, arguments: list[str], unit: Callable[[Model], Liter
         precision = "" if options.precision == "float32" else f" in {options.precision}"
         talk.say(f"network: {model.card.name}{untrained} on {describe_device(device)}{precision}")
         talk.say(f"use: {model.card.use}")
-        settings = _fitted(settings, options, model, unit(model))
+        answer, remark = unit(model)
+        if remark is not None:
+            talk.say(remark)
+        settings = _fitted(settings, options, model, answer)
         for note in model.notes:
             warn(note)
         cases = read_worklist(options.slides, pattern=options.pattern, limit=options.limit, shuffle=options.shuffle)
@@ -142,7 +97,7 @@ def _run(options: Namespace, arguments: list[str], unit: Callable[[Model], Liter
 
 def _talk(options: Namespace, model: Model) -> Talk:
     kind = JsonLines if options.json_progress else Terse if options.quiet else Talk
-    return kind(Bars(), model.notes, show_forecast, show_answer, place=options.regions != "whole")
+    return kind(Bars(), model.notes, place=options.regions != "whole")
 
 
 def _process(options: Namespace, work: Work, cases: Sequence[Case], arguments: list[str], talk: Talk) -> Run:

@@ -6,24 +6,69 @@ import json
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from streamview.cli.console import Bars, complain, say, warn
+from streamview.cli.console import Bars, amount, complain, say, warn
 from streamview.progress import Step
 
 if TYPE_CHECKING:
     from streamview.cohort.forecast import CohortForecast
-    from streamview.cohort.slide import Ahead, Answer, Outcome
+    from streamview.cohort.work import Ahead, Answer, Outcome
     from streamview.jobs import Run
     from streamview.slides import Slide
 
-__all__ = ["JsonLines", "Talk", "Terse"]
+__all__ = ["JsonLines", "Talk", "Terse", "show_answer", "show_cost", "show_forecast"]
 
 _STEP_EVERY = 1.0  # seconds between two steps told as JSON
+
+
+def show_forecast(slide: Slide, ahead: Ahead) -> None:
+    """Print the next slide and its forecast."""
+    from streamview.streaming.run.timing import format_seconds
+
+    scale = slide.mpp_source if slide.mpp is None else f"{slide.mpp[1]:.4g} um/px, {slide.mpp_source}"
+    say(f"\n{slide.name}: {slide.shape[1]} x {slide.shape[0]} px ({scale})")
+    if ahead.regions + ahead.answered > 1:
+        before = f", {ahead.answered} answered before" if ahead.answered else ""
+        time = "" if ahead.seconds is None else f": about {format_seconds(ahead.seconds)}"
+        say(f"{ahead.regions + ahead.answered} regions{before}{time}")
+    say(f"forecast{' of the first' if ahead.regions > 1 else ''}: {ahead.first}")
+    if ahead.first.disk_free is not None and ahead.first.disk_bytes * ahead.regions > ahead.first.disk_free:
+        warn("the disk may be too small for the maps: free some space, write to another disk, or name fewer targets")
+
+
+def show_answer(answer: Answer, said: Collection[str] = (), *, place: bool = False) -> None:
+    """Print the answer (with its region if `place`), its warnings except those already `said`, and the paths of its files."""
+    from streamview.jobs import in_words
+
+    prediction = answer.prediction
+    for warning in prediction.warnings:
+        if warning not in said:
+            warn(warning)
+    say(f"prediction{f' for the region {prediction.region}' if place else ''}: {in_words(prediction)}")
+    for maps in answer.maps:
+        explained = f"{maps.target}, {prediction.answer_for(maps.target)}" if len(answer.maps) > 1 else maps.target
+        if maps.path is not None:
+            say(f"maps of {explained}: {', '.join(maps.maps)} in {os.path.relpath(maps.path)}")
+    for table in answer.tables:
+        say(f"patches: {os.path.relpath(table)}")
+    for picture in answer.pictures:
+        say(f"picture: {os.path.relpath(picture)}")
+    for reason in answer.empty:
+        warn(reason)
+
+
+def show_cost(seconds: float) -> None:
+    """Print the time and memory that the command took."""
+    from streamview.system.machine import peak_device_memory, peak_memory
+
+    device = peak_device_memory()
+    reserved = "" if device is None else f", {amount(device)} on the device"
+    say(f"took {seconds:.1f} s, peak memory {amount(peak_memory())}{reserved}")
 
 
 class Talk:
@@ -35,23 +80,12 @@ class Talk:
         The progress bars.
     notes
         Of the network, said once at the start.
-    show_forecast, show_answer
-        Print a slide's forecast, and a region's answer.
     place
         Whether to name the region of each answer.
     """
 
-    def __init__(
-        self,
-        bars: Bars,
-        notes: Collection[str],
-        show_forecast: Callable[[Slide, Ahead], None],
-        show_answer: Callable[..., None],
-        *,
-        place: bool,
-    ) -> None:
+    def __init__(self, bars: Bars, notes: Collection[str], *, place: bool) -> None:
         self._bars, self._notes, self._place = bars, notes, place
-        self._show_forecast, self._show_answer = show_forecast, show_answer
         self._total, self._start, self._counts = 0, time.monotonic(), Counter[str]()
 
     def start(self, total: int) -> None:
@@ -64,11 +98,11 @@ class Talk:
 
     def announce(self, slide: Slide, ahead: Ahead) -> None:
         """A slide begins."""
-        self._show_forecast(slide, ahead)
+        show_forecast(slide, ahead)
 
     def answered(self, answer: Answer) -> None:
         """A region is answered."""
-        self._show_answer(answer, self._notes, place=self._place)
+        show_answer(answer, self._notes, place=self._place)
 
     def report(self, step: Step) -> None:
         """A step is done.
@@ -113,13 +147,8 @@ class Talk:
             warn(f"stopped at {run.failed[-1]} with {left} slides left: --skip-errors continues after a slide that fails")
         if self._counts["failed before"]:
             warn(f"{self._counts['failed before']} slides failed before and nothing has changed: --retry-failed tries them again")
-        self._cost(run)
-        return 1 if run.failed else 0
-
-    def _cost(self, run: Run) -> None:
-        from streamview.cli.run import show_cost
-
         show_cost(run.seconds or 0.0)
+        return 1 if run.failed else 0
 
     def _count(self, outcome: Outcome) -> None:
         self._counts[outcome.status] += 1
@@ -196,7 +225,8 @@ class JsonLines(Talk):
         """A slide is done."""
         self._count(outcome)
         counts = dict(self._counts) | {"of": self._total, "seconds_left": self._seconds_left()}
-        self._tell("done", slide_id=outcome.slide_id, status=outcome.status, error=outcome.error or None, counts=counts)
+        facts = {"status": outcome.status, "regions": outcome.regions, "seconds": outcome.seconds, "error": outcome.error or None}
+        self._tell("done", slide_id=outcome.slide_id, **facts, counts=counts)
 
     def foresee(self, ahead: CohortForecast) -> None:
         """The forecast of all slides."""

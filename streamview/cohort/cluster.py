@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 from streamview.cohort.run import Tables, recorded
 from streamview.cohort.settings import Settings
-from streamview.cohort.slide import Outcome, Work, fail, find_id, process
+from streamview.cohort.slide import fail, find_id, process
+from streamview.cohort.work import Outcome, Work
 from streamview.cohort.worklist import Case
 from streamview.errors import SlideError, StreamviewError
 from streamview.jobs import Job, Run
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
 
 __all__ = ["ModelChoice", "run_on_cluster"]
 
-_DEATHS = 3  # workers that may end with a slide before it counts as the reason
 _POLL = 0.5  # seconds between two looks at the tasks, at which a cancel is noticed
 _LEAST = 600 * 2**20  # bytes that a worker needs before its first step
 
@@ -113,13 +113,14 @@ def run_on_cluster(
     StreamviewError
         If Dask is not installed, there is no scheduler at the address, memory is too small for the workers, or the job cannot be written.
     Cancelled
-        If the user cancels; slides under way end at their next region.
+        If the user cancels; workers of this machine end, those of a cluster finish the slide they have.
     """
     if find_spec("distributed") is None:
         raise StreamviewError('Dask is not installed: pip install "streamview[cluster]", or run without a cluster')
     settings = work.settings if scheduler is not None else _shared(work.settings, workers or 1)
     errand = _Errand(choice, os.path.abspath(work.job.folder), work.run_id, settings, work.skip_errors, work.redo, work.retry_failed)
     with recorded(work, command) as outcomes, _client(workers, scheduler) as client:
+        _check_threads(client)
         tell(f"{len(client.scheduler_info()['workers'])} workers; dashboard: {client.dashboard_link or 'none'}")
         for outcome in _gather(client, errand, work, cases):
             outcomes.append(outcome)
@@ -127,6 +128,15 @@ def run_on_cluster(
             if outcome.failed and not work.skip_errors:
                 break
     return outcomes.run
+
+
+def _check_threads(client: distributed.Client) -> None:
+    """Refuse workers that would work on several slides at once: each would take the memory, and the device, of one."""
+    threads = max(client.nthreads().values(), default=1)
+    if threads > 1:
+        raise StreamviewError(
+            f"a worker of the Dask scheduler has {threads} threads; start workers of one thread each, so that a slide has its memory"
+        )
 
 
 def _shared(settings: Settings, workers: int) -> Settings:
@@ -174,7 +184,7 @@ def _gather(client: distributed.Client, errand: _Errand, work: Work, cases: Sequ
 
     waiting = list(reversed(cases))
     running: dict[Any, Case] = {}
-    tables, start, total = Tables(Job(errand.job)), time.monotonic(), len(cases)
+    tables, start, total = Tables(work.job), time.monotonic(), len(cases)
     try:
         while waiting or running:
             slots = max(1, sum(client.nthreads().values()))

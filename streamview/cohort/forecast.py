@@ -6,7 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from streamview.cohort.slide import Work, plan_case
+from streamview.cohort.slide import plan_case
+from streamview.cohort.work import Work
 from streamview.cohort.worklist import Case
 from streamview.errors import StreamviewError
 from streamview.inference.forecast import Forecast

@@ -9,7 +9,8 @@ from contextlib import closing, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 
-from streamview.cohort.slide import Opened, Outcome, Work, fail, find_id, open_case, process, refusal
+from streamview.cohort.slide import Opened, fail, find_id, open_case, process, refusal
+from streamview.cohort.work import Outcome, Work
 from streamview.cohort.worklist import Case
 from streamview.errors import ModelError
 from streamview.inference.class_evidence import linear_head

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from streamview.cohort.policy import RegionPolicy
+from streamview.cohort.worklist import Case
 from streamview.geometry import Region, RegionText
 from streamview.inference.compute import Compute
 from streamview.networks import Model
@@ -67,22 +68,22 @@ def work_key(settings: Settings, model: Model, identity: str, region: Region | N
     return _digest({"asked": asked, "model": [model.sha256, model.card.sha256], "slide": identity})
 
 
-def failure_key(settings: Settings, model: Model, path: str, mpp: float | None) -> str:
+def failure_key(settings: Settings, model: Model, case: Case) -> str:
     """Hash of all that may be changed so that a slide that failed need not fail again: file, network, settings.
 
     Parameters
     ----------
     settings, model
         What is asked, and of which network.
-    path, mpp
-        Of the slide, as given.
+    case
+        The slide, with what was given for it.
     """
     try:
-        status = os.stat(path)
+        status = os.stat(case.path)
         file: Any = [status.st_size, status.st_mtime_ns]
     except OSError:
         file = None
-    return _digest({"asked": _asked(settings), "model": [model.sha256, model.card.sha256], "file": file, "mpp": mpp})
+    return _digest({"asked": _asked(settings), "model": [model.sha256, model.card.sha256], "file": file, "case": asdict(case)})
 
 
 def _asked(settings: Settings) -> dict[str, Any]:

@@ -69,7 +69,6 @@ def read_worklist(
     inputs: Sequence[str | os.PathLike[str]],
     *,
     pattern: str | None = None,
-    slides: str | os.PathLike[str] | None = None,
     limit: int | None = None,
     shuffle: int | None = None,
 ) -> tuple[Case, ...]:
@@ -82,8 +81,6 @@ def read_worklist(
         optionally ``mpp``, ``patient_id``, ``label`` and ``region`` (as on the command line); other columns are ignored.
     pattern
         Which files of folders; see `streamview.slides.finding.list_slides`.
-    slides
-        Folder that paths in tables are below; default the table's.
     limit
         At most so many slides, after shuffling.
     shuffle
@@ -96,7 +93,7 @@ def read_worklist(
     """
     gathered: dict[str, Case] = {}
     for given in inputs:
-        for case in _cases(os.fspath(given), pattern, None if slides is None else Path(slides)):
+        for case in _cases(os.fspath(given), pattern):
             key = case.path if case.is_url else os.path.realpath(case.path)
             gathered[key] = _united(gathered[key], case) if key in gathered else case
     names = Counter(case.name for case in gathered.values())
@@ -107,27 +104,27 @@ def read_worklist(
     return tuple(cases[:limit])
 
 
-def _cases(given: str, pattern: str | None, slides: Path | None) -> list[Case]:
+def _cases(given: str, pattern: str | None) -> list[Case]:
     """The slides of one input."""
     path = Path(given)
     if "://" not in given and path.suffix.lower() in _TABLES and not path.is_dir():
-        return _listed(path, slides or path.parent)
+        return _listed(path)
     if "://" not in given and path.is_dir() and not is_zarr(path) and any(path.iterdir()):
-        found = list_slides(path, pattern)
-        if found:
-            return [Case(str(one), listed=True) for one in found]
+        slides = list_slides(path, pattern)
+        if slides:
+            return [Case(str(slide), listed=True) for slide in slides]
         if pattern is not None:
             raise SlideError(f"{given}: holds no file that matches {pattern}; check --pattern, or name the slides")
     return [Case(given)]
 
 
-def _listed(table: Path, folder: Path) -> list[Case]:
+def _listed(table: Path) -> list[Case]:
     """The slides of a table."""
     columns, rows = read_table(table, _COLUMNS, ())
     column = next((name for name in _NAMES if name in columns), None)
     if column is None:
-        found = ", ".join(columns) or "nothing"
-        raise LabelError(f"{table} has no column path, wsi or slide_id (found: {found}); add one that names the slides")
+        named = ", ".join(columns) or "nothing"
+        raise LabelError(f"{table} has no column path, wsi or slide_id (found: {named}); add one that names the slides")
     cases = []
     for row in rows:
         cells, where = row.cells, f"{table}, line {row.line}"
@@ -135,9 +132,9 @@ def _listed(table: Path, folder: Path) -> list[Case]:
         if not named:
             raise LabelError(f"{where}: names no slide; expected a path under {column}")
         try:
-            path = named if "://" in named else str(find_slide(folder, named))
+            path = named if "://" in named else str(find_slide(table.parent, named))
         except SlideError:
-            path = os.path.join(folder, named)  # which remains as a failed row
+            path = os.path.join(table.parent, named)  # which remains as a failed row
         try:
             region = RegionText.parse(cells["region"]) if cells.get("region") else None
         except RegionError as error:

@@ -138,13 +138,13 @@ def claim(place: Path, run: str, *, beat: float | None = _BEAT) -> Lease | None:
     name = atomic.safe_stem(place.name)
     with atomic.disk_errors(place):
         place.parent.mkdir(parents=True, exist_ok=True)
-        found = _generations(place.parent, name)
-        if found and not _is_ended(found[-1][1]):
+        earlier = _generations(place.parent, name)
+        if earlier and not _is_ended(earlier[-1][1]):
             return None
-        path = place.parent / f"{name}.{found[-1][0] + 1 if found else 0}.lease"
+        path = place.parent / f"{name}.{earlier[-1][0] + 1 if earlier else 0}.lease"
         if not _create(path, Owner.here(run)):
             return None
-        deaths = sum(owner is not None and owner.run == run for owner in (_read(other) for _, other in found))
+        deaths = sum(owner is not None and owner.run == run for owner in (_read(other) for _, other in earlier))
     return Lease(path, deaths, beat)
 
 
@@ -175,13 +175,13 @@ def hold(place: Path, patience: float = 120.0) -> Iterator[None]:
 
 def _generations(folder: Path, name: str) -> list[tuple[int, Path]]:
     """The lease's files, oldest generation first."""
-    found = []
+    generations = []
     with os.scandir(folder) as entries:
         for entry in entries:
             stem, _, number = entry.name.removesuffix(".lease").rpartition(".")
             if stem == name and number.isdecimal():
-                found.append((int(number), Path(entry.path)))
-    return sorted(found)
+                generations.append((int(number), Path(entry.path)))
+    return sorted(generations)
 
 
 def _create(path: Path, owner: Owner) -> bool:

@@ -184,8 +184,7 @@ def find_aggregation(stated: str, task: str, class_names: Sequence[str]) -> str:
     ModelError
         If there is none of this name for such a network.
     """
-    found = _method(stated, task, class_names)
-    if found is None:
+    if _method(stated, task, class_names) is None:
         named = f"; for classes name the one that counts, such as 'maximum of {class_names[-1]}'" if task == "class" else ""
         raise ModelError(f"--aggregation {stated}: is none of {_METHODS} that fits a network of the task {task}{named}")
     return " ".join(stated.split())

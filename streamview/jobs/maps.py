@@ -65,6 +65,8 @@ def slide_maps(job: Job, record: SlideRecord) -> list[list[SlideMap]]:
         maps = []
         for parts in by_target.values():
             results, entries = zip(*parts, strict=True)
+            if all(stored.path in grouped for stored in entries):  # put together before, with another aggregation
+                continue
             opened = [open_saliency(_inside(job, stored)) for stored in entries]
             name = f"slide-{group.work.key[:8]}{suffix(entries[0].target)}"
             saliency = opened[0] if len(opened) == 1 else stitch(opened, answer or opened[0].prediction)

@@ -35,20 +35,20 @@ def list_slides(folder: str | os.PathLike[str], pattern: str | None = None) -> l
     SlideError
         If the folder, or one in it, cannot be read.
     """
-    found: list[Path] = []
+    slides: list[Path] = []
     dicom: set[Path] = set()
     for path in _walk(Path(folder)):
         below = path.relative_to(folder).as_posix()
         if pattern is not None:
             if fnmatch.fnmatchcase(path.name, pattern) or fnmatch.fnmatchcase(below, pattern):
-                found.append(path)
+                slides.append(path)
         elif path.is_dir() or path.suffix.lower() in SUFFIXES:
             if path.suffix.lower() == ".dcm":
                 if path.parent in dicom:
                     continue
                 dicom.add(path.parent)
-            found.append(path)
-    return found
+            slides.append(path)
+    return slides
 
 
 def find_slide(folder: Path, name: str) -> Path:

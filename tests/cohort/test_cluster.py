@@ -13,7 +13,7 @@ import streamview
 from streamview.cohort.cluster import ModelChoice, run_on_cluster
 from streamview.cohort.run import run_slides
 from streamview.cohort.settings import Settings
-from streamview.cohort.slide import Outcome, Work
+from streamview.cohort.work import Outcome, Work
 from streamview.cohort.worklist import read_worklist
 from streamview.errors import StreamviewError
 from streamview.inference.compute import Compute
@@ -58,6 +58,17 @@ def test_a_scheduler_that_is_not_there(tmp_path: Path) -> None:
     write_cohort(tmp_path / "slides", 1)
     with pytest.raises(StreamviewError, match="no Dask scheduler answers there"):
         on_cluster(tmp_path / "slides", tmp_path / "job", scheduler="tcp://127.0.0.1:1")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_workers_of_many_threads_are_refused(tmp_path: Path) -> None:
+    distributed = pytest.importorskip("distributed")
+    write_cohort(tmp_path / "slides", 1)
+    with (
+        distributed.LocalCluster(n_workers=1, threads_per_worker=2, processes=False, dashboard_address=None) as cluster,
+        pytest.raises(StreamviewError, match="has 2 threads; start workers of one thread each"),
+    ):
+        on_cluster(tmp_path / "slides", tmp_path / "job", scheduler=cluster.scheduler_address)
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -14,15 +14,16 @@ import numpy as np
 import pytest
 
 import streamview
-from streamview.cohort import slide as one_slide
 from streamview.cohort.forecast import forecast_cohort
 from streamview.cohort.policy import RegionPolicy
+from streamview.cohort.regions import ClaimedSlide
 from streamview.cohort.run import run_slides
 from streamview.cohort.settings import Settings
-from streamview.cohort.slide import Outcome, Work
+from streamview.cohort.work import Outcome, Work
 from streamview.cohort.worklist import read_worklist
 from streamview.errors import Cancelled
 from streamview.export.job import export_job
+from streamview.files.atomic import discard
 from streamview.geometry import Region
 from streamview.jobs import Job
 from streamview.jobs.maps import slide_maps
@@ -68,7 +69,7 @@ def test_a_run_that_is_stopped_in_a_slide_goes_on_at_its_region(tmp_path: Path, 
     write_synthetic_slide(tmp_path / "slides" / "a.svs", size=(512, 512))
     settings = Settings("maps", targets=("lesion",), policy=RegionPolicy("grid", 256))
     computed: list[str] = []
-    explain = one_slide._Slide._explain
+    explain = ClaimedSlide._explain
 
     def counted(self, region, *rest):
         if len(computed) == 2:
@@ -77,12 +78,12 @@ def test_a_run_that_is_stopped_in_a_slide_goes_on_at_its_region(tmp_path: Path, 
         computed.append(str(region))
         return explain(self, region, *rest)
 
-    monkeypatch.setattr(one_slide._Slide, "_explain", counted)
+    monkeypatch.setattr(ClaimedSlide, "_explain", counted)
     with pytest.raises(Cancelled):
         run(tmp_path / "slides", tmp_path / "job", settings)
     assert (tmp_path / "job" / "predictions.csv").is_file()
     assert [entry.name for entry in (tmp_path / "job" / "leases").iterdir()] == []
-    monkeypatch.setattr(one_slide._Slide, "_explain", explain)
+    monkeypatch.setattr(ClaimedSlide, "_explain", explain)
     (outcome,) = run(tmp_path / "slides", tmp_path / "job", settings)
     (record,) = Job(tmp_path / "job").slides()
     assert len(record.regions) == len(record.completed[0].regions) == 4
@@ -98,6 +99,10 @@ def test_a_run_that_is_stopped_in_a_slide_goes_on_at_its_region(tmp_path: Path, 
         np.testing.assert_array_equal(values[region.y : region.y_stop, region.x : region.x_stop], part)
         assert result.maps[0].picture is None  # one picture shows all of them
     assert len(list((tmp_path / "whole").rglob("*.png"))) == 1
+    assert {outcome.status for outcome in run(tmp_path / "slides", tmp_path / "whole", settings)} == {"answered before"}
+    discard(tmp_path / "whole" / record.regions[0].maps[0].path)  # somebody made room
+    (again,) = run(tmp_path / "slides", tmp_path / "whole", settings)
+    assert (again.status, again.regions) == ("answered", 1)
     written = export_job(Job(tmp_path / "whole"), ["ome-zarr", "geojson"], out=tmp_path / "export")
     assert len(written) == 2
     stored = open_saliency(next(path for path in written if path.suffix == ".zarr"))
@@ -136,9 +141,9 @@ def test_one_terminal_waits_for_the_other(tmp_path: Path) -> None:
     folder, job = tmp_path / "slides", tmp_path / "job"
     write_cohort(folder, 6, broken=1)
     both = [start(command(folder, job, "--json-progress")) for _ in range(2)]
-    said = [[json.loads(line) for line in each.communicate(timeout=200)[0].splitlines() if line.startswith("{")] for each in both]
+    events = [[json.loads(line) for line in each.communicate(timeout=200)[0].splitlines() if line.startswith("{")] for each in both]
     assert [each.returncode for each in both] == [1, 1]  # the broken one
-    done = [event["slide_id"] for events in said for event in events if event["event"] == "done" and event["status"] == "answered"]
+    done = [event["slide_id"] for each in events for event in each if event["event"] == "done" and event["status"] == "answered"]
     assert sorted(done) == [f"slide-{number:04d}.svs" for number in range(5)]  # each by one of them
     run(folder, tmp_path / "alone")
     assert contents(job) == contents(tmp_path / "alone")
@@ -195,7 +200,7 @@ def test_workers_that_are_killed_lose_nothing(tmp_path: Path) -> None:
             workers[0].kill()
             killed += 1
         time.sleep(0.1)
-    said = client.communicate(timeout=400)[0]
-    assert killed == 2, said
-    assert client.returncode == 1, said
+    output = client.communicate(timeout=400)[0]
+    assert killed == 2, output
+    assert client.returncode == 1, output
     assert contents(tmp_path / "job") == contents(tmp_path / "alone")

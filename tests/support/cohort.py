@@ -44,7 +44,7 @@ def start(arguments: list[str]) -> subprocess.Popen[str]:
 
 def contents(job: Path) -> dict[str, Any]:
     """Records, tables and maps of a job, without what differs between two runs of the same."""
-    found: dict[str, Any] = {}
+    held: dict[str, Any] = {}
     for path in sorted((job / "slides").glob("*.json")):
         record = json.loads(path.read_text())
         for part in (record, *record["regions"], *record["completed"]):
@@ -52,11 +52,11 @@ def contents(job: Path) -> dict[str, Any]:
                 part.pop(name, None)
         for region in record["regions"]:
             region["plan"] = None  # the forecast of time
-        found[path.name] = record
+        held[path.name] = record
     for path in job.glob("*.csv"):
         with path.open(newline="") as file:
-            found[path.name] = [{key: value for key, value in row.items() if key not in _OF_RUNS} for row in csv.DictReader(file)]
+            held[path.name] = [{key: value for key, value in row.items() if key not in _OF_RUNS} for row in csv.DictReader(file)]
     for path in sorted((job / "saliency").rglob("*")):
         if path.is_file() and path.name != "zarr.json":
-            found[path.relative_to(job).as_posix()] = path.read_bytes()
-    return found
+            held[path.relative_to(job).as_posix()] = path.read_bytes()
+    return held
