@@ -2,7 +2,7 @@
 
     python -m benchmarks.cohort bookkeeping --slides 100 10000   # the records alone, and slides of 256 px
     python -m benchmarks.cohort memory --slides 2000             # resident memory while so many slides are answered
-    python -m benchmarks.cohort workers --slides 24              # one process of two threads against two workers; Dask's own cost
+    python -m benchmarks.cohort workers --slides 120             # one process against a worker a core; Dask's own cost a slide
     python -m benchmarks.cohort whole-slide -o FOLDER            # 60,000 x 50,000 px, 15% tissue: forecast, run, stitched map
 
 Times are of the wall clock, on an otherwise idle machine.
@@ -146,23 +146,28 @@ def watch_memory(folder: Path, count: int) -> None:
 
 
 def compare_workers(folder: Path, count: int) -> None:
-    """Time one process against two workers, alternated, and what Dask costs a slide."""
+    """Time one process, of one thread and of one a core, against workers of one thread, alternated; and what Dask costs a slide."""
     write_copies(folder / "slides", count, 2048)
-    write_copies(folder / "small", 4 * count, 256)
+    write_copies(folder / "small", 240, 256)
     cores = os.cpu_count() or 1
-    ways = {"one process": [], f"{cores} workers": ["--workers", str(cores), "--memory", "6GB"]}
+    ways = {
+        "one process of 1 thread": ("1", []),
+        f"one process of {cores} threads": (str(cores), []),
+        f"{cores} workers of 1 thread": ("1", ["--workers", str(cores), "--memory", "6GB"]),
+    }
     times: dict[str, list[float]] = {way: [] for way in ways}
     for number in range(2):
-        for way, options in ways.items():
-            start = time.perf_counter()
+        for way, (threads, options) in ways.items():
             arguments = ["predict", "-i", str(folder / "slides"), "-o", str(folder / f"{way}-{number}"), "-m", "demo", "--quiet", *options]
-            subprocess.run([sys.executable, "-m", "streamview.cli", *arguments], check=True, stdout=subprocess.DEVNULL)
+            environment = {**os.environ, "OMP_NUM_THREADS": threads}
+            start = time.perf_counter()
+            subprocess.run([sys.executable, "-m", "streamview.cli", *arguments], check=True, stdout=subprocess.DEVNULL, env=environment)
             times[way].append(time.perf_counter() - start)
-    for way, seconds in times.items():
-        print(f"{count} slides of 2048 px, {way}: {', '.join(f'{one:.1f} s' for one in seconds)}")
-    one, many = (min(seconds) for seconds in times.values())
-    print(f"speed-up {one / many:.2f}, start of the processes included")
-    time_tasks(folder, 4 * count)
+    *single, shared = (min(seconds) for seconds in times.values())
+    for (way, seconds), best in zip(times.items(), (*single, shared), strict=True):
+        gain = f"; workers are {best / shared:.2f} times as fast" if best in single else ""
+        print(f"{count} slides of 2048 px, {way}: {', '.join(f'{one:.1f} s' for one in seconds)}, start included{gain}")
+    time_tasks(folder, 240)
 
 
 def time_tasks(folder: Path, count: int) -> None:

@@ -231,10 +231,15 @@ def _outcome(future: Any, work: Work, case: Case) -> Outcome:
 
 def _process(errand: _Errand, case: Case) -> Outcome:
     """Process one slide in a worker."""
-    work = Work(
+    return process(_work(errand), case)
+
+
+@lru_cache(maxsize=1)
+def _work(errand: _Errand) -> Work:
+    """What all slides of a run share in this process, the forecasts of earlier slides included."""
+    return Work(
         _loaded(errand.choice), Job(Path(errand.job)), errand.run_id, errand.settings, errand.skip_errors, errand.redo, errand.retry_failed
     )  # fmt: skip
-    return process(work, case)
 
 
 @lru_cache(maxsize=1)
