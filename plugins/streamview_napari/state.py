@@ -7,6 +7,7 @@ emitted on the GUI thread.
 
 from __future__ import annotations
 
+import gc
 import tempfile
 import weakref
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from streamview.inference.compute import Compute
 from streamview.progress import Report, Step
 from streamview_napari.records import MapLayer, SlideLayer, expect_map, map_on, note, slide_on
 from streamview_napari.requests.answers import Answer
+from streamview_napari.requests.warmup import warm_up
 from streamview_napari.settings import settings
 from streamview_napari.tasks import Courier, Work
 
@@ -92,6 +94,7 @@ class State:
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._left: list[SlideLayer] = []  # of slides without a layer, which work may still read
         self._courier = Courier()
+        self._warm = False
         self.closed = False
         viewer.layers.events.inserted.connect(self._inserted)
         viewer.layers.events.removed.connect(self._removed)
@@ -212,6 +215,11 @@ class State:
         self.events.answers_changed.emit()
 
     @property
+    def analysing(self) -> bool:
+        """Whether a region is being analysed."""
+        return self._analysing[1] is not None
+
+    @property
     def regions(self) -> list[Region]:
         """What was or is being analysed of the slide worked on."""
         source, region = self._analysing
@@ -287,6 +295,20 @@ class State:
         work.start()
         return work
 
+    def warm_up(self) -> None:
+        """Do beforehand what the first use would wait for; once.
+
+        napari collects garbage whenever a layer is removed, which takes half a second among torch's objects: from then on they are left
+        out, until the window or the dock closes.
+        """
+        if not self._warm:
+            self._warm = True
+            self.start(lambda report: warm_up(), done=lambda nothing: gc.freeze(), failed=lambda text: None)
+
+    def post(self, key: object, function: Callable[[], None]) -> None:
+        """Have a function called on the GUI thread soon; of those with the same key only the last."""
+        self._courier.post(key, function)
+
     @property
     def busy(self) -> bool:
         """Whether work is under way."""
@@ -311,6 +333,7 @@ class State:
                 record.tiles.failed.disconnect()
                 layer.__dict__.pop("set_view_slice", None)
         self._courier.close()
+        gc.unfreeze()
         if self._folder is not None:
             self._folder.cleanup()
         self.viewer.layers.events.inserted.disconnect(self._inserted)

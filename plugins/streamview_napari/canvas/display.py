@@ -19,7 +19,7 @@ from streamview_napari.canvas.layers import caption, layer_of, map_colormap, thu
 from streamview_napari.canvas.outline import contours, line_width, outline_layer, vectors
 from streamview_napari.records import AnalysedLayer, MapLayer, OutlineLayer, RegionsLayer, SlideLayer, expect_map, map_on, note, record_of
 from streamview_napari.requests.regions import corners
-from streamview_napari.shown_map import Glass, ShownMap
+from streamview_napari.shown_map import FULL, Glass, ShownMap
 
 if TYPE_CHECKING:
     from napari.components import ViewerModel
@@ -123,7 +123,7 @@ class Canvas:
         viewer.layers.events.removed.connect(self._removed)
         viewer.scene.camera.events.zoom.connect(self._zoomed)
         state.events.slide_changed.connect(self._slide_changed)
-        state.events.answers_changed.connect(self._outline_analysed)
+        state.events.answers_changed.connect(self._answers_changed)
         state.events.answer_selected.connect(self.present)
         for layer in list(viewer.layers):
             self._watch(layer)
@@ -171,29 +171,54 @@ class Canvas:
 
     def _put(self, answer: Answer, ready: ReadyMap) -> Image:
         """Put a map into the layer that answers share."""
-        data, options, kind = layer_of(ready.saliency, ready.shown)
+        data, options, _ = layer_of(ready.saliency, ready.shown)
         record = replace(options["metadata"]["streamview"], run=answer.run, certificate=answer.certificate)
         if ready.shown.glass is not None:
             self.glass[ready.saliency.prediction.identity.key] = ready.shown.glass
         layer = self._shared
         if layer is None or layer not in self._viewer.layers:
-            options["metadata"]["streamview"] = record
-            layer = self._shared = Layer.create(data, options | {"visible": False}, kind)
-            active = self._viewer.layers.selection.active
-            self._viewer.add_layer(layer)
-            self._viewer.layers.selection.active = active
-        else:
-            with self._quiet():
-                layer.visible = False
-                note(layer, record)
-                layer.data_level = 0
-                layer.data = data
-                for name in ("units", "scale", "translate", "colormap", "opacity", "name"):
-                    setattr(layer, name, options[name])
+            layer = self._make_shared()
         with self._quiet():
+            layer.visible = False
+            note(layer, record)
+            layer.data_level = 0
+            layer.data = data
+            for name in ("units", "scale", "translate", "colormap", "opacity", "name"):
+                setattr(layer, name, options[name])
             layer.visible = True
             self._outline(layer, ready.lines)
         return layer
+
+    def _make_shared(self) -> Image:
+        """Make the layer that answers share, empty and hidden, and that of its outline."""
+        slide = self._state.slide_layer
+        options = {
+            "name": "Map",
+            "visible": False,
+            "multiscale": True,
+            "contrast_limits": (0, FULL),
+            "blending": "translucent_no_depth",
+            "interpolation2d": "linear",
+            "units": ("pixel", "pixel") if slide is None else slide.units,
+            "axis_labels": ("y", "x"),
+        }
+        layer: Image = Layer.create([np.zeros((1, 1), np.uint8)], options, "image")
+        self._shared = layer
+        active = self._viewer.layers.selection.active
+        self._viewer.add_layer(layer)
+        self._viewer.layers.selection.active = active
+        for emitter in (layer.events.opacity, layer.events.colormap):
+            emitter.connect(self._recoloured)
+        layer.events.visible.connect(self._visible)
+        return layer
+
+    def _make_layers(self) -> None:
+        """Make the layers that the end of a run needs, while it runs: one at a time, since each takes a tenth of a second."""
+        if self._shared is None or self._shared not in self._viewer.layers:
+            self._make_shared()
+            self._state.post("layers", self._make_layers)
+        elif self.outline_of(self._shared) is None:
+            self._show_lines(None, [], "Outline", OUTLINE_COLOUR, str(self._shared.units[0]) != "pixel", OutlineLayer(self._shared))
 
     @contextmanager
     def _quiet(self) -> Iterator[None]:
@@ -297,6 +322,8 @@ class Canvas:
             describe(self._viewer)
 
     def _visible(self, event: Any) -> None:
+        if map_on(event.source) is None:
+            return
         if self._hidden is None and not self._changing:
             self._outline(event.source)
         describe(self._viewer)
@@ -304,7 +331,7 @@ class Canvas:
     def _recoloured(self, event: Any) -> None:
         """Take over what was chosen in napari's own controls."""
         layer = event.source
-        if self._changing or layer not in self._viewer.layers:
+        if self._changing or layer not in self._viewer.layers or map_on(layer) is None:
             return
         shown = expect_map(layer).shown.shown
         recipe = replace(shown.recipe, opacity=layer.opacity)
@@ -329,6 +356,11 @@ class Canvas:
         mpp = record.saliency.mpp
         lines = [line * (mpp or (1.0, 1.0)) for line in (contours(record.shown) if found is None else found)]
         self._show_lines(outline, lines, f"Outline: {layer.name}", OUTLINE_COLOUR, mpp is not None, OutlineLayer(layer))
+
+    def _answers_changed(self) -> None:
+        self._outline_analysed()
+        if self._state.analysing:
+            self._state.post("layers", self._make_layers)
 
     def _outline_analysed(self) -> None:
         """Outline the regions of the answers that may be shown, so that "not computed" and "no evidence" do not look alike."""

@@ -18,6 +18,7 @@ from streamview_napari.canvas import layers
 from streamview_napari.canvas.camera import centre_of
 from streamview_napari.canvas.display import ReadyMap, make_ready
 from streamview_napari.canvas.drawn_regions import Drawing
+from streamview_napari.canvas.live_layers import LiveLayers
 from streamview_napari.canvas.live_map import LiveMap
 from streamview_napari.panels.run_section import RunSection
 from streamview_napari.panels.section import Shortcut, labelled, quiet_label
@@ -64,7 +65,7 @@ class InferenceSection(RunSection[RunForecast]):
         self._spec = ""  # what the network being loaded or loaded is called
         self._live: LiveMap | None = None
         self._live_slide: Slide | None = None  # that runs
-        self._live_layers: list[Image] = []
+        self._live_layers = LiveLayers(viewer)
         self._numbers = itertools.count(1)
         self._drawing = Drawing(viewer, state, changed=self.refresh)
         self._connect()
@@ -224,6 +225,7 @@ class InferenceSection(RunSection[RunForecast]):
         self.streaming.show()
         settings().panel.model = loaded.spec
         self.state.load(loaded)
+        self.state.warm_up()
         self.refresh()
 
     def _not_loaded(self, spec: str, text: str) -> None:
@@ -337,7 +339,6 @@ class InferenceSection(RunSection[RunForecast]):
     def _start(self, request: InferenceRequest, region: Region) -> None:
         forecast = self.task.forecast
         live = self._live = LiveMap()
-        self._live_layers = []
         out = self.state.folder / f"{next(self._numbers):04d}.ome.zarr"
         user_mpp = request.slide.mpp[0] if request.slide.mpp is not None and request.slide.mpp_source.startswith("given") else None
         loaded = request.loaded
@@ -374,35 +375,14 @@ class InferenceSection(RunSection[RunForecast]):
 
     def draw_run(self) -> None:
         """Draw what has been computed so far: the evidence, which is known before the gradient, and what there is of that."""
-        live = self._live
-        if live is None or live.values is None or live.prediction is None:
-            return
-        if not self._live_layers:
-            from napari.layers import Layer
-
-            mpp = None if self._live_slide is None else self._live_slide.mpp
-            layer_tuple = layers.live_layer("gradient", live.target, live.values, mpp, live.step, live.origin)
-            tuples = [layer_tuple]
-            if live.evidence is not None:
-                evidence = live.evidence
-                tuples.insert(0, layers.live_layer("evidence", live.target, evidence.values, mpp, evidence.step, evidence.origin))
-            active = self.viewer.layers.selection.active
-            self._live_layers = [self.viewer.add_layer(Layer.create(*layer_tuple)) for layer_tuple in tuples]
-            self.viewer.layers.selection.active = active
-        for layer in self._live_layers:
-            layer.visible = self.state.source == live.prediction.identity.source
-        gradient = self._live_layers[-1]
-        if gradient.data is not live.values:
-            gradient.data = live.values
-        gradient.contrast_limits = (0, live.peak)
-        gradient.refresh()
+        live, slide = self._live, self._live_slide
+        if live is not None and slide is not None:
+            self._live_layers.draw(live, slide.mpp, visible=self.state.source == slide.identity)
 
     def run_ended(self) -> None:
         """Take away what was drawn of the run."""
-        for layer in self._live_layers:
-            if layer in self.viewer.layers:
-                self.viewer.layers.remove(layer)
-        self._live, self._live_slide, self._live_layers = None, None, []
+        self._live_layers.hide()
+        self._live, self._live_slide = None, None
         self.state.analyse("", None)
         super().run_ended()
         self.run.setEnabled(self.task.forecast is None or self.task.forecast.fits)
