@@ -272,8 +272,8 @@ class PreparedRun:
         Parameters
         ----------
         targets
-            Each a class by name or index, or the difference of two logits as ``"a-b"``; None for the predicted class (regression: the
-            first output).
+            Each a class by name or index, or the difference of two logits as ``"a-b"``; None for `Prediction.usual_target`: the class
+            of interest that the card names, else the predicted one.
         plan
             That of a `forecast` for as many targets, instead of choosing one.
         outs
@@ -318,8 +318,7 @@ class PreparedRun:
         (height, width), methods = self.inside, _METHODS
         result = self._forward(run, reader, report, explain=True)
         prediction = self._prediction(result.logits, reader, notes)
-        likeliest = int(prediction.logits.argmax()) if self.model.card.task != "regression" else 0
-        fixed = [target or find_target(self.model, likeliest) for target in targets]
+        fixed = [target or prediction.usual_target for target in targets]
         task = "backward pass" if len(fixed) == 1 else f"{len(fixed)} backward passes"
         progress = Progress(task, run.steps * len(fixed), report)
         (std, glass), (step, origin) = (self.model.card.std, self.slide.background), self._placed(0)
@@ -380,7 +379,7 @@ class PreparedRun:
         warnings = (*self.warnings, *unsuitable(reader.overview.pixels, card, area_mm2), *notes)
         return Prediction(
             self.slide.name, sampler.region, self.inside, sampler.mpp, card.task, card.class_names, values, self.identity, card.name,
-            card.trained, warnings,
+            card.trained, warnings, card.positive,
         )  # fmt: skip
 
     def _placed(self, value: int) -> tuple[tuple[float, float], tuple[float, float]]:
