@@ -25,11 +25,12 @@ from streamview.export.hotspots import find_hotspots
 from streamview.export.job import export_job
 from streamview.export.ometiff import write_ome_tiff
 from streamview.export.png import render_png
+from streamview.export.table import write_hotspot_table
 from streamview.geometry import Region
 from streamview.jobs import Job, RegionResult, StoredMap
 from streamview.labels.annotations import rasterise, read_annotations
 from streamview.results import RESEARCH_USE, Identity, Prediction, Saliency, SaliencyMap, Target, open_saliency, save_saliency
-from streamview.results.display import PRESETS, DisplayChoice, Recipe, glass_mask
+from streamview.results.display import PRESETS, DisplayChoice, Glass, Recipe, glass_mask
 from streamview.slides import Slide, open_slide
 from streamview.slides.thumbnail import thumbnail
 from tests.support.slides import SyntheticSlide
@@ -412,3 +413,28 @@ def test_picture_canvas_and_hotspots_draw_one_shape(synthetic_slide: SyntheticSl
     inner = corners[:, 1] > -0.5
     np.testing.assert_allclose(np.hypot(corners[inner, 0] - 256, corners[inner, 1]), 200, atol=0.1)
     assert spot.area == pytest.approx(np.pi * 200**2 / 2 + 200, rel=0.01)  # closed along the border
+
+
+def test_hotspots_are_those_of_a_class_of_interest(synthetic_slide: SyntheticSlide, tmp_path: Path) -> None:
+    with open_slide(synthetic_slide.path) as slide:
+        maps = planted(np.ones((20, 30), bool), slide, Region(0, 0, 20, 30), 1)
+    named = replace(maps, prediction=replace(maps.prediction, positive=("lesion",)))
+    assert len(find_hotspots(named, RAW)) == 1
+    normal = replace(named, target=Target("normal", 0))
+    for write in (write_hotspots, write_hotspot_table):
+        with pytest.raises(StreamviewError, match=r"Hotspots are of lesion, .*, and this map explains normal: explain lesion for hotspots"):
+            write(normal, RAW, tmp_path / "a")
+    assert list(tmp_path.iterdir()) == []
+    assert len(find_hotspots(replace(maps, target=Target("normal", 0)), RAW)) == 1  # the card names none
+
+
+def test_hotspots_leave_out_glass_as_pictures_do(synthetic_slide: SyntheticSlide) -> None:
+    values = np.ones((40, 60), bool)
+    with open_slide(synthetic_slide.path) as slide:
+        maps = planted(values, slide, Region(0, 0, 40, 60), 1)
+    mask = np.zeros((20, 30), bool)
+    mask[:, 15:] = True
+    glass = Glass.over_region(mask, maps.prediction.region)
+    assert find_hotspots(maps, RAW)[0].area == 40 * 60
+    assert find_hotspots(maps, RAW, glass=glass)[0].area == pytest.approx(40 * 30, rel=0.01)
+    assert find_hotspots(maps, replace(RAW, glass=False), glass=glass)[0].area == 40 * 60
