@@ -15,10 +15,23 @@ if TYPE_CHECKING:
     from streamview.results import Saliency
     from streamview.results.display import Recipe
     from streamview.slides import Slide
+    from streamview_napari.canvas.tiles import Tiles
     from streamview_napari.requests.answers import RunFacts
     from streamview_napari.shown_map import ShownMap
 
-__all__ = ["MapLayer", "OutlineLayer", "Record", "RegionsLayer", "SlideLayer", "expect_map", "map_on", "note", "record_of", "slide_on"]
+__all__ = [
+    "AnalysedLayer",
+    "MapLayer",
+    "OutlineLayer",
+    "Record",
+    "RegionsLayer",
+    "SlideLayer",
+    "expect_map",
+    "map_on",
+    "note",
+    "record_of",
+    "slide_on",
+]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -33,11 +46,17 @@ class SlideLayer:
         From where it was opened for this layer, and closed with it; None where whoever opened it closes it.
     asked_for_mpp
         Whether the user was asked for the mpp.
+    job
+        The job folder that it was opened from, and the ids of all slides there; None where it was opened by itself.
+    tiles
+        What its levels are read through; None where they are read as they are.
     """
 
     source: Slide
     path: str | None = None
     asked_for_mpp: bool = False
+    job: tuple[str, tuple[str, ...]] | None = None
+    tiles: Tiles | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -56,6 +75,8 @@ class MapLayer:
         With what it was computed in this window; None where it was opened.
     certificate
         Of the network on its region, where the user asked for one.
+    siblings
+        Other results that were opened with it, which have no layer.
     """
 
     saliency: Saliency
@@ -63,6 +84,12 @@ class MapLayer:
     caption: str
     run: RunFacts | None = None
     certificate: Certificate | None = None
+    siblings: tuple[Saliency, ...] = ()
+
+    @property
+    def source(self) -> str:
+        """Identity of the slide that it is for."""
+        return self.saliency.prediction.identity.source
 
     @property
     def recipe(self) -> Recipe:
@@ -104,7 +131,12 @@ class OutlineLayer:
     map: Image
 
 
-Record = SlideLayer | MapLayer | RegionsLayer | OutlineLayer
+@dataclass(frozen=True, slots=True, eq=False)
+class AnalysedLayer:
+    """A layer that outlines the regions that were analysed on the slide worked on."""
+
+
+Record = SlideLayer | MapLayer | RegionsLayer | OutlineLayer | AnalysedLayer
 
 
 def record_of(layer: Layer | None) -> Record | None:

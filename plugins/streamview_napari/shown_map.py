@@ -119,6 +119,13 @@ class ShownMap:
         hidden = self.glass is not None and recipe.glass != before.recipe.glass
         return recipe.blur_um != before.recipe.blur_um or self.shown.cap != before.cap or hidden
 
+    def warm(self) -> None:
+        """Compute now what a view of the whole map needs, so that the first look takes no time."""
+        for level in range(len(self.map.levels)):
+            height, width = self.map.levels[level].shape
+            if max(height, width) <= _HELD:
+                self.per_cent(level, (0, height), (0, width))
+
     def blurred(self, level: int, rows: tuple[int, int], columns: tuple[int, int]) -> NDArray[np.float32]:
         """Raw values of a part of a level as the recipe blurs them, float32."""
         source = self._source(level)

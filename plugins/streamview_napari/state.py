@@ -8,25 +8,30 @@ emitted on the GUI thread.
 from __future__ import annotations
 
 import tempfile
+import weakref
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from napari.utils.notifications import show_warning
 from psygnal import Signal, SignalGroup
 
 from streamview.inference.compute import Compute
 from streamview.progress import Report, Step
-from streamview_napari.records import MapLayer, map_on, slide_on
+from streamview_napari.records import MapLayer, SlideLayer, expect_map, map_on, note, slide_on
 from streamview_napari.requests.answers import Answer
 from streamview_napari.settings import settings
-from streamview_napari.tasks import Work
+from streamview_napari.tasks import Courier, Work
 
 if TYPE_CHECKING:
     from napari.components import ViewerModel
     from napari.layers import Image, Layer
 
+    from streamview.geometry import Region
+    from streamview.inspection.certificate import Certificate
     from streamview.labels.regions import Example
-    from streamview.results import Saliency
+    from streamview.results import Method, Saliency
     from streamview.slides import Slide
     from streamview_napari.requests.models import Loaded
 
@@ -39,18 +44,18 @@ class Events(SignalGroup):
     """What may happen.
 
     ``slide_changed(layer)``: another slide is worked on, or its mpp was given; None when there is none. ``model_changed(loaded)``.
-    ``answered(answer)``: one more row of the results. ``result_added(saliency)``: one more result with maps, computed or opened.
-    ``result_selected(saliency)``: it is the one worked on; None when there is none. ``map_selected(layer)``: a layer of the result worked
-    on, or None. ``explanation_wanted(prediction, target)``: the user wants maps of another target, by name. ``machine_changed()``: another
-    device or memory bound was chosen. ``labels_changed(labels)``: regions were labelled, or where they are kept has changed.
-    ``example_wanted(example)``: the user wants to see a labelled region. ``model_wanted(spec)``: the user wants to run this network.
+    ``answers_changed()``: there is one more answer for the slide worked on, or one was verified, or the slide has changed.
+    ``answer_selected(answer, ready)``: it is the one worked on, None when there is none; ``ready`` is its map made ready in a thread, or
+    None. ``map_selected(layer)``: a layer of the answer worked on, or None. ``explanation_wanted(prediction, target)``: the user wants maps
+    of another target, by name. ``machine_changed()``: another device or memory bound was chosen. ``labels_changed(labels)``: regions were
+    labelled, or where they are kept has changed. ``example_wanted(example)``: the user wants to see a labelled region.
+    ``model_wanted(spec)``: the user wants to run this network.
     """
 
     slide_changed = Signal(object)
     model_changed = Signal(object)
-    answered = Signal(object)
-    result_added = Signal(object)
-    result_selected = Signal(object)
+    answers_changed = Signal()
+    answer_selected = Signal(object, object)
     map_selected = Signal(object)
     explanation_wanted = Signal(object, str)
     machine_changed = Signal()
@@ -78,10 +83,15 @@ class State:
         self.table: Path | None = None
         self._slide: Image | None = None
         self._map: Image | None = None
-        self._result: Saliency | None = None
+        self._sources: set[str] = set()  # identities of the slides that were worked on
+        self._selected: dict[str, Answer] = {}  # by the slide's identity, empty where no slide is open
+        self._analysing: tuple[str, Region | None] = ("", None)
+        self.caps: dict[Method, float] = {}
+        """Raw values that get the full colour on every map of a kind, where the user wants one scale for all."""
         self._works: list[Work] = []
         self._folder: tempfile.TemporaryDirectory[str] | None = None
-        self._left: list[Slide] = []  # slides without a layer, which work may still read
+        self._left: list[SlideLayer] = []  # of slides without a layer, which work may still read
+        self._courier = Courier()
         self.closed = False
         viewer.layers.events.inserted.connect(self._inserted)
         viewer.layers.events.removed.connect(self._removed)
@@ -117,20 +127,40 @@ class State:
         return map_on(self._map)
 
     @property
-    def result(self) -> Saliency | None:
-        """The result worked on."""
-        return self._result
+    def source(self) -> str:
+        """Identity of the slide worked on; empty where there is none."""
+        return "" if self.slide is None else self.slide.identity
 
-    def select_slide(self, layer: Image | None) -> None:
-        """Work on another slide."""
-        if layer is not self._slide:
-            self._slide = layer
-            self.events.slide_changed.emit(layer)
+    def concerns(self, source: str) -> bool:
+        """Whether what was computed for a slide may be shown now: that slide is worked on, or none is and that one was never here."""
+        return source == self.source if self.source else source not in self._sources
 
     @property
-    def results(self) -> list[Saliency]:
-        """Results with maps, oldest first."""
-        return [answer.saliency for answer in self.answers if answer.saliency is not None]
+    def answers_here(self) -> list[Answer]:
+        """The answers that may be shown now, oldest first."""
+        return [answer for answer in self.answers if self.concerns(answer.source)]
+
+    @property
+    def selected(self) -> Answer | None:
+        """The answer worked on."""
+        return self._selected.get(self.source)
+
+    @property
+    def result(self) -> Saliency | None:
+        """The maps of the answer worked on."""
+        return None if self.selected is None else self.selected.saliency
+
+    def select_slide(self, layer: Image | None) -> None:
+        """Work on another slide, and on the answer that was worked on there."""
+        if layer is not self._slide:
+            self._slide = layer
+            if self.source:
+                self._sources.add(self.source)
+            if self.answers_here:
+                self._selected.setdefault(self.source, self.answers_here[-1])
+            self.events.slide_changed.emit(layer)
+            self.events.answers_changed.emit()
+            self.events.answer_selected.emit(self.selected, None)
 
     @property
     def folder(self) -> Path:
@@ -165,28 +195,62 @@ class State:
         self.labels, self.table = labels, table
         self.events.labels_changed.emit(labels)
 
-    def answer(self, answer: Answer) -> None:
-        """Count an answer, once."""
-        if answer.saliency is not None and any(answer.saliency is known for known in self.results):
+    def answer(self, answer: Answer, ready: object = None) -> None:
+        """Count an answer, once, and work on it if it is for the slide worked on."""
+        if answer.saliency is not None and any(answer.saliency is known.saliency for known in self.answers):
             return
         self.answers.append(answer)
-        self.events.answered.emit(answer)
-        if answer.saliency is not None:
-            self.events.result_added.emit(answer.saliency)
+        if self.concerns(answer.source):
+            self.events.answers_changed.emit()
+            self.select(answer, ready)
+        else:
+            self._selected[answer.source] = answer
 
-    def select_result(self, saliency: Saliency | None) -> None:
-        """Work on another result."""
-        if saliency is not self._result:
-            self._result = saliency
-            self.events.result_selected.emit(saliency)
+    def analyse(self, source: str, region: Region | None) -> None:
+        """Say which region of which slide is being analysed; None: none any more."""
+        self._analysing = source, region
+        self.events.answers_changed.emit()
+
+    @property
+    def regions(self) -> list[Region]:
+        """What was or is being analysed of the slide worked on."""
+        source, region = self._analysing
+        regions = dict.fromkeys(answer.prediction.region for answer in self.answers_here)
+        return [*regions, *([] if region is None or not self.concerns(source) else [region])]
+
+    def certify(self, answer: Answer, certificate: Certificate) -> Answer:
+        """Keep the certificate with an answer; return that."""
+        certified = replace(answer, certificate=certificate)
+        self.answers[self.answers.index(answer)] = certified
+        for source, selected in self._selected.items():
+            if selected is answer:
+                self._selected[source] = certified
+        for layer in () if answer.saliency is None else self.maps_of(answer.saliency):
+            note(layer, replace(expect_map(layer), certificate=certificate))
+        self.events.answers_changed.emit()
+        return certified
+
+    def select(self, answer: Answer | None, ready: object = None) -> None:
+        """Work on another answer of the slide worked on."""
+        if answer is not self.selected:
+            if answer is None:
+                self._selected.pop(self.source, None)
+            else:
+                self._selected[self.source] = answer
+            self.events.answer_selected.emit(answer, ready)
+
+    def answer_of(self, saliency: Saliency) -> Answer | None:
+        """Return the answer that has these maps; None of those that are made of others, as differences are."""
+        return next((answer for answer in self.answers if answer.saliency is saliency), None)
 
     def select_map(self, layer: Image | None) -> None:
-        """Work on another map, and on the result that it shows."""
+        """Work on another map, and on the answer that it shows."""
         if layer is self._map:
             return
         self._map = layer
-        if self.map is not None:
-            self.select_result(self.map.saliency)
+        answer = None if self.map is None else self.answer_of(self.map.saliency)
+        if answer is not None and self.concerns(answer.source):
+            self.select(answer)
         self.events.map_selected.emit(layer)
 
     def maps_of(self, saliency: Saliency) -> list[Image]:
@@ -239,6 +303,14 @@ class State:
             work.wait()
         self._works.clear()
         self._close_left()
+        for layer in self.viewer.layers:
+            record = slide_on(layer)
+            if record is not None and record.tiles is not None:
+                record.tiles.stop()
+                record.tiles.loaded.disconnect()
+                record.tiles.failed.disconnect()
+                layer.__dict__.pop("set_view_slice", None)
+        self._courier.close()
         if self._folder is not None:
             self._folder.cleanup()
         self.viewer.layers.events.inserted.disconnect(self._inserted)
@@ -249,7 +321,10 @@ class State:
         """Close the slides whose layers are gone, unless work may still read them."""
         if not self.busy:
             while self._left:
-                self._left.pop().close()
+                record = self._left.pop()
+                if record.tiles is not None:
+                    record.tiles.stop()
+                record.source.close()
 
     def _inserted(self, event: Any) -> None:
         self._add(event.value)
@@ -257,29 +332,52 @@ class State:
     def _add(self, layer: Layer) -> None:
         if slide_on(layer) is not None:
             self.select_slide(layer)
+            self._load(layer)
         record = map_on(layer)
-        if record is not None:
-            self.answer(Answer(record.saliency.prediction, record.saliency))
-            if layer.visible:
-                self.select_map(layer)
+        if record is not None and self.answer_of(record.saliency) is None:
+            self.answers += [Answer(saliency.prediction, saliency) for saliency in record.siblings]
+            self.answer(Answer(record.saliency.prediction, record.saliency, run=record.run, certificate=record.certificate))
+        if record is not None and layer.visible and self.concerns(record.source):
+            self.select_map(layer)
+
+    def _load(self, layer: Layer) -> None:
+        """Have a slide drawn from what is there, never waiting for its file, and drawn anew when more has come."""
+        record = slide_on(layer)
+        tiles = None if record is None else record.tiles
+        if tiles is None:
+            return
+        shown, courier = weakref.ref(layer), self._courier  # the tiles must not keep the layer that they are of
+
+        def draw() -> None:
+            layer = shown()
+            if layer is not None:
+                with tiles.without_waiting():
+                    type(layer).set_view_slice(layer)
+
+        def draw_anew() -> None:
+            layer = shown()
+            if layer is not None:
+                layer.refresh(extent=False)
+
+        layer.set_view_slice = draw
+        tiles.loaded.connect(lambda: courier.post(shown, draw_anew))
+        tiles.failed.connect(lambda text: courier.post(text, lambda: show_warning(text)))
 
     def _removed(self, event: Any) -> None:
         layer = event.value
         record = slide_on(layer)
         if record is not None and record.path is not None:
-            self._left.append(record.source)
+            self._left.append(record)
             self._close_left()
         if layer is self._slide:
             slides = [other for other in self.viewer.layers if slide_on(other) is not None]
             self.select_slide(slides[-1] if slides else None)
         if layer is self._map:
-            maps = [other for other in self.viewer.layers if map_on(other) is not None]
-            self.select_map(next((other for other in reversed(maps) if other.visible), maps[-1] if maps else None))
-            if self._map is None:
-                self.select_result(None)
+            maps = [other for other in self.viewer.layers if (shown := map_on(other)) is not None and self.concerns(shown.source)]
+            self.select_map(next((other for other in reversed(maps) if other.visible), None))
 
     def _activated(self, event: Any) -> None:
         if slide_on(event.value) is not None:
             self.select_slide(event.value)
-        elif map_on(event.value) is not None:
+        elif (record := map_on(event.value)) is not None and self.concerns(record.source):
             self.select_map(event.value)

@@ -20,11 +20,12 @@ from qtpy.QtCore import QObject, QTimer, Signal, Slot
 from streamview.errors import Cancelled, StreamviewError
 from streamview.progress import Report, Step
 
-__all__ = ["ForecastTask", "Start", "Work", "describe_error", "yield_to_window"]
+__all__ = ["Courier", "ForecastTask", "Start", "Work", "describe_error", "yield_to_window"]
 
 _PERIOD = 0.05  # s between two reports that reach the window
 _POLITE = 10  # niceness: about a tenth of a processor that the window wants as well
 _DEBOUNCE = 300  # ms without a change before a forecast is made anew
+_COURIER = 60  # ms that what is posted may wait for more of its kind
 _REDRAW = 500  # ms between two drawings of what a run has come to: each has the whole window drawn, which the run pays for
 _LOG = logging.getLogger(__name__)
 _Result = TypeVar("_Result")
@@ -107,6 +108,45 @@ class Work(QObject):
         self.running = False
         if message.call is not None:
             message.call(*message.arguments)
+
+
+class Courier(QObject):
+    """Has functions called on the GUI thread, from whichever thread; of those with the same key that wait only the last is called."""
+
+    _posted = Signal()
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._waiting: dict[object, Callable[[], None]] = {}
+        self._lock = threading.Lock()
+        self._timer = QTimer(self, singleShot=True, interval=_COURIER)
+        self._timer.timeout.connect(self._deliver)
+        self._posted.connect(self._wait)
+
+    def post(self, key: object, function: Callable[[], None]) -> None:
+        """Have a function called soon."""
+        with self._lock:
+            first = not self._waiting
+            self._waiting[key] = function
+        if first:
+            self._posted.emit()
+
+    def close(self) -> None:
+        """Call nothing more."""
+        self._timer.stop()
+        with self._lock:
+            self._waiting.clear()
+
+    @Slot()  # type: ignore[untyped-decorator]
+    def _wait(self) -> None:
+        if not self._timer.isActive():
+            self._timer.start()
+
+    def _deliver(self) -> None:
+        with self._lock:
+            waiting, self._waiting = self._waiting, {}
+        for function in waiting.values():
+            function()
 
 
 class Start(Protocol):

@@ -17,6 +17,7 @@ from streamview_napari.canvas.display import Canvas, find_glass, recipe_of
 from streamview_napari.canvas.layers import saliency_layers
 from streamview_napari.records import expect_map, map_on
 from streamview_napari.shown_map import Glass
+from streamview_napari.state import State
 
 from streamview.results import Saliency, Target, difference
 from streamview.results.display import PALETTES, PRESETS
@@ -37,7 +38,7 @@ def canvas(saliency: Saliency) -> Iterator[tuple[ViewerModel, Canvas, Any]]:
     viewer = ViewerModel()
     for data, options, kind in saliency_layers(saliency):
         viewer.add_layer(Layer.create(data, options, kind))
-    canvas = Canvas(viewer)
+    canvas = Canvas(viewer, State(viewer))
     layer = viewer.layers["Gradient x input (detail): lesion"]
     layer.visible, viewer.layers["Class evidence (extent): lesion"].visible = True, False
     yield viewer, canvas, layer

@@ -93,7 +93,7 @@ def draw(viewer: Any, dock: Any, region: Region, qtbot: Any) -> Any:
     assert layer.mode == "add_rectangle"
     layer.add_rectangles(corners(region, (MPP, MPP)))
     assert layer.mode == "select"
-    qtbot.waitUntil(panel.run.isEnabled, timeout=LIMIT)
+    qtbot.waitUntil(lambda: panel.task.forecast is not None, timeout=LIMIT)
     assert panel.task.forecast.region == region
     return panel
 
@@ -184,14 +184,15 @@ def test_draw_cancel_run_and_look_at_the_answer(
         ticks.append(time.perf_counter() - start)
     assert sorted(ticks)[5] < 0.25
     panel.cancel.click()
-    qtbot.waitUntil(panel.run.isEnabled, timeout=LIMIT)
+    qtbot.waitUntil(lambda: not panel.task.running, timeout=LIMIT)
+    assert panel.message.text() == "Cancelled."
     known = len(told)
     qtbot.wait(100)
     assert len(told) == known
     assert not result.filled
     assert not panel.bar.isVisible()
     assert list(dock.state.folder.iterdir()) == []
-    assert [layer.name for layer in viewer.layers] == ["planted.svs", "Regions"]
+    assert [layer.name for layer in viewer.layers if layer.visible] == ["planted.svs", "Regions"]
 
     # to the end, the map appearing on the way
     panel.task.redraw.setInterval(20)
@@ -223,7 +224,11 @@ def test_draw_cancel_run_and_look_at_the_answer(
     assert (run.model, run.untrained, Path(run.slide).name, run.mpp, run.compute.tile[0]) == ("demo", False, "planted.svs", None, 32)
 
     # its pixels are the ones asked for: the corners of map, rectangle and slide meet in the world
-    fine = next(layer for layer in viewer.layers if layer.name.startswith("Gradient x input"))
+    chooser = section(dock, "Display").map
+    chooser.setCurrentIndex(chooser.findData("signed"))
+    chooser.activated.emit(chooser.currentIndex())
+    fine = dock.state.map_layer
+    assert fine.name.startswith("Gradient x input")
     first, last = fine.extent.world[0] - fine.scale / 2, fine.extent.world[1] + fine.scale / 2
     np.testing.assert_allclose(first, ((region.y - 0.5) * MPP, (region.x - 0.5) * MPP), atol=1e-9)
     np.testing.assert_allclose(last, ((region.y_stop - 0.5) * MPP, (region.x_stop - 0.5) * MPP), atol=1e-9)
@@ -282,12 +287,12 @@ def test_a_run_is_prepared_once_and_carries_out_the_forecast_that_was_shown(
     assert preparations == ["planted.svs"]
     assert [executed is plan for executed in plans] == [True, True]
 
-    # other settings are another run; those of now are forecast before Run can be pressed
+    # other settings are another run; pressed before the forecast is there, Run waits for it
     panel.maps.click()
-    assert not panel.run.isEnabled()
-    qtbot.waitUntil(panel.run.isEnabled, timeout=LIMIT)
-    assert preparations == ["planted.svs"] * 2
+    assert panel.task.forecast is None
     panel.run.click()
+    assert panel.message.text() == "Runs as soon as the forecast is there…"
+    assert not panel.task.running
     qtbot.waitUntil(lambda: len(dock.state.answers) == 3, timeout=LIMIT)
     assert dock.state.answers[2].saliency is None
     assert preparations == ["planted.svs"] * 2
@@ -330,7 +335,7 @@ def test_errors_of_the_engine_reach_the_user_and_it_can_run_again(
     assert dock.state.answers == []
     monkeypatch.setattr(PreparedRun, "explain", explain)
     panel.maps.setChecked(False)
-    qtbot.waitUntil(panel.run.isEnabled, timeout=LIMIT)
+    qtbot.waitUntil(lambda: panel.task.forecast is not None, timeout=LIMIT)
     panel.run.click()
     qtbot.waitUntil(lambda: len(dock.state.answers) == 1, timeout=LIMIT)
     assert not panel.problem.isVisibleTo(panel)
@@ -420,11 +425,11 @@ def test_a_slide_without_mpp_is_asked_for(window: Callable[[Any], Any], tmp_path
     np.testing.assert_allclose(layer.scale, (0.5, 0.5))
     assert found.extent.text() == "640 × 512 px · 0.32 × 0.26 mm\n0.5 µm/px (given by you)"
     assert not found.measure.isVisibleTo(found)
-    qtbot.waitUntil(panel.run.isEnabled, timeout=LIMIT)
+    qtbot.waitUntil(lambda: panel.task.forecast is not None, timeout=LIMIT)
     assert dock.state.slide.mpp == (0.5, 0.5)
     assert panel.task.forecast.region == Region(64, 128, 256, 320), "what was drawn in pixels stays where it was"
     panel.maps.setChecked(False)
-    qtbot.waitUntil(panel.run.isEnabled, timeout=LIMIT)
+    qtbot.waitUntil(lambda: panel.task.forecast is not None, timeout=LIMIT)
     panel.run.click()
     qtbot.waitUntil(lambda: len(dock.state.answers) == 1, timeout=LIMIT)
     assert len(viewer.layers["Regions"].data) == 1

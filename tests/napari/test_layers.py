@@ -129,9 +129,11 @@ def test_of_several_targets_the_predicted_class_is_on_top(job: Path, slide_path:
     folder.add(RegionResult(saliency.prediction, "run", maps=maps, source=str(slide_path)))
     folder.write_tables()
     layers = model(job_layers(job)).layers
-    assert [layer.name.split(": ")[1] for layer in layers[1:]] == ["normal"] * 3 + ["lesion-normal"] * 3 + ["lesion"] * 3
+    assert [layer.name.split(": ")[1] for layer in layers[1:]] == ["lesion"] * 3
     assert [layer.name for layer in layers[1:] if layer.visible] == ["Class evidence (extent): lesion"]
-    shown = expect_map(layers["Class evidence (extent): lesion-normal"]).saliency
+    siblings = expect_map(layers["Class evidence (extent): lesion"]).siblings  # without layers until they are chosen
+    assert [sibling.target.name for sibling in siblings] == ["lesion-normal", "normal"]
+    shown = siblings[0]
     assert (shown.target.name, shown.target_probability, shown.target_score) == ("lesion-normal", None, 2.0)
 
 
@@ -290,10 +292,14 @@ def test_the_caption_follows_what_is_visible(job: Path) -> None:
     add_layers(viewer, str(job))
     assert viewer.canvas.overlays.scale_bar.visible
     text = viewer.canvas.overlays.text
-    assert text.text == "Class evidence (extent): lesion\nblur 6 µm (6 px) | above 15% of the cap\nresearch use only"
+    assert text.text.split("\n") == [
+        "planted.svs | demo: lesion 88.1%",
+        "Class evidence (extent): lesion",
+        "blur 6 µm (6 px) | above 15% of the cap | research use only",
+    ]
     viewer.layers[-1].visible = False
     viewer.layers[-2].visible = True
-    assert text.text.startswith("Gradient x input (detail): lesion\nblur 3 µm (3 px)")
+    assert text.text.split("\n")[1:] == ["Gradient x input (detail): lesion", "blur 3 µm (3 px) | above 15% of the cap | research use only"]
     assert [layer.colorbar.visible for layer in viewer.layers[1:]] == [False, True, False]
 
 

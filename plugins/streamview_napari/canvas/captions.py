@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from streamview_napari.records import expect_map, map_on
+from streamview_napari.records import expect_map, map_on, slide_on
 
 if TYPE_CHECKING:
     from napari.components import ViewerModel
@@ -31,6 +31,7 @@ def place_overlays(viewer: ViewerModel) -> None:
 
 def describe(viewer: ViewerModel) -> None:
     """Show the captions of the visible maps, topmost first, and the topmost's colour bar."""
+    slides = {slide.source.identity for layer in viewer.layers if layer.visible and (slide := slide_on(layer)) is not None}
     maps = [(layer, record) for layer in reversed(viewer.layers) if (record := map_on(layer)) is not None]
     visible = [(layer, record) for layer, record in maps if layer.visible]
     for layer, record in maps:
@@ -38,7 +39,9 @@ def describe(viewer: ViewerModel) -> None:
         bar.size, bar.box, bar.box_color, bar.color, bar.tick_length, bar.position = _BAR, True, _BOX, "white", 4, "top_right"
         bar.visible = layer.visible and layer is visible[0][0] and record.recipe.heat
     text = viewer.canvas.overlays.text
-    text.text = "\n".join(record.caption for _, record in visible)
+    text.text = "\n".join(
+        record.caption if not slides or record.source in slides else f"NOT OF THE SLIDE ON SHOW: {record.caption}" for _, record in visible
+    )
     text.font_size = 9
     text.visible = bool(visible)
 

@@ -1,34 +1,78 @@
-"""What happens on the canvas when the display of a map changes: pixels, colours, outline, captions. Without Qt."""
+"""What is on the canvas beside the slide: the map of the answer worked on, its outline, what was analysed, captions. Without Qt."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from napari.layers import Layer
 from napari.utils.colormaps import Colormap
+from napari.utils.notifications import show_info
 
-from streamview.results.display import PALETTES, Recipe, glass_mask
+from streamview.results.display import OUTLINE_COLOUR, PALETTES, Recipe, glass_mask
 from streamview.slides import Slide
 from streamview_napari.canvas.captions import describe, place_overlays
-from streamview_napari.canvas.layers import caption, map_colormap, thumbnail
+from streamview_napari.canvas.layers import caption, layer_of, map_colormap, thumbnail, usual_recipe
 from streamview_napari.canvas.outline import contours, line_width, outline_layer, vectors
-from streamview_napari.records import MapLayer, OutlineLayer, expect_map, map_on, note, record_of
-from streamview_napari.shown_map import Glass
+from streamview_napari.records import AnalysedLayer, MapLayer, OutlineLayer, RegionsLayer, SlideLayer, expect_map, map_on, note, record_of
+from streamview_napari.requests.regions import corners
+from streamview_napari.shown_map import Glass, ShownMap
 
 if TYPE_CHECKING:
     from napari.components import ViewerModel
     from napari.layers import Image, Vectors
     from numpy.typing import NDArray
 
-    from streamview.results import Saliency
+    from streamview.results import Method, Saliency
+    from streamview_napari.requests.answers import Answer
+    from streamview_napari.state import State
 
-__all__ = ["Canvas", "find_glass", "recipe_of"]
+__all__ = ["Canvas", "ReadyMap", "find_glass", "make_ready", "recipe_of"]
 
 _GLASS = 1024  # px a side of the thumbnail that glass is looked for on
 _HOLE = 0.0005  # share of it below which a clear spot is a hole in the tissue, not glass
+ANALYSED_COLOUR = "#4c8bf5"
 _STOPS = 9  # colours taken of a colour map chosen in napari's own controls
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ReadyMap:
+    """A map with all that takes time already computed, in whichever thread.
+
+    Parameters
+    ----------
+    shown
+        The map, by its recipe, glass looked for.
+    lines
+        Its outline, closed lines in level-0 px; None where the recipe has none.
+    saliency
+        The result.
+    """
+
+    saliency: Saliency
+    shown: ShownMap
+    lines: list[NDArray[np.float64]] | None
+
+
+def make_ready(saliency: Saliency, recipe: Recipe, slide: Slide | None = None, glass: Glass | None = None) -> ReadyMap:
+    """Compute what the canvas needs of a map, so that to show it takes the window's thread no time; glass is looked for on `slide`.
+
+    Raises
+    ------
+    SlideError
+        When a part of the slide cannot be read.
+    StreamviewError
+        When the saliency has no such map.
+    """
+    shown = ShownMap(saliency, recipe)
+    if glass is None and slide is not None and slide.identity == saliency.prediction.identity.source:
+        glass = find_glass(slide, saliency)
+    shown.glass = glass
+    shown.warm()
+    return ReadyMap(saliency, shown, contours(shown) if recipe.outline else None)
 
 
 def recipe_of(layer: Image) -> Recipe:
@@ -54,17 +98,23 @@ def find_glass(slide: Slide, saliency: Saliency) -> Glass:
 
 
 class Canvas:
-    """Keeps outlines, captions and colour bar of a viewer in step with its map layers.
+    """Shows the map of the answer worked on, and keeps outlines, captions and colour bar in step with all map layers.
+
+    One image layer is taken over from answer to answer: to remove a layer and add another takes napari a second. Maps that were opened
+    have layers of their own. What belongs to another slide than the one worked on is hidden.
 
     Parameters
     ----------
-    viewer
-        Its map layers are watched from now on.
+    viewer, state
+        Of the window; the viewer's map layers are watched from now on.
     """
 
-    def __init__(self, viewer: ViewerModel) -> None:
-        self._viewer = viewer
-        self._lines: dict[Layer, list[NDArray[Any]]] = {}  # in world units, of each outline layer
+    def __init__(self, viewer: ViewerModel, state: State) -> None:
+        self._viewer, self._state = viewer, state
+        self.glass: dict[str, Glass] = {}
+        """By identity of the result, where it was looked for."""
+        self._shared: Image | None = None
+        self._lines: dict[Layer, tuple[list[NDArray[Any]], str]] = {}  # in world units and their colour, of each layer of lines
         self._width = line_width(viewer.scene.camera.zoom)
         self._hidden: list[Layer] | None = None
         self._changing = False
@@ -72,8 +122,12 @@ class Canvas:
         viewer.layers.events.inserted.connect(self._inserted)
         viewer.layers.events.removed.connect(self._removed)
         viewer.scene.camera.events.zoom.connect(self._zoomed)
+        state.events.slide_changed.connect(self._slide_changed)
+        state.events.answers_changed.connect(self._outline_analysed)
+        state.events.answer_selected.connect(self.present)
         for layer in list(viewer.layers):
             self._watch(layer)
+        self._outline_analysed()
         describe(viewer)
 
     def close(self) -> None:
@@ -84,6 +138,83 @@ class Canvas:
         for layer in self._viewer.layers:
             self._unwatch(layer)
 
+    def present(self, answer: Answer | None, ready: ReadyMap | None = None, method: Method | None = None) -> None:
+        """Show the map of an answer, alone: in its own layer where it was opened, else in the one that answers share.
+
+        Parameters
+        ----------
+        answer
+            The answer; one without maps, or None, leaves no map on show.
+        ready
+            Its map, made ready in a thread; None: it is made ready here.
+        method
+            Which of its maps; None: the usual one, or the one that is on show already.
+        """
+        self._outline_analysed()
+        saliency = None if answer is None else answer.saliency
+        own = [] if saliency is None else self._state.maps_of(saliency)
+        fitting = [layer for layer in own if method in (None, recipe_of(layer).method)]
+        chosen = next((layer for layer in reversed(fitting) if layer.visible), fitting[-1] if fitting else None)
+        if chosen is not None and chosen.visible and method is None:
+            self._state.select_map(chosen)
+            return
+        if answer is not None and saliency is not None and chosen is None:
+            recipe = usual_recipe(saliency, method)
+            cap = self._state.caps.get(recipe.method)
+            glass = self.glass.get(saliency.prediction.identity.key)
+            ready = ready or make_ready(saliency, recipe if cap is None else replace(recipe, cap=cap), glass=glass)
+            chosen = self._put(answer, ready)
+        for layer in self._viewer.layers:
+            if map_on(layer) is not None:
+                layer.visible = layer is chosen
+        self._state.select_map(chosen)
+
+    def _put(self, answer: Answer, ready: ReadyMap) -> Image:
+        """Put a map into the layer that answers share."""
+        data, options, kind = layer_of(ready.saliency, ready.shown)
+        record = replace(options["metadata"]["streamview"], run=answer.run, certificate=answer.certificate)
+        if ready.shown.glass is not None:
+            self.glass[ready.saliency.prediction.identity.key] = ready.shown.glass
+        layer = self._shared
+        if layer is None or layer not in self._viewer.layers:
+            options["metadata"]["streamview"] = record
+            layer = self._shared = Layer.create(data, options | {"visible": False}, kind)
+            active = self._viewer.layers.selection.active
+            self._viewer.add_layer(layer)
+            self._viewer.layers.selection.active = active
+        else:
+            with self._quiet():
+                layer.visible = False
+                note(layer, record)
+                layer.data_level = 0
+                layer.data = data
+                for name in ("units", "scale", "translate", "colormap", "opacity", "name"):
+                    setattr(layer, name, options[name])
+        with self._quiet():
+            layer.visible = True
+            self._outline(layer, ready.lines)
+        return layer
+
+    @contextmanager
+    def _quiet(self) -> Iterator[None]:
+        """Do not take what this class changes for what the user changes."""
+        before, self._changing = self._changing, True
+        try:
+            yield
+        finally:
+            self._changing = before
+
+    def _slide_changed(self, slide: Layer | None) -> None:
+        """Hide what belongs to other slides; what belongs to this one comes back, its map with the answer worked on there."""
+        for layer in list(self._viewer.layers):
+            record = record_of(layer)
+            if isinstance(record, MapLayer) and not self._state.concerns(record.source):
+                layer.visible = False
+            elif isinstance(record, RegionsLayer) and slide is not None:
+                layer.visible = record.slide is slide
+            elif isinstance(record, SlideLayer) and slide is not None:
+                layer.visible = layer is slide
+
     def show(self, layer: Image, recipe: Recipe) -> None:
         """Show a map layer by another recipe of the same method, doing no more than that takes."""
         record = expect_map(layer)
@@ -91,16 +222,13 @@ class Canvas:
         before, edge = shown.shown, (shown.shown.cap, shown.shown.threshold)
         redrawn = shown.set(recipe)
         note(layer, replace(record, caption=caption(record.saliency, shown.shown)))
-        self._changing = True
-        try:
+        with self._quiet():
             colours = (recipe.colours, recipe.heat, shown.shown.threshold)
             if colours != (before.recipe.colours, before.recipe.heat, before.threshold):
                 layer.colormap = map_colormap(shown.shown)
             layer.opacity = recipe.opacity
             if redrawn:
                 layer.refresh(extent=False)
-        finally:
-            self._changing = False
         if redrawn or edge != (shown.shown.cap, shown.shown.threshold) or recipe.outline != before.recipe.outline:
             self._outline(layer)
         describe(self._viewer)
@@ -108,7 +236,9 @@ class Canvas:
 
     def mask(self, layer: Image, glass: Glass) -> None:
         """Hide what a map layer has on glass, where its recipe asks for that."""
-        shown = expect_map(layer).shown
+        record = expect_map(layer)
+        self.glass[record.saliency.prediction.identity.key] = glass
+        shown = record.shown
         shown.glass = glass
         if shown.shown.recipe.glass:
             layer.refresh(extent=False)
@@ -120,11 +250,10 @@ class Canvas:
         return next((other for other, record in records if isinstance(record, OutlineLayer) and record.map is layer), None)
 
     def hide(self) -> None:
-        """Hide maps and outlines until `reveal`."""
+        """Hide maps and all outlines until `reveal`."""
         if self._hidden is None:
-            self._hidden = [
-                layer for layer in self._viewer.layers if layer.visible and isinstance(record_of(layer), MapLayer | OutlineLayer)
-            ]
+            hidden = MapLayer | OutlineLayer | AnalysedLayer
+            self._hidden = [layer for layer in self._viewer.layers if layer.visible and isinstance(record_of(layer), hidden)]
             for layer in self._hidden:
                 layer.visible = False
 
@@ -149,13 +278,17 @@ class Canvas:
             layer.events.colormap.disconnect(self._recoloured)
 
     def _inserted(self, event: Any) -> None:
-        self._watch(event.value)
+        layer, record = event.value, map_on(event.value)
+        if record is not None and layer.visible and not self._state.concerns(record.source):
+            layer.visible = False
+            show_info(f"{layer.name}: of {record.saliency.prediction.slide_name}, and shown when that slide is open")
+        self._watch(layer)
         describe(self._viewer)
 
     def _removed(self, event: Any) -> None:
         layer = event.value
         if self._lines.pop(layer, None) is not None:
-            layer.events.visible.disconnect(self._outline_visible)
+            layer.events.visible.disconnect(self._lines_shown)
         if map_on(layer) is not None:
             self._unwatch(layer)
             outline = self.outline_of(layer)
@@ -164,7 +297,7 @@ class Canvas:
             describe(self._viewer)
 
     def _visible(self, event: Any) -> None:
-        if self._hidden is None:
+        if self._hidden is None and not self._changing:
             self._outline(event.source)
         describe(self._viewer)
 
@@ -182,59 +315,84 @@ class Canvas:
                 recipe = replace(recipe, colours=_stops(layer.colormap))
             elif named in PALETTES:
                 recipe = replace(recipe, colours=PALETTES[named])
-            self._changing = True
-            try:
+            with self._quiet():
                 layer.colormap = map_colormap(replace(shown, recipe=recipe))
-            finally:
-                self._changing = False
         self.show(layer, recipe)
 
-    def _outline(self, layer: Image) -> None:
-        """Draw, move or hide the outline of a map layer."""
-        shown = expect_map(layer).shown
-        outline = self.outline_of(layer)
-        if not (layer.visible and shown.shown.recipe.outline):
+    def _outline(self, layer: Image, found: list[NDArray[np.float64]] | None = None) -> None:
+        """Draw, move or hide the outline of a map layer; `found` are its lines in level-0 px, where they are known."""
+        record, outline = expect_map(layer), self.outline_of(layer)
+        if not (layer.visible and record.recipe.outline):
             if outline is not None:
                 outline.visible = False
             return
-        saliency = expect_map(layer).saliency
-        lines = [line * (saliency.mpp or (1.0, 1.0)) for line in contours(shown)]
-        if outline is None:
-            active = self._viewer.layers.selection.active
-            data, options, kind = outline_layer(lines, self._width, f"Outline: {layer.name}", saliency.mpp is not None)
-            outline = Layer.create(data, options | {"metadata": {"streamview": OutlineLayer(layer)}}, kind)
-            if hasattr(outline, "_max_vectors_thumbnail"):
-                outline._max_vectors_thumbnail = 128  # drawn one by one at every change, and no outline can be made out in 32 px
-            self._viewer.layers.insert(self._viewer.layers.index(layer) + 1, outline)
-            self._viewer.layers.selection.active = active
-            outline.events.visible.connect(self._outline_visible)
-        else:
-            outline.visible = True
-            _redraw(outline, lines, self._width)
-        self._lines[outline] = lines
+        mpp = record.saliency.mpp
+        lines = [line * (mpp or (1.0, 1.0)) for line in (contours(record.shown) if found is None else found)]
+        self._show_lines(outline, lines, f"Outline: {layer.name}", OUTLINE_COLOUR, mpp is not None, OutlineLayer(layer))
 
-    def _outline_visible(self, event: Any) -> None:
+    def _outline_analysed(self) -> None:
+        """Outline the regions of the answers that may be shown, so that "not computed" and "no evidence" do not look alike."""
+        regions, slide = self._state.regions, self._state.slide
+        layer = next((layer for layer in self._viewer.layers if isinstance(record_of(layer), AnalysedLayer)), None)
+        if not regions:
+            if layer is not None:
+                layer.visible = False
+            return
+        known = (answer.saliency.mpp for answer in self._state.answers_here if answer.saliency is not None)
+        mpp = next(known, None) if slide is None else slide.mpp
+        lines = [corners(region, mpp)[[0, 1, 2, 3, 0]] for region in regions]
+        self._show_lines(layer, lines, "Analysed", ANALYSED_COLOUR, mpp is not None, AnalysedLayer())
+
+    def _show_lines(
+        self,
+        layer: Vectors | None,
+        lines: list[NDArray[Any]],
+        name: str,
+        colour: str,
+        in_um: bool,
+        record: OutlineLayer | AnalysedLayer,
+    ) -> None:
+        """Show lines in world units in a layer; None: in a new one, which leaves the active one active."""
+        if layer is None:
+            active = self._viewer.layers.selection.active
+            data, options, kind = outline_layer(lines, self._width, name, in_um, colour)
+            layer = Layer.create(data, options | {"metadata": {"streamview": record}}, kind)
+            if hasattr(layer, "_max_vectors_thumbnail"):
+                layer._max_vectors_thumbnail = 128  # drawn one by one at every change, and no outline can be made out in 32 px
+            above = self._viewer.layers.index(record.map) + 1 if isinstance(record, OutlineLayer) else len(self._viewer.layers)
+            self._viewer.layers.insert(above, layer)
+            self._viewer.layers.selection.active = active
+        if layer not in self._lines:
+            layer.events.visible.connect(self._lines_shown)
+        self._lines[layer] = lines, colour
+        unit = "um" if in_um else "pixel"
+        layer.name, layer.units = name, (unit, unit)
+        if layer.visible:
+            self._redraw(layer)
+        else:
+            layer.visible = True  # which draws them
+
+    def _lines_shown(self, event: Any) -> None:
         layer = event.source
-        if layer.visible and layer in self._lines and layer.edge_width != self._width:
-            _redraw(layer, self._lines[layer], self._width)
+        if layer.visible and layer in self._lines:
+            self._redraw(layer)
 
     def _zoomed(self, event: Any = None) -> None:
         width = line_width(self._viewer.scene.camera.zoom)
         if width != self._width:
             self._width = width
-            for layer, lines in self._lines.items():
+            for layer in self._lines:
                 if layer.visible:  # napari keeps the view of a hidden layer as it was, and redrawing it fails
-                    _redraw(layer, lines, width)
+                    self._redraw(layer)
 
-
-def _redraw(layer: Vectors, lines: list[NDArray[Any]], width: float) -> None:
-    """Replace the vectors of an outline."""
-    data, colours = vectors(lines, width)
-    layer.data = data
-    if width != layer.edge_width:
-        layer.edge_width = width
-    if len(data):
-        layer.edge_color = colours
+    def _redraw(self, layer: Vectors) -> None:
+        lines, colour = self._lines[layer]
+        data, colours = vectors(lines, self._width, colour)
+        layer.data = data
+        if self._width != layer.edge_width:
+            layer.edge_width = self._width
+        if len(data):
+            layer.edge_color = colours
 
 
 def _stops(colormap: Colormap) -> tuple[str, ...]:

@@ -21,7 +21,7 @@ from streamview.export.omezarr import stored_recipe
 from streamview.geometry import Region
 from streamview.jobs import Job, RegionResult
 from streamview.jobs.maps import slide_maps
-from streamview.results import Saliency
+from streamview.results import Method, Saliency
 from streamview.results.display import (
     OUTLINE_COLOUR,
     PALETTES,
@@ -36,7 +36,9 @@ from streamview.results.display import (
 )
 from streamview.slides import as_slide, open_slide
 from streamview.slides.thumbnail import thumbnail
+from streamview_napari.canvas.tiles import TiledLevel, Tiles
 from streamview_napari.records import MapLayer, SlideLayer
+from streamview_napari.requests.answers import describe_answer
 from streamview_napari.shown_map import FULL, ShownMap, window
 
 if TYPE_CHECKING:
@@ -48,6 +50,7 @@ __all__ = [
     "caption",
     "has_overview",
     "job_layers",
+    "layer_of",
     "live_layer",
     "map_colormap",
     "map_layer",
@@ -55,6 +58,7 @@ __all__ = [
     "saliency_layers",
     "slide_layer",
     "thumbnail",
+    "usual_recipe",
 ]
 
 LayerTuple = tuple[Any, dict[str, Any], str]
@@ -87,16 +91,17 @@ class SlideLevel:
         self.size = int(np.prod(self.shape))
 
     def __getitem__(self, key: Any) -> NDArray[Any]:
-        ((top, bottom), (left, right)), rest = window(key, self.shape)
-        empty = top >= bottom or left >= right
-        height, width = max(bottom - top, 0), max(right - left, 0)
-        pixels: NDArray[np.uint8] = (np.empty((height, width, 3), np.uint8) if empty else self._read(top, left, height, width))[rest]
-        return pixels
+        (rows, columns), rest = window(key, self.shape)
+        height, width = max(rows[1] - rows[0], 0), max(columns[1] - columns[0], 0)
+        if not height or not width:
+            return np.asarray(np.empty((height, width, 3), np.uint8)[rest])
+        return np.asarray(self.read(rows[0], columns[0], height, width)[rest])
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
         return np.asarray(self[:, :], dtype)
 
-    def _read(self, y: int, x: int, height: int, width: int) -> NDArray[Any]:
+    def read(self, y: int, x: int, height: int, width: int) -> NDArray[Any]:
+        """Read a part, uint8 (height, width, 3)."""
         if self._factor == 1:
             return self._slide.read(Region(y, x, height, width, self._level))
         if not has_overview(self._slide) and height * width * self._factor**2 > _PART:
@@ -110,7 +115,12 @@ def has_overview(slide: Slide) -> bool:
     return math.prod(slide.levels[-1].shape) <= _OVERVIEW
 
 
-def slide_layer(slide: Slide, mpp: tuple[float, float] | None = None, path: str | os.PathLike[str] | None = None) -> LayerTuple:
+def slide_layer(
+    slide: Slide,
+    mpp: tuple[float, float] | None = None,
+    path: str | os.PathLike[str] | None = None,
+    job: tuple[str, tuple[str, ...]] | None = None,
+) -> LayerTuple:
     """Return the image layer of a slide, all levels lazy.
 
     Parameters
@@ -121,6 +131,8 @@ def slide_layer(slide: Slide, mpp: tuple[float, float] | None = None, path: str 
         ``(y, x)`` um/px of level 0, in place of the slide's own.
     path
         Where it was opened from for this layer: the dock closes it when the layer is removed. None where the caller does.
+    job
+        The job folder that it is of, and the ids of all slides there.
     """
     source = slide if mpp is None or slide.mpp is not None else as_slide(slide, mpp[0])
     mpp = mpp or slide.mpp
@@ -129,21 +141,41 @@ def slide_layer(slide: Slide, mpp: tuple[float, float] | None = None, path: str 
     while max(levels[-1].shape) > _COARSEST:
         factor *= 2
         levels.append(SlideLevel(slide, last, factor))
+    tiles = Tiles(levels)
     place = None if path is None else os.fspath(path) if "://" in os.fspath(path) else os.path.abspath(path)
-    metadata = {"streamview": SlideLayer(source, place)}
+    metadata = {"streamview": SlideLayer(source, place, job=job, tiles=tiles)}
     options = {"name": slide.name, "multiscale": True, "rgb": True, "contrast_limits": (0, 255), "metadata": metadata}
-    return levels, options | _placed(mpp), "image"
+    return [TiledLevel(tiles, number) for number in range(len(levels))], options | _placed(mpp), "image"
 
 
-def saliency_layers(saliency: Saliency, *, visible: bool = True) -> list[LayerTuple]:
-    """Return one image layer per map, that of the stored display, else the default preset's, on top and, with `visible`, alone visible."""
+def usual_recipe(saliency: Saliency, method: Method | None = None) -> Recipe:
+    """Return how a map is shown at first: as its record says, else by the preset of its kind.
+
+    Parameters
+    ----------
+    saliency
+        The maps.
+    method
+        Which of them; None: the one of the stored display, else of the default preset.
+    """
     stored = None if saliency.path is None else stored_recipe(saliency.path)
-    stored = stored if stored is not None and stored.method in saliency.maps else None
-    default = default_preset(saliency) if stored is None else next(p for p in PRESETS if PRESETS[p].method == stored.method)
-    presets: list[Preset] = [preset for preset in ("patches", "paper", "detail", "evidence") if PRESETS[preset].method in saliency.maps]
-    presets.sort(key=lambda preset: preset == default)
-    recipes = [stored if stored is not None and preset == default else PRESETS[preset] for preset in presets]
-    return [map_layer(saliency, recipe, visible=visible and preset == default) for preset, recipe in zip(presets, recipes, strict=True)]
+    if stored is not None and stored.method in saliency.maps and method in (None, stored.method):
+        return stored
+    return PRESETS[default_preset(saliency)] if method is None else next(each for each in PRESETS.values() if each.method == method)
+
+
+def saliency_layers(saliency: Saliency, *, visible: bool = True, siblings: tuple[Saliency, ...] = ()) -> list[LayerTuple]:
+    """Return one image layer per map, that of the stored display, else the default preset's, on top and, with `visible`, alone visible.
+
+    The top one's record names `siblings`, other results that get no layer.
+    """
+    top = usual_recipe(saliency)
+    presets: list[Preset] = ["patches", "paper", "detail", "evidence"]
+    methods = [PRESETS[preset].method for preset in presets if PRESETS[preset].method in saliency.maps]
+    layers = [map_layer(saliency, usual_recipe(saliency, method), visible=False) for method in methods if method != top.method]
+    data, options, kind = map_layer(saliency, top, visible=visible)
+    record = options["metadata"]["streamview"]
+    return [*layers, (data, options | {"metadata": {"streamview": replace(record, siblings=siblings)}}, kind)]
 
 
 def map_layer(saliency: Saliency, recipe: Recipe, *, visible: bool = True) -> LayerTuple:
@@ -151,7 +183,14 @@ def map_layer(saliency: Saliency, recipe: Recipe, *, visible: bool = True) -> La
 
     The layer's values are per cent of the cap; its record is a `MapLayer`.
     """
-    shown = ShownMap(saliency, recipe)
+    levels, options, kind = layer_of(saliency, ShownMap(saliency, recipe))
+    several = len(levels) > 1
+    return levels if several else levels[0], options | {"visible": visible, "multiscale": several}, kind
+
+
+def layer_of(saliency: Saliency, shown: ShownMap) -> LayerTuple:
+    """Return the image layer of a map that is ready to be shown; always multiscale, so that another map can take it over."""
+    recipe = shown.shown.recipe
     options = {
         "name": f"{TITLES[recipe.method]}: {saliency.target.name}",
         "colormap": map_colormap(shown.shown),
@@ -159,12 +198,10 @@ def map_layer(saliency: Saliency, recipe: Recipe, *, visible: bool = True) -> La
         "opacity": recipe.opacity,
         "blending": "translucent_no_depth",
         "interpolation2d": "linear",
-        "multiscale": len(shown.levels) > 1,
-        "visible": visible,
+        "multiscale": True,
         "metadata": {"streamview": MapLayer(saliency, shown, caption(saliency, shown.shown))},
     }
-    data = list(shown.levels) if len(shown.levels) > 1 else shown.levels[0]
-    return data, options | _placed(saliency.mpp, shown.map.step, shown.map.origin), "image"
+    return list(shown.levels), options | _placed(saliency.mpp, shown.map.step, shown.map.origin), "image"
 
 
 def live_layer(
@@ -197,7 +234,8 @@ def mask_layer(mask: np.ndarray, name: str, mpp: tuple[float, float] | None, ste
 def job_layers(folder: str | os.PathLike[str], slide_id: str | None = None) -> list[LayerTuple]:
     """Return a job's slide with its maps in place.
 
-    Of the targets of a region, the predicted class (else the first target) is on top, and alone visible.
+    Of the targets of a region, the predicted class (else the first target) has layers; the others are named in its record. The slide's
+    record names the job's slides.
 
     Parameters
     ----------
@@ -222,25 +260,29 @@ def job_layers(folder: str | os.PathLike[str], slide_id: str | None = None) -> l
     regions = tuple(result for result in records[0].regions if records[0].superseded(result) is None) or records[0].regions
     maps = [[one.saliency for one in shown] for shown in slide_maps(job, replace(records[0], regions=regions))]
     mpp = maps[0][0].mpp if maps else None
-    layers = [slide_layer(slide, mpp, path=path) for slide, path in _source(regions)]
+    names = tuple(record.slide_id for record in job.slides() if record.regions)
+    layers = [slide_layer(slide, mpp, path=path, job=(os.fspath(folder), names)) for slide, path in _source(regions)]
     for saliencies in maps:
         top = next((saliency for saliency in saliencies if saliency.target.name == saliency.prediction.label), saliencies[0])
-        for saliency in [*(other for other in reversed(saliencies) if other is not top), top]:
-            layers += saliency_layers(saliency, visible=saliency is top)
+        layers += saliency_layers(top, siblings=tuple(other for other in saliencies if other is not top))
     if not layers:
         raise StreamviewError(f"{folder}: the slide {records[0].slide_id} has no map and its file is gone; put it back where it was")
     return layers
 
 
 def caption(saliency: Saliency, shown: Shown) -> str:
-    """Name map and target, blur and threshold, and what the map is not for: three short lines for the canvas, and why it is empty."""
-    recipe = shown.recipe
+    """Say in short lines for the canvas: slide and network, the answer, map and target, blur and threshold, and why a map is empty."""
+    recipe, prediction = shown.recipe, saliency.prediction
     blur = f"{shown.blur_px[0]:.3g} px" if saliency.mpp is None else f"{recipe.blur_um:g} µm ({shown.blur_px[0]:.3g} px)"
-    note = "research use only" if saliency.prediction.trained else "untrained network | research use only"
+    untrained = "" if prediction.trained else " (untrained)"
+    lines = [
+        f"{prediction.slide_name} | {prediction.model_name}{untrained}: {describe_answer(prediction)}",
+        f"{TITLES[recipe.method]}: {saliency.target.name}",
+        f"blur {blur} | above {shown.threshold:.0%} of the cap | research use only",
+    ]
     # looked for only where it can be: to blur the map once more takes time
     reason = empty_reason(saliency, shown) if shown.cap <= 0 or recipe.cap is not None else None
-    empty = "" if reason is None else f"\n{reason}"
-    return f"{TITLES[recipe.method]}: {saliency.target.name}\nblur {blur} | above {shown.threshold:.0%} of the cap\n{note}{empty}"
+    return "\n".join(lines if reason is None else [*lines, reason])
 
 
 def _source(regions: tuple[RegionResult, ...]) -> list[tuple[Slide, str]]:

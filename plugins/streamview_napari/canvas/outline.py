@@ -50,7 +50,9 @@ def line_width(zoom: float) -> float:
     return _WIDTH / float(2 ** (round(4 * math.log2(max(zoom, 1e-9))) / 4))
 
 
-def vectors(lines: list[NDArray[np.float64]], width: float) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def vectors(
+    lines: list[NDArray[np.float64]], width: float, colour: str = OUTLINE_COLOUR
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Turn lines into vectors, without those of areas that are hardly larger than the line is wide.
 
     Parameters
@@ -59,6 +61,8 @@ def vectors(lines: list[NDArray[np.float64]], width: float) -> tuple[NDArray[np.
         Closed, float64 (n, 2).
     width
         Of each vector, in the lines' unit.
+    colour
+        Of the line between its halos.
 
     Returns
     -------
@@ -80,7 +84,7 @@ def vectors(lines: list[NDArray[np.float64]], width: float) -> tuple[NDArray[np.
     starts, extents = starts - along * width / 4, extents + along * width / 2  # over the joints
     across = along[:, ::-1] * (width / 2, -width / 2)
     strokes = [np.stack([starts + side * across, extents], axis=1) for side in (-1, 1, 0)]
-    colours = [_rgba(colour) for colour in (HALO_COLOUR, HALO_COLOUR, OUTLINE_COLOUR)]
+    colours = [_rgba(each) for each in (HALO_COLOUR, HALO_COLOUR, colour)]
     return np.concatenate(strokes).astype(np.float32), np.repeat(np.array(colours, np.float32), len(starts), axis=0)
 
 
@@ -88,14 +92,16 @@ def _rgba(colour: str) -> tuple[float, ...]:
     return (*(int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)), 1.0)
 
 
-def outline_layer(lines: list[NDArray[np.float64]], width: float, name: str, in_um: bool) -> tuple[Any, dict[str, Any], str]:
+def outline_layer(
+    lines: list[NDArray[np.float64]], width: float, name: str, in_um: bool, colour: str = OUTLINE_COLOUR
+) -> tuple[Any, dict[str, Any], str]:
     """Return the layer tuple of lines in world units, um or level-0 pixels."""
-    data, colours = vectors(lines, width)
+    data, colours = vectors(lines, width, colour)
     unit = "um" if in_um else "pixel"
     options = {
         "name": name,
         "edge_width": width,
-        "edge_color": colours if len(colours) else OUTLINE_COLOUR,
+        "edge_color": colours if len(colours) else colour,
         "vector_style": "line",
         "opacity": 1.0,
         "blending": "translucent_no_depth",

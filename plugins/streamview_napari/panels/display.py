@@ -12,7 +12,7 @@ from qtpy.QtWidgets import QButtonGroup, QCheckBox, QComboBox, QHBoxLayout, QLab
 from superqt import QLabeledDoubleSlider
 
 from streamview.errors import StreamviewError
-from streamview.results import Method, difference
+from streamview.results import difference
 from streamview.results.display import PALETTES, PRESETS, TITLES, Recipe, colours
 from streamview_napari.canvas.captions import badge, value_under
 from streamview_napari.canvas.display import Canvas, find_glass, recipe_of
@@ -43,9 +43,7 @@ class DisplaySection(Section):
 
     def __init__(self, viewer: ViewerModel, state: State) -> None:
         super().__init__(viewer, state)
-        self.canvas = Canvas(viewer)
-        self._locked: dict[Method, float] = {}
-        self._glass: dict[str, Glass] = {}  # by identity, where it was looked for
+        self.canvas = Canvas(viewer, state)
         self._next_recipe: Recipe | None = None
         self._later = QTimer(self, singleShot=True, interval=0)
         self._later.timeout.connect(self.apply)
@@ -53,7 +51,7 @@ class DisplaySection(Section):
         self._read.timeout.connect(self._read_out)
         self._build()
         state.events.map_selected.connect(self._select)
-        state.events.result_added.connect(self._offer)
+        state.events.answers_changed.connect(self._offer)
         viewer.cursor.events.position.connect(self._moved)
         self._select(state.map_layer)
         self._later.start()  # once the dock listens
@@ -198,7 +196,7 @@ class DisplaySection(Section):
         record.shown.changed.connect(self._follow, unique=True)
         self.problem.hide()
         self._find_glass(layer, record)
-        cap = self._locked.get(record.recipe.method)
+        cap = self.state.caps.get(record.recipe.method)
         if cap is not None and record.recipe.cap != cap:
             self.canvas.show(layer, replace(record.recipe, cap=cap))
         self._follow()
@@ -242,17 +240,16 @@ class DisplaySection(Section):
         layer, record, method = self.state.map_layer, self.state.map, self.map.currentData()
         if layer is None or record is None or method == record.recipe.method:
             return
-        other = next(layer for layer in self.state.maps_of(record.saliency) if recipe_of(layer).method == method)
-        other.visible, layer.visible = True, False
-        self.viewer.layers.selection.active = other
-        self.state.select_map(other)
+        answer = self.state.answer_of(record.saliency)
+        if answer is not None:
+            self.canvas.present(answer, method=method)
 
     def _reset(self) -> None:
         record = self.state.map
         if record is not None:
             method = record.recipe.method
             usual = next(recipe for recipe in PRESETS.values() if recipe.method == method)
-            self._next_recipe = replace(usual, cap=self._locked.get(method))
+            self._next_recipe = replace(usual, cap=self.state.caps.get(method))
             self._later.start()
 
     def _lock(self, on: bool) -> None:
@@ -262,22 +259,26 @@ class DisplaySection(Section):
         self.apply()
         method = record.recipe.method
         if on:
-            self._locked[method] = record.cap
+            self.state.caps[method] = record.cap
         else:
-            self._locked.pop(method, None)
+            self.state.caps.pop(method, None)
         for other in list(self.viewer.layers):
             shown = map_on(other)
             if shown is not None and shown.recipe.method == method:
-                self.canvas.show(other, replace(shown.recipe, cap=self._locked.get(method)))
+                self.canvas.show(other, replace(shown.recipe, cap=self.state.caps.get(method)))
 
     def _step(self, by: float) -> None:
         if self.state.map_layer is not None:
             self._want(opacity=min(max(round((self._next_recipe or recipe_of(self.state.map_layer)).opacity + by, 2), 0.0), 1.0))
 
-    def _offer(self, added: Saliency | None = None) -> None:
+    def _offer(self) -> None:
         """List the results that the map can be compared with."""
         shown = None if self.state.map is None else self.state.map.saliency
-        others = [] if shown is None else [saliency for saliency in self.state.results if _comparable(shown, saliency)]
+        others = (
+            []
+            if shown is None
+            else [each.saliency for each in self.state.answers_here if each.saliency is not None and _comparable(shown, each.saliency)]
+        )
         self.other.clear()
         for saliency in others:
             self.other.addItem(f"{saliency.target.name}, {saliency.prediction.model_name}", saliency)
@@ -313,15 +314,15 @@ class DisplaySection(Section):
         """Look for glass in a thread, once a region."""
         saliency, slide = record.saliency, self.state.slide
         key = saliency.prediction.identity.key
-        if key in self._glass:
+        if key in self.canvas.glass:
             if record.shown.glass is None:
-                self.canvas.mask(layer, self._glass[key])
+                self.canvas.mask(layer, self.canvas.glass[key])
             return
         if slide is None or slide.identity != saliency.prediction.identity.source:
             return
 
         def show_glass(glass: Glass) -> None:
-            self._glass[key] = glass
+            self.canvas.glass[key] = glass
             for other in list(self.viewer.layers):
                 shown = map_on(other)
                 if shown is not None and shown.saliency.prediction.identity.key == key:

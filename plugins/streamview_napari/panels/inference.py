@@ -16,11 +16,11 @@ from streamview.inference.compute import Compute
 from streamview.progress import Report, Step
 from streamview_napari.canvas import layers
 from streamview_napari.canvas.camera import centre_of
+from streamview_napari.canvas.display import ReadyMap, make_ready
 from streamview_napari.canvas.drawn_regions import Drawing
 from streamview_napari.canvas.live_map import LiveMap
 from streamview_napari.panels.run_section import RunSection
 from streamview_napari.panels.section import Shortcut, labelled, quiet_label
-from streamview_napari.records import expect_map, map_on, note
 from streamview_napari.requests.answers import Answer, RunFacts
 from streamview_napari.requests.inference import (
     REGIONS,
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
     from streamview.geometry import Region
     from streamview.results import Prediction
-    from streamview_napari.canvas.layers import LayerTuple
+    from streamview.slides import Slide
     from streamview_napari.requests.models import Entry, Loaded
     from streamview_napari.state import State
 
@@ -63,6 +63,7 @@ class InferenceSection(RunSection[RunForecast]):
         self._lay_out()
         self._spec = ""  # what the network being loaded or loaded is called
         self._live: LiveMap | None = None
+        self._live_slide: Slide | None = None  # that runs
         self._live_layers: list[Image] = []
         self._numbers = itertools.count(1)
         self._drawing = Drawing(viewer, state, changed=self.refresh)
@@ -280,7 +281,8 @@ class InferenceSection(RunSection[RunForecast]):
         """Make the forecast anew when nothing has changed for a moment."""
         if self.state.closed:
             return
-        self.run.setEnabled(False)
+        request = self.request()
+        self.run.setEnabled(request is not None and not self.task.running and (request.choice != "drawn" or request.drawn is not None))
         self.draw.setEnabled(self.state.slide_layer is not None)
         self.task.changed()
 
@@ -301,7 +303,7 @@ class InferenceSection(RunSection[RunForecast]):
         self.extent.setText(forecast.size)
         self.write_forecast("\n".join(text for text in (forecast.resolution, str(forecast)) if text), fits=forecast.fits)
         self.problem.hide()
-        self.run.setEnabled(forecast.fits)
+        self.allow(forecast.fits)
 
     def forecast_failed(self, text: str) -> None:
         """Say why there is no forecast."""
@@ -340,18 +342,25 @@ class InferenceSection(RunSection[RunForecast]):
         user_mpp = request.slide.mpp[0] if request.slide.mpp is not None and request.slide.mpp_source.startswith("given") else None
         loaded = request.loaded
         run = RunFacts(loaded.spec, not loaded.model.card.trained, self.state.slide_path, user_mpp, request.compute)
-        self._drawing.outline(region)
+        caps = dict(self.state.caps)
+        self._live_slide = request.slide
+        self.state.analyse(request.slide.identity, region)
 
-        def work(report: Report) -> tuple[Answer, list[LayerTuple]]:
+        def work(report: Report) -> tuple[Answer, ReadyMap | None]:
             answer = compute(request, region, out, report, live.watch, forecast)
-            return answer, [] if answer.saliency is None else layers.saliency_layers(answer.saliency)
+            answer = replace(answer, run=replace(run, compute=replace(run.compute, tile=answer.tile)))
+            if answer.saliency is None:
+                return answer, None
+            recipe = layers.usual_recipe(answer.saliency)
+            cap = caps.get(recipe.method)
+            return answer, make_ready(answer.saliency, recipe if cap is None else replace(recipe, cap=cap), request.slide)
 
         self.set_running(True)
         self.task.run(
             work,
-            done=lambda result: self._answered(*result, run),
+            done=lambda result: self.state.answer(*result),
             failed=self.fail,
-            cancelled=lambda: None,
+            cancelled=lambda: self.say("Cancelled."),
             progress=partial(self._step, request.maps),
         )
 
@@ -371,8 +380,7 @@ class InferenceSection(RunSection[RunForecast]):
         if not self._live_layers:
             from napari.layers import Layer
 
-            slide = self.state.slide
-            mpp = None if slide is None else slide.mpp
+            mpp = None if self._live_slide is None else self._live_slide.mpp
             layer_tuple = layers.live_layer("gradient", live.target, live.values, mpp, live.step, live.origin)
             tuples = [layer_tuple]
             if live.evidence is not None:
@@ -381,35 +389,23 @@ class InferenceSection(RunSection[RunForecast]):
             active = self.viewer.layers.selection.active
             self._live_layers = [self.viewer.add_layer(Layer.create(*layer_tuple)) for layer_tuple in tuples]
             self.viewer.layers.selection.active = active
+        for layer in self._live_layers:
+            layer.visible = self.state.source == live.prediction.identity.source
         gradient = self._live_layers[-1]
         if gradient.data is not live.values:
             gradient.data = live.values
         gradient.contrast_limits = (0, live.peak)
         gradient.refresh()
 
-    def _answered(self, answer: Answer, tuples: list[LayerTuple], run: RunFacts) -> None:
-        from napari.layers import Layer
-
-        for layer in self.viewer.layers:
-            if map_on(layer) is not None:
-                layer.visible = False
-        # counted before its layers appear, which would count it without its time
-        self.state.answer(answer)
-        for data, options, kind in tuples:
-            layer = Layer.create(data, options, kind)
-            note(layer, replace(expect_map(layer), run=replace(run, compute=replace(run.compute, tile=answer.tile))))
-            self.viewer.add_layer(layer)
-        if self.state.slide_layer is not None:
-            self.viewer.layers.selection.active = self.state.slide_layer
-
     def run_ended(self) -> None:
         """Take away what was drawn of the run."""
         for layer in self._live_layers:
             if layer in self.viewer.layers:
                 self.viewer.layers.remove(layer)
-        self._live, self._live_layers = None, []
+        self._live, self._live_slide, self._live_layers = None, None, []
+        self.state.analyse("", None)
         super().run_ended()
-        self.run.setEnabled(self.task.forecast is not None and self.task.forecast.fits)
+        self.run.setEnabled(self.task.forecast is None or self.task.forecast.fits)
 
 
 _UNTRAINED = 0x0101  # Qt.ItemDataRole.UserRole + 1: whether the network has random weights

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from qtpy.QtCore import Qt
@@ -20,8 +19,7 @@ from qtpy.QtWidgets import (
 
 from streamview_napari.canvas.camera import fly_to
 from streamview_napari.panels.section import ERROR_STYLE, Section, labelled, plain_table, quiet_label
-from streamview_napari.records import expect_map, map_on, note
-from streamview_napari.requests.answers import Answer, describe_certificate
+from streamview_napari.requests.answers import Answer, describe_answer, describe_certificate
 from streamview_napari.requests.regions import describe_size
 
 if TYPE_CHECKING:
@@ -29,11 +27,11 @@ if TYPE_CHECKING:
 
     from streamview.inspection.certificate import Certificate
     from streamview.progress import Report, Step
-    from streamview.results import Prediction, Saliency
+    from streamview.results import Prediction
     from streamview_napari.state import State
     from streamview_napari.tasks import Work
 
-__all__ = ["ResultSection", "describe_seconds"]
+__all__ = ["ResultSection", "describe_row", "describe_seconds"]
 
 _BARS = 6  # classes with a bar; of more, the likeliest
 _WIDEST = 110  # px of a class's name
@@ -42,6 +40,19 @@ _BAR = (
     "QProgressBar {{ background: #3a3f49; border: 0; border-radius: 3px; }} QProgressBar::chunk {{ background: {}; border-radius: 3px; }}"
 )
 _LIKELIEST, _OTHER = "#ffe14a", "#8b98a5"
+
+
+def describe_row(answer: Answer, number: int, *, other: bool) -> list[str]:
+    """Say all of an answer, for who points at its row."""
+    prediction = answer.prediction
+    return [
+        f"Answer {number} for {prediction.slide_name}: {describe_size(prediction.shape, prediction.mpp)}",
+        f"X,Y,WIDTH,HEIGHT in pixels: {prediction.region}",
+        f"Network: {prediction.model_name}{', not the chosen one' if other else ''}",
+        "No maps" if answer.saliency is None else f"Maps of {answer.saliency.target}",
+        "Opened, not computed here" if answer.seconds is None else f"Computed in {describe_seconds(answer.seconds)}",
+        f"Identity {prediction.identity.key}",
+    ]
 
 
 def describe_seconds(seconds: float | None) -> str:
@@ -87,71 +98,64 @@ class ResultSection(Section):
         self.problem.setWordWrap(True)
         self.problem.setStyleSheet(ERROR_STYLE)
         self.column.addWidget(self.problem)
-        self.table = plain_table(["#", "Prediction", "Time", "Identity"])
-        self.table.setToolTip("All answers so far; click one to fly there.")
+        self.table = plain_table(["#", "Answer", "Maps of", "Network", "Time"])
+        self.table.setToolTip("All answers for this slide; click one to go there. Grey: of another network than the chosen one.")
         header = self.table.horizontalHeader()
         header.setDefaultAlignment(Qt.AlignmentFlag.AlignLeft | Qt.AlignmentFlag.AlignVCenter)
-        for column in (0, 2, 3):
+        for column in (0, 4):
             header.setSectionResizeMode(column, QHeaderView.ResizeMode.ResizeToContents)
         self.column.addWidget(self.table)
         for hidden in (self.warning, self.certificate, self.stop, self.problem):
             hidden.hide()
-        self._shown: Answer | None = None
+        self._listed: list[Answer] = []
         self._verifying: Work | None = None
         self.target.activated.connect(self._target_chosen)
         self.verify.clicked.connect(self.start_verification)
         self.stop.clicked.connect(lambda: self._verifying and self._verifying.cancel())
         self.table.cellClicked.connect(lambda row, column: self.go_to(row))
-        state.events.answered.connect(self._add)
-        state.events.result_selected.connect(self._select)
-        self.fill(False)
-        for answer in state.answers:
-            self._add(answer)
+        self.table.cellActivated.connect(lambda row, column: self.go_to(row))
+        state.events.answers_changed.connect(self._list)
+        state.events.model_changed.connect(lambda loaded: self._list())
+        state.events.answer_selected.connect(lambda answer, ready: self._show(answer))
+        self._list()
 
-    def _add(self, answer: Answer) -> None:
-        prediction = answer.prediction
-        row = self.table.rowCount()
-        self.table.insertRow(row)
-        answer_text = prediction.label
-        probabilities = prediction.probabilities
-        if answer_text is None:
-            answer_text = f"{prediction.class_names[0]} {float(prediction.logits[0]):.3g}"
-        elif prediction.task == "class" and probabilities is not None:
-            answer_text = f"{answer_text} {float(probabilities.max()):.1%}"
-        target = "" if answer.saliency is None else f"\nMaps of {answer.saliency.target}"
-        texts = (str(row + 1), answer_text or "none", describe_seconds(answer.seconds), prediction.identity.key[:8])
-        size = describe_size(prediction.shape, prediction.mpp)
-        tips = (
-            f"Region {row + 1} of {prediction.slide_name}: {size}\nX,Y,WIDTH,HEIGHT in pixels: {prediction.region}",
-            f"{prediction.model_name}{target}",
-            "Computed in this time" if answer.seconds is not None else "Opened, not computed here",
-            prediction.identity.key,
-        )
-        for column, (text, tip) in enumerate(zip(texts, tips, strict=True)):
-            item = QTableWidgetItem(text)
-            item.setToolTip(tip)
-            item.setTextAlignment(
-                Qt.AlignmentFlag.AlignVCenter | (Qt.AlignmentFlag.AlignLeft if column < 2 else Qt.AlignmentFlag.AlignRight)
-            )
-            self.table.setItem(row, column, item)
-        self.table.setFixedHeight(self.table.horizontalHeader().sizeHint().height() + 24 * min(self.table.rowCount(), _ROWS) + 4)
-        self.fill(True)
-        self._show(answer)
+    def _list(self) -> None:
+        """List the answers for the slide worked on; those of another network than the chosen one are dimmed, and named."""
+        self._listed = self.state.answers_here
+        loaded = self.state.loaded
+        self.table.setRowCount(len(self._listed))
+        for row, answer in enumerate(self._listed):
+            prediction = answer.prediction
+            other = loaded is not None and loaded.model.sha256 != prediction.identity.weights_sha256
+            target = "–" if answer.saliency is None else str(answer.saliency.target)
+            texts = (str(row + 1), describe_answer(prediction), target, prediction.model_name, describe_seconds(answer.seconds))
+            tip = "\n".join(describe_row(answer, row + 1, other=other))
+            for column, text in enumerate(texts):
+                item = QTableWidgetItem(text)
+                item.setToolTip(tip)
+                item.setTextAlignment(
+                    Qt.AlignmentFlag.AlignVCenter | (Qt.AlignmentFlag.AlignRight if column == 4 else Qt.AlignmentFlag.AlignLeft)
+                )
+                if other:
+                    item.setForeground(self.palette().placeholderText())
+                self.table.setItem(row, column, item)
+        self.table.setFixedHeight(self.table.horizontalHeader().sizeHint().height() + 24 * min(len(self._listed), _ROWS) + 4)
+        self.fill(bool(self._listed))
+        self._show(self.state.selected)
 
-    def _select(self, saliency: Saliency | None) -> None:
-        selected = next((answer for answer in self.state.answers if saliency is not None and answer.saliency is saliency), None)
-        if selected is not None:
-            self._show(selected)
-
-    def _show(self, answer: Answer) -> None:
-        self._shown = answer
-        row = self.state.answers.index(answer)
+    def _show(self, answer: Answer | None) -> None:
+        """Show one answer, which is of the slide worked on."""
+        if answer is None or answer not in self._listed:
+            return
+        row = self._listed.index(answer)
         self.table.selectRow(row)
-        self.note(f"region {row + 1}")
-        prediction = answer.prediction
+        prediction, loaded = answer.prediction, self.state.loaded
+        self.note(f"{row + 1} of {len(self._listed)} · {prediction.slide_name}")
         self._draw_bars(prediction)
-        self.warning.setText("\n".join(prediction.warnings))
-        self.warning.setVisible(bool(prediction.warnings))
+        other = loaded is not None and loaded.model.sha256 != prediction.identity.weights_sha256
+        warnings = [f"Answered by {prediction.model_name}, which is not the chosen network.", *prediction.warnings][not other :]
+        self.warning.setText("\n".join(warnings))
+        self.warning.setVisible(bool(warnings))
         self.target.clear()
         if answer.saliency is None:
             self.target.addItem("choose a class to explain")
@@ -162,14 +166,8 @@ class ResultSection(Section):
             self.target.setCurrentText(answer.saliency.target.name)
         self.problem.hide()
         if self._verifying is None:
-            self._show_certificate(answer)
-
-    def _show_certificate(self, answer: Answer) -> None:
-        layers = [] if answer.saliency is None else self.state.maps_of(answer.saliency)
-        certificates = (expect_map(layer).certificate for layer in layers)
-        text = next((describe_certificate(certificate) for certificate in certificates if certificate is not None), "")
-        self.certificate.setText(text)
-        self.certificate.setVisible(bool(text))
+            self.certificate.setText("" if answer.certificate is None else describe_certificate(answer.certificate))
+            self.certificate.setVisible(answer.certificate is not None)
 
     def _draw_bars(self, prediction: Prediction) -> None:
         while self.bars.count():
@@ -201,38 +199,31 @@ class ResultSection(Section):
             self.bars.addWidget(value, row, 2)
 
     def _target_chosen(self) -> None:
-        answer, name = self._shown, self.target.currentText()
+        answer, name = self.state.selected, self.target.currentText()
         if answer is None or name not in answer.prediction.class_names:
             return
         if answer.saliency is not None and name == answer.saliency.target.name:
             return
         key = answer.prediction.identity.key
-        for other in self.state.answers:
+        for other in self._listed:
             if other.saliency is not None and other.prediction.identity.key == key and other.saliency.target.name == name:
-                self.go_to(self.state.answers.index(other), fly=False)
+                self.state.select(other)
                 return
         self.state.events.explanation_wanted.emit(answer.prediction, name)
 
-    def go_to(self, row: int, *, fly: bool = True) -> None:
-        """Fly to an answer's region and show its maps alone."""
-        answer = self.state.answers[row]
+    def go_to(self, row: int) -> None:
+        """Work on an answer: its maps alone are shown, and its region comes into view."""
+        answer = self._listed[row]
+        fly_to(self.viewer, answer.prediction.region, self._mpp(answer))
+        self.state.select(answer)
+
+    def _mpp(self, answer: Answer) -> tuple[float, float] | None:
         slide = self.state.slide
-        if fly:
-            mpp = answer.saliency.mpp if answer.saliency is not None else None if slide is None else slide.mpp
-            fly_to(self.viewer, answer.prediction.region, mpp)
-        if answer.saliency is not None:
-            layers = self.state.maps_of(answer.saliency)
-            default = next((layer for layer in reversed(layers) if layer is self.state.map_layer), layers[-1] if layers else None)
-            for layer in self.viewer.layers:
-                if map_on(layer) is not None:
-                    layer.visible = layer is default
-            if default is not None:
-                self.state.select_map(default)
-        self._show(answer)
+        return slide.mpp if slide is not None else None if answer.saliency is None else answer.saliency.mpp
 
     def start_verification(self) -> None:
         """Compare the streamed network with the plain one on windows of this answer's region."""
-        answer, slide, loaded = self._shown, self.state.slide, self.state.loaded
+        answer, slide, loaded = self.state.selected, self.state.slide, self.state.loaded
         if answer is None or slide is None or self._verifying is not None:
             return
         prediction = answer.prediction
@@ -259,12 +250,7 @@ class ResultSection(Section):
 
     def _verified(self, answer: Answer, certificate: Certificate) -> None:
         self._running(False)
-        text = describe_certificate(certificate)
-        layers = [] if answer.saliency is None else self.state.maps_of(answer.saliency)
-        for layer in layers:
-            note(layer, replace(expect_map(layer), certificate=certificate))
-        self.certificate.setText(text)
-        self.certificate.show()
+        self.state.certify(answer, certificate)
 
     def _step(self, step: Step) -> None:
         self.certificate.setText(f"Comparing, window {min(step.done + 1, step.total)} of {step.total}…")

@@ -52,7 +52,8 @@ class RunSection(Section, Generic[_Forecast]):
         for widget in hidden:
             widget.hide()
         self.task: ForecastTask[_Forecast] = ForecastTask(self, state.start, parent=self)
-        self.run.clicked.connect(self.start)
+        self._waiting = False  # for the forecast, to run then
+        self.run.clicked.connect(self.press)
         self.cancel.clicked.connect(self.stop)
 
     def controls_of_run(self) -> tuple[QWidget, ...]:
@@ -71,15 +72,43 @@ class RunSection(Section, Generic[_Forecast]):
         """Forecast and draw nothing more."""
         self.task.close()
 
+    def press(self) -> None:
+        """Run what the controls describe, as soon as it is known what that takes."""
+        if self.task.running:
+            return
+        if self.task.forecast is not None:
+            self.start()
+            return
+        self._wait(True)
+
+    def _wait(self, waiting: bool) -> None:
+        self._waiting = waiting
+        self.run.setEnabled(not waiting)
+        self.cancel.setEnabled(waiting)
+        self.message.setVisible(waiting)
+        self.message.setText("Runs as soon as the forecast is there…" if waiting else "")
+
     def start(self) -> None:
         """Run what the controls describe."""
         raise NotImplementedError
 
     def stop(self) -> None:
-        """Ask the run to stop."""
-        if self.task.cancel():
+        """Ask the run to stop, or wait for its forecast no longer."""
+        if self._waiting:
+            self._wait(False)
+            self.say("Cancelled.")
+        elif self.task.cancel():
             self.cancel.setEnabled(False)
             self.message.setText("Stopping after this step…")
+
+    def allow(self, fits: bool) -> None:
+        """Let the user run what was forecast, or not; run it if it was waited for."""
+        waited = self._waiting
+        if waited:
+            self._wait(False)
+        self.run.setEnabled(fits)
+        if waited and fits:
+            self.start()
 
     def make_forecast(self) -> Callable[[], _Forecast] | None:
         """Return what makes the forecast, in a thread."""
@@ -92,6 +121,7 @@ class RunSection(Section, Generic[_Forecast]):
     def forecast_failed(self, text: str) -> None:
         """Say why there is no forecast."""
         self.write_forecast(text, fits=False)
+        self.allow(False)
 
     def write_forecast(self, text: str, *, fits: bool = True) -> None:
         """Say what the run will take, or why it cannot be."""
@@ -117,6 +147,11 @@ class RunSection(Section, Generic[_Forecast]):
         if running:
             self.problem.hide()
             self.message.setText("Starting…")
+
+    def say(self, text: str) -> None:
+        """Say what became of a run."""
+        self.message.setText(text)
+        self.message.show()
 
     def fail(self, text: str) -> None:
         """Say what went wrong."""

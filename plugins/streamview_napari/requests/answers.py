@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from streamview.inspection.certificate import Certificate
     from streamview.results import Prediction, Saliency
 
-__all__ = ["Answer", "RunFacts", "describe_certificate"]
+__all__ = ["Answer", "RunFacts", "describe_answer", "describe_certificate"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -27,12 +27,23 @@ class Answer:
         What it took; None where it was opened from disk.
     tile
         Rows and columns of its steps, px of the network's grid: they decide the last bits of the maps. None where they are not known.
+    run
+        With what it was computed in this window; None where it was opened.
+    certificate
+        Of the network on its region, where the user asked for one.
     """
 
     prediction: Prediction
     saliency: Saliency | None = None
     seconds: float | None = None
     tile: tuple[int, int] | None = None
+    run: RunFacts | None = None
+    certificate: Certificate | None = None
+
+    @property
+    def source(self) -> str:
+        """Identity of the slide that it is for."""
+        return self.prediction.identity.source
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +69,16 @@ class RunFacts:
     slide: str | None
     mpp: float | None
     compute: Compute
+
+
+def describe_answer(prediction: Prediction) -> str:
+    """Say in a few words what a network answered: ``"lesion 97.3%"``."""
+    probabilities = prediction.probabilities
+    if prediction.task == "class" and probabilities is not None:
+        return f"{prediction.label} {float(probabilities.max()):.1%}"
+    if prediction.label is None:
+        return f"{prediction.class_names[0]} {float(prediction.logits[0]):.3g}"
+    return prediction.label or "none"
 
 
 def describe_certificate(certificate: Certificate) -> str:
