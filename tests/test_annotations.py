@@ -11,10 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from scipy import ndimage
 
 from streamview.errors import AnnotationError, AnnotationWarning
-from streamview.export.outlines import outline, signed_area
+from streamview.export.outlines import Areas, contours, find_areas, signed_area
 from streamview.geometry import Region
 from streamview.labels.annotations import Annotation, Polygon, bounds, rasterise, read_annotations
 
@@ -96,41 +95,63 @@ def test_the_challenges_xml_and_its_holes(tmp_path: Path, group: str) -> None:
     assert bounds(found, (30, 30)) == Region(20, 10, 6, 4)
 
 
+def outlined(areas: Areas) -> list[Annotation]:
+    """The outlines of areas in level-0 pixels, of which pixel k covers k to k + 1."""
+    polygons = [areas.polygon(number) for number in range(1, areas.count + 1)]
+    moved = [Polygon(polygon.exterior + 0.5, tuple(hole + 0.5 for hole in polygon.holes)) for polygon in polygons]
+    return [Annotation("", "", (polygon,)) for polygon in moved]
+
+
 def test_a_region_and_scale_give_the_part_seen_at_that_scale() -> None:
     (y, x), mask = np.mgrid[:60, :80], np.zeros((60, 80), bool)
     mask[(y - 31) ** 2 + (x - 40) ** 2 < 500] = True
-    one = [Annotation("", "", (outline(mask),))]
+    one = outlined(find_areas(mask.astype(np.float32), 0.5))
     np.testing.assert_array_equal(rasterise(one, Region(7, 11, 40, 33)), mask[7:47, 11:44])
     whole = rasterise(one, Region(-4, -4, 72, 96), (2.0, 3.0))
     assert whole.shape == (36, 32)
     centres = np.pad(mask, ((4, 8), (4, 12)))[1::2, 1::3]  # the pixel that a centre on a corner belongs to; in x the middle one
     assert (whole != centres).sum() < 12
-    blocks = np.kron(np.random.default_rng(0).random((12, 9)) < 0.6, np.ones((4, 4))) > 0
-    labels, count = ndimage.label(blocks)
-    parts = [Annotation("", "", (outline(labels == n),)) for n in range(1, count + 1)]
-    np.testing.assert_array_equal(rasterise(parts, Region(0, 0, 48, 36), (4.0, 4.0)), blocks[::4, ::4])
+    blocks = np.kron(np.random.default_rng(0).random((12, 9)) < 0.6, np.ones((4, 4), np.float32))
+    parts = outlined(find_areas(blocks, 0.5))
+    np.testing.assert_array_equal(rasterise(parts, Region(0, 0, 48, 36), (4.0, 4.0)), blocks[::4, ::4] > 0)
 
 
 @settings(deadline=None, max_examples=150)
-@given(hnp.arrays(bool, hnp.array_shapes(min_dims=2, max_dims=2, max_side=14)))
-def test_outlines_drawn_again_are_the_mask(mask: np.ndarray) -> None:
-    labels, count = ndimage.label(mask)
-    parts = [outline(labels == number) for number in range(1, count + 1)]
-    drawn = rasterise([Annotation("", "", (part,)) for part in parts], Region(0, 0, *mask.shape))
-    np.testing.assert_array_equal(drawn, mask)
-    area = sum(signed_area(part.exterior) + sum(signed_area(hole) for hole in part.holes) for part in parts)
-    assert area == mask.sum()
-    for part in parts:
-        for ring in (part.exterior, *part.holes):
-            assert len({tuple(corner) for corner in ring}) == len(ring)  # simple: no corner is passed twice
-            steps = np.roll(ring, -1, 0) - ring
-            assert ((steps == 0).sum(1) == 1).all()
-            assert ((steps == 0) != (np.roll(steps, -1, 0) == 0)).all()  # and no corner lies on a straight edge
+@given(
+    hnp.arrays(np.float32, hnp.array_shapes(min_dims=2, max_dims=2, max_side=14), elements=st.sampled_from([0.0, 0.1, 0.3, 0.5, 0.7, 1.0])),
+    st.sampled_from([1e-6, 0.3, 0.4, 1.0]),
+)
+def test_areas_drawn_again_are_what_reaches_the_threshold(shares: np.ndarray, threshold: float) -> None:
+    mask = shares >= np.float32(threshold)
+    areas = find_areas(shares, threshold)
+    np.testing.assert_array_equal(areas.labels > 0, mask)
+    annotations = outlined(areas)
+    for number, annotation in enumerate(annotations, 1):
+        drawn = rasterise([annotation], Region(0, 0, *mask.shape))
+        np.testing.assert_array_equal(drawn, areas.labels == number)
+        (polygon,) = annotation.polygons
+        assert signed_area(polygon.exterior) > 0
+        assert all(signed_area(hole) < 0 for hole in polygon.holes)
+        for ring in (polygon.exterior, *polygon.holes):
+            assert len({tuple(corner) for corner in ring.round(3)}) == len(ring)  # simple: no corner is passed twice
+            assert (ring >= 0).all()
+            assert (ring <= mask.shape).all()
 
 
-def test_an_outline_is_of_one_part() -> None:
-    with pytest.raises(ValueError, match="2 parts"):
-        outline(np.eye(2, dtype=bool))
+@settings(deadline=None, max_examples=60)
+@given(hnp.arrays(np.float32, hnp.array_shapes(min_dims=2, max_dims=2, min_side=2, max_side=14), elements=st.floats(0, 1, width=32)))
+def test_lines_are_the_outlines_of_areas_without_the_border(shares: np.ndarray) -> None:
+    """Every point of a line is a corner of an area or lies on one of its edges, and none runs along the border."""
+    areas, last = find_areas(shares, 0.5), np.array(shares.shape) - 0.5
+    outlines = [areas.polygon(number) for number in range(1, areas.count + 1)]
+    corners = {tuple(corner) for polygon in outlines for ring in (polygon.exterior, *polygon.holes) for corner in ring.round(6)}
+    on_lines = set()
+    for line in contours(shares, 0.5):
+        at_border = ((line == -0.5) | (line == last)).any(1)
+        assert not (at_border[1:] & at_border[:-1]).any()
+        on_lines |= {tuple(point) for point in line.round(6)}
+    inner = {corner for corner in corners if all(-0.5 < at < end for at, end in zip(corner, last, strict=True))}
+    assert inner <= on_lines
 
 
 @settings(deadline=None, max_examples=60)

@@ -14,7 +14,21 @@ from streamview.errors import StreamviewError
 from streamview.export.png import overlay, render_png
 from streamview.geometry import Region
 from streamview.results import Identity, Prediction, Saliency, SaliencyMap, Target, save_saliency
-from streamview.results.display import PRESETS, Recipe, apply_recipe, blur, blurred_overview, colours, default_preset, glass_mask, show
+from streamview.results.display import (
+    PALETTES,
+    PRESETS,
+    DisplayChoice,
+    Recipe,
+    apply_recipe,
+    blur,
+    blurred_overview,
+    colours,
+    default_preset,
+    draw_map,
+    glass_mask,
+    show,
+    usual_recipe,
+)
 from streamview.slides import as_slide
 from streamview.slides.thumbnail import thumbnail
 
@@ -161,6 +175,23 @@ def test_glass_is_masked_but_small_holes_are_tissue() -> None:
     mask = glass_mask(tissue(), (250, 250, 250), smallest=400)
     assert mask[:50].all()
     assert not mask[70:].any()
+
+
+def test_evidence_for_a_class_that_is_not_of_interest_looks_different(tmp_path: Path) -> None:
+    alarm, slide = spot_saliency(1024, positive=("tumour",)), as_slide(tissue(1024), mpp=0.5)
+    normal = replace(alarm, target=Target("normal", 0))
+    assert usual_recipe(spot_saliency(64)) == usual_recipe(alarm) == PRESETS["evidence"]
+    for preset in PRESETS:
+        assert usual_recipe(alarm, preset) == PRESETS[preset]
+        assert usual_recipe(normal, preset) == replace(PRESETS[preset], colours=PALETTES["sky"], outline=False)
+        assert DisplayChoice(preset).recipe(normal) == (preset, usual_recipe(normal, preset))
+    for saliency, outlined in ((alarm, True), (normal, False)):
+        with Image.open(render_png(slide, saliency, usual_recipe(saliency), tmp_path / f"{saliency.target}.png")) as picture:
+            yellow = (np.abs(np.asarray(picture).astype(int) - (0xFF, 0xE1, 0x4A)).sum(-1) < 30).sum()
+        assert (yellow > 500) == outlined
+    assert not np.array_equal(draw_map(alarm), draw_map(normal))
+    regression = replace(alarm, prediction=replace(alarm.prediction, task="regression", positive=()))
+    assert usual_recipe(regression, "patches") == replace(PRESETS["patches"], cap=None)
 
 
 def test_the_default_is_evidence_where_there_is_some() -> None:

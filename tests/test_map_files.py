@@ -96,8 +96,10 @@ def test_hotspots_are_a_table_in_level_0_pixels(tmp_path: Path) -> None:
     path = write_hotspot_table(result(values), replace(PRESETS["detail"], blur_um=0.0), tmp_path / "a.csv")
     with path.open(newline="") as file:
         first, second = csv.DictReader(file)
-    assert [first[name] for name in ("rank", "x", "y", "width", "height")] == ["1", "664", "232", "300", "200"]
-    assert float(first["area_px2"]) == 300 * 200
-    assert float(first["area_mm2"]) == pytest.approx(300 * 200 * 0.25**2 / 1e6)
+    assert first["rank"] == "1"
+    assert [float(first[name]) for name in ("x", "y", "width", "height")] == pytest.approx([664, 232, 300, 200], abs=2)
+    assert float(first["area_px2"]) == pytest.approx(300 * 200, rel=0.02)
+    assert float(first["area_mm2"]) == pytest.approx(float(first["area_px2"]) * 0.25**2 / 1e6, rel=1e-5)
+    assert (first["peak"], first["peak_raw"]) == ("1", "2")
     assert float(first["share_of_mass"]) + float(second["share_of_mass"]) == pytest.approx(1, abs=1e-4)
     assert first["note"] == RESEARCH_USE

@@ -293,3 +293,45 @@ def test_replacing_a_file_keeps_the_old_content_on_failure(tmp_path: Path) -> No
         fail()
     assert path.read_bytes() == b"first\n"
     assert [entry.name for entry in path.parent.iterdir()] == ["a.txt"]
+
+
+@pytest.mark.parametrize(
+    ("task", "logits", "positive", "usual"),
+    [
+        ("class", (3.0, 1.0, 2.0), (), "normal"),
+        ("class", (3.0, 1.0, 2.0), ("tumour",), "tumour"),
+        ("class", (3.0, 1.0, 2.0), ("tumour", "other"), "other"),
+        ("multilabel", (-1.0, -3.0, -2.0), ("tumour",), "tumour"),
+        ("multilabel", (-3.0, -1.0, -2.0), (), "tumour"),
+        ("regression", (-3.0, -1.0), (), "normal"),
+    ],
+)
+def test_the_class_of_interest_is_explained_unless_the_card_names_none(
+    task: str, logits: tuple[float, ...], positive: tuple[str, ...], usual: str
+) -> None:
+    prediction = make_prediction(task, logits, positive=positive)
+    assert prediction.usual_target == Target(usual, prediction.class_names.index(usual))
+    again = Prediction.from_dict(json.loads(json.dumps(prediction.to_dict())))
+    assert (again.positive, again.usual_target) == (positive, prediction.usual_target)
+    targets = [*(Target(name, index) for index, name in enumerate(prediction.class_names)), Target("normal-tumour", 0, 1)]
+    interest = [prediction.is_of_interest(target) for target in targets]
+    assert interest == [not positive or prediction.class_names[target.index] in positive for target in targets]
+
+
+def test_a_record_of_an_earlier_version_names_no_class_of_interest() -> None:
+    values = make_prediction(positive=("tumour",)).to_dict()
+    del values["positive"]
+    assert Prediction.from_dict(values).positive == ()
+
+
+@pytest.mark.parametrize(
+    ("task", "logits", "answer"),
+    [
+        ("class", (0.0, 2.0), "tumour (p = 0.881)"),
+        ("multilabel", (1.0, 2.0), "normal; tumour"),
+        ("multilabel", (-1.0, -2.0), "none of the classes"),
+        ("regression", (0.5,), "normal = 0.5"),
+    ],
+)
+def test_the_answer_in_one_line(task: str, logits: tuple[float, ...], answer: str) -> None:
+    assert make_prediction(task, logits).answer == answer

@@ -19,6 +19,7 @@ from streamview.networks import Model
 from streamview.slides.array import ArraySlide
 from streamview.slides.synthetic import synthetic_region
 from streamview.streaming.run import passes as execute
+from streamview.streaming.run import timing
 from streamview.streaming.run.timing import Speed
 from tests.support.inference import make_model
 
@@ -78,7 +79,7 @@ def test_estimated_shares_are_near_what_is_computed(pool: Callable[[], nn.Module
 
 def test_a_forecast_counts_what_is_not_computed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(forecasts, "SAMPLE", (64, 128))
-    monkeypatch.setattr(forecasts, "measure", lambda *_: Speed(1e-6, 2e-6))
+    monkeypatch.setattr(timing, "measure", lambda *_: Speed(1e-6, 2e-6))
     model = pooled(nn.AdaptiveMaxPool2d(1))
     even, noisy = (forecast(model, slide(noise), targets=1, compute=Compute(memory="4GB", tile=TILE)).seconds for noise in (False, True))
     assert even is not None

@@ -7,7 +7,7 @@ blur or map only those on the screen.
 from __future__ import annotations
 
 from collections import OrderedDict
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import product
 from typing import Any
 
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from psygnal import Signal
 
 from streamview.results import Saliency, SaliencyMap
-from streamview.results.display import Overview, Recipe, Shown, block_means, blur, blurred_overview, show
+from streamview.results.display import Glass, Overview, Recipe, Shown, block_means, blur, blurred_overview, show
 
 __all__ = ["FULL", "Glass", "Level", "ShownMap", "window"]
 
@@ -45,31 +45,6 @@ def window(key: Any, shape: tuple[int, ...]) -> tuple[list[tuple[int, int]], tup
             bounds.append((min(index, default=0), max(index, default=-1) + 1))
             rest.append(slice(None, None, index.step))
     return bounds, (*rest, *key[2:])
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Glass:
-    """Where a region of a slide is empty.
-
-    Parameters
-    ----------
-    mask
-        bool (h, w), True on glass.
-    step, origin
-        ``(y, x)`` of its pixels in level-0 pixels; see `SaliencyMap`.
-    """
-
-    mask: NDArray[np.bool_]
-    step: tuple[float, float]
-    origin: tuple[float, float]
-
-    def over(self, rows: NDArray[np.float64], columns: NDArray[np.float64]) -> NDArray[np.bool_]:
-        """Return the mask, bool (n, m), at level-0 positions y (n,) and x (m,); what lies outside takes the nearest pixel's."""
-        (y, x) = (
-            np.rint((at - origin) / step).astype(int).clip(0, size - 1)
-            for at, origin, step, size in zip((rows, columns), self.origin, self.step, self.mask.shape, strict=True)
-        )
-        return np.asarray(self.mask[np.ix_(y, x)])
 
 
 class ShownMap:

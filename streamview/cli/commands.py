@@ -100,7 +100,7 @@ def _check_job(job: Job) -> None:
 
 def _jobs(options: Namespace, arguments: list[str]) -> int:
     from streamview.geometry import Region
-    from streamview.jobs import Job, aggregate, by_policy, in_words, region_id
+    from streamview.jobs import Job, aggregate, by_policy, region_id
 
     job = Job(options.job)
     _check_job(job)
@@ -113,11 +113,11 @@ def _jobs(options: Namespace, arguments: list[str]) -> int:
         for result in record.regions:
             prediction = result.prediction
             state = record.superseded(result) or ("" if result.holds_tissue else "no tissue, not counted")
-            facts = f"{region_id(prediction.region)}  {prediction.model_name}  {in_words(prediction)}"
+            facts = f"{region_id(prediction.region)}  {prediction.model_name}  {prediction.answer}"
             say(f"  {facts}{state and f'  [{state}]'}{'  with maps' if result.maps else ''}")
         for group in by_policy(record):
             whole = aggregate(group)
-            summary = f"none: {whole.reason}" if whole.prediction is None else f"{in_words(whole.prediction)}  ({whole.method})"
+            summary = f"none: {whole.reason}" if whole.prediction is None else f"{whole.prediction.answer}  ({whole.method})"
             say(f"  slide  {group.results[-1].prediction.model_name}  {summary}")
         if record.error is not None:
             say(f"  failed: {record.error}")

@@ -75,7 +75,8 @@ def build_parser() -> argparse.ArgumentParser:
         "-i slide.svs -o job -m demo --target lesion --region 1024,2048,4096,4096 --display detail --memory 2GB",
     )
     _job(saliency)
-    target = "classes (regression: outputs) to explain; a-b: the difference of two logits; all: every class (default: the predicted class)"
+    target = "classes (regression: outputs) to explain; a-b: the difference of two logits; all: every class "
+    target += "(default: the class of interest that the card names, else the predicted class)"
     saliency.add_argument("--target", nargs="+", metavar="CLASS", help=target)
     saliency.add_argument(
         "--display",

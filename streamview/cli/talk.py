@@ -43,13 +43,12 @@ def show_forecast(slide: Slide, ahead: Ahead) -> None:
 
 def show_answer(answer: Answer, said: Collection[str] = (), *, place: bool = False) -> None:
     """Print the answer (with its region if `place`), its warnings except those already `said`, and the paths of its files."""
-    from streamview.jobs import in_words
 
     prediction = answer.prediction
     for warning in prediction.warnings:
         if warning not in said:
             warn(warning)
-    say(f"prediction{f' for the region {prediction.region}' if place else ''}: {in_words(prediction)}")
+    say(f"prediction{f' for the region {prediction.region}' if place else ''}: {prediction.answer}")
     for maps in answer.maps:
         explained = f"{maps.target}, {prediction.answer_for(maps.target)}" if len(answer.maps) > 1 else maps.target
         if maps.path is not None:

@@ -25,7 +25,7 @@ from streamview.inference.targets import find_targets
 from streamview.jobs import RegionResult, SlideRecord, SlideWork, StoredMap, by_policy, region_id
 from streamview.jobs.maps import picture_path, slide_maps
 from streamview.results import Identity, Prediction, Target, save_saliency
-from streamview.results.display import PRESETS, default_preset
+from streamview.results.display import default_preset, usual_recipe
 from streamview.slides import Slide
 from streamview.slides.tissue import Tissue, covered, find_tissue, tissue_share, union_covered
 from streamview.streaming.memory import parse_bytes, return_freed_blocks
@@ -115,7 +115,7 @@ class ClaimedSlide:
         for one in maps:
             for preset in settings.displays or (default_preset(one.saliency),):
                 path = picture_path(job, one.stored, one.name, preset)
-                pictures.append(draw_png(self.slide, one.saliency, PRESETS[preset], path, _picture_side(self.work)))
+                pictures.append(draw_png(self.slide, one.saliency, usual_recipe(one.saliency, preset), path, _picture_side(self.work)))
         empty = tuple(f"{picture.path.name}: {picture.empty}" for picture in pictures if picture.empty is not None)
         prediction = maps[0].saliency.prediction
         return Answer(prediction, tuple(one.saliency for one in maps), tuple(picture.path for picture in pictures), empty)
@@ -171,7 +171,7 @@ class ClaimedSlide:
             return bool(stored)
         for target, path in self._stored(region):
             entry = stored.get(path.relative_to(self.work.job.folder).as_posix())
-            name = target.name if target is not None else result.prediction.label or result.prediction.class_names[0]
+            name = (target or result.prediction.usual_target).name
             if entry is None or entry.target is None or entry.target.name != name:
                 return False
             if not self._stitches and not all(self._picture(region, preset, target).is_file() for preset in self.work.settings.displays):
@@ -183,13 +183,12 @@ class ClaimedSlide:
         return (folder / entry.path).is_dir() and (entry.picture is None or (folder / entry.picture).is_file())
 
     def _stored(self, region: Region) -> list[tuple[Target | None, Path]]:
-        """The targets to explain, None for the predicted class, and the places of their maps, which name it if there are several."""
+        """The targets to explain, None for the usual one, and the places of their maps, which name it if there are several."""
         targets: list[Target | None] = [*find_targets(self.work.model, self.work.settings.targets)] or [None]
-        several = len(targets) > 1
-        return [(target, self.work.job.saliency_path(self._maps_id, region, target if several else None)) for target in targets]
+        return [(target, self.work.job.saliency_path(self._maps_id, region, target if len(targets) > 1 else None)) for target in targets]
 
     def _picture(self, region: Region, preset: str, target: Target | None) -> Path:
-        several = len(self.work.settings.targets) > 1
+        several = len(find_targets(self.work.model, self.work.settings.targets)) > 1
         return self.work.job.picture_path(self._maps_id, region, preset, target if several else None)
 
     @property
@@ -237,9 +236,7 @@ class ClaimedSlide:
         for target, file in zip(targets, stored, strict=True):
             name = file.name.removesuffix(".ome.zarr").replace(region_name, f"{region_name}-patches", 1)
             maps.append(save_saliency(patches.map_of(target), place / f"{name}.ome.zarr"))
-            recipe = PRESETS["patches"]
-            recipe = replace(recipe, cap=None) if prediction.task == "regression" else recipe
-            pictures.append(draw_png(slide, maps[-1], recipe, place / f"{name}.png", _picture_side(work)))
+            pictures.append(draw_png(slide, maps[-1], usual_recipe(maps[-1]), place / f"{name}.png", _picture_side(work)))
             entries.append(self._entry(place / f"{name}.ome.zarr", target, pictures[-1].path))
         empty = tuple(f"{picture.path.name}: {picture.empty}" for picture in pictures if picture.empty is not None)
         result = self._result(tissue, prediction, _plan(work, plans[0]), tuple(entries))
@@ -259,7 +256,7 @@ class ClaimedSlide:
         pictures, entries = [], []
         for maps, target, folder in zip(results, targets, paths, strict=True):
             presets = () if self._stitches else self.work.settings.displays or (default_preset(maps),)
-            drawn = [draw_png(self.slide, maps, PRESETS[preset], self._picture(region, preset, target)) for preset in presets]
+            drawn = [draw_png(self.slide, maps, usual_recipe(maps, preset), self._picture(region, preset, target)) for preset in presets]
             entries.append(self._entry(folder, maps.target, drawn[0].path if drawn else None))
             pictures += drawn
         empty = tuple(f"{picture.path.name}: {picture.empty}" for picture in pictures if picture.empty is not None)

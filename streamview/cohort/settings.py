@@ -28,7 +28,7 @@ class Settings:
         ``"region"``: one answer for each region. ``"patch"``: one for each of its patches. ``"maps"``: one for each region, and saliency
         maps.
     targets
-        What the maps explain, as for `streamview.inference.targets.find_targets`; empty for the predicted class.
+        What the maps explain, as for `streamview.inference.targets.find_targets`; empty for `Prediction.usual_target`.
     displays
         Presets of the pictures of maps; empty for the network's default.
     region

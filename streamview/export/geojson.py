@@ -13,7 +13,7 @@ from streamview.export.hotspots import Hotspot, find_hotspots
 from streamview.files import atomic
 from streamview.labels.annotations import Points, Polygon
 from streamview.results import RESEARCH_USE, Saliency
-from streamview.results.display import Recipe, show
+from streamview.results.display import Glass, Recipe, show
 
 __all__ = ["feature", "write_hotspots"]
 
@@ -52,7 +52,7 @@ def feature(
     }
 
 
-def write_hotspots(saliency: Saliency, recipe: Recipe, path: str | os.PathLike[str]) -> Path:
+def write_hotspots(saliency: Saliency, recipe: Recipe, path: str | os.PathLike[str], glass: Glass | None = None) -> Path:
     """Write the areas that a recipe shows, ranked by their share of the map's mass.
 
     Parameters
@@ -63,11 +63,13 @@ def write_hotspots(saliency: Saliency, recipe: Recipe, path: str | os.PathLike[s
         Its blur and threshold.
     path
         The file; written completely or not at all.
+    glass
+        As for `find_hotspots`.
 
     Raises
     ------
     StreamviewError
-        If the saliency has no such map, or the disk is full.
+        As `find_hotspots`, or if the disk is full.
     """
     path, prediction = Path(path), saliency.prediction
     metadata = {"identity": prediction.identity.key, "note": RESEARCH_USE}
@@ -82,7 +84,7 @@ def write_hotspots(saliency: Saliency, recipe: Recipe, path: str | os.PathLike[s
             measurements=_measurements(hotspot, rank),
             metadata=metadata,
         )
-        for rank, hotspot in enumerate(find_hotspots(saliency, recipe), 1)
+        for rank, hotspot in enumerate(find_hotspots(saliency, recipe, glass=glass), 1)
     ]
     shown = show(saliency, recipe)
     document = {
@@ -92,6 +94,8 @@ def write_hotspots(saliency: Saliency, recipe: Recipe, path: str | os.PathLike[s
             "note": RESEARCH_USE,
             "slide": prediction.slide_name,
             "region": str(prediction.region),
+            "network": prediction.model_name,
+            "prediction": prediction.label,
             "mpp": saliency.mpp,
             "map": recipe.method,
             "blur_um": recipe.blur_um,
@@ -109,10 +113,16 @@ def write_hotspots(saliency: Saliency, recipe: Recipe, path: str | os.PathLike[s
 
 def _measurements(hotspot: Hotspot, rank: int) -> dict[str, float]:
     area = {"Area px^2": hotspot.area} if hotspot.area_mm2 is None else {"Area mm^2": hotspot.area_mm2}
-    return {"Rank": rank, **area, "Share of the map's mass": hotspot.mass, "Peak": hotspot.peak}
+    return {
+        "Rank": rank,
+        **area,
+        "Share of the map's mass": hotspot.mass,
+        "Peak (share of cap)": hotspot.peak,
+        "Peak (raw)": hotspot.peak_raw,
+    }
 
 
 def _closed(ring: Points) -> list[list[float]]:
-    """Corners ``[x, y]``, the first one repeated; whole numbers as int."""
-    points = [[int(x) if x == int(x) else float(x), int(y) if y == int(y) else float(y)] for y, x in ring.tolist()]
+    """Corners ``[x, y]`` in thousandths of a pixel, the first one repeated; whole numbers as int."""
+    points = [[int(x) if x == int(x) else x, int(y) if y == int(y) else y] for y, x in ring.round(3).tolist()]
     return [*points, points[0]]

@@ -1,4 +1,4 @@
-"""Hotspots: the areas that a display shows, ranked, in level-0 pixels and mm2."""
+"""Hotspots: the areas that a display shows for a class of interest, ranked, in level-0 pixels and mm2."""
 
 from __future__ import annotations
 
@@ -8,14 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from streamview.export.outlines import outline, signed_area
+from streamview.errors import StreamviewError
+from streamview.export.outlines import find_areas, shown_shares, signed_area
 from streamview.labels.annotations import Polygon
 from streamview.results import Saliency
-from streamview.results.display import Recipe, apply_recipe, blur, show
+from streamview.results.display import Glass, Recipe, blur, show
 
-__all__ = ["Hotspot", "find_hotspots"]
-
-_FINEST = 4096  # px a side of the finest grid for outlines
+__all__ = ["Hotspot", "find_hotspots", "no_hotspots"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -33,7 +32,9 @@ class Hotspot:
     mass
         Share (0..1) of the map's positive mass inside.
     peak
-        Largest raw value of the blurred map inside.
+        Largest value of the blurred map inside, as a share of the display's cap; above 1 where the map exceeds the cap.
+    peak_raw
+        The same value in the raw map's unit.
     """
 
     polygon: Polygon
@@ -41,13 +42,24 @@ class Hotspot:
     area_mm2: float | None
     mass: float
     peak: float
+    peak_raw: float
 
 
-def find_hotspots(saliency: Saliency, recipe: Recipe, most: int = 1000) -> tuple[Hotspot, ...]:
+def no_hotspots(saliency: Saliency) -> str | None:
+    """Return a sentence saying why a map has no hotspots: its target is not a class of interest; None where it may have some."""
+    prediction, target = saliency.prediction, saliency.target
+    if prediction.is_of_interest(target):
+        return None
+    classes = " or ".join(prediction.positive)
+    named = f"the class{'es' if len(prediction.positive) > 1 else ''} of interest on the card of {prediction.model_name}"
+    return f"Hotspots are of {classes}, {named}, and this map explains {target}: explain {classes} for hotspots."
+
+
+def find_hotspots(saliency: Saliency, recipe: Recipe, most: int = 1000, glass: Glass | None = None) -> tuple[Hotspot, ...]:
     """Find the areas that a recipe shows, those with most of the map's mass first.
 
-    Outlines follow the edges of the map's pixels, on its finest level of at most 4096 px a side that still resolves the blur, and are
-    clipped to the region. Pixels are connected by their sides.
+    Outlines are those of pictures and of the canvas (see `streamview.export.outlines`), on the level that the cap comes from (at most
+    2048 px a side), closed along the region's border.
 
     Parameters
     ----------
@@ -57,44 +69,44 @@ def find_hotspots(saliency: Saliency, recipe: Recipe, most: int = 1000) -> tuple
         The map, its blur and its threshold.
     most
         Largest number of hotspots.
+    glass
+        Where the region is empty, which displays hide; None: not known.
 
     Raises
     ------
     StreamviewError
-        If the saliency has no such map.
+        If the saliency has no such map, or the map explains a class that is not of interest, where the card names those that are.
     """
+    reason = no_hotspots(saliency)
+    if reason is not None:
+        raise StreamviewError(reason)
     shown = show(saliency, recipe)
-    index = shown.fitting(_FINEST)
-    level, step, origin = shown.levels[index], shown.steps[index], shown.origins[index]
-    values = blur(np.asarray(level.raw[:, :], np.float32), level.sigma)
-    labels, count = ndimage.label(apply_recipe(values, shown.cap, shown.threshold) > 0)
-    if not count:
+    level, step, origin = shown.levels[shown.overview], shown.steps[shown.overview], shown.origins[shown.overview]
+    areas = find_areas(*shown_shares(shown, glass))
+    if not areas.count:
         return ()
-    values = np.nan_to_num(np.maximum(values, 0))  # a copy: the stored map must not change
-    masses = np.bincount(labels.ravel(), values.ravel())[1:]
+    values = np.nan_to_num(np.maximum(blur(np.asarray(level.raw[:, :], np.float32), level.sigma), 0))
+    numbers = np.arange(1, areas.count + 1)
+    masses = np.bincount(areas.labels.ravel(), values.ravel(), areas.count + 1)[1:]
+    peaks = ndimage.maximum(values, areas.labels, numbers)
     total = float(values.sum(dtype=np.float64))
-    windows = ndimage.find_objects(labels)
     mpp = saliency.mpp
     hotspots = []
-    for number in np.argsort(-masses, kind="stable")[:most].tolist():
-        rows, columns = windows[number]
-        inside = labels[rows, columns] == number + 1
-        polygon = _placed(outline(inside), (rows.start, columns.start), step, origin, saliency)
+    for index in np.argsort(-masses, kind="stable")[:most].tolist():
+        polygon = _placed(areas.polygon(index + 1), step, origin, saliency)
         area = signed_area(polygon.exterior) + sum(signed_area(hole) for hole in polygon.holes)  # that of holes is negative
-        peak = float(values[rows, columns][inside].max())
-        hotspots.append(Hotspot(polygon, area, None if mpp is None else area * mpp[0] * mpp[1] / 1e6, float(masses[number]) / total, peak))
+        area_mm2 = None if mpp is None else area * mpp[0] * mpp[1] / 1e6
+        peak = float(peaks[index])
+        hotspots.append(Hotspot(polygon, area, area_mm2, float(masses[index]) / total, peak / shown.cap, peak))
     return tuple(hotspots)
 
 
-def _placed(
-    polygon: Polygon, first: tuple[int, int], step: tuple[float, float], origin: tuple[float, float], saliency: Saliency
-) -> Polygon:
-    """Convert from the level's pixel corners to level-0 pixels, clipped to the region, which coarse pixels may exceed."""
+def _placed(polygon: Polygon, step: tuple[float, float], origin: tuple[float, float], saliency: Saliency) -> Polygon:
+    """Convert from the level's pixels to level-0 pixels, clipped to the region, which coarse pixels may exceed."""
     region = saliency.prediction.region
-    corner = np.array(origin) - np.array(step) / 2 + 0.5
 
     def place(ring: NDArray[np.float64]) -> NDArray[np.float64]:
-        placed = corner + (ring + first) * step
+        placed = np.array(origin) + 0.5 + ring * step
         return np.asarray(placed.clip((region.y, region.x), (region.y_stop, region.x_stop)), np.float64)
 
     holes = (place(hole) for hole in polygon.holes)

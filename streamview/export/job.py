@@ -13,8 +13,9 @@ from typing import Literal, get_args
 
 from streamview.errors import StreamviewError
 from streamview.export.geojson import write_hotspots
+from streamview.export.hotspots import no_hotspots
 from streamview.export.ometiff import write_ome_tiff
-from streamview.export.png import draw_png
+from streamview.export.png import draw_png, find_glass
 from streamview.files import atomic
 from streamview.jobs import Job, RegionResult, SlideRecord
 from streamview.jobs.maps import slide_maps
@@ -50,8 +51,8 @@ def export_job(
     job
         A job with maps from `streamview saliency`.
     formats
-        ``"ome-zarr"``: a self-contained copy with all maps. ``"ome-tiff"``: one file per map. ``"geojson"``: hotspots. ``"png"``: a
-        picture, for which the slide is read again.
+        ``"ome-zarr"``: a self-contained copy with all maps. ``"ome-tiff"``: one file per map. ``"geojson"``: hotspots, for maps of
+        a class of interest. ``"png"``: a picture, for which the slide is read again.
     slides
         Names of the slides to export; default all.
     out
@@ -61,7 +62,7 @@ def export_job(
     png_size
         Longest side of a picture in px, 1100 to 16384.
     tell
-        Called with the reason if a file shows nothing.
+        Called with the reason if a file shows nothing, or a map has no hotspots.
     report
         Called after every file; may raise `Cancelled`.
 
@@ -73,25 +74,33 @@ def export_job(
     Raises
     ------
     StreamviewError
-        If there is nothing to export, a file exists, or the disk is full.
+        If there is nothing to export, no map has hotspots and nothing else is asked for, a file exists, or the disk is full.
     SlideError
         If pictures are exported and the slide has moved, or is another one.
     """
     folder = job.folder / "export" if out is None else Path(out)
     atomic.check_output(folder)
     tasks: dict[Path, Callable[[Path], str | None]] = {}
+    left_out: list[str] = []
     for record in _chosen(job, slides):
         for slide_map in (one for maps in slide_maps(job, record) for one in maps):
             saliency = slide_map.saliency
             place = folder / _file_name(record.slide_id) / _file_name(slide_map.name)
             preset, recipe = display.recipe(saliency)
+            reason = no_hotspots(saliency) if "geojson" in formats else None
+            left_out += [] if reason is None else [f"{place.name}: {reason}"]
             for form in FORMATS:
-                if form in formats:
+                if form in formats and (form != "geojson" or reason is None):
                     tasks |= _tasks(form, place, preset, recipe, saliency, slide_map.result, png_size)
+    if not tasks and left_out:
+        raise StreamviewError("\n".join(left_out))
     for path in tasks:
         if os.path.lexists(path):
             raise StreamviewError(f"{path}: exists already; remove it, or export to another folder with -o")
     progress = Progress("export", len(tasks), report)
+    if tell is not None:
+        for sentence in left_out:
+            tell(sentence)
     for path, write in tasks.items():
         empty = write(path)
         if empty is not None and tell is not None:
@@ -109,7 +118,7 @@ def _tasks(
     if form == "ome-tiff":
         return {_named(place, f"-{method}.ome.tif"): partial(_ome_tiff, saliency, method) for method in saliency.maps}
     if form == "geojson":
-        return {_named(place, f"-{preset}.geojson"): partial(_hotspots, saliency, recipe)}
+        return {_named(place, f"-{preset}.geojson"): partial(_hotspots, saliency, recipe, result)}
     return {_named(place, f"-{preset}.png"): partial(_picture, saliency, recipe, result, png_size)}
 
 
@@ -151,8 +160,14 @@ def _ome_tiff(saliency: Saliency, method: Method, path: Path) -> None:
     write_ome_tiff(saliency, method, path)
 
 
-def _hotspots(saliency: Saliency, recipe: Recipe, path: Path) -> str | None:
-    write_hotspots(saliency, recipe, path)
+def _hotspots(saliency: Saliency, recipe: Recipe, result: RegionResult, path: Path) -> str | None:
+    """Write hotspots, without those on glass if the slide is still there; return the reason if there are none."""
+    glass = None
+    if recipe.glass and result.source is not None and os.path.exists(result.source):
+        with open_slide(result.source) as slide:
+            if slide.identity == saliency.prediction.identity.source:
+                glass = find_glass(slide, saliency.prediction.region)
+    write_hotspots(saliency, recipe, path, glass)
     return empty_reason(saliency, show(saliency, recipe))
 
 

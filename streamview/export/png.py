@@ -16,23 +16,27 @@ from PIL.PngImagePlugin import PngInfo
 from scipy import ndimage
 
 from streamview.errors import StreamviewError
+from streamview.export.outlines import contours, shown_shares
 from streamview.files import atomic
-from streamview.results.display import HALO_COLOUR, OUTLINE_COLOUR, TITLES, Recipe, Shown, colours, empty_reason, glass_mask, show
+from streamview.geometry import Region
+from streamview.labels.annotations import Points
+from streamview.results.display import HALO_COLOUR, OUTLINE_COLOUR, TITLES, Glass, Recipe, Shown, colours, empty_reason, glass_mask, show
 from streamview.results.maps import Saliency
 from streamview.results.prediction import RESEARCH_USE
 from streamview.slides import Slide
 from streamview.slides.thumbnail import thumbnail
 from streamview.system.machine import return_freed_memory
 
-__all__ = ["Picture", "draw_png", "overlay", "render_png"]
+__all__ = ["Picture", "draw_png", "find_glass", "overlay", "render_png"]
 
+_GLASS_SIDE = 1024  # px a side of the thumbnail that glass is looked for on
 _LARGEST, _SIDES = 2048, (1100, 16384)  # px a side: default, and range
 _MARGIN, _GAP, _BAR_COLUMN, _FOOTER = 48, 28, 196, 112
 _SMALLEST = 1000  # px: smaller regions are enlarged to this, in proportion to the text
 _INK, _GREY, _WARNING_INK, _WARNING_FILL = "#1b1f24", "#57606a", "#5c3a1e", "#fdf0dc"
 _TITLE, _TEXT, _SMALL = 44, 28, 24
 _BAND_PX = 2**18  # px of a picture coloured at a time
-_SOFT = 16  # px by which the outline's distance transform exceeds its halo
+_FINE = 3  # px of the grid that outlines are drawn on, along each side of a pixel of the picture
 _HOLE = 0.0005  # share of the picture below which a clear spot counts as a hole in the tissue, not as glass
 
 
@@ -148,6 +152,19 @@ def _why_empty(tissue: NDArray[np.uint8], saliency: Saliency, shown: Shown, back
     return "Nothing is shown: the map is above the threshold only on empty glass, where it is hidden."
 
 
+def find_glass(slide: Slide, region: Region) -> Glass:
+    """Find the empty glass of a region, on a thumbnail of at most 1024 px a side.
+
+    Raises
+    ------
+    SlideError
+        If a part of the slide cannot be read.
+    """
+    factor = min(1.0, _GLASS_SIDE / max(region.shape))
+    shape = max(round(region.height * factor), 1), max(round(region.width * factor), 1)
+    return Glass.over_region(_glass(thumbnail(slide, region, shape), slide.background), region)
+
+
 def _glass(tissue: NDArray[np.uint8], background: tuple[int, int, int]) -> NDArray[np.bool_]:
     """Mask of the empty glass in a thumbnail."""
     return glass_mask(tissue, background, max(int(_HOLE * tissue.shape[0] * tissue.shape[1]), 16))
@@ -189,13 +206,12 @@ def overlay(
     red, green, blue = (int(value) for value in (total / count if count else background))
     picture = np.empty((height, width, 3), np.uint8)
     line = max(1.5, max(height, width) / 1000)  # half width of the outline: 3 px, or 4 on a picture of 2000
-    reach = math.ceil(2 * line) + _SOFT
+    lines = _outlines(saliency, shown, glass) if shown.recipe.outline else []
     for first, stop in bands:
         rgb, alpha = colours(shown.recipe, values[first:stop])
         band = _over(tissue[first:stop], rgb * 255, alpha * shown.recipe.opacity * shown.recipe.heat)
         if shown.recipe.outline:
-            top = max(first - reach, 0)
-            band = _outlined(band, values[top : stop + reach] > 0, first - top, line)
+            band = _outlined(band, lines, first, line)
         picture[first:stop] = np.rint(band)
     return picture, (red, green, blue)
 
@@ -221,16 +237,27 @@ def _over(below: NDArray[np.uint8] | NDArray[np.float32], rgb: NDArray[np.float3
     return np.asarray(below * (1 - share) + rgb * share, np.float32)
 
 
-def _outlined(picture: NDArray[np.float32], mask: NDArray[np.bool_], first: int, line: float) -> NDArray[np.float32]:
-    """Draw a mask's outline on its rows from `first`: a line over a halo of double width, both with soft edges."""
-    if mask.all() or not mask.any():
-        return picture
-    inside, outside = ndimage.distance_transform_edt(mask), ndimage.distance_transform_edt(~mask)
-    distance = np.abs(ndimage.gaussian_filter((outside - inside).astype(np.float32), 1.0))[first : first + picture.shape[0]]
-    for colour, half in ((HALO_COLOUR, 2 * line), (OUTLINE_COLOUR, line)):
+def _outlines(saliency: Saliency, shown: Shown, glass: NDArray[np.bool_]) -> list[Points]:
+    """Outlines in px of the picture, whose pixel k covers k to k + 1."""
+    region, (step, origin) = saliency.prediction.region, (shown.steps[shown.overview], shown.origins[shown.overview])
+    pitch = np.array(region.shape) / glass.shape
+    shares, threshold = shown_shares(shown, Glass.over_region(glass, region))
+    return [(np.array(origin) + 0.5 - (region.y, region.x) + line * step) / pitch for line in contours(shares, threshold)]
+
+
+def _outlined(band: NDArray[np.float32], lines: list[Points], first: int, half: float) -> NDArray[np.float32]:
+    """Draw outlines on the rows of a picture from `first`: a line over a halo of double width, both with soft edges."""
+    height, width = band.shape[:2]
+    near = [line for line in lines if line[:, 0].max() > first - 3 * half and line[:, 0].min() < first + height + 3 * half]
+    for colour, reach in ((HALO_COLOUR, 2 * half), (OUTLINE_COLOUR, half)):
+        mask = Image.new("L", (width * _FINE, height * _FINE))
+        draw = ImageDraw.Draw(mask)
+        for line in near:
+            draw.line(((line[:, ::-1] - (0, first)) * _FINE).ravel().tolist(), 255, round(2 * reach * _FINE), joint="curve")
+        share = np.asarray(mask.resize((width, height), Image.Resampling.BOX), np.float32) / np.float32(255)
         rgb = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)], np.float32)
-        picture = _over(picture, rgb, np.clip(half + 0.5 - distance, 0, 1))
-    return picture
+        band = _over(band, rgb, share)
+    return band
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,9 +294,10 @@ def _header(slide: Slide, saliency: Saliency, shown: Shown) -> list[_Block]:
     prediction, recipe, region = saliency.prediction, shown.recipe, saliency.prediction.region
     answer = prediction.answer_for(saliency.target)
     blocks = [_Block((f"{TITLES[recipe.method]}: {saliency.target.name}, {answer}",), _TITLE, _INK, bold=True)]
-    if prediction.label is not None and prediction.label != saliency.target.name:
-        label = prediction.label or "none of the classes"
-        blocks.append(_Block((f"The network's answer is {label}; this map explains {saliency.target.name}.",), _TEXT, _INK))
+    said = f"{prediction.model_name} answers {prediction.answer}; this map explains {saliency.target.name}."
+    if not prediction.is_of_interest(saliency.target):
+        said += f" It shows no {' or '.join(prediction.positive)}, the class of interest: hence its other colours."
+    blocks.append(_Block((said,), _TEXT, _INK))
     extent = f"{region.width} x {region.height} px"
     if saliency.mpp is None:
         extent += ", mpp unknown"

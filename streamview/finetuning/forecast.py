@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,13 +9,14 @@ import torch
 
 from streamview.finetuning.preparation import Prepared, prepare
 from streamview.finetuning.settings import Settings
+from streamview.inference.forecast import reading_seconds
 from streamview.labels.regions import Example
 from streamview.networks import Model
 from streamview.slides.sampling import Sampler
 from streamview.streaming.cuda import full_float32
 from streamview.streaming.memory import format_bytes
 from streamview.streaming.plan.plan import Plan
-from streamview.streaming.run.timing import SAMPLE, format_seconds
+from streamview.streaming.run.timing import format_seconds
 
 __all__ = ["TrainingForecast", "forecast_training"]
 
@@ -128,12 +128,8 @@ def forecast_training(
 
 
 def _reading_seconds(prepared: Prepared) -> float:
-    """Seconds to read the pixels of the largest region once, from a sample of its middle."""
+    """Seconds to read the pixels of the largest region once."""
     example = prepared.examples[prepared.shapes.index(prepared.largest)]
     with example.open() as slide:
         sampler = Sampler(slide, example.region, prepared.base.card.mpp)
-        height, width = (min(side, n) for side, n in zip(SAMPLE, sampler.shape, strict=True))
-        top, left = (sampler.shape[0] - height) // 2, (sampler.shape[1] - width) // 2
-        start = time.perf_counter()
-        sampler.read(top, top + height, left, left + width)
-        return (time.perf_counter() - start) * (sampler.shape[0] * sampler.shape[1]) / (height * width)
+        return reading_seconds(sampler)

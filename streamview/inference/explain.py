@@ -111,8 +111,8 @@ def saliency(
     Parameters
     ----------
     target
-        Class to explain, by name or index, or the difference of two logits as ``"a-b"``; default the predicted class (regression:
-        the first output).
+        Class to explain, by name or index, or the difference of two logits as ``"a-b"``; default `Prediction.usual_target`: the class of
+        interest that the card names, else the predicted one (regression: the first output).
     out
         Folder ``NAME.ome.zarr`` to write the maps to as they finish; default keeps them in memory.
     report

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from statistics import median
 
 from streamview.inference.shares import step_shares
 from streamview.slides import Slide
@@ -13,10 +15,12 @@ from streamview.streaming.call import Call
 from streamview.streaming.cuda import full_float32
 from streamview.streaming.memory import format_bytes
 from streamview.streaming.plan.plan import Plan
-from streamview.streaming.run.timing import SAMPLE, format_seconds, measure
+from streamview.streaming.run.timing import SAMPLE, Timings, format_seconds
 
-__all__ = ["Forecast", "seconds_of", "stored_bytes"]
+__all__ = ["Forecast", "reading_seconds", "seconds_of", "stored_bytes"]
 
+_PLACES = ((0.5, 0.5), (0.25, 0.25), (0.75, 0.75), (0.75, 0.25), (0.25, 0.75))  # of the samples that reading is timed on, (y, x)
+_READ = (256, 512)  # px of each
 _STORED = 4 * 4 / 3  # bytes a px of a map on disk: float32 and a third more for the coarser levels, before compression
 
 
@@ -69,7 +73,7 @@ class Forecast:
 
 
 def seconds_of(
-    call: Call, plan: Plan, slide: Slide, sampler: Sampler | PaddedSampler, inside: tuple[int, int], targets: int
+    call: Call, plan: Plan, slide: Slide, sampler: Sampler | PaddedSampler, inside: tuple[int, int], targets: int, timings: Timings
 ) -> float | None:
     """Seconds that a planned run takes here, reading included; None for a region so small that timing a sample would take as long.
 
@@ -81,15 +85,17 @@ def seconds_of(
         What is read, how, and the height and width of the region without padding.
     targets
         How many are explained.
+    timings
+        Speeds of the network that are known.
     """
     height, width = sampler.shape
     if height * width < 4 * SAMPLE[0] * SAMPLE[1]:
         return None
     with full_float32(call.device):
-        speed = measure(call, plan)
+        speed = timings.speed(call, plan)
     shares = step_shares(slide, sampler, inside, call, plan)
     forward, backward = speed.seconds(plan, (height, width), shares.computed, shares.reversed)
-    return forward + targets * backward + _reading_seconds(sampler) * (1 + targets)
+    return forward + targets * backward + reading_seconds(sampler) * (1 + targets)
 
 
 def stored_bytes(shape: tuple[int, int], evidence_size: tuple[int, int], targets: int) -> int:
@@ -97,11 +103,22 @@ def stored_bytes(shape: tuple[int, int], evidence_size: tuple[int, int], targets
     return round(_STORED * targets * (2 * shape[0] * shape[1] + evidence_size[0] * evidence_size[1]))
 
 
-def _reading_seconds(sampler: Sampler | PaddedSampler) -> float:
-    """Seconds that all pixels take to be read once, from a sample of the middle."""
+def reading_seconds(sampler: Sampler | PaddedSampler, clock: Callable[[], float] = time.perf_counter) -> float:
+    """Seconds that all pixels take to be read once: the median of samples at five places, so that no single stall or blank part counts.
+
+    Parameters
+    ----------
+    sampler
+        What is read.
+    clock
+        Gives seconds.
+    """
     shape = sampler.shape
-    height, width = (min(side, n) for side, n in zip(SAMPLE, shape, strict=True))
-    top, left = (shape[0] - height) // 2, (shape[1] - width) // 2
-    start = time.perf_counter()
-    sampler.read(top, top + height, left, left + width)
-    return (time.perf_counter() - start) * (shape[0] * shape[1]) / (height * width)
+    height, width = (min(side, n) for side, n in zip(_READ, shape, strict=True))
+    seconds = []
+    for y, x in _PLACES:
+        top, left = round((shape[0] - height) * y), round((shape[1] - width) * x)
+        start = clock()
+        sampler.read(top, top + height, left, left + width)
+        seconds.append(clock() - start)
+    return median(seconds) * (shape[0] * shape[1]) / (height * width)

@@ -154,7 +154,7 @@ class PatchPredictions:
         pitch = self.step[0] * self.mpp[0], self.step[1] * self.mpp[1]
         return Prediction(
             self.slide_name, self.region, (rows, columns), pitch, self.card.task, self.card.class_names, logits.astype(np.float32),
-            self.identity, self.card.name, self.card.trained, (said, *self.warnings),
+            self.identity, self.card.name, self.card.trained, (said, *self.warnings), self.card.positive,
         )  # fmt: skip
 
     def patches(self) -> Iterator[tuple[Region, NDArray[np.float32]]]:

@@ -38,7 +38,8 @@ from streamview.slides.sampling import Sampler
 from streamview.streaming.call import Call
 from streamview.streaming.capture.capture import capture, refuse_hooks
 from streamview.streaming.cuda import free_memory_of, full_float32, reserved_memory
-from streamview.streaming.graph import bind, demands, placed
+from streamview.streaming.graph import Graph, bind, demands, placed
+from streamview.streaming.head import accepted_sides, head_takes
 from streamview.streaming.memory import format_bytes, parse_bytes, return_freed_blocks
 from streamview.streaming.ops import OtherChannels
 from streamview.streaming.plan.plan import Plan, make_plan
@@ -123,6 +124,8 @@ def prepare(
         bound = bind(graph, sampler.shape)
     except RegionError as error:
         raise RegionError(f"{slide.name}: {error}") from None
+    if not head_takes(bound):
+        raise _wrong_size(graph, slide, card.name, sampler.shape)
     weights = [w.read().detach() for w in graph.weights]
     dtype = _DTYPES[compute.precision]
     if dtype != torch.float32:
@@ -131,6 +134,17 @@ def prepare(
     forward = Call(bound, 1, dtype, None, weights, torch.float32, reader_bytes=reader_bytes)
     caches = device.type == "cuda" and 3 * math.prod(sampler.shape) <= _free_bytes(compute, device) // _CACHED_SHARE
     return PreparedRun(model, slide, sampler, inside, compute, forward, caches, region_warnings(model, slide, sampler, inside))
+
+
+def _wrong_size(graph: Graph, slide: Slide, name: str, shape: tuple[int, int]) -> RegionError:
+    """Say which sizes a network takes whose head does not take that of a region."""
+    height, width = shape
+    found = f"{slide.name}: the model {name} cannot answer for {width} x {height} px on its grid, as a layer of it has a fixed size"
+    sides = accepted_sides(graph)
+    if not sides:
+        return RegionError(f"{found}; choose a region of the size that it was made for")
+    expected = f"{sides[0]} px" if sides[0] == sides[-1] else f"{sides[0]} to {sides[-1]} px"
+    return RegionError(f"{found}; expected sides of {expected}: choose a smaller region, or a network that takes regions of any size")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -209,7 +223,7 @@ class PreparedRun:
         call, shape = self.both if targets else self.forward, self.sampler.shape
         plan = self.plan(targets, out is not None)
         base = self._base_bytes()  # before the sample, which leaves memory with the allocator that the run will use again
-        seconds = seconds_of(call, plan, self.slide, self.sampler, self.inside, targets) if timed else None
+        seconds = seconds_of(call, plan, self.slide, self.sampler, self.inside, targets, self.model.timings) if timed else None
         peak = base + plan.peak_bytes + (0 if self.device.type == "cuda" else self._decoding_bytes(plan.tile[0]))
         expected = Forecast(plan, shape, peak, seconds, str(self.device), targets)
         if out is None:
@@ -272,8 +286,8 @@ class PreparedRun:
         Parameters
         ----------
         targets
-            Each a class by name or index, or the difference of two logits as ``"a-b"``; None for the predicted class (regression: the
-            first output).
+            Each a class by name or index, or the difference of two logits as ``"a-b"``; None for `Prediction.usual_target`: the class
+            of interest that the card names, else the predicted one.
         plan
             That of a `forecast` for as many targets, instead of choosing one.
         outs
@@ -318,8 +332,7 @@ class PreparedRun:
         (height, width), methods = self.inside, _METHODS
         result = self._forward(run, reader, report, explain=True)
         prediction = self._prediction(result.logits, reader, notes)
-        likeliest = int(prediction.logits.argmax()) if self.model.card.task != "regression" else 0
-        fixed = [target or find_target(self.model, likeliest) for target in targets]
+        fixed = [target or prediction.usual_target for target in targets]
         task = "backward pass" if len(fixed) == 1 else f"{len(fixed)} backward passes"
         progress = Progress(task, run.steps * len(fixed), report)
         (std, glass), (step, origin) = (self.model.card.std, self.slide.background), self._placed(0)
@@ -380,7 +393,7 @@ class PreparedRun:
         warnings = (*self.warnings, *unsuitable(reader.overview.pixels, card, area_mm2), *notes)
         return Prediction(
             self.slide.name, sampler.region, self.inside, sampler.mpp, card.task, card.class_names, values, self.identity, card.name,
-            card.trained, warnings,
+            card.trained, warnings, card.positive,
         )  # fmt: skip
 
     def _placed(self, value: int) -> tuple[tuple[float, float], tuple[float, float]]:

@@ -5,18 +5,17 @@ from __future__ import annotations
 import contextlib
 import math
 import re
-from collections.abc import Sequence
 from fractions import Fraction
 
 import torch
 from torch import Tensor, fx, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from streamview.errors import NotStreamableError, RegionError
 from streamview.inspection.report import Barrier, Cut, Refusal, Sides, Streamability
 from streamview.streaming.capture.capture import capture, refuse_hooks
 from streamview.streaming.capture.intact import state_restored
 from streamview.streaming.graph import Bound, Bridge, Graph, Sink, bind, gathered, placed
+from streamview.streaming.head import LARGEST, head_takes
 from streamview.streaming.ops import Piece, Size, Statistic
 from streamview.streaming.ops.combine import Add, Channels, Concatenate
 from streamview.streaming.ops.margins import Pad
@@ -29,7 +28,6 @@ from streamview.streaming.ops.window import AveragePool, Convolution, MaxPool
 __all__ = ["streamability"]
 
 _LARGEST = 2**14  # px; largest receptive field searched for
-_SCANNED = 1024  # px; sides up to this are tried one by one
 _PHASES = 64  # largest number of neighbouring elements whose receptive fields are compared
 _LINEAR = (
     Convolution, TransposedConvolution, Relu, MaxPool, AveragePool, BatchNorm, Add, Concatenate, Channels, Copy, Shuffle, Pad, Resample,
@@ -198,7 +196,7 @@ class _Binder:
 
     def first(self, side: int) -> Bound | None:
         """Bind to the smallest fitting image of at least this side."""
-        return next((bound for n in range(side, side + _SCANNED) if (bound := self(n)) is not None), None)
+        return next((bound for n in range(side, side + LARGEST) if (bound := self(n)) is not None), None)
 
 
 def _steps(bound: Bound, axis: int) -> dict[int, Fraction]:
@@ -279,12 +277,12 @@ def _sides(module: nn.Module, binder: _Binder) -> Sides | None:
         if bound is None or larger is None or not takes(base) or not takes(larger.sizes[0][0]):
             continue
         coarsest = max(step for axis in (0, 1) for step in _steps(bound, axis).values())
-        span = min(math.ceil(coarsest), _SCANNED)
+        span = min(math.ceil(coarsest), LARGEST)
         fits = [takes(n) for n in range(base, base + 2 * span)]
         period = next((p for p in range(1, span + 1) if all(a == b for a, b in zip(fits, fits[p:], strict=False))), None)
         remainders = () if period is None else tuple(sorted({n % period for n, fit in enumerate(fits, base) if fit}))
         return Sides(next(n for n in range(1, base + 1) if takes(n)), period, remainders, None)
-    accepted = [n for n in range(1, _SCANNED + 1) if takes(n)]
+    accepted = [n for n in range(1, LARGEST + 1) if takes(n)]
     return Sides(accepted[0], None, (), accepted[-1]) if accepted else None
 
 
@@ -304,7 +302,6 @@ class _Takes:
         # in training mode a call may change the head's state, and hooks would see tensors without memory
         quiet = not any(m.training or m._forward_hooks or m._forward_pre_hooks for m in module.modules())
         self._tries = quiet and all(isinstance(key, Sink) for key in graph.head.takes)
-        self._dtype = next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
         self._known: dict[tuple[Size, ...], bool] = {}
 
     def __call__(self, side: int) -> bool:
@@ -313,22 +310,10 @@ class _Takes:
             return False
         if not self._tries:
             return True
-        maps = [key for key in bound.graph.head.takes if isinstance(key, Sink)]
-        shapes = [gathered(bound, key) for key in maps]
-        sizes = tuple(size for _, size in shapes)
+        sizes = tuple(gathered(bound, key)[1] for key in bound.graph.head.takes if isinstance(key, Sink))
         if sizes not in self._known:
-            self._known[sizes] = self._head_takes([channels for channels, _ in shapes], sizes)
+            self._known[sizes] = head_takes(bound)
         return self._known[sizes]
-
-    def _head_takes(self, channels: Sequence[int], sizes: Sequence[Size]) -> bool:
-        """Run the head on tensors without memory."""
-        with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
-            maps = [torch.empty(2, count, *size, dtype=self._dtype) for count, size in zip(channels, sizes, strict=True)]
-            try:
-                self._binder.graph.head.module(*maps)
-            except (RuntimeError, ValueError, TypeError, AssertionError, IndexError):
-                return False
-        return True
 
 
 def _fits(bound: Bound, value: int, constant: Tensor) -> bool:

@@ -14,7 +14,6 @@ not at all. A slide is worked on by one process at a time, and a record changed 
 from streamview.jobs.aggregation import Aggregate, Group, aggregate, by_policy, find_aggregation
 from streamview.jobs.folder import Job
 from streamview.jobs.records import RegionResult, Run, SlideRecord, SlideWork, StoredMap, new_run_id, region_id
-from streamview.jobs.summary import in_words
 
 __all__ = [
     "Aggregate",
@@ -28,7 +27,6 @@ __all__ = [
     "aggregate",
     "by_policy",
     "find_aggregation",
-    "in_words",
     "new_run_id",
     "region_id",
 ]

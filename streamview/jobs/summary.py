@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 
 from streamview.jobs.aggregation import aggregate, by_policy
 from streamview.jobs.records import RegionResult, SlideRecord, region_id
-from streamview.results import RESEARCH_USE, Prediction
+from streamview.results import RESEARCH_USE
 
-__all__ = ["in_words", "summary"]
+__all__ = ["summary"]
 
 
 def summary(records: Sequence[SlideRecord], damaged: Mapping[str, str]) -> str:
@@ -36,11 +36,11 @@ def summary(records: Sequence[SlideRecord], damaged: Mapping[str, str]) -> str:
                 maps.append(f"{record.slide_id} {region_id(result.prediction.region)}: {of}{stored.path}")
             reason = record.superseded(result)
             if reason is not None:
-                superseded.append(f"{record.slide_id} {region_id(result.prediction.region)}, {in_words(result.prediction)}: {reason}")
+                superseded.append(f"{record.slide_id} {region_id(result.prediction.region)}, {result.prediction.answer}: {reason}")
         for group in by_policy(record):
             results, whole = group.results, aggregate(group)
             share = "not measured" if whole.tissue_covered is None else f"{whole.tissue_covered:.1%}"
-            answer = f"none: {whole.reason}" if whole.prediction is None else in_words(whole.prediction)
+            answer = f"none: {whole.reason}" if whole.prediction is None else whole.prediction.answer
             cells = (record.slide_id, _network(results[-1]), answer, whole.method, str(len(whole.regions)), share, group.policy)
             lines.append(f"| {' | '.join(map(_cell, cells))} |")
             for result in results:
@@ -51,16 +51,6 @@ def summary(records: Sequence[SlideRecord], damaged: Mapping[str, str]) -> str:
         if items:
             lines += ["", f"## {title}", "", *(f"- {' '.join(item.split())}" for item in items)]
     return "\n".join(lines) + "\n"
-
-
-def in_words(prediction: Prediction) -> str:
-    """Format an answer in one line: label and probability, every present label, or the values of a regression."""
-    probabilities = prediction.probabilities
-    if probabilities is None:
-        return ", ".join(f"{name} = {logit:.4g}" for name, logit in zip(prediction.class_names, prediction.logits, strict=True))
-    if prediction.task == "class":
-        return f"{prediction.label} (p = {probabilities.max():.3f})"
-    return prediction.label or "none of the classes"
 
 
 def _network(result: RegionResult) -> str:

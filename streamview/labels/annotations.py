@@ -142,7 +142,7 @@ def bounds(annotations: Iterable[Annotation], shape: tuple[int, int]) -> Region:
 def rasterise(annotations: Iterable[Annotation], region: Region, scale: tuple[float, float] = (1.0, 1.0)) -> NDArray[np.bool_]:
     """Return which pixels of a grid have their centre inside an annotation.
 
-    Outlines along pixel edges, as drawn by QuPath's brush and the export of hotspots, give exactly the enclosed pixels. Libraries
+    Outlines along pixel edges, as drawn by QuPath's brush, give exactly the enclosed pixels. Libraries
     either also fill the pixels on the outline (Pillow, OpenCV) or test every corner for every pixel (scikit-image).
 
     Parameters

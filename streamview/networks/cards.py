@@ -3,8 +3,8 @@
 A card is WSInfer's ``config.json``, read unchanged (schema 1.0,
 https://github.com/SBU-BMI/wsinfer-zoo/blob/main/wsinfer_zoo/schemas/model-config.schema.json), with our additions under the
 one key ``streamview``, all optional: ``name``, ``task``, ``trained``, ``licence``, ``split``, ``aggregation``,
-``calibration``, ``use``, ``warning``, ``input_size``, ``stain``. Beyond the schema, ``patch_size_pixels`` and ``spacing_um_px`` may be
-null: unknown.
+``calibration``, ``use``, ``warning``, ``input_size``, ``stain``, ``answers``, ``positive``. Beyond the schema, ``patch_size_pixels``
+and ``spacing_um_px`` may be null: unknown.
 """
 
 from __future__ import annotations
@@ -86,6 +86,8 @@ class ModelCard:
     answers
         Default unit of one answer: the whole "region", or each "patch" of it. A WSInfer card that states its patches, without our key,
         is for patches.
+    positive
+        The classes of interest, such as the lesion's: maps explain them by default, and hotspots are theirs. Empty: none stated.
     """
 
     name: str
@@ -108,6 +110,7 @@ class ModelCard:
     warning: str | None = None
     stain: Stain | None = None
     answers: Literal["region", "patch"] = "region"
+    positive: tuple[str, ...] = ()
 
     @property
     def mpp(self) -> float | None:
@@ -163,7 +166,7 @@ def parse_card(document: Mapping[str, Any], *, name: str, file: str) -> ModelCar
     if resize is not None and patch is None:
         card.refuse("patch_size_pixels", "the side that patches had before Resize, px")
     ours = _Fields(card.get("streamview", _is_object, "an object", default={}), file, "streamview.")
-    ours.only((*_TEXTS, "task", "trained", "input_size", "stain", "answers"))
+    ours.only((*_TEXTS, "task", "trained", "input_size", "stain", "answers", "positive"))
     texts = {key: ours.get(key, _is_text, "a text", default=None) for key in _TEXTS}
     side = resize or patch
     has_patches = patch is not None and spacing is not None
@@ -194,6 +197,7 @@ def parse_card(document: Mapping[str, Any], *, name: str, file: str) -> ModelCar
         sha256=hashlib.sha256(json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()).hexdigest(),
         stain=_read_stain(ours),
         answers=answers,
+        positive=_read_positive(ours, class_names),
     )
 
 
@@ -217,6 +221,7 @@ def card_document(card: ModelCard) -> dict[str, Any]:
             **({} if card.input_size is None else {"input_size": list(card.input_size)}),
             **({} if card.stain is None else {"stain": _stain_document(card.stain)}),
             **({} if card.answers == "region" else {"answers": card.answers}),
+            **({"positive": list(card.positive)} if card.positive else {}),
         },
     }
 
@@ -291,6 +296,14 @@ def _read_input_size(ours: _Fields, default: tuple[int, int] | None) -> tuple[in
     expected = "[smallest, largest] side of the regions trained on, whole pixels"
     size = ours.get("input_size", _are_two_sides, expected, default)
     return size if size is None else (size[0], size[1])
+
+
+def _read_positive(ours: _Fields, class_names: tuple[str, ...]) -> tuple[str, ...]:
+    def check(value: Any) -> bool:
+        return _are_different_texts(value) and set(value) <= set(class_names) if isinstance(value, list) else value in class_names
+
+    named = ours.get("positive", check, f"one of the class_names, or a list of them: {_shown(list(class_names))}", default=[])
+    return (named,) if isinstance(named, str) else tuple(named)
 
 
 def _read_stain(ours: _Fields) -> Stain | None:

@@ -19,6 +19,7 @@ from streamview.networks.fitting import check_finite, find_fit, learn_outputs
 from streamview.networks.hashing import hash_tensors
 from streamview.networks.spec import SCALED, STATE, Choice, assume, choose, find_weights, read_card
 from streamview.streaming.capture.capture import Captures
+from streamview.streaming.run.timing import Timings
 
 __all__ = ["Model", "as_model", "load_card", "load_model"]
 
@@ -42,6 +43,8 @@ class Model:
         Name of the weights file without its folder, and the hex digest of its bytes; empty if they came from no file.
     captures
         The engine's captures of the network, reused by the next run.
+    timings
+        Its speeds as far as they were measured, reused by the next forecast.
 
     Examples
     --------
@@ -58,6 +61,7 @@ class Model:
     file: str = ""
     file_sha256: str = ""
     captures: Captures = field(default_factory=Captures, init=False, repr=False, compare=False)
+    timings: Timings = field(default_factory=Timings, init=False, repr=False, compare=False)
 
 
 def as_model(model: object) -> Model:

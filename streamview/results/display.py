@@ -11,17 +11,19 @@ import math
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
 from streamview.errors import StreamviewError
+from streamview.geometry import Region
 from streamview.results.maps import LazyPlane, Method, Plane, Saliency, SaliencyMap, halve
 
 __all__ = [
     "DisplayChoice",
+    "Glass",
     "HALO_COLOUR",
     "OUTLINE_COLOUR",
     "PALETTES",
@@ -41,6 +43,7 @@ __all__ = [
     "empty_reason",
     "glass_mask",
     "show",
+    "usual_recipe",
 ]
 
 Preset = Literal["evidence", "detail", "paper", "patches"]
@@ -51,6 +54,7 @@ PALETTES: Mapping[str, tuple[str, ...]] = {
     "turbo": ("#30123b", "#4686fb", "#1be5b5", "#a4fc3c", "#fbb938", "#e3440a", "#7a0403"),
     "sky": ("#1b3fae", "#3f8cff", "#c8e6ff"),
 }
+OTHERS_COLOURS = PALETTES["sky"]  # of evidence for classes that are not of interest
 OUTLINE_COLOUR, HALO_COLOUR = "#ffe14a", "#000000"
 TITLES: Mapping[Method, str] = {
     "evidence": "Class evidence (extent)",
@@ -149,7 +153,7 @@ class DisplayChoice:
     def recipe(self, saliency: Saliency) -> tuple[Preset, Recipe]:
         """The preset and the recipe for the maps of one target."""
         preset = self.preset or default_preset(saliency)
-        recipe = PRESETS[preset]
+        recipe = usual_recipe(saliency, preset)
         if self.blur_um is not None:
             recipe = replace(recipe, blur_um=self.blur_um)
         if self.threshold is not None:  # the user's threshold is the only one
@@ -160,6 +164,27 @@ class DisplayChoice:
 def default_preset(saliency: Saliency) -> Preset:
     """Return "patches" for predictions per patch, "evidence" where that map exists, else "paper"."""
     return "patches" if "patches" in saliency.maps else "evidence" if "evidence" in saliency.maps else "paper"
+
+
+def usual_recipe(saliency: Saliency, preset: Preset | None = None) -> Recipe:
+    """Return how a map is shown unless a user says otherwise.
+
+    Evidence for a class that is not of interest, where the card names those that are, is blue and has no outline, so that the normal parts
+    of a slide never look like findings. Patches of a regression have no fixed cap.
+
+    Parameters
+    ----------
+    saliency
+        The maps of one target.
+    preset
+        None: `default_preset`.
+    """
+    recipe = PRESETS[preset or default_preset(saliency)]
+    if recipe.method == "patches" and saliency.prediction.task == "regression":
+        recipe = replace(recipe, cap=None)
+    if saliency.prediction.is_of_interest(saliency.target):
+        return recipe
+    return replace(recipe, colours=OTHERS_COLOURS, outline=False)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -401,13 +426,44 @@ def colours(recipe: Recipe, shown: NDArray[np.float32]) -> tuple[NDArray[np.floa
 
 
 def draw_map(saliency: Saliency) -> NDArray[np.uint8]:
-    """Draw a map by its default recipe on white, without its slide, as uint8 (h, w, 3) of at most 512 px a side."""
-    recipe = PRESETS[default_preset(saliency)]
+    """Draw a map by its usual recipe on white, without its slide, as uint8 (h, w, 3) of at most 512 px a side."""
+    recipe = usual_recipe(saliency)
     shown = show(saliency, recipe)
     values = shown.levels[shown.fitting(_SMALL_PICTURE)][:, :]
     enlarged = max(1, _SMALL_PICTURE // (2 * max(values.shape)))  # maps of features have few pixels
     rgb, alpha = colours(recipe, values.repeat(enlarged, 0).repeat(enlarged, 1))
     return np.asarray(np.rint(255 * (1 - alpha[..., None] * (1 - rgb))), np.uint8)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Glass:
+    """Where a region of a slide is empty.
+
+    Parameters
+    ----------
+    mask
+        bool (h, w), True on glass.
+    step, origin
+        ``(y, x)`` of its pixels in level-0 pixels; see `SaliencyMap`.
+    """
+
+    mask: NDArray[np.bool_]
+    step: tuple[float, float]
+    origin: tuple[float, float]
+
+    @classmethod
+    def over_region(cls, mask: NDArray[np.bool_], region: Region) -> Self:
+        """Place a mask of any size that covers a region."""
+        step = region.height / mask.shape[0], region.width / mask.shape[1]
+        return cls(mask, step, (region.y + (step[0] - 1) / 2, region.x + (step[1] - 1) / 2))
+
+    def over(self, rows: NDArray[np.float64], columns: NDArray[np.float64]) -> NDArray[np.bool_]:
+        """Return the mask, bool (n, m), at level-0 positions y (n,) and x (m,); what lies outside takes the nearest pixel's."""
+        (y, x) = (
+            np.rint((at - origin) / step).astype(int).clip(0, size - 1)
+            for at, origin, step, size in zip((rows, columns), self.origin, self.step, self.mask.shape, strict=True)
+        )
+        return np.asarray(self.mask[np.ix_(y, x)])
 
 
 def glass_mask(rgb: NDArray[np.uint8], background: tuple[int, int, int], smallest: int) -> NDArray[np.bool_]:

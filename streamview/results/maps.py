@@ -252,9 +252,9 @@ class Saliency:
         return png(draw_map(self))
 
     def _repr_html_(self) -> str:
-        from streamview.results.display import PRESETS, TITLES, default_preset, draw_map, empty_reason, show
+        from streamview.results.display import TITLES, draw_map, empty_reason, show, usual_recipe
 
-        recipe = PRESETS[default_preset(self)]
+        recipe = usual_recipe(self)
         reason = empty_reason(self, show(self, recipe))
         facts = [
             ("target", f"{self.target}, {self.prediction.answer_for(self.target)}"),

@@ -174,6 +174,8 @@ class Prediction:
         False if the weights are random; every output says so.
     warnings
         Warnings about the prediction, one sentence each.
+    positive
+        The classes of interest that the model's card names; empty: it names none.
 
     Examples
     --------
@@ -197,6 +199,7 @@ class Prediction:
     model_name: str
     trained: bool
     warnings: tuple[str, ...] = ()
+    positive: tuple[str, ...] = ()
 
     @property
     def probabilities(self) -> NDArray[np.float32] | None:
@@ -219,6 +222,32 @@ class Prediction:
             return self.class_names[int(np.argmax(self.logits))]
         return "; ".join(name for name, p in zip(self.class_names, probabilities, strict=True) if p >= 0.5)
 
+    @property
+    def answer(self) -> str:
+        """The answer in one line: ``"lesion (p = 0.980)"``, every present label of multilabel, or the values of a regression."""
+        probabilities = self.probabilities
+        if probabilities is None:
+            return ", ".join(f"{name} = {logit:.4g}" for name, logit in zip(self.class_names, self.logits, strict=True))
+        if self.task == "class":
+            return f"{self.label} (p = {probabilities.max():.3f})"
+        return self.label or "none of the classes"
+
+    @property
+    def usual_target(self) -> Target:
+        """What maps explain unless another target is named.
+
+        The class of interest with the largest logit; where the card names none, the output with the largest logit (regression: the first).
+        """
+        indices = [self.class_names.index(name) for name in self.positive] or list(
+            range(1 if self.task == "regression" else len(self.logits))
+        )
+        index = max(indices, key=lambda index: float(self.logits[index]))
+        return Target(self.class_names[index], index)
+
+    def is_of_interest(self, target: Target) -> bool:
+        """Whether a map of a target shows what is looked for: evidence for a class of interest, or for any class if the card names none."""
+        return not self.positive or self.class_names[target.index] in self.positive
+
     def probability_of(self, target: Target) -> float | None:
         """Probability of a class; None for regression and for a difference of logits."""
         probabilities = self.probabilities
@@ -239,7 +268,7 @@ class Prediction:
         Returns
         -------
         dict
-            ``slide_name``, ``task``, ``class_names``, ``model_name``, ``trained`` and ``warnings`` as the attributes are;
+            ``slide_name``, ``task``, ``class_names``, ``model_name``, ``trained``, ``warnings`` and ``positive`` as the attributes are;
             ``region``: ``y``, ``x``, ``height``, ``width`` and ``level``, in px of that level;
             ``shape``: height and width in px of the network's grid; ``mpp``: y and x in um/px of it, or None;
             ``logits``: K numbers; ``probabilities``: K numbers, None for regression; ``label``: as the attribute, None for regression;
@@ -260,6 +289,7 @@ class Prediction:
             "model_name": self.model_name,
             "trained": self.trained,
             "warnings": list(self.warnings),
+            "positive": list(self.positive),
             "note": RESEARCH_USE,
         }
 
@@ -279,6 +309,7 @@ class Prediction:
             model_name=values["model_name"],
             trained=values["trained"],
             warnings=tuple(values["warnings"]),
+            positive=tuple(values.get("positive", ())),
         )
 
     def _repr_html_(self) -> str:

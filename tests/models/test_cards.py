@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from streamview.errors import ModelError
-from streamview.networks.cards import parse_card, read_document
+from streamview.networks import load_card
+from streamview.networks.cards import assumed_document, card_document, parse_card, read_document
 
 # The layout of WSInfer's published breast tumour model.
 WSINFER: dict[str, Any] = {
@@ -145,3 +146,21 @@ def test_wrong_files(tmp_path: Path, content: bytes | None, message: str) -> Non
     assert str(path) in str(caught.value)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("stated", "read"), [("b", ("b",)), (["c", "a"], ("c", "a")), (None, ())])
+def test_a_card_may_name_its_classes_of_interest(stated: object, read: tuple[str, ...]) -> None:
+    document = assumed_document("net", ["a", "b", "c"])
+    document["streamview"] = {} if stated is None else {"positive": stated}
+    card = parse_card(document, name="net", file="card.json")
+    assert card.positive == read
+    assert parse_card(card_document(card), name="net", file="card.json").positive == read
+    assert [load_card(name).positive for name in ("demo", "camelyon17", "imagenette")] == [("lesion",), ("metastasis",), ()]
+
+
+@pytest.mark.parametrize("stated", ["d", [], ["a", "d"], ["a", "a"], 1, None])
+def test_a_class_of_interest_is_one_of_the_class_names(stated: object) -> None:
+    document = assumed_document("net", ["a", "b", "c"]) | {"streamview": {"positive": stated}}
+    expected = r'card\.json: streamview\.positive is .*; expected one of the class_names, or a list of them: \["a"'
+    with pytest.raises(ModelError, match=expected):
+        parse_card(document, name="net", file="card.json")

@@ -13,10 +13,12 @@ import numpy as np
 import pytest
 from PIL import Image
 from scipy import ndimage
-from streamview_napari.records import MapLayer, expect_map, map_on, slide_on
+from streamview_napari.records import MapLayer, expect_map, map_on, note, slide_on
 
+from streamview.export.hotspots import Hotspot
 from streamview.jobs import Job, RegionResult, StoredMap
-from streamview.results import Saliency, open_saliency, save_saliency
+from streamview.labels.annotations import Polygon
+from streamview.results import Saliency, Target, open_saliency, save_saliency
 from streamview.results.display import PALETTES, PRESETS
 from streamview.slides import open_slide
 from streamview.slides.synthetic import write_synthetic_slide
@@ -164,23 +166,93 @@ def test_every_display_control_acts_at_once_and_alone(shell: Any, qtbot: Any, sc
     Image.fromarray(viewer.screenshot(canvas_only=False, flash=False)).save(screenshots / "display.png")
 
 
-def test_hotspots_are_ranked_and_flown_to(shell: Any, qtbot: Any) -> None:
-    hotspots = shell.hotspots
+def spot_place(number: int) -> np.ndarray:
+    """Centre of a spot in the world: its pixel, from the map's own placement on the slide."""
+    return (np.array(PLACE) + (STEP - 1) / 2 + STEP * np.array(SPOTS[number][:2])) * MPP
+
+
+def test_hotspots_are_ranked_and_flown_to(shell: Any, qtbot: Any, screenshots: Path) -> None:
+    from qtpy.QtCore import Qt
+    from qtpy.QtTest import QTest
+    from streamview_napari.panels.hotspots import field_around
+
+    hotspots, camera, canvas = shell.hotspots, shell.viewer.scene.camera, shell.viewer.canvas
+    hotspots.resize(340, 300)
+    hotspots.show()
+    notes: list[str] = []
+    hotspots.note_changed.connect(notes.append)
     qtbot.waitUntil(lambda: hotspots.table.rowCount() == len(SPOTS), timeout=10_000)
     shares = [float(hotspots.table.item(row, 3).text().rstrip("%")) for row in range(2)]
     assert shares[0] > shares[1]
     area = float(hotspots.table.item(0, 2).text())
     assert 0 < area < 640 * 512 * (2 * MPP / 1000) ** 2
-    camera = shell.viewer.scene.camera
+    peak = hotspots.hotspots[0]
+    assert hotspots.table.item(0, 1).text() == f"{peak.peak:.2f}"
+    assert hotspots.table.item(0, 1).toolTip() == f"peak {peak.peak:.3g} of the cap, raw {peak.peak_raw:.3g}"
     following, before = hotspots.shortcuts()
-    for press, (y, x, _) in ((following, SPOTS[0]), (following, SPOTS[1]), (following, SPOTS[0]), (before, SPOTS[1])):
+    for press, number in ((following, 0), (following, 1), (following, 0), (before, 1)):
         press.press()
-        # The centre of the spot in the world: its pixel, from the map's own placement on the slide.
-        place = (np.array(PLACE) + (STEP - 1) / 2 + STEP * np.array((y, x))) * MPP
-        np.testing.assert_allclose(camera.center[-2:], place, atol=16 * STEP * MPP)  # evidence has pixels of 16
+        np.testing.assert_allclose(camera.center[-2:], spot_place(number), atol=16 * STEP * MPP)  # evidence has pixels of 16
     assert hotspots.table.currentRow() == 1
+
+    # By mouse, then by keys: the same flight, at a magnification that is said.
+    camera.center, camera.zoom = (0.0, 0.0, 0.0), 0.1
+    row = hotspots.table.visualItemRect(hotspots.table.item(0, 1)).center()
+    QTest.mouseClick(hotspots.table.viewport(), Qt.MouseButton.LeftButton, pos=row)
+    np.testing.assert_allclose(camera.center[-2:], spot_place(0), atol=16 * STEP * MPP)
+    clicked = camera.zoom
+    expected = field_around(hotspots.hotspots[0], (MPP, MPP), min(canvas.size))
+    assert camera.zoom == pytest.approx(expected.zoom)
+    assert notes[-1] == f"2 found; {expected}"
+    camera.center, camera.zoom = (0.0, 0.0, 0.0), 0.1
+    QTest.keyClick(hotspots.table, Qt.Key.Key_Return)
+    np.testing.assert_allclose(camera.center[-2:], spot_place(0), atol=16 * STEP * MPP)
+    assert camera.zoom == clicked
+    QTest.keyClick(hotspots.table, Qt.Key.Key_Down)
+    QTest.keyClick(hotspots.table, Qt.Key.Key_Return)
+    np.testing.assert_allclose(camera.center[-2:], spot_place(1), atol=16 * STEP * MPP)
+    Image.fromarray(shell.viewer.screenshot(canvas_only=False, flash=False)).save(screenshots / "hotspot-flight.png")
+    hotspots.grab().save(str(screenshots / "hotspots.png"))
     shell.display.threshold.setValue(90)
     qtbot.waitUntil(lambda: float(hotspots.table.item(0, 2).text()) < area, timeout=10_000)
+
+
+@pytest.mark.parametrize(
+    ("size_um", "mpp", "canvas", "power", "side"),
+    [
+        (100, 0.25, 800, 20, 400),  # small: 20x
+        (100, 0.5, 800, 20, 400),  # whatever the slide's resolution
+        (500, 0.25, 800, 10, 800),  # does not fit at 20x
+        (2000, 0.25, 800, 10 * 800 / 2400, 2400),  # nor at 10x: as large as it fits
+        (100, 0.25, 400, 10, 400),  # on a small canvas 20x would show less than 250 um
+        (100, 0.25, 200, 8, 250),
+    ],
+)
+def test_a_flight_ends_at_a_stated_field(size_um: float, mpp: float, canvas: float, power: float, side: float) -> None:
+    from streamview_napari.panels.hotspots import field_around
+
+    ring = np.array([[0, 0], [0, 1], [1, 1], [1, 0]]) * size_um / mpp + (1000.5, 2000.5)
+    field = field_around(Hotspot(Polygon(ring), 1.0, None, 0.5, 1.0, 3.0), (mpp, mpp), canvas)
+    assert (field.power, field.side) == pytest.approx((power, side))
+    assert canvas / field.zoom == pytest.approx(side)
+    np.testing.assert_allclose(field.centre, np.array((1000, 2000)) * mpp + size_um / 2)
+    assert str(field) == f"{power:.2g}x, field {side:.0f} µm"
+    assert str(field_around(Hotspot(Polygon(ring), 1.0, None, 0.5, 1.0, 3.0), None, canvas)).endswith(" px")
+
+
+def test_a_class_that_is_not_of_interest_has_no_hotspots(shell: Any, qtbot: Any) -> None:
+    hotspots, layer = shell.hotspots, shell.state.map_layer
+    qtbot.waitUntil(lambda: hotspots.table.rowCount() == len(SPOTS), timeout=10_000)
+    record = expect_map(layer)
+    prediction = replace(record.saliency.prediction, positive=("lesion",))
+    normal = replace(record.saliency, prediction=prediction, target=Target("normal", 0))
+    note(layer, replace(record, saliency=normal))
+    shell.state.select_map(None)
+    shell.state.select_map(layer)
+    qtbot.waitUntil(lambda: "this map explains normal: explain lesion" in hotspots.message.text(), timeout=5000)
+    assert not hotspots.table.isVisibleTo(hotspots)
+    assert hotspots.table.rowCount() == 0
+    hotspots.step(1)  # flies nowhere
 
 
 def test_exports_are_reloaded_in_place(shell: Any, qtbot: Any, tmp_path: Path) -> None:

@@ -29,12 +29,14 @@ def test_the_outline_runs_where_the_map_meets_the_threshold() -> None:
     np.testing.assert_array_equal(line[0], line[-1])
 
 
-def test_the_outline_ends_with_the_map() -> None:
-    shown = ShownMap(make_maps(np.ones((640, 960)), place=(50, 60), step=2), Recipe("signed", blur_um=0.0, cap=1.0))
-    (line,) = contours(shown)
-    # half a level-0 pixel beyond the centres of the outermost pixels
-    np.testing.assert_allclose(line.min(0), (49.5, 59.5), atol=2)
-    np.testing.assert_allclose(line.max(0), (49.5 + 1280, 59.5 + 1920), atol=2)
+def test_the_outline_does_not_run_along_the_border_of_the_map() -> None:
+    half = np.zeros((640, 960))
+    half[:, :480] = 1
+    (line,) = contours(ShownMap(make_maps(half, place=(50, 60), step=2), Recipe("signed", blur_um=0.0, cap=1.0, threshold=0.5)))
+    # from the upper border to the lower, half a level-0 pixel beyond the centres of the outermost pixels
+    np.testing.assert_allclose(sorted((line[0, 0], line[-1, 0])), (49.5, 49.5 + 1280))
+    np.testing.assert_allclose(line[:, 1], 59.5 + 960, atol=1)
+    assert contours(ShownMap(make_maps(np.ones((640, 960))), Recipe("signed", blur_um=0.0, cap=1.0))) == []
     assert contours(ShownMap(make_maps(-np.ones((640, 960))), Recipe("signed", blur_um=0.0))) == []
 
 
@@ -69,3 +71,17 @@ def test_many_points_are_thinned() -> None:
     found, _ = vectors([circle], 1.0)
     assert len(found) <= 3 * 4001
     np.testing.assert_allclose(np.linalg.norm(found[-100:, 0], axis=1), 1000, atol=1)
+
+
+def test_the_canvas_the_picture_and_hotspots_draw_the_same_line() -> None:
+    from streamview.export.hotspots import find_hotspots
+
+    values = np.clip(1.5 - np.hypot(*(np.indices((400, 450)) - np.array([200, 0])[:, None, None])) / 300, 0, 2)
+    recipe = Recipe("signed", blur_um=0.0, cap=2.0, threshold=0.5)
+    maps = make_maps(values, place=(50, 60), step=2)
+    (line,) = contours(ShownMap(maps, recipe))
+    (spot,) = find_hotspots(maps, recipe)
+    corners = {tuple(corner) for corner in (spot.polygon.exterior - 0.5).round(4)}
+    assert len(corners - {tuple(point) for point in line.round(4)}) <= 2  # those where it is closed along the border
+    assert not (line[0] == line[-1]).all()
+    assert {line[0, 1], line[-1, 1]} == {59.5}

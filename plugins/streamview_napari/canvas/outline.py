@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from skimage.measure import find_contours
 
+from streamview.export import outlines
 from streamview.results.display import HALO_COLOUR, OUTLINE_COLOUR
 from streamview_napari.shown_map import FULL, ShownMap
 
@@ -25,24 +25,22 @@ _WIDTH = 3.4  # screen px of the line; the halo is twice as wide
 
 
 def contours(shown: ShownMap) -> list[NDArray[np.float64]]:
-    """Follow the edges of what a map shows, on its finest level of at most 1024 px a side.
+    """Follow the edges of what a map shows, on its finest level of at most 1024 px a side, as pictures and hotspots do.
 
     Returns
     -------
     list of numpy.ndarray
-        Closed lines, float64 (n, 2), the first point repeated, in level-0 pixels ``(y, x)``.
+        Lines, float64 (n, 2), in level-0 pixels ``(y, x)``: closed, or open where the border of the map cuts an area off.
     """
     level = next((n for n, level in enumerate(shown.levels) if max(level.shape) <= _FINEST), len(shown.levels) - 1)
     height, width = shown.levels[level].shape
     threshold = max(shown.shown.threshold, 1 / FULL)
     if shown.shown.cap <= 0:
         return []
-    values = np.minimum(shown.blurred(level, (0, height), (0, width)) / np.float32(shown.shown.cap), 1)
+    values = np.nan_to_num((shown.blurred(level, (0, height), (0, width)) / np.float32(shown.shown.cap)).clip(0, 1))
     values[shown.per_cent(level, (0, height), (0, width)) == 0] = 0  # glass
     step, origin = (np.array(pair) for pair in shown.map.placed(level))
-    last = np.array((height, width)) - 0.5
-    # half a pixel beyond the outermost centres is the map's edge, where the line of what reaches it belongs
-    return [(line - 1).clip(-0.5, last) * step + origin for line in find_contours(np.pad(values, 1), threshold)]
+    return [line * step + origin for line in outlines.contours(values, threshold)]
 
 
 def line_width(zoom: float) -> float:
@@ -58,7 +56,7 @@ def vectors(
     Parameters
     ----------
     lines
-        Closed, float64 (n, 2).
+        As of `contours`, float64 (n, 2).
     width
         Of each vector, in the lines' unit.
     colour

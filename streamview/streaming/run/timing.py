@@ -20,9 +20,10 @@ from streamview.streaming.run.half import narrowed
 from streamview.streaming.run.run import Run
 from streamview.streaming.step import Span
 
-__all__ = ["SAMPLE", "Speed", "format_seconds", "measure"]
+__all__ = ["SAMPLE", "Speed", "Timings", "format_seconds", "measure"]
 
 _Result = TypeVar("_Result")
+_TIMES, _ENOUGH = 4, 3.0  # times that a sample is run at most; seconds after which two do
 SAMPLE = (512, 1024)
 """Rows and columns, in px, that are timed on a processor."""
 _CUDA_SAMPLE = (2048, 8192)  # less would time the launching of kernels
@@ -63,7 +64,8 @@ def measure(call: Call, plan: Plan, clock: Callable[[], float] = time.perf_count
 
     Notes
     -----
-    The sample runs twice, since the first run also pays for what torch sets up once; each takes as long as half a megapixel does.
+    The sample, of half a megapixel, runs two to four times, and the least counts: the first run also pays for what torch sets up once, and
+    whatever else the machine does only adds to the time.
     """
     device, needs = call.device, call.needs
     sample = _CUDA_SAMPLE if device.type == "cuda" else SAMPLE
@@ -85,14 +87,36 @@ def measure(call: Call, plan: Plan, clock: Callable[[], float] = time.perf_count
     tile = min(plan.tile[0], height), min(plan.tile[1], width)
     plan = make_plan(call, memory=2**40, tile=tile, barriers=plan.barriers)
     write = _drop if needs is not None and needs.values[0] else None
-    forward = backward = 0.0
-    for _ in range(2):
+    forward: list[float] = []
+    backward: list[float] = []
+    while len(forward) < 2 or (len(forward) < _TIMES and sum(forward) + sum(backward) < _ENOUGH):
         run = Run(call, plan)
-        forward, tensors = _timed(device, clock, partial(run.forward, read))
+        seconds, tensors = _timed(device, clock, partial(run.forward, read))
+        forward.append(seconds)
         if needs is not None:
             grads: dict[Key, Tensor | None] = {key: torch.ones_like(t) for key, t in tensors.items() if isinstance(key, Sink)}
-            backward, _ = _timed(device, clock, partial(run.backward, read, grads, write))
-    return Speed(forward / (height * width), backward / (height * width))
+            seconds, _ = _timed(device, clock, partial(run.backward, read, grads, write))
+            backward.append(seconds)
+    return Speed(min(forward) / (height * width), min(backward, default=0.0) / (height * width))
+
+
+class Timings:
+    """The speeds of a network that were measured in this process: each once, so that forecasts of the same agree."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[object, ...], Speed] = {}
+
+    def __reduce__(self) -> tuple[type[Timings], tuple[()]]:
+        """Copies begin anew: another process may run on another machine."""
+        return Timings, ()
+
+    def speed(self, call: Call, plan: Plan, clock: Callable[[], float] = time.perf_counter) -> Speed:
+        """As `measure`, which runs only where device, precision, gradients, steps or threads differ from what is known."""
+        rows, columns = (min(step, side) for step, side in zip(plan.tile, SAMPLE, strict=True))
+        key = str(call.device), call.dtype, call.needs is None, rows, columns, plan.barriers, torch.get_num_threads()
+        if key not in self._known:
+            self._known[key] = measure(call, plan, clock)
+        return self._known[key]
 
 
 def _timed(device: torch.device, clock: Callable[[], float], work: Callable[[], _Result]) -> tuple[float, _Result]:
