@@ -15,7 +15,7 @@ from napari.utils.notifications import show_info
 from streamview.results.display import OUTLINE_COLOUR, PALETTES, Recipe, glass_mask
 from streamview.slides import Slide
 from streamview_napari.canvas.captions import describe, place_overlays
-from streamview_napari.canvas.layers import caption, layer_of, map_colormap, thumbnail, usual_recipe
+from streamview_napari.canvas.layers import caption, first_recipe, layer_of, map_colormap, thumbnail
 from streamview_napari.canvas.outline import contours, line_width, outline_layer, vectors
 from streamview_napari.records import AnalysedLayer, MapLayer, OutlineLayer, RegionsLayer, SlideLayer, expect_map, map_on, note, record_of
 from streamview_napari.requests.regions import corners
@@ -159,7 +159,7 @@ class Canvas:
             self._state.select_map(chosen)
             return
         if answer is not None and saliency is not None and chosen is None:
-            recipe = usual_recipe(saliency, method)
+            recipe = first_recipe(saliency, method)
             cap = self._state.caps.get(recipe.method)
             glass = self.glass.get(saliency.prediction.identity.key)
             ready = ready or make_ready(saliency, recipe if cap is None else replace(recipe, cap=cap), glass=glass)

@@ -31,8 +31,8 @@ from streamview.results.display import (
     Recipe,
     Shown,
     colours,
-    default_preset,
     empty_reason,
+    usual_recipe,
 )
 from streamview.slides import as_slide, open_slide
 from streamview.slides.thumbnail import thumbnail
@@ -48,6 +48,7 @@ __all__ = [
     "LayerTuple",
     "SlideLevel",
     "caption",
+    "first_recipe",
     "has_overview",
     "job_layers",
     "layer_of",
@@ -58,7 +59,6 @@ __all__ = [
     "saliency_layers",
     "slide_layer",
     "thumbnail",
-    "usual_recipe",
 ]
 
 LayerTuple = tuple[Any, dict[str, Any], str]
@@ -148,7 +148,7 @@ def slide_layer(
     return [TiledLevel(tiles, number) for number in range(len(levels))], options | _placed(mpp), "image"
 
 
-def usual_recipe(saliency: Saliency, method: Method | None = None) -> Recipe:
+def first_recipe(saliency: Saliency, method: Method | None = None) -> Recipe:
     """Return how a map is shown at first: as its record says, else by the preset of its kind.
 
     Parameters
@@ -161,7 +161,7 @@ def usual_recipe(saliency: Saliency, method: Method | None = None) -> Recipe:
     stored = None if saliency.path is None else stored_recipe(saliency.path)
     if stored is not None and stored.method in saliency.maps and method in (None, stored.method):
         return stored
-    return PRESETS[default_preset(saliency)] if method is None else next(each for each in PRESETS.values() if each.method == method)
+    return usual_recipe(saliency, next((preset for preset, recipe in PRESETS.items() if recipe.method == method), None))
 
 
 def saliency_layers(saliency: Saliency, *, visible: bool = True, siblings: tuple[Saliency, ...] = ()) -> list[LayerTuple]:
@@ -169,10 +169,10 @@ def saliency_layers(saliency: Saliency, *, visible: bool = True, siblings: tuple
 
     The top one's record names `siblings`, other results that get no layer.
     """
-    top = usual_recipe(saliency)
+    top = first_recipe(saliency)
     presets: list[Preset] = ["patches", "paper", "detail", "evidence"]
     methods = [PRESETS[preset].method for preset in presets if PRESETS[preset].method in saliency.maps]
-    layers = [map_layer(saliency, usual_recipe(saliency, method), visible=False) for method in methods if method != top.method]
+    layers = [map_layer(saliency, first_recipe(saliency, method), visible=False) for method in methods if method != top.method]
     data, options, kind = map_layer(saliency, top, visible=visible)
     record = options["metadata"]["streamview"]
     return [*layers, (data, options | {"metadata": {"streamview": replace(record, siblings=siblings)}}, kind)]

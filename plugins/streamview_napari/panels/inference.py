@@ -352,7 +352,7 @@ class InferenceSection(RunSection[RunForecast]):
             answer = replace(answer, run=replace(run, compute=replace(run.compute, tile=answer.tile)))
             if answer.saliency is None:
                 return answer, None
-            recipe = layers.usual_recipe(answer.saliency)
+            recipe = layers.first_recipe(answer.saliency)
             cap = caps.get(recipe.method)
             return answer, make_ready(answer.saliency, recipe if cap is None else replace(recipe, cap=cap), request.slide)
 

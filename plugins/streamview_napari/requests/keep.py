@@ -12,6 +12,7 @@ from streamview.files import atomic
 from streamview.jobs import Job, RegionResult, Run, new_run_id
 from streamview.jobs.records import StoredMap
 from streamview.progress import Progress, Report
+from streamview.results.display import usual_recipe
 from streamview.system.machine import describe_device, find_device
 from streamview_napari.requests.answers import Answer
 from streamview_napari.requests.script import command, find_origin
@@ -54,8 +55,6 @@ def _run(answer: Answer, run_id: str, job: Job) -> Run:
     now = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
     words: tuple[str, ...] = ()
     if answer.saliency is not None:
-        from streamview_napari.canvas.layers import usual_recipe
-
         origin = find_origin(answer.saliency, answer.run)
         words = tuple(shlex.split(command(answer.saliency, origin, usual_recipe(answer.saliency), str(job.folder)))[1:])
     device = "auto" if answer.run is None else answer.run.compute.device
