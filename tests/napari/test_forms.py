@@ -127,6 +127,7 @@ def test_sliders_show_per_cent_and_stay_within_their_range(put: Callable[[Any], 
     from qtpy.QtCore import Qt
     from qtpy.QtTest import QTest
     from streamview_napari.panels.forms import Form
+    from superqt import QDoubleSlider
 
     form = Form(DisplayControls)
     window = put(form.row("threshold"))
@@ -136,8 +137,14 @@ def test_sliders_show_per_cent_and_stay_within_their_range(put: Callable[[Any], 
     assert form["threshold"].unit.text() == "%"
     form.fill(threshold=0.29, cap_percentile=80.0)
     assert form.value == replace(DisplayControls(), threshold=0.29, cap_percentile=90.0)
-    QTest.keyClick(slider._slider, Qt.Key.Key_Right)
+    handle = slider.findChild(QDoubleSlider)
+    QTest.mouseClick(handle, Qt.MouseButton.LeftButton)
+    assert handle.hasFocus()
+    form.fill(threshold=0.29)
+    QTest.keyClick(window.focusWidget(), Qt.Key.Key_Right)
     assert form.value.threshold == 0.3
+    QTest.keyClick(window.focusWidget(), Qt.Key.Key_PageDown)
+    assert form.value.threshold == 0.2
 
 
 def test_what_a_form_is_filled_with_is_not_a_change(qapp: Any) -> None:

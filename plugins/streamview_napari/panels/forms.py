@@ -15,8 +15,10 @@ from magicgui.type_map import TypeMap
 from magicgui.widgets import LineEdit
 from magicgui.widgets.bases import SliderWidget, ValueWidget
 from psygnal import Signal
+from qtpy.QtCore import Qt
+from qtpy.QtGui import QKeyEvent
 from qtpy.QtWidgets import QComboBox, QGridLayout, QLabel, QLayout, QLineEdit, QSizePolicy, QVBoxLayout, QWidget
-from superqt import QLabeledDoubleSlider
+from superqt import QDoubleSlider, QLabeledDoubleSlider
 
 from streamview.errors import StreamviewError
 from streamview.finetuning.settings import Part
@@ -32,6 +34,9 @@ from streamview_napari.requests.inference import REGIONS, RegionChoice
 __all__ = ["Form"]
 
 _Request = TypeVar("_Request")
+_STEPS = {
+    Qt.Key.Key_Left: -1, Qt.Key.Key_Down: -1, Qt.Key.Key_PageDown: -10, Qt.Key.Key_Right: 1, Qt.Key.Key_Up: 1, Qt.Key.Key_PageUp: 10,
+}  # fmt: skip
 
 
 class Form(Generic[_Request]):
@@ -188,11 +193,27 @@ class Line(LineEdit):
         super().set_value(self._write(value))
 
 
+class _KeyedSlider(QDoubleSlider):
+    """superqt's slider, which takes no keys of its own."""
+
+    def keyPressEvent(self, event: QKeyEvent) -> None:
+        """Go by one step, or by ten."""
+        steps = _STEPS.get(Qt.Key(event.key()))
+        if steps is None:
+            super().keyPressEvent(event)
+        else:
+            self.setValue(self.value() + steps * self.singleStep())
+
+
+class _NumberedSlider(QLabeledDoubleSlider):
+    _slider_class = _KeyedSlider
+
+
 class _LabelledSlider(RangeSlider):
-    """superqt's slider of one value with its number beside it, for magicgui, which has it for two values alone."""
+    """A slider of one value with its number beside it, for magicgui, which has it for two values alone."""
 
     def __init__(self, **options: Any) -> None:
-        _Slider.__init__(self, QLabeledDoubleSlider, **options)
+        _Slider.__init__(self, _NumberedSlider, **options)
 
     def _mgui_set_readout_visibility(self, value: bool) -> None:
         """The number is always shown."""
@@ -216,6 +237,8 @@ class Slider(SliderWidget[float]):
         super().__init__(widget_type=_LabelledSlider, step=10.0**-decimals, **options)
         self.native.setDecimals(decimals)
         self.native.setFixedHeight(22)
+        self.native.setFocusPolicy(Qt.FocusPolicy.NoFocus)  # it is the slider in it that keys move
+        self.native.findChild(_KeyedSlider).setAccessibleName(self.label)
         self.unit = QLabel(unit)
         self.unit.setStyleSheet("color: #a0a4ab;")
         self.unit.setFixedWidth(50)
