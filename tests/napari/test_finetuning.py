@@ -70,7 +70,7 @@ def test_the_controls_say_what_the_preset_says(preset: Any) -> None:
 
 
 def test_controls_outside_their_range_are_refused() -> None:
-    with pytest.raises(TrainingError, match="validation 0.8: expected"):
+    with pytest.raises(TrainingError, match=r"validation 0\.8: expected"):
         TuningControls(preset="head", folder=Folder(Path("/out")), **values_of("head") | {"validation": 0.8})
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from qtpy.QtCore import QSignalBlocker, Qt, Signal
 from qtpy.QtGui import QColor
-from qtpy.QtWidgets import QComboBox, QInputDialog, QSizePolicy
+from qtpy.QtWidgets import QComboBox, QInputDialog, QWidget
 
 from streamview_napari.requests.labels import colour_of
 
@@ -23,10 +23,8 @@ class ClassChooser(QComboBox):
     named = Signal(str)
     """Emitted with the name of a new class."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.setToolTip("The class of the regions that you draw next. Classes that the network does not have mean a new head.")
-        self.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Fixed)
+    def __init__(self, parent: QWidget | None = None) -> None:
+        super().__init__(parent)
         self.dialog: QInputDialog | None = None
         self.activated.connect(self._activated)
         self.editTextChanged.connect(lambda text: self.chosen_changed.emit())

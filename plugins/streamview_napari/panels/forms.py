@@ -10,7 +10,7 @@ from inspect import getdoc
 from pathlib import Path
 from typing import Any, Generic, TypeVar, get_type_hints
 
-from magicgui.backends._qtpy.widgets import RangeSlider, _Slider
+from magicgui.backends._qtpy.widgets import QBaseValueWidget, RangeSlider, _Slider
 from magicgui.type_map import TypeMap
 from magicgui.widgets import LineEdit
 from magicgui.widgets.bases import SliderWidget, ValueWidget
@@ -25,6 +25,7 @@ from streamview.finetuning.settings import Part
 from streamview.results import Method, Precision
 from streamview.results.display import PALETTES
 from streamview.results.display import TITLES as MAPS
+from streamview_napari.panels.class_chooser import ClassChooser
 from streamview_napari.panels.section import LABEL_WIDTH, error_label, labelled
 from streamview_napari.requests import controls
 from streamview_napari.requests.export import FORMATS, Format
@@ -51,13 +52,6 @@ class Form(Generic[_Request]):
         The request: a frozen dataclass.
     values
         Of the fields that do not begin with their default.
-
-    Examples
-    --------
-    >>> form = Form(RunControls, region="tissue")  # doctest: +SKIP
-    >>> form["memory"].value = "2GB"  # doctest: +SKIP
-    >>> form.value.compute  # doctest: +SKIP
-    Compute(device='auto', memory='2GB', tile=None, precision='float32')
     """
 
     changed = Signal(str)
@@ -252,6 +246,19 @@ class Slider(SliderWidget[float]):
         super().set_value(min(max(value * self._scale, self.min), self.max))
 
 
+class _Classes(QBaseValueWidget):
+    """The chooser of a class, for magicgui."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(ClassChooser, "currentText", "setCurrentText", "chosen_changed", **options)
+
+    def _mgui_get_value(self) -> str:
+        return self._qwidget.chosen
+
+    def _mgui_bind_change_callback(self, callback: Callable[[str], None]) -> None:
+        self._qwidget.chosen_changed.connect(lambda: callback(self._qwidget.chosen))
+
+
 @cache
 def _types() -> TypeMap:
     """What control each type of the requests gets."""
@@ -263,23 +270,18 @@ def _types() -> TypeMap:
     }  # fmt: skip
     for kind, choices in texts.items():
         types.register_type(kind, choices=[(text, value) for value, text in choices.items()])
-    lines: dict[Any, dict[str, Any]] = {
-        str: {},
-        controls.Memory: {"read": controls.read_memory},
-        controls.Folder: {"read": _read_folder, "write": lambda path: str(path) if path.parts else "", "expected": "a folder"},
-        controls.Count: {"read": int, "expected": "a whole number"},
-        controls.Rate: {"read": float, "write": "{:g}".format, "expected": "a number such as 1e-4"},
-        controls.Share: {"read": _read_share, "write": lambda share: f"{100 * share:g} %", "expected": "a number such as 25"},
-    }
-    sliders: dict[Any, dict[str, Any]] = {
-        controls.Micrometres: {"decimals": 1, "min": 0},
-        controls.Percent: {"decimals": 0, "min": 0, "scale": 100, "unit": "%"},
-        controls.Percentile: {"decimals": 1, "max": 100, "unit": "%ile"},
-        controls.Fraction: {"decimals": 2, "min": 0, "max": 1},
-    }
-    for widget_type, kinds in ((Line, lines), (Slider, sliders)):
-        for kind, options in kinds.items():
-            types.register_type(kind, widget_type=widget_type, **options)
+    line, slider = (partial(types.register_type, widget_type=widget) for widget in (Line, Slider))
+    line(str)
+    line(controls.Memory, read=controls.read_memory)
+    line(controls.Folder, read=_read_folder, write=lambda path: str(path) if path.parts else "", expected="a folder")
+    line(controls.Count, read=int, expected="a whole number")
+    line(controls.Rate, read=float, write="{:g}".format, expected="a number such as 1e-4")
+    line(controls.Share, read=_read_share, write=lambda share: f"{100 * share:g} %", expected="a number such as 25")
+    slider(controls.Micrometres, decimals=1, min=0)
+    slider(controls.Percent, decimals=0, min=0, scale=100, unit="%")
+    slider(controls.Percentile, decimals=1, max=100, unit="%ile")
+    slider(controls.Fraction, decimals=2, min=0, max=1)
+    types.register_type(controls.ClassName, widget_type=_Classes)
     return types
 
 

@@ -18,26 +18,9 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 __all__ = [
-    "DEVICES",
-    "PRECISIONS",
-    "Count",
-    "Device",
-    "DisplayControls",
-    "Folder",
-    "Fraction",
-    "LabelControls",
-    "Memory",
-    "Micrometres",
-    "ModelName",
-    "Palette",
-    "Percent",
-    "Percentile",
-    "Rate",
-    "RunControls",
-    "Share",
-    "command_options",
-    "read_memory",
-]
+    "DEVICES", "PRECISIONS", "ClassName", "Count", "Device", "DisplayControls", "Folder", "Fraction", "LabelControls", "Memory",
+    "Micrometres", "ModelName", "Palette", "Percent", "Percentile", "Rate", "RunControls", "Share", "command_options", "read_memory",
+]  # fmt: skip
 
 Device = Literal["auto", "cpu", "cuda"]
 DEVICES: dict[Device, str] = {"auto": "automatic", "cpu": "cpu"}
@@ -49,6 +32,8 @@ ModelName = NewType("ModelName", str)
 """A network, as for `streamview.load_model`."""
 Palette = NewType("Palette", str)
 """Key of `streamview.results.display.PALETTES`."""
+ClassName = NewType("ClassName", str)
+"""A class that a region may have, or a new one; empty where none is chosen."""
 Memory = NewType("Memory", str)
 """An amount such as ``"2GB"``; empty: half of what is free."""
 Folder = NewType("Folder", Path)
@@ -134,14 +119,17 @@ class DisplayControls:
 
 @dataclass(frozen=True, slots=True)
 class LabelControls:
-    """Whose tissue the next region is; its class is asked by `streamview_napari.panels.class_chooser.ClassChooser`.
+    """What the next region is labelled.
 
     Parameters
     ----------
+    label
+        The class of the regions that you draw next. Classes that the network does not have mean a new head.
     patient
         Whose tissue it is: one patient's regions never both train and validate. Unnamed: each slide is a patient.
     """
 
+    label: Annotated[ClassName, {"label": "Class"}] = ClassName("")
     patient: Annotated[str, {"label": "Patient", "placeholder": "the slide's own"}] = ""
 
 
