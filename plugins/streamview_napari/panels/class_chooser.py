@@ -18,8 +18,8 @@ _NEW = "New class…"
 class ClassChooser(QComboBox):
     """Classes in their colours; the last entry asks for a new one."""
 
-    chosen_changed = Signal()
-    """Emitted when another class is chosen."""
+    chosen_changed = Signal(str)
+    """Emitted with the class when another is chosen."""
     named = Signal(str)
     """Emitted with the name of a new class."""
 
@@ -27,7 +27,7 @@ class ClassChooser(QComboBox):
         super().__init__(parent)
         self.dialog: QInputDialog | None = None
         self.activated.connect(self._activated)
-        self.editTextChanged.connect(lambda text: self.chosen_changed.emit())
+        self.editTextChanged.connect(lambda text: self.chosen_changed.emit(self.chosen))
 
     @property
     def chosen(self) -> str:
@@ -59,7 +59,7 @@ class ClassChooser(QComboBox):
             self.setCurrentIndex(max(0, self.findText(chosen)))
             if free and self.findText(chosen) < 0:
                 self.setEditText(chosen)
-        self.chosen_changed.emit()
+        self.chosen_changed.emit(self.chosen)
 
     def ask(self) -> None:
         """Ask for the name of a new class."""
@@ -78,9 +78,9 @@ class ClassChooser(QComboBox):
             self.dialog = None
         if self.currentText() == _NEW:
             self.setCurrentIndex(0)
-        self.chosen_changed.emit()
+        self.chosen_changed.emit(self.chosen)
 
     def _activated(self) -> None:
         if self.currentText() == _NEW:
             self.ask()
-        self.chosen_changed.emit()
+        self.chosen_changed.emit(self.chosen)

@@ -246,17 +246,22 @@ class Slider(SliderWidget[float]):
         super().set_value(min(max(value * self._scale, self.min), self.max))
 
 
-class _Classes(QBaseValueWidget):
+class _ClassChooser(QBaseValueWidget):
     """The chooser of a class, for magicgui."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(ClassChooser, "currentText", "setCurrentText", "chosen_changed", **options)
 
-    def _mgui_get_value(self) -> str:
-        return self._qwidget.chosen
 
-    def _mgui_bind_change_callback(self, callback: Callable[[str], None]) -> None:
-        self._qwidget.chosen_changed.connect(lambda: callback(self._qwidget.chosen))
+class Classes(ValueWidget[str]):
+    """The chooser of a class, as one of magicgui's widgets."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(widget_type=_ClassChooser, **options)
+
+    def get_value(self) -> str:
+        """Return the class that is chosen."""
+        return str(self.native.chosen)
 
 
 @cache
@@ -281,7 +286,7 @@ def _types() -> TypeMap:
     slider(controls.Percent, decimals=0, min=0, scale=100, unit="%")
     slider(controls.Percentile, decimals=1, max=100, unit="%ile")
     slider(controls.Fraction, decimals=2, min=0, max=1)
-    types.register_type(controls.ClassName, widget_type=_Classes)
+    types.register_type(controls.ClassName, widget_type=Classes)
     return types
 
 

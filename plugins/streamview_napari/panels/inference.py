@@ -145,7 +145,7 @@ class InferenceSection(RunSection[RunForecast]):
             else:
                 self.extent.setText("")
                 self.write_forecast("")
-                self.refresh()
+            self.refresh()
 
     # ------------------------------------------------------------------------------------------------------------------------ the network
 
