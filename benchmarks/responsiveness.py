@@ -86,8 +86,8 @@ def _open(place: Path) -> tuple[Any, Any]:
     section.unfold.emit()
     regions = {"normal": Region(0, 0, 1024, 1024), "lesion": Region(1024, 1024, 1024, 1024)}
     dock.state.label(tuple(Example(str(path), label, region) for path in paths for label, region in regions.items()))
-    section.controls.preset.setCurrentIndex(section.controls.preset.findData("all"))
-    section.controls.numbers["batch"].setText("1")
+    section.controls["preset"].value = "all"
+    section.controls["batch"].value = 1
     section.anyway.setChecked(True)
     return viewer, section
 

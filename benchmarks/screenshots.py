@@ -135,9 +135,9 @@ def take_finetuning(place: Path, folder: Path) -> None:
         section.unfold.emit()
     found.load_table(place / "labels.csv")
     wait(lambda: len(dock.state.labels) == len(labels))
-    tune.controls.preset.setCurrentIndex(tune.controls.preset.findData("careful"))
+    tune.controls["preset"].value = "careful"
     for name, text in {"learning_rate": "2e-3", "epochs": "12"}.items():
-        tune.controls.numbers[name].setText(text)
+        tune.controls[name].native.setText(text)
     wait(tune.run.isEnabled)
     tune.run.click()
     wait(lambda: not tune.task.running)

@@ -9,6 +9,7 @@ import sys
 import tracemalloc
 import xml.etree.ElementTree as ElementTree
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -19,16 +20,18 @@ from PIL import Image
 from scipy import ndimage
 
 from streamview.cli import main
-from streamview.errors import StreamviewError
+from streamview.errors import Cancelled, StreamviewError
 from streamview.export.geojson import write_hotspots
 from streamview.export.hotspots import find_hotspots
 from streamview.export.job import export_job
 from streamview.export.ometiff import write_ome_tiff
+from streamview.export.omezarr import write_ome_zarr
 from streamview.export.png import render_png
 from streamview.export.table import write_hotspot_table
 from streamview.geometry import Region
 from streamview.jobs import Job, RegionResult, StoredMap
 from streamview.labels.annotations import rasterise, read_annotations
+from streamview.progress import Report, Step
 from streamview.results import RESEARCH_USE, Identity, Prediction, Saliency, SaliencyMap, Target, open_saliency, save_saliency
 from streamview.results.display import PRESETS, DisplayChoice, Glass, Recipe, glass_mask
 from streamview.slides import Slide, open_slide
@@ -307,6 +310,38 @@ def test_nothing_is_replaced_and_nothing_half_written_stays(small_job: Job, tmp_
     with pytest.raises(StreamviewError, match="the disk is full"):
         export_job(small_job, ["ome-tiff"], out=tmp_path / "full")
     assert [path for path in (tmp_path / "full").rglob("*") if path.is_file()] == []
+
+
+@pytest.mark.parametrize("form", ["tiff", "zarr", "png"])
+def test_an_export_says_how_far_it_is_and_leaves_nothing_when_cancelled(small_job: Job, tmp_path: Path, form: str) -> None:
+    (record,) = small_job.slides()
+    (result,) = record.regions
+    maps = open_saliency(small_job.folder / result.maps[0].path)
+    out = tmp_path / "cancelled"
+    out.mkdir()
+
+    def write(name: str, report: Report) -> None:
+        if form == "tiff":
+            write_ome_tiff(maps, "absolute", out / f"{name}.ome.tif", report)
+        elif form == "zarr":
+            write_ome_zarr(maps, RAW, out / f"{name}.ome.zarr", report)
+        else:
+            with open_slide(str(result.source)) as slide:
+                render_png(slide, maps, RAW, out / f"{name}.png", report=report)
+
+    steps: list[Step] = []
+    write("whole", steps.append)
+    assert steps[0].done == 0
+    assert steps[-1].done == steps[-1].total > 0
+    assert all(later.done >= step.done for step, later in pairwise(steps))
+
+    def cancel(step: Step) -> None:
+        if step.done:
+            raise Cancelled("cancelled")
+
+    with pytest.raises(Cancelled):
+        write("stopped", cancel)
+    assert [path.name.partition(".")[0] for path in out.iterdir()] == ["whole"]
 
 
 def test_hostile_records_cannot_choose_where_files_are_read_or_written(small_job: Job, tmp_path: Path) -> None:

@@ -52,6 +52,19 @@ def test_the_metadata_name_the_licence_the_extras_and_the_entry_points(wheel):
     assert "streamview = streamview_napari:napari.yaml" in points
 
 
+def test_the_viewers_extra_names_what_the_plugin_imports(wheel):
+    (metadata,) = (name for name in wheel.namelist() if name.endswith(".dist-info/METADATA"))
+    requirements = Parser().parsestr(wheel.read(metadata).decode()).get_all("Requires-Dist")
+    named = {re.match(r"[\w-]+", requirement)[0].lower() for requirement in requirements if "extra == 'napari'" in requirement}
+    imported = {
+        found
+        for path in PACKAGES["streamview_napari"].rglob("*.py")
+        for found in re.findall(r"^\s*(?:from|import) (napari|npe2|magicgui|qtpy|superqt|skimage)\b", path.read_text(), re.MULTILINE)
+    }
+    assert {{"skimage": "scikit-image"}.get(name, name) for name in imported} <= named
+    assert "magicgui" in imported
+
+
 def test_every_package_that_an_extra_names_is_pinned(wheel):
     (metadata,) = (name for name in wheel.namelist() if name.endswith(".dist-info/METADATA"))
     fields = Parser().parsestr(wheel.read(metadata).decode())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import uuid
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ import tifffile
 from numpy.typing import NDArray
 
 from streamview.files import atomic
+from streamview.progress import Progress, Report
 from streamview.results import RESEARCH_USE, Method, Plane, Saliency
 from streamview.results.maps import halve
 
@@ -22,7 +24,7 @@ _TILE = 512
 _BUFFER = 2**24  # bytes compressed at a time
 
 
-def write_ome_tiff(saliency: Saliency, method: Method, path: str | os.PathLike[str]) -> Path:
+def write_ome_tiff(saliency: Saliency, method: Method, path: str | os.PathLike[str], report: Report | None = None) -> Path:
     """Write one map: BigTIFF, tiles of 512 px, zlib with the predictor for floats, coarser levels in SubIFDs, in bounded memory.
 
     ``PhysicalSize`` is the size of the map's pixel in um, and the plane's ``Position`` that of its top left corner, in um from the
@@ -36,6 +38,8 @@ def write_ome_tiff(saliency: Saliency, method: Method, path: str | os.PathLike[s
         The map.
     path
         The file; written completely or not at all.
+    report
+        Called after every tile; may raise `Cancelled`.
 
     Raises
     ------
@@ -47,6 +51,7 @@ def write_ome_tiff(saliency: Saliency, method: Method, path: str | os.PathLike[s
     while max(levels[-1].shape) > _TILE:
         levels.append(Plane(halve(np.asarray(levels[-1]))))
     mpp, metadata = saliency.mpp, _metadata(saliency, method)
+    progress = Progress("OME-TIFF", sum(math.ceil(h / _TILE) * math.ceil(w / _TILE) for h, w in (level.shape for level in levels)), report)
     with atomic.replacing(path) as temporary, tifffile.TiffWriter(temporary, bigtiff=True, ome=True) as writer:
         for number, level in enumerate(levels):
             options: dict[str, Any] = {"subfiletype": 1} if number else {"subifds": len(levels) - 1, "metadata": metadata}
@@ -54,7 +59,7 @@ def write_ome_tiff(saliency: Saliency, method: Method, path: str | os.PathLike[s
                 pitch = mpp[0] * saliency_map.step[0] * 2**number, mpp[1] * saliency_map.step[1] * 2**number
                 options |= {"resolution": (1e4 / pitch[1], 1e4 / pitch[0]), "resolutionunit": "CENTIMETER"}
             writer.write(
-                _tiles(level),
+                _tiles(level, progress),
                 shape=level.shape,
                 dtype=np.float32,
                 tile=(_TILE, _TILE),
@@ -68,13 +73,14 @@ def write_ome_tiff(saliency: Saliency, method: Method, path: str | os.PathLike[s
     return path
 
 
-def _tiles(level: Plane) -> Iterator[NDArray[np.float32]]:
+def _tiles(level: Plane, progress: Progress) -> Iterator[NDArray[np.float32]]:
     """Yield whole tiles, row by row, padded with zeros at the edge, which readers do not show."""
     height, width = level.shape
     for y in range(0, height, _TILE):
         for x in range(0, width, _TILE):
             piece = np.asarray(level[y : y + _TILE, x : x + _TILE], np.float32)
             yield np.pad(piece, ((0, _TILE - piece.shape[0]), (0, _TILE - piece.shape[1])))
+            progress.advance()
 
 
 def _metadata(saliency: Saliency, method: Method) -> dict[str, Any]:

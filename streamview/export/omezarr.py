@@ -12,6 +12,7 @@ import zarr
 
 from streamview.errors import StreamviewError
 from streamview.files import atomic
+from streamview.progress import Progress, Report
 from streamview.results import Method, Saliency, save_saliency
 from streamview.results.display import Recipe
 
@@ -20,7 +21,7 @@ __all__ = ["stored_recipe", "write_ome_zarr"]
 _KEY = "streamview_display"
 
 
-def write_ome_zarr(saliency: Saliency, recipe: Recipe, path: str | os.PathLike[str]) -> Path:
+def write_ome_zarr(saliency: Saliency, recipe: Recipe, path: str | os.PathLike[str], report: Report | None = None) -> Path:
     """Write all maps of a result, raw float32, and a display recipe.
 
     Parameters
@@ -31,6 +32,8 @@ def write_ome_zarr(saliency: Saliency, recipe: Recipe, path: str | os.PathLike[s
         The recipe with which viewers open it.
     path
         The folder, ``NAME.ome.zarr``; written completely or not at all.
+    report
+        Called after every file of a stored result; may raise `Cancelled`.
 
     Raises
     ------
@@ -44,7 +47,13 @@ def write_ome_zarr(saliency: Saliency, recipe: Recipe, path: str | os.PathLike[s
         if saliency.path is None:
             save_saliency(saliency, temporary)
         else:
-            shutil.copytree(saliency.path, temporary)
+            progress = Progress("OME-Zarr", sum(each.is_file() for each in saliency.path.rglob("*")), report)
+
+            def copy(source: str, target: str) -> str:
+                progress.advance()
+                return shutil.copy2(source, target)
+
+            shutil.copytree(saliency.path, temporary, copy_function=copy)
         zarr.open_group(temporary, mode="r+").attrs[_KEY] = asdict(recipe) | {"colours": list(recipe.colours)}
     return path
 

@@ -20,6 +20,7 @@ from streamview.export.outlines import contours, shown_shares
 from streamview.files import atomic
 from streamview.geometry import Region
 from streamview.labels.annotations import Points
+from streamview.progress import Report
 from streamview.results.display import HALO_COLOUR, OUTLINE_COLOUR, TITLES, Glass, Recipe, Shown, colours, empty_reason, glass_mask, show
 from streamview.results.maps import Saliency
 from streamview.results.prediction import RESEARCH_USE
@@ -56,12 +57,16 @@ class Picture:
     empty: str | None = None
 
 
-def render_png(slide: Slide, saliency: Saliency, recipe: Recipe, path: str | os.PathLike[str], size: int = _LARGEST) -> Path:
+def render_png(
+    slide: Slide, saliency: Saliency, recipe: Recipe, path: str | os.PathLike[str], size: int = _LARGEST, report: Report | None = None
+) -> Path:
     """Draw a saliency over its slide as a PNG and return its path; see `draw_png`."""
-    return draw_png(slide, saliency, recipe, path, size).path
+    return draw_png(slide, saliency, recipe, path, size, report).path
 
 
-def draw_png(slide: Slide, saliency: Saliency, recipe: Recipe, path: str | os.PathLike[str], size: int = _LARGEST) -> Picture:
+def draw_png(
+    slide: Slide, saliency: Saliency, recipe: Recipe, path: str | os.PathLike[str], size: int = _LARGEST, report: Report | None = None
+) -> Picture:
     """Draw a saliency over its slide as a PNG of at most `size` px a side; a picture that shows nothing of the map says why.
 
     PNG text fields: ``picture``, the place of the slide in the picture (``LEFT,TOP,WIDTH,HEIGHT`` in px); ``region``, the part of the
@@ -79,6 +84,8 @@ def draw_png(slide: Slide, saliency: Saliency, recipe: Recipe, path: str | os.Pa
         The PNG; written completely or not at all.
     size
         1100 to 16384.
+    report
+        Called as the slide is read; may raise `Cancelled`.
 
     Returns
     -------
@@ -99,7 +106,7 @@ def draw_png(slide: Slide, saliency: Saliency, recipe: Recipe, path: str | os.Pa
     lines = _header(slide, saliency, shown)
     blocks, top, (height, width) = _layout(lines, region.shape, size)
     return_freed_memory()  # memory freed by the run would add to that of the picture
-    tissue = thumbnail(slide, region, (height, width))
+    tissue = thumbnail(slide, region, (height, width), report)
     picture, behind = overlay(tissue, saliency, shown, slide.background)
     empty = _why_empty(tissue, saliency, shown, slide.background) if np.array_equal(picture, tissue) else None
     if empty is not None:  # the same picture with one more line above it

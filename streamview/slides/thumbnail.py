@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from streamview.geometry import Region
+from streamview.progress import Progress, Report
 from streamview.slides import Slide
 
 __all__ = ["thumbnail"]
@@ -16,7 +17,7 @@ __all__ = ["thumbnail"]
 _STRIP_BYTES = 16 * 2**20
 
 
-def thumbnail(slide: Slide, region: Region, shape: tuple[int, int]) -> NDArray[np.uint8]:
+def thumbnail(slide: Slide, region: Region, shape: tuple[int, int], report: Report | None = None) -> NDArray[np.uint8]:
     """Read a level-0 region as uint8 (h, w, 3) of exactly `shape`.
 
     The nearest finer level is averaged over each pixel's area (interpolated where even level 0 is coarser), a strip at a time.
@@ -38,6 +39,7 @@ def thumbnail(slide: Slide, region: Region, shape: tuple[int, int]) -> NDArray[n
     right = min(math.ceil(start[1] + ratio[1] * shape[1]), level.shape[1])
     band = max(1, int(_STRIP_BYTES / (3 * (right - left) * ratio[0])))
     picture = np.empty((*shape, 3), np.uint8)
+    progress = Progress("picture", shape[0], report)
     for row in range(0, shape[0], band):
         rows = min(band, shape[0] - row)
         first, last = start[0] + row * ratio[0], start[0] + (row + rows) * ratio[0]
@@ -47,4 +49,5 @@ def thumbnail(slide: Slide, region: Region, shape: tuple[int, int]) -> NDArray[n
         edge = min(start[1] - left + ratio[1] * shape[1], right - left)
         box = (start[1] - left, max(first - top, 0), edge, min(last - top, bottom - top))
         picture[row : row + rows] = np.asarray(Image.fromarray(strip).resize((shape[1], rows), method, box))
+        progress.advance(rows)
     return picture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -313,6 +314,44 @@ def test_exports_are_reloaded_in_place(shell: Any, qtbot: Any, tmp_path: Path) -
     assert "does not say how" in shell.export.problem.text()
     shell.export.about.click()
     assert shell.export.sheet.isVisible()
+
+
+def test_an_export_shows_its_progress_and_is_cancelled(shell: Any, qtbot: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from qtpy.QtCore import Qt
+    from qtpy.QtTest import QTest
+    from qtpy.QtWidgets import QFileDialog
+
+    from streamview.export import ometiff
+
+    export, tiles = shell.export, ometiff._tiles
+    export.show()
+    format = export.controls["format"].native
+    format.setFocus()
+    QTest.keyClicks(format, "OME-T")
+    assert "QuPath" in format.toolTip()
+    pauses = [0.0]
+
+    def slowed(*what: Any) -> Any:
+        for tile in tiles(*what):
+            time.sleep(pauses[0])
+            yield tile
+
+    monkeypatch.setattr(ometiff, "_tiles", slowed)
+    monkeypatch.setattr(QFileDialog, "getSaveFileName", lambda *asked: (str(tmp_path / asked[2]), ""))
+    pauses[0] = 1.0
+    QTest.mouseClick(export.save, Qt.MouseButton.LeftButton)
+    assert not export.save.isVisible()
+    qtbot.waitUntil(lambda: export.bar.isVisible() and export.bar.maximum() > 1, timeout=20_000)
+    assert export.message.text().startswith("Writing OME-TIFF of lesion to planted-lesion-evidence.ome.tif, ")
+    QTest.mouseClick(export.cancel, Qt.MouseButton.LeftButton)
+    qtbot.waitUntil(export.save.isVisible, timeout=20_000)
+    assert export.message.text() == "Cancelled: planted-lesion-evidence.ome.tif is not written."
+    assert not export.bar.isVisible()
+    assert list(tmp_path.iterdir()) == []
+    pauses[0] = 0.0
+    QTest.mouseClick(export.save, Qt.MouseButton.LeftButton)
+    qtbot.waitUntil(lambda: export.message.text().startswith("Written: "), timeout=20_000)
+    assert [path.name for path in tmp_path.iterdir()] == ["planted-lesion-evidence.ome.tif"]
 
 
 def test_two_results_of_one_region_are_compared(shell: Any) -> None:

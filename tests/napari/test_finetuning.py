@@ -18,11 +18,12 @@ from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 from streamview_napari.requests.comparison import compare, describe_result, measured
+from streamview_napari.requests.controls import Count, Folder
 from streamview_napari.requests.finetuning import (
-    NUMBERS,
     PARTS,
     TITLES,
     FinetuningRequest,
+    TuningControls,
     command,
     describe_end,
     describe_forecast,
@@ -33,9 +34,8 @@ from streamview_napari.requests.finetuning import (
     is_begun,
     is_unfinished,
     needs_new_head,
-    parse_settings,
     propose_folder,
-    write_settings,
+    values_of,
 )
 from streamview_napari.tasks import yield_to_window
 
@@ -60,28 +60,18 @@ def request(**changes: Any) -> FinetuningRequest:
     return replace(FinetuningRequest(loaded, LABELS, PRESETS["careful"], Path("/out/my tuned")), **changes)
 
 
-@given(st.sampled_from(list(PRESETS)))
-def test_controls_say_what_the_preset_says(name: str) -> None:
-    chosen = PRESETS[name]
-    assert list(write_settings(chosen)) == list(NUMBERS)
-    assert parse_settings(name, chosen.train, write_settings(chosen)) == chosen
+@pytest.mark.parametrize("preset", PRESETS)
+def test_the_controls_say_what_the_preset_says(preset: Any) -> None:
+    controls = TuningControls(preset=preset, folder=Folder(Path("/out")), **values_of(preset))
+    assert controls.settings() == PRESETS[preset]
     assert set(TITLES) == set(PRESETS)
-    assert chosen.train in PARTS
+    assert controls.train in PARTS
+    assert replace(controls, epochs=Count(3)).settings() == replace(PRESETS[preset], epochs=3)
 
 
-@pytest.mark.parametrize(
-    ("texts", "said"),
-    [
-        ({"learning_rate": "quick"}, "learning rate 'quick': expected a number such as 1e-4"),
-        ({"batch": "2.5"}, "batch '2.5': expected a whole number"),
-        ({"epochs": "0"}, "epochs 0: expected"),
-        ({"validation": "80"}, "validation 0.8: expected"),
-        ({"weight_decay": "nan"}, "weight decay nan: expected"),
-    ],
-)
-def test_what_a_control_cannot_hold_is_said(texts: dict[str, str], said: str) -> None:
-    with pytest.raises(TrainingError, match=said):
-        parse_settings("head", "head", texts)
+def test_controls_outside_their_range_are_refused() -> None:
+    with pytest.raises(TrainingError, match=r"validation 0\.8: expected"):
+        TuningControls(preset="head", folder=Folder(Path("/out")), **values_of("head") | {"validation": 0.8})
 
 
 HOW = st.builds(

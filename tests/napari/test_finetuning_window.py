@@ -95,7 +95,7 @@ class Panel:
     def prepare(self, **numbers: str) -> None:
         """Set the controls, insist, and wait until it can start."""
         for name, text in numbers.items():
-            self.tune.controls.numbers[name].setText(text)
+            self.tune.controls[name].native.setText(text)
         self.tune.anyway.setChecked(True)
         self.wait(self.tune.run.isEnabled)
 
@@ -158,8 +158,8 @@ def test_from_drawing_to_using_the_tuned_network_and_back(
     # a preset, the forecast, and only whoever insists trains on so few
     panel.wait(lambda: "Fewer than 10 patients" in tune.obstacle.text())
     assert not tune.run.isEnabled()
-    tune.controls.preset.setCurrentIndex(tune.controls.preset.findData("careful"))
-    assert tune.controls.numbers["learning_rate"].text() == "0.0001"
+    tune.controls["preset"].value = "careful"
+    assert tune.controls["learning_rate"].native.text() == "0.0001"
     panel.prepare(epochs="3", learning_rate="0.003", validation="50 %")
     assert "peak memory" in tune.forecast.text()
     assert "2 regions (1 patients) train, 2 (1) validate" in tune.forecast.text()
@@ -169,7 +169,7 @@ def test_from_drawing_to_using_the_tuned_network_and_back(
     assert command == [*expected.split(), "--learning-rate", "0.003", "--epochs", "3", "--validation", "0.5", "--force"]
 
     tune.run.click()
-    assert not tune.controls.isEnabled()
+    assert not any(control.isEnabled() for control in tune.controls.natives)
     panel.wait(lambda: not tune.task.running)
     assert not tune.problem.isVisibleTo(tune), tune.problem.text()
     out = tmp_path / "demo-tuned"
@@ -219,7 +219,7 @@ def test_stop_leaves_the_base_as_it_was_and_go_on_goes_on(panel: Panel, tmp_path
     tune, base = panel.tune, panel.digest()
     panel.draw("a.svs", {"normal": LEFT, "lesion": RIGHT})
     panel.draw("b.svs", {"lesion": LEFT, "normal": RIGHT})
-    tune.controls.preset.setCurrentIndex(tune.controls.preset.findData("all"))
+    tune.controls["preset"].value = "all"
     panel.prepare(epochs="4", validation="50")
     forecast, step, budgets = tune.task.forecast, Trainer.step, []
 
@@ -276,9 +276,9 @@ def test_errors_of_the_core_reach_the_user_and_labels_stay(panel: Panel, tmp_pat
     assert not tune.run.isEnabled()
     panel.draw("a.svs", {"lesion": RIGHT})
     panel.draw("b.svs", {"lesion": LEFT, "normal": RIGHT})
-    tune.controls.numbers["epochs"].setText("many")
+    tune.controls["epochs"].native.setText("many")
     panel.wait(lambda: "epochs 'many'" in tune.forecast.text())
-    tune.controls.numbers["epochs"].setText("1")
+    tune.controls["epochs"].native.setText("1")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("mine")
     tune.folder.setText(str(tmp_path / "mine"))
@@ -298,5 +298,5 @@ def test_errors_of_the_core_reach_the_user_and_labels_stay(panel: Panel, tmp_pat
     panel.wait(lambda: "the loss is nan" in tune.problem.text())
     panel.wait(tune.run.isEnabled)
     assert len(panel.dock.state.labels) == 4
-    assert tune.controls.isEnabled()
+    assert all(control.isEnabled() for control in tune.controls.natives)
     assert not tune.cancel.isEnabled()

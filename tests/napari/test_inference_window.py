@@ -24,6 +24,7 @@ from PIL import Image
 from streamview.errors import StreamviewError
 from streamview.geometry import Region
 from streamview.inference import prepared
+from streamview.inference.compute import Compute
 from streamview.inference.prepared import PreparedRun, prepare
 from streamview.inspection import verification
 from streamview.progress import Step
@@ -518,6 +519,36 @@ def test_keys_sheet_and_settings(opened: tuple[Any, Any], qtbot: Any, tmp_path: 
 
     viewer.keymap[coerce_keybinding("Alt-F7")](viewer)
     assert pressed == ["run"]
+
+
+def test_memory_and_precision_are_chosen_by_hand_and_a_bound_that_is_none_waits(opened: tuple[Any, Any], qtbot: Any) -> None:
+    from qtpy.QtCore import Qt
+    from qtpy.QtTest import QTest
+    from qtpy.QtWidgets import QApplication, QLabel
+
+    viewer, dock = opened
+    panel = draw(viewer, dock, Region(128, 256, 256, 256), qtbot)
+    QTest.mouseClick(panel.memory, Qt.MouseButton.LeftButton)
+    QTest.keyClicks(panel.memory, "2 apples")
+    assert not panel.run.isEnabled()
+    QTest.keyClick(panel.memory, Qt.Key.Key_Return)
+    problems = [label for label in panel.findChildren(QLabel) if label.isVisible() and "expected an amount such as 2GB" in label.text()]
+    assert len(problems) == 1
+    assert problems[0].y() > panel.memory.y() >= problems[0].y() - 60
+    qtbot.wait(500)
+    assert not panel.run.isEnabled(), "no run within a bound of before"
+    QTest.keyClick(panel.memory, Qt.Key.Key_A, Qt.KeyboardModifier.ControlModifier)
+    QTest.keyClicks(panel.memory, "2GB")
+    assert not problems[0].isVisible()
+    panel.precision.setFocus()
+    QTest.keyClicks(panel.precision, "bf")
+    assert dock.state.compute == Compute("auto", "2GB", precision="bf16")
+    qtbot.waitUntil(panel.run.isEnabled, timeout=LIMIT)
+    panel.run.click()
+    qtbot.waitUntil(lambda: bool(dock.state.answers), timeout=LIMIT)
+    assert dock.state.answers[0].prediction.identity.precision == "bf16"
+    section(dock, "Export").copy_command()
+    assert "--precision bf16" in QApplication.clipboard().text()
 
 
 def test_the_dock_is_no_wider_than_it_says(opened: tuple[Any, Any]) -> None:

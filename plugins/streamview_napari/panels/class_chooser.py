@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from qtpy.QtCore import QSignalBlocker, Qt, Signal
 from qtpy.QtGui import QColor
-from qtpy.QtWidgets import QComboBox, QInputDialog, QSizePolicy
+from qtpy.QtWidgets import QComboBox, QInputDialog, QWidget
 
 from streamview_napari.requests.labels import colour_of
 
@@ -18,18 +18,16 @@ _NEW = "New class…"
 class ClassChooser(QComboBox):
     """Classes in their colours; the last entry asks for a new one."""
 
-    chosen_changed = Signal()
-    """Emitted when another class is chosen."""
+    chosen_changed = Signal(str)
+    """Emitted with the class when another is chosen."""
     named = Signal(str)
     """Emitted with the name of a new class."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.setToolTip("The class of the regions that you draw next. Classes that the network does not have mean a new head.")
-        self.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Fixed)
+    def __init__(self, parent: QWidget | None = None) -> None:
+        super().__init__(parent)
         self.dialog: QInputDialog | None = None
         self.activated.connect(self._activated)
-        self.editTextChanged.connect(lambda text: self.chosen_changed.emit())
+        self.editTextChanged.connect(lambda text: self.chosen_changed.emit(self.chosen))
 
     @property
     def chosen(self) -> str:
@@ -61,7 +59,7 @@ class ClassChooser(QComboBox):
             self.setCurrentIndex(max(0, self.findText(chosen)))
             if free and self.findText(chosen) < 0:
                 self.setEditText(chosen)
-        self.chosen_changed.emit()
+        self.chosen_changed.emit(self.chosen)
 
     def ask(self) -> None:
         """Ask for the name of a new class."""
@@ -80,9 +78,9 @@ class ClassChooser(QComboBox):
             self.dialog = None
         if self.currentText() == _NEW:
             self.setCurrentIndex(0)
-        self.chosen_changed.emit()
+        self.chosen_changed.emit(self.chosen)
 
     def _activated(self) -> None:
         if self.currentText() == _NEW:
             self.ask()
-        self.chosen_changed.emit()
+        self.chosen_changed.emit(self.chosen)

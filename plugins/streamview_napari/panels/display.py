@@ -6,18 +6,19 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from qtpy.QtCore import QSignalBlocker, QSize, Qt, QTimer
+from qtpy.QtCore import QSize, Qt, QTimer
 from qtpy.QtGui import QIcon, QImage, QPixmap
-from qtpy.QtWidgets import QButtonGroup, QCheckBox, QComboBox, QHBoxLayout, QLabel, QPushButton, QSizePolicy
-from superqt import QLabeledDoubleSlider
+from qtpy.QtWidgets import QButtonGroup, QComboBox, QHBoxLayout, QLabel, QPushButton, QSizePolicy
 
 from streamview.errors import StreamviewError
 from streamview.results import difference
 from streamview.results.display import PALETTES, PRESETS, TITLES, Recipe, colours
 from streamview_napari.canvas.captions import badge, value_under
 from streamview_napari.canvas.display import Canvas, find_glass, recipe_of
-from streamview_napari.panels.section import ERROR_STYLE, Section, Shortcut, labelled, quiet_label, show_row
+from streamview_napari.panels.forms import Form
+from streamview_napari.panels.section import Section, Shortcut, error_label, labelled, quiet_label, show_row
 from streamview_napari.records import MapLayer, expect_map, map_on
+from streamview_napari.requests.controls import DisplayControls
 
 if TYPE_CHECKING:
     from napari.components import ViewerModel
@@ -57,18 +58,21 @@ class DisplaySection(Section):
         self._later.start()  # once the dock listens
 
     def _build(self) -> None:
-        self._build_choice()
-        self._build_sliders()
+        controls = self.controls = Form(DisplayControls)
+        self.map, self.blur, self.threshold, self.cap, self.opacity, self.colours, self.glass, self.lock = controls.natives
+        controls.changed.connect(self._changed)
+        self.column.addLayout(controls.row("method"))
+        self._build_kind()
+        for name in ("blur_um", "threshold", "cap_percentile", "opacity"):
+            self.column.addLayout(controls.row(name))
+        self.blur_px = controls["blur_um"].unit
+        self.blur_px.setToolTip("The blur in pixels of the network's grid.")
         self._build_colours()
         self._build_comparison()
         self._build_readout()
 
-    def _build_choice(self) -> None:
-        """Which map, and outline or heat."""
-        self.map = _wide(QComboBox())
-        self.map.setToolTip("Class evidence shows the extent, gradient x input the detail; the paper's is for reproduction.")
-        self.map.activated.connect(self._map_chosen)
-        self.column.addLayout(labelled("Map", self.map))
+    def _build_kind(self) -> None:
+        """Outline or heat."""
         self.kind = QButtonGroup(self)
         row = QHBoxLayout()
         row.setSpacing(0)
@@ -84,41 +88,15 @@ class DisplaySection(Section):
         self.kind.idClicked.connect(lambda number: self._want(outline=number != 1, heat=number != 0))
         self.column.addLayout(row)
 
-    def _build_sliders(self) -> None:
-        """Blur, threshold, cap and opacity."""
-        self.blur = _slider(0, 30, 1, "Standard deviation of the Gaussian blur, in µm; 0: each pixel as computed.")
-        self.blur_px = _unit("")
-        self.blur_px.setToolTip("The blur in pixels of the network's grid.")
-        self.threshold = _slider(0, 95, 0, "What lies below this share of the cap is hidden.")
-        self.cap = _slider(90, 100, 1, "The cap: percentile of the map's positive values that gets the full colour.")
-        self.opacity = _slider(0, 1, 2, "Of the colours; the outline stays. Keys [ and ].")
-        self.column.addLayout(labelled("Blur, µm", self.blur, self.blur_px))
-        self.column.addLayout(labelled("Hide below", self.threshold, _unit("%")))
-        self.column.addLayout(labelled("Cap", self.cap, _unit("%ile")))
-        self.column.addLayout(labelled("Opacity", self.opacity, _unit("")))
-        self.blur.valueChanged.connect(lambda value: self._want(blur_um=round(value, 1)))
-        self.threshold.valueChanged.connect(lambda value: self._want(threshold=round(value) / 100, floor_percentile=0.0))
-        self.cap.valueChanged.connect(lambda value: self._want(cap_percentile=round(value, 1)))
-        self.opacity.valueChanged.connect(lambda value: self._want(opacity=round(value, 2)))
-
     def _build_colours(self) -> None:
         """Colours, glass and the common scale."""
-        self.colours = _wide(QComboBox())
         self.colours.setIconSize(QSize(64, 12))
-        self.colours.setToolTip("Colours from nothing to the cap. Teal to lime stands out best from haematoxylin and eosin.")
-        for name in PALETTES:
-            self.colours.addItem(_swatch(PALETTES[name]), name)
-        self.colours.activated.connect(lambda: self._want(colours=PALETTES.get(self.colours.currentText())))
+        for number, palette in enumerate(PALETTES.values()):
+            self.colours.setItemIcon(number, _swatch(palette))
         self.reset = QPushButton("Reset")
         self.reset.setToolTip("The usual display of this map.")
         self.reset.clicked.connect(self._reset)
-        self.column.addLayout(labelled("Colours", self.colours, self.reset))
-        self.glass = QCheckBox("Hide on glass")
-        self.glass.setToolTip("Show nothing where the slide is empty.")
-        self.glass.toggled.connect(lambda on: self._want(glass=on))
-        self.lock = QCheckBox("One scale for all")
-        self.lock.setToolTip("Keep this map's cap, for all maps of its kind: colours then mean the same on every slide.")
-        self.lock.toggled.connect(self._lock)
+        self.column.addLayout(self.controls.row("colours", beside=(self.reset,)))
         row = QHBoxLayout()
         row.addWidget(self.glass)
         row.addStretch()
@@ -127,7 +105,8 @@ class DisplaySection(Section):
 
     def _build_comparison(self) -> None:
         """The other results of the region."""
-        self.other = _wide(QComboBox())
+        self.other = QComboBox()
+        self.other.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Fixed)
         self.other.setToolTip("Another result for the same region: of another class or another network.")
         self.subtract = QPushButton("Subtract")
         self.subtract.setToolTip("Show where this map is larger (teal to lime) and where that one is (blue), on one scale.")
@@ -146,10 +125,7 @@ class DisplaySection(Section):
         self.readout.setAlignment(Qt.AlignmentFlag.AlignTop)
         self.readout.setToolTip("Raw and shown value of the map under the cursor, and the network's answer.")
         self.column.addWidget(self.readout)
-        self.problem = QLabel()
-        self.problem.setWordWrap(True)
-        self.problem.setStyleSheet(ERROR_STYLE)
-        self.problem.hide()
+        self.problem = error_label()
         self.column.addWidget(self.problem)
 
     def shortcuts(self) -> list[Shortcut]:
@@ -207,37 +183,48 @@ class DisplaySection(Section):
         if record is None or self._next_recipe is not None:
             return
         shown, recipe, saliency = record.shown.shown, record.recipe, record.saliency
-        blockers = [QSignalBlocker(control) for control in (self.blur, self.threshold, self.cap, self.opacity, self.glass, self.lock)]
-        self.map.clear()
-        for method in TITLES:
-            if method in saliency.maps:
-                self.map.addItem(TITLES[method], method)
-        self.map.setCurrentIndex(self.map.findData(recipe.method))
-        self.kind.button(2 if recipe.outline and recipe.heat else int(recipe.heat)).setChecked(True)
-        self.blur.setRange(0, max(_WIDEST[recipe.method], recipe.blur_um))
-        self.blur.setValue(recipe.blur_um)
-        self.blur_px.setText(f"{max(shown.blur_px):.3g} px")
-        self.threshold.setValue(round(shown.threshold * 100))
-        self.cap.setValue(recipe.cap_percentile)
-        self.cap.setEnabled(recipe.cap is None)
-        self.opacity.setValue(recipe.opacity)
-        self.glass.setChecked(recipe.glass)
-        self.lock.setChecked(recipe.cap is not None)
         name = next((name for name, palette in PALETTES.items() if palette == recipe.colours), "custom")
-        if self.colours.findText("custom") >= 0:
-            self.colours.removeItem(self.colours.findText("custom"))
-        if name == "custom":
-            self.colours.addItem(_swatch(recipe.colours), name)
-        self.colours.setCurrentText(name)
-        del blockers
+        with self.controls.changed.blocked():
+            self.controls["method"].choices = [(TITLES[method], method) for method in TITLES if method in saliency.maps]
+            self.controls["blur_um"].max = max(_WIDEST[recipe.method], recipe.blur_um)
+            if self.colours.findText("custom") >= 0:
+                self.colours.removeItem(self.colours.findText("custom"))
+            if name == "custom":
+                self.colours.addItem(_swatch(recipe.colours), name, name)
+            self.controls.fill(
+                method=recipe.method,
+                blur_um=recipe.blur_um,
+                threshold=shown.threshold,
+                cap_percentile=recipe.cap_percentile,
+                opacity=recipe.opacity,
+                colours=name,
+                glass=recipe.glass,
+                lock=recipe.cap is not None,
+            )
+        self.kind.button(2 if recipe.outline and recipe.heat else int(recipe.heat)).setChecked(True)
+        self.blur_px.setText(f"{max(shown.blur_px):.3g} px")
+        self.cap.setEnabled(recipe.cap is None)
         self.badge.setText(badge(record.shown))
         self.badge.setVisible(bool(self.badge.text()))
         self.note(saliency.target.name)
         self._offer()
 
-    def _map_chosen(self) -> None:
+    def _changed(self, name: str) -> None:
+        value = self.controls[name].value
+        if name == "method":
+            self._present(value)
+        elif name == "lock":
+            self._lock(value)
+        elif name == "colours":
+            self._want(colours=PALETTES.get(value))
+        elif name == "threshold":
+            self._want(threshold=value, floor_percentile=0.0)
+        else:
+            self._want(**{name: value})
+
+    def _present(self, method: Method) -> None:
         """Show another map of the result in place of this one."""
-        layer, record, method = self.state.map_layer, self.state.map, self.map.currentData()
+        layer, record = self.state.map_layer, self.state.map
         if layer is None or record is None or method == record.recipe.method:
             return
         answer = self.state.answer_of(record.saliency)
@@ -352,28 +339,6 @@ def _comparable(saliency: Saliency, other: Saliency) -> bool:
         return False
     one, two = saliency.prediction, other.prediction
     return one.identity.source == two.identity.source and one.region == two.region and one.shape == two.shape
-
-
-def _slider(low: float, high: float, decimals: int, tip: str) -> QLabeledDoubleSlider:
-    slider = QLabeledDoubleSlider(Qt.Orientation.Horizontal)
-    slider.setRange(low, high)
-    slider.setDecimals(decimals)
-    slider.setSingleStep(10.0**-decimals)  # type: ignore[arg-type]  # superqt takes a float, and says int
-    slider.setFixedHeight(22)
-    slider.setToolTip(tip)
-    return slider
-
-
-def _unit(text: str) -> QLabel:
-    label = QLabel(text)
-    label.setStyleSheet("color: #a0a4ab;")
-    label.setFixedWidth(50)
-    return label
-
-
-def _wide(widget: QComboBox) -> QComboBox:
-    widget.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Fixed)
-    return widget
 
 
 def _swatch(palette: tuple[str, ...]) -> QIcon:

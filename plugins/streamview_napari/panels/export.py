@@ -5,127 +5,39 @@ from __future__ import annotations
 import html
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any
 
-from PIL import Image as Picture
-from PIL.PngImagePlugin import PngInfo
 from qtpy.QtWidgets import (
     QApplication,
-    QComboBox,
     QDialog,
     QDialogButtonBox,
     QFileDialog,
     QHBoxLayout,
-    QLabel,
     QMenu,
+    QProgressBar,
     QPushButton,
-    QSizePolicy,
     QTextBrowser,
     QVBoxLayout,
 )
 
 from streamview.errors import StreamviewError
-from streamview.files import atomic
-from streamview.results import RESEARCH_USE
-from streamview_napari.panels.section import ERROR_STYLE, Section, labelled, quiet_label
+from streamview_napari.panels.forms import Form
+from streamview_napari.panels.section import BAR_STYLE, Section, error_label, quiet_label
 from streamview_napari.records import MapLayer
 from streamview_napari.requests.answers import describe_certificate
+from streamview_napari.requests.export import FORMATS, ExportControls, Format, write
 from streamview_napari.requests.script import about, command, find_origin, python
 
 if TYPE_CHECKING:
-    import numpy as np
     from napari.components import ViewerModel
     from napari.layers import Image
-    from numpy.typing import NDArray
 
-    from streamview.results import Saliency
-    from streamview.results.display import Recipe
-    from streamview.slides import Slide
+    from streamview.progress import Step
     from streamview_napari.state import State
     from streamview_napari.tasks import Work
 
-__all__ = ["FORMATS", "ExportSection", "Form", "write"]
-
-Form = Literal["view", "picture", "ome-tiff", "ome-zarr", "geojson", "csv"]
-
-
-@dataclass(frozen=True, slots=True)
-class _Format:
-    title: str
-    ending: str
-    tip: str
-
-
-FORMATS: dict[Form, _Format] = {
-    "view": _Format("PNG, as seen", ".png", "The canvas as it is now, with its captions and bars."),
-    "picture": _Format("PNG of the region", ".png", "The whole region with the map, its bars and what a reader must know."),
-    "ome-tiff": _Format("OME-TIFF", ".ome.tif", "This map, raw float32, as a pyramid that QuPath opens at the right size."),
-    "ome-zarr": _Format("OME-Zarr", ".ome.zarr", "All maps of the result, raw float32; opens here again with its display."),
-    "geojson": _Format("GeoJSON hotspots", ".geojson", "The areas above the threshold as annotations for QuPath."),
-    "csv": _Format("CSV of hotspots", ".csv", "The areas above the threshold as a table."),
-}
-
-
-def write(
-    form: Form,
-    path: str | os.PathLike[str],
-    saliency: Saliency,
-    recipe: Recipe,
-    *,
-    slide: Slide | None = None,
-    canvas: NDArray[np.uint8] | None = None,
-) -> Path:
-    """Write a map; the file appears whole or not at all, and replaces one that was there.
-
-    Parameters
-    ----------
-    form
-        See `FORMATS`.
-    path
-        The file.
-    saliency, recipe
-        What, and how it is shown.
-    slide
-        The source of `saliency`, for ``"picture"``.
-    canvas
-        uint8 (h, w, 3 or 4), for ``"view"``.
-
-    Raises
-    ------
-    StreamviewError
-        When the disk is full, the place may not be written, or the slide that is needed is not at hand.
-    """
-    path = Path(path)
-    if form == "view" and canvas is not None:
-        facts = PngInfo()
-        facts.add_text("streamview", f"identity {saliency.prediction.identity.key}; target {saliency.target}; {recipe}; {RESEARCH_USE}")
-        with atomic.replacing(path) as temporary:
-            Picture.fromarray(canvas).save(temporary, "PNG", pnginfo=facts)
-    elif form == "picture":
-        from streamview.export.png import render_png
-
-        if slide is None or slide.identity != saliency.prediction.identity.source:
-            raise StreamviewError(f"{saliency.prediction.slide_name}: is not open, and the picture shows it; open that slide first")
-        render_png(slide, saliency, recipe, path)
-    elif form == "ome-tiff":
-        from streamview.export.ometiff import write_ome_tiff
-
-        write_ome_tiff(saliency, recipe.method, path)
-    elif form == "ome-zarr":
-        from streamview.export.omezarr import write_ome_zarr
-
-        write_ome_zarr(saliency, recipe, path)
-    elif form == "geojson":
-        from streamview.export.geojson import write_hotspots
-
-        write_hotspots(saliency, recipe, path)
-    elif form == "csv":
-        from streamview.export.table import write_hotspot_table
-
-        write_hotspot_table(saliency, recipe, path)
-    return path
+__all__ = ["ExportSection"]
 
 
 class ExportSection(Section):
@@ -135,16 +47,15 @@ class ExportSection(Section):
 
     def __init__(self, viewer: ViewerModel, state: State) -> None:
         super().__init__(viewer, state)
-        self.format = QComboBox()
-        self.format.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Fixed)
-        for form in get_args(Form):
-            self.format.addItem(FORMATS[form].title, form)
-        self.format.currentIndexChanged.connect(lambda: self.format.setToolTip(FORMATS[self.format.currentData()].tip))
-        self.format.setToolTip(FORMATS["view"].tip)
+        self.controls = Form(ExportControls)
+        self.controls.changed.connect(self._describe)
         self.save = QPushButton("Save…")
         self.save.setToolTip("Choose where to write the file.")
         self.save.clicked.connect(self._choose)
-        self.column.addLayout(labelled("Format", self.format, self.save))
+        self.cancel = QPushButton("Cancel")
+        self.cancel.setToolTip("Stop writing; nothing is left of the file.")
+        self.cancel.clicked.connect(self._stop)
+        self.column.addLayout(self.controls.row("format", beside=(self.save, self.cancel)))
         self.about = QPushButton("About this map")
         self.about.setToolTip("Network, weights, target, reduction, precision, plan.")
         self.about.clicked.connect(self._about)
@@ -158,13 +69,17 @@ class ExportSection(Section):
         row.addWidget(self.about, 1)
         row.addWidget(self.copy, 1)
         self.column.addLayout(row)
+        self.bar = QProgressBar()
+        self.bar.setFixedHeight(8)
+        self.bar.setTextVisible(False)
+        self.bar.setStyleSheet(BAR_STYLE)
         self.message = quiet_label()
-        self.problem = QLabel()
-        self.problem.setWordWrap(True)
-        self.problem.setStyleSheet(ERROR_STYLE)
-        for label in (self.message, self.problem):
-            label.hide()
-            self.column.addWidget(label)
+        self.problem = error_label()
+        for widget in (self.bar, self.message, self.problem):
+            self.column.addWidget(widget)
+        self._set_writing(False)
+        self.message.hide()
+        self._describe()
         self.sheet: QDialog | None = None
         self._work: Work | None = None
         state.events.map_selected.connect(self._select)
@@ -175,27 +90,54 @@ class ExportSection(Section):
         if self.sheet is not None:
             self.sheet.close()
 
-    def export(self, form: Form, path: str | os.PathLike[str], done: Callable[[Path], Any] | None = None) -> None:
+    def export(self, format: Format, path: str | os.PathLike[str], done: Callable[[Path], Any] | None = None) -> None:
         """Write the map worked on in a thread, and say so; errors are shown as text."""
         record = self.state.map
-        if record is None:
+        if record is None or (self._work is not None and self._work.running):
             return
         saliency, recipe, slide = record.saliency, record.recipe, self.state.slide
-        canvas = None
-        if form == "view":
-            canvas = self.viewer.screenshot(canvas_only=True, flash=False)
-        self.save.setEnabled(False)
-        self._say(f"Writing {Path(path).name}…")
+        canvas = self.viewer.screenshot(canvas_only=True, flash=False) if format == "view" else None
+        what = f"{FORMATS[format].title} of {saliency.target.name} to {Path(path).name}"
+        self._set_writing(True)
+        self._say(f"Writing {what}…")
+
+        def show(step: Step) -> None:
+            self.bar.setRange(0, step.total)
+            self.bar.setValue(step.done)
+            self._say(f"Writing {what}, {step.done / max(step.total, 1):.0%}")
 
         def written(place: Path) -> None:
-            self.save.setEnabled(True)
+            self._set_writing(False)
             self._say(f"Written: {place}")
             if done is not None:
                 done(place)
 
+        def cancelled() -> None:
+            self._set_writing(False)
+            self._say(f"Cancelled: {Path(path).name} is not written.")
+
         self._work = self.state.start(
-            lambda report: write(form, path, saliency, recipe, slide=slide, canvas=canvas), done=written, failed=self._fail
+            lambda report: write(format, path, saliency, recipe, slide=slide, canvas=canvas, report=report),
+            done=written,
+            failed=self._fail,
+            cancelled=cancelled,
+            progress=show,
         )
+
+    def _stop(self) -> None:
+        if self._work is not None:
+            self._work.cancel()
+            self.cancel.setEnabled(False)
+
+    def _set_writing(self, writing: bool) -> None:
+        self.save.setVisible(not writing)
+        self.cancel.setVisible(writing)
+        self.cancel.setEnabled(writing)
+        self.bar.setVisible(writing)
+        self.bar.setRange(0, 0)
+
+    def _describe(self, name: str = "format") -> None:
+        self.controls["format"].tooltip = FORMATS[self.controls.value.format].tip
 
     def copy_python(self) -> None:
         """Copy the Python script to the clipboard."""
@@ -221,12 +163,12 @@ class ExportSection(Section):
         record = self.state.map
         if record is None:
             return
-        form: Form = self.format.currentData()
-        saliency, ending = record.saliency, FORMATS[form].ending
+        format = self.controls.value.format
+        saliency, ending, title = record.saliency, FORMATS[format].ending, FORMATS[format].title
         name = f"{Path(saliency.prediction.slide_name).stem}-{saliency.target.name}-{record.recipe.method}{ending}".replace("/", "_")
-        chosen, _ = QFileDialog.getSaveFileName(self, FORMATS[form].title, name, f"{FORMATS[form].title} (*{ending})")
+        chosen, _ = QFileDialog.getSaveFileName(self, title, name, f"{title} (*{ending})")
         if chosen:
-            self.export(form, chosen if chosen.endswith(ending) else chosen + ending)
+            self.export(format, chosen if chosen.endswith(ending) else chosen + ending)
 
     def _about(self) -> None:
         record = self.state.map
@@ -257,7 +199,7 @@ class ExportSection(Section):
         self.message.show()
 
     def _fail(self, text: str) -> None:
-        self.save.setEnabled(True)
+        self._set_writing(False)
         self.message.hide()
         self.problem.setText(text)
         self.problem.show()

@@ -8,27 +8,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qtpy.QtGui import QShowEvent
-from qtpy.QtWidgets import (
-    QApplication,
-    QCheckBox,
-    QFileDialog,
-    QLabel,
-    QLineEdit,
-    QPushButton,
-    QWidget,
-)
+from qtpy.QtWidgets import QApplication, QFileDialog, QLabel, QPushButton, QWidget
 
-from streamview.errors import StreamviewError, TrainingError
+from streamview.errors import StreamviewError
 from streamview.finetuning.forecast import TrainingForecast
 from streamview.finetuning.split import CASES
 from streamview.progress import Report, Step
-from streamview_napari.panels.finetuning_controls import Controls
 from streamview_napari.panels.finetuning_curves import Curves
 from streamview_napari.panels.finetuning_result import Outcome
+from streamview_napari.panels.forms import Form
 from streamview_napari.panels.run_section import RunSection
-from streamview_napari.panels.section import labelled, quiet_label
+from streamview_napari.panels.section import quiet_label
 from streamview_napari.requests.finetuning import (
     FinetuningRequest,
+    TuningControls,
     command,
     describe_end,
     describe_forecast,
@@ -41,6 +34,7 @@ from streamview_napari.requests.finetuning import (
     needs_new_head,
     propose_folder,
     train,
+    values_of,
 )
 from streamview_napari.settings import settings
 from streamview_napari.tasks import yield_to_window
@@ -78,19 +72,14 @@ class FinetuningSection(RunSection[TrainingForecast]):
 
     def _build(self) -> None:
         self.subject = quiet_label()
-        self.controls = Controls()
-        self.folder = QLineEdit()
-        self.folder.setToolTip("Where the tuned network goes: a folder that opens like any other network.")
+        self.controls = Form(TuningControls, preset="head", folder=Path(), **values_of("head"))
+        self.folder, self.anew, self.anyway = (self.controls[name].native for name in ("folder", "restart", "force"))
         self.browse = QPushButton("Browse…")
         self.browse.setToolTip("Choose the folder.")
-        self.anew = QCheckBox("Begin anew")
-        self.anew.setToolTip("A training lies in this folder already; it is overwritten.")
         self.heads = quiet_label()
         self.obstacle = QLabel()
         self.obstacle.setWordWrap(True)
         self.obstacle.setStyleSheet("color: #e8a860;")
-        self.anyway = QCheckBox("Train anyway")
-        self.anyway.setToolTip("With so few patients the figures below say little of new ones.")
         self.copy = QPushButton("Copy as CLI")
         self.copy.setToolTip("Copy the command line that does the same; the labels must be saved.")
         self.curves = Curves()
@@ -101,8 +90,10 @@ class FinetuningSection(RunSection[TrainingForecast]):
 
     def _lay_out(self) -> None:
         self.column.addWidget(self.subject)
-        self.column.addWidget(self.controls)
-        self.column.addLayout(labelled("Folder", self.folder, self.browse))
+        for name in ("preset", "train"):
+            self.column.addLayout(self.controls.row(name))
+        self.column.addLayout(self.controls.grid("learning_rate", "weight_decay", "batch", "validation", "epochs", "patience"))
+        self.column.addLayout(self.controls.row("folder", beside=(self.browse,)))
         above: tuple[QWidget, ...] = (self.anew, self.heads, self.obstacle, self.anyway, self.forecast)
         for widget in above:
             self.column.addWidget(widget)
@@ -112,11 +103,8 @@ class FinetuningSection(RunSection[TrainingForecast]):
             self.column.addWidget(widget)
 
     def _connect(self) -> None:
-        self.controls.changed.connect(self.refresh)
-        self.folder.textChanged.connect(self.refresh)
+        self.controls.changed.connect(self._changed)
         self.browse.clicked.connect(self._browse)
-        for box in (self.anyway, self.anew):
-            box.toggled.connect(self.refresh)
         self.copy.clicked.connect(self.copy_command)
         events = self.state.events
         for event in (events.labels_changed, events.model_changed):
@@ -125,7 +113,7 @@ class FinetuningSection(RunSection[TrainingForecast]):
 
     def controls_of_run(self) -> tuple[QWidget, ...]:
         """All that describes the training."""
-        return (self.controls, self.folder, self.browse, self.anew, self.anyway)
+        return (*self.controls.natives, self.browse)
 
     def showEvent(self, event: QShowEvent) -> None:
         """Make the forecast when the section is opened; while it is closed none is made."""
@@ -133,6 +121,11 @@ class FinetuningSection(RunSection[TrainingForecast]):
         self.refresh()
 
     # ----------------------------------------------------------------------------------------------------------------------- the controls
+
+    def _changed(self, name: str) -> None:
+        if name == "preset":
+            self.controls.fill(**values_of(self.controls["preset"].value))
+        self.refresh()
 
     def _propose(self) -> None:
         """Offer a folder, unless the user has chosen one."""
@@ -142,7 +135,7 @@ class FinetuningSection(RunSection[TrainingForecast]):
             spec = Path(loaded.spec)
             name = spec.parent.name if spec.name in ("card.json", "config.json") else spec.stem
             self._proposed = str(propose_folder(self.state.table, Path(settings().panel.folder).expanduser(), name))
-            self.folder.setText(self._proposed)
+            self.controls.fill(folder=Path(self._proposed))
         self.refresh()
 
     def _browse(self) -> None:
@@ -155,25 +148,23 @@ class FinetuningSection(RunSection[TrainingForecast]):
 
         Raises
         ------
-        TrainingError
+        StreamviewError
             When a control holds what it cannot.
         """
         loaded, labels = self.state.loaded, self.state.labels
         if loaded is None or not labels:
             return None
-        if not self.folder.text().strip():
-            raise TrainingError("the tuned network has no folder: name one")
-        memory = self.state.compute.memory
+        controls, memory = self.controls.value, self.state.compute.memory
         return FinetuningRequest(
             loaded,
             labels,
-            self.controls.settings(),
-            Path(self.folder.text().strip()).expanduser(),
+            controls.settings(),
+            controls.folder,
             self.state.compute.device,
             None if memory is None else str(memory),
-            force=self.anyway.isVisibleTo(self) and self.anyway.isChecked(),
+            force=self.anyway.isVisibleTo(self) and controls.force,
             new_head=needs_new_head(labels, loaded.model.card),
-            restart=self.anew.isVisibleTo(self) and self.anew.isChecked(),
+            restart=self.anew.isVisibleTo(self) and controls.restart,
         )
 
     # ----------------------------------------------------------------------------------------------------------------------- the forecast
@@ -272,7 +263,7 @@ class FinetuningSection(RunSection[TrainingForecast]):
         if request is None or table is None:
             self.fail("The command line reads the labels from a file: save them first, in Labels above.")
             return
-        QApplication.clipboard().setText(command(request, table, self.controls.preset.currentData()))
+        QApplication.clipboard().setText(command(request, table, self.controls["preset"].value))
         self.problem.hide()
         self.message.setText("Copied.")
         self.message.show()

@@ -7,12 +7,11 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
-from qtpy.QtWidgets import QCheckBox, QComboBox, QFileDialog, QLabel, QLineEdit, QPushButton, QSizePolicy, QWidget
+from qtpy.QtWidgets import QFileDialog, QLabel, QPushButton, QWidget
 
 from streamview.errors import StreamviewError
-from streamview.inference.compute import Compute
 from streamview.progress import Report, Step
 from streamview_napari.canvas import layers
 from streamview_napari.canvas.camera import centre_of
@@ -20,13 +19,14 @@ from streamview_napari.canvas.display import ReadyMap, make_ready
 from streamview_napari.canvas.drawn_regions import Drawing
 from streamview_napari.canvas.live_layers import LiveLayers
 from streamview_napari.canvas.live_map import LiveMap
+from streamview_napari.panels.forms import Form
 from streamview_napari.panels.run_section import RunSection
-from streamview_napari.panels.section import Shortcut, labelled, quiet_label
+from streamview_napari.panels.section import Shortcut, quiet_label
 from streamview_napari.requests.answers import Answer, RunFacts
+from streamview_napari.requests.controls import RunControls
 from streamview_napari.requests.inference import (
     REGIONS,
     InferenceRequest,
-    RegionChoice,
     RunForecast,
     compute,
     describe_progress,
@@ -59,9 +59,9 @@ class InferenceSection(RunSection[RunForecast]):
         self.forecast.setToolTip("Timed on a sample of this region on this machine.")
         self.run.setToolTip("Compute the prediction, and its maps where they are wanted.")
         self.cancel.setToolTip("Stop after the present step; nothing half-computed is kept.")
-        self._build_model()
-        self._build_region()
+        self._build()
         self._lay_out()
+        self._untrained: set[str] = set()  # networks of which only random weights are known
         self._spec = ""  # what the network being loaded or loaded is called
         self._live: LiveMap | None = None
         self._live_slide: Slide | None = None  # that runs
@@ -72,11 +72,11 @@ class InferenceSection(RunSection[RunForecast]):
         self._slide_changed(state.slide_layer)
         state.start(lambda report: _surroundings(), done=self._known, failed=self.fail)
 
-    def _build_model(self) -> None:
-        self.model = QComboBox()
-        self.model.setToolTip("The network that answers. Those marked (random weights) come without trained ones.")
-        self.model.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Fixed)
-        self.model.addItem("Looking for networks…")
+    def _build(self) -> None:
+        stored = settings().panel
+        region = stored.region if stored.region in REGIONS else "2048"
+        self.controls = Form(RunControls, region=region, memory=str(self.state.compute.memory or ""), maps=bool(stored.maps))
+        self.model, self.region, self.device, self.precision, self.memory, self.maps = self.controls.natives
         self.model.setEnabled(False)
         self.browse = QPushButton("Browse…")
         self.browse.setToolTip("A network of your own: a card.json or config.json with its weights beside it, or an exported .pt2 file.")
@@ -85,39 +85,19 @@ class InferenceSection(RunSection[RunForecast]):
         self.streaming = quiet_label()
         self.streaming.setToolTip("How the network is divided so that memory does not depend on the region's size.")
         self.streaming.hide()
-
-    def _build_region(self) -> None:
-        stored = settings().panel
-        self.region = QComboBox()
-        self.region.setToolTip("Which part of the slide the network sees. Sizes in px are those of the network's grid.")
-        self.region.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Fixed)
-        for choice, text in REGIONS.items():
-            self.region.addItem(text, choice)
-        self.region.setCurrentIndex(max(0, self.region.findData(stored.region)))
         self.draw = QPushButton("Draw")
         self.draw.setToolTip("Drag a rectangle over the tissue; the selected or else the last one counts.")
-        self.device = QComboBox()
-        self.device.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Fixed)
-        self.device.setToolTip("Where it is computed; automatic takes a CUDA graphics card where there is one.")
-        self.device.addItem("automatic", "auto")
-        self.device.addItem("cpu", "cpu")
-        self.memory = QLineEdit(str(self.state.compute.memory or ""))
-        self.memory.setPlaceholderText("memory: auto")
-        self.memory.setFixedWidth(104)
-        self.memory.setToolTip("Bound on the memory of the program (CUDA: of the card), such as 2GB; empty: half of what is free.")
-        self.maps = QCheckBox("Map what the answer rests on")
-        self.maps.setToolTip("Without maps only the prediction is computed, in a third of the time or less.")
-        self.maps.setChecked(bool(stored.maps))
         self.extent = QLabel()
         self.extent.setWordWrap(True)
 
     def _lay_out(self) -> None:
-        self.column.addLayout(labelled("Model", self.model, self.browse))
+        self.column.addLayout(self.controls.row("model", beside=(self.browse,)))
         self.column.addWidget(self.card)
         self.column.addWidget(self.streaming)
-        self.column.addLayout(labelled("Region", self.region, self.draw))
-        self.column.addLayout(labelled("Device", self.device, self.memory))
-        below: tuple[QWidget, ...] = (self.maps, self.extent, self.forecast)
+        self.column.addLayout(self.controls.row("region", beside=(self.draw,)))
+        self.column.addLayout(self.controls.row("device", "precision"))
+        self.column.addLayout(self.controls.row("memory", "maps"))
+        below: tuple[QWidget, ...] = (self.extent, self.forecast)
         for widget in below:
             self.column.addWidget(widget)
         self.column.addLayout(self.buttons())
@@ -126,13 +106,9 @@ class InferenceSection(RunSection[RunForecast]):
             self.column.addWidget(widget)
 
     def _connect(self) -> None:
-        self.model.activated.connect(self._model_chosen)
+        self.controls.changed.connect(self._changed)
         self.browse.clicked.connect(self._browse)
-        self.region.currentIndexChanged.connect(self._region_chosen)
         self.draw.clicked.connect(self.start_drawing)
-        self.device.currentIndexChanged.connect(self._machine_chosen)
-        self.memory.editingFinished.connect(self._machine_chosen)
-        self.maps.toggled.connect(self._maps_toggled)
         events = self.state.events
         events.slide_changed.connect(self._slide_changed)
         events.explanation_wanted.connect(self.explain)
@@ -141,7 +117,7 @@ class InferenceSection(RunSection[RunForecast]):
 
     def controls_of_run(self) -> tuple[QWidget, ...]:
         """All that describes the run."""
-        return (self.model, self.browse, self.region, self.draw, self.device, self.memory, self.maps)
+        return (*self.controls.natives, self.browse, self.draw)
 
     def shortcuts(self) -> list[Shortcut]:
         """Run, cancel, draw."""
@@ -156,32 +132,47 @@ class InferenceSection(RunSection[RunForecast]):
         super().release()
         self._drawing.release()
 
+    def _changed(self, name: str) -> None:
+        if name == "model":
+            if self.model.currentData() != self._spec:
+                self._load()
+        elif name in ("region", "maps"):
+            setattr(settings().panel, name, self.controls[name].value)
+            if self.controls["region"].value == "drawn" and self._drawing.rectangle() is None:
+                self.start_drawing()
+            self.refresh()
+        elif self.model.isEnabled():  # until then the devices are not all known
+            if self.controls.valid:
+                self.state.compute_with(self.controls.value.compute)
+            else:
+                self.extent.setText("")
+                self.write_forecast("")
+            self.refresh()
+
     # ------------------------------------------------------------------------------------------------------------------------ the network
 
     def _known(self, choices: tuple[list[Entry], bool]) -> None:
         entries, cuda = choices
-        if cuda:
-            self.device.addItem("cuda", "cuda")
         stored = settings().panel
-        self.device.setCurrentIndex(max(0, self.device.findData(self.state.compute.device)))
-        self.model.clear()
-        for entry in entries:
-            self.model.addItem(entry.name, entry.spec)
-            self.model.setItemData(self.model.count() - 1, not entry.trained, _UNTRAINED)
-        if self.model.findData(stored.model) < 0 and Path(stored.model).exists():
-            self._add_file(stored.model)
+        self._untrained = {entry.spec for entry in entries if not entry.trained}
+        with self.controls.changed.blocked():
+            if cuda:
+                self.device.addItem("cuda", "cuda")
+            self.device.setCurrentIndex(max(0, self.device.findData(self.state.compute.device)))
+            self.controls["model"].choices = [(entry.name, entry.spec) for entry in entries]
+            if self.model.findData(stored.model) < 0 and Path(stored.model).exists():
+                self._add_file(stored.model)
+            self.model.setCurrentIndex(max(0, self.model.findData(stored.model)))
         self.model.setEnabled(True)
-        self._machine_chosen()
-        self.model.setCurrentIndex(max(0, self.model.findData(stored.model)))
+        self._changed("device")
         self._load()
 
     def _add_file(self, spec: str) -> int:
-        place = self.model.findData(spec)
+        place: int = self.model.findData(spec)
         if place < 0:
             path = Path(spec)
             self.model.addItem(path.parent.name if path.name in ("card.json", "config.json") else path.name, spec)
             place = self.model.count() - 1
-            self.model.setItemData(place, False, _UNTRAINED)
         return place
 
     def _browse(self) -> None:
@@ -192,13 +183,9 @@ class InferenceSection(RunSection[RunForecast]):
 
     def choose(self, spec: str) -> None:
         """Load the network of this name, folder or file."""
-        place = self.model.findData(spec)
-        self.model.setCurrentIndex(place if place >= 0 else self._add_file(spec))
+        with self.controls.changed.blocked():
+            self.model.setCurrentIndex(self._add_file(spec))
         self._load()
-
-    def _model_chosen(self) -> None:
-        if self.model.currentData() != self._spec:
-            self._load()
 
     def _load(self) -> None:
         spec = self._spec = str(self.model.currentData())
@@ -210,7 +197,7 @@ class InferenceSection(RunSection[RunForecast]):
         self.extent.setText("")
         self.forecast.setText("")
         self.refresh()
-        untrained = bool(self.model.currentData(_UNTRAINED))
+        untrained = spec in self._untrained
         self._loading = self.state.start(
             lambda report: load(spec, untrained=untrained), done=self._loaded, failed=partial(self._not_loaded, spec)
         )
@@ -235,12 +222,6 @@ class InferenceSection(RunSection[RunForecast]):
 
     # ------------------------------------------------------------------------------------------------------------------------- the region
 
-    def _region_chosen(self) -> None:
-        settings().panel.region = self.region.currentData()
-        if self.region.currentData() == "drawn" and self._drawing.rectangle() is None:
-            self.start_drawing()
-        self.refresh()
-
     def start_drawing(self) -> None:
         """Let the user drag a rectangle, on a layer made for it."""
         if self.state.slide_layer is None:
@@ -255,22 +236,14 @@ class InferenceSection(RunSection[RunForecast]):
         self.fill(layer is not None)
         self.refresh()
 
-    def _machine_chosen(self) -> None:
-        if self.model.isEnabled():  # until then the devices are not all known
-            self.state.compute_with(Compute(str(self.device.currentData()), self.memory.text().strip() or None))
-
-    def _maps_toggled(self, maps: bool) -> None:
-        settings().panel.maps = maps
-        self.refresh()
-
     def request(self, target: str | None = None, region: Region | None = None) -> InferenceRequest | None:
-        """Return the run that the controls describe; None without slide or network."""
-        if self.state.slide is None or self.state.loaded is None:
+        """Return the run that the controls describe; None without slide or network, or where a control holds what it cannot."""
+        if self.state.slide is None or self.state.loaded is None or not self.controls.valid:
             return None
         return InferenceRequest(
             self.state.loaded,
             self.state.slide,
-            cast(RegionChoice, self.region.currentData()),
+            self.controls["region"].value,
             centre_of(self.viewer),
             self._drawing.rectangle(),
             self.state.compute,
@@ -386,9 +359,6 @@ class InferenceSection(RunSection[RunForecast]):
         self.state.analyse("", None)
         super().run_ended()
         self.run.setEnabled(self.task.forecast is None or self.task.forecast.fits)
-
-
-_UNTRAINED = 0x0101  # Qt.ItemDataRole.UserRole + 1: whether the network has random weights
 
 
 def _surroundings() -> tuple[list[Entry], bool]:

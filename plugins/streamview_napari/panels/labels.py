@@ -12,8 +12,6 @@ from qtpy.QtWidgets import (
     QFileDialog,
     QHBoxLayout,
     QHeaderView,
-    QLabel,
-    QLineEdit,
     QPushButton,
     QTableWidget,
     QTableWidgetItem,
@@ -23,9 +21,10 @@ from streamview.errors import StreamviewError
 from streamview.labels.regions import Example, write_labels
 from streamview_napari.canvas.camera import fly_to
 from streamview_napari.canvas.labelled_regions import LabelledLayers
-from streamview_napari.panels.class_chooser import ClassChooser
-from streamview_napari.panels.section import ERROR_STYLE, Section, Shortcut, labelled, plain_table, quiet_label
+from streamview_napari.panels.forms import Form
+from streamview_napari.panels.section import Section, Shortcut, error_label, plain_table, quiet_label
 from streamview_napari.records import slide_on
+from streamview_napari.requests.controls import LabelControls
 from streamview_napari.requests.labels import (
     Mpp,
     class_names,
@@ -88,15 +87,11 @@ class LabelsSection(Section):
 
     def _build_chooser(self) -> None:
         """What the next rectangle will be."""
-        self.label = ClassChooser()
+        self.controls = Form(LabelControls)
+        self.label, self.patient = self.controls.natives
         self.draw = QPushButton("Draw")
         self.draw.setCheckable(True)
         self.draw.setToolTip("Drag rectangles over the tissue, one after the other; press again to end.")
-        self.patient = QLineEdit()
-        self.patient.setPlaceholderText("the slide's own")
-        self.patient.setToolTip(
-            "Whose tissue it is: one patient's regions never both train and validate. Unnamed: each slide is a patient."
-        )
         self.apply = QPushButton("Set")
         self.apply.setToolTip("Give the selected rows this class and patient.")
         for button in (self.draw, self.apply):
@@ -126,14 +121,11 @@ class LabelsSection(Section):
         self.forget.setToolTip("Delete the labels that were not saved.")
         self.unsaved = quiet_label("There are labels that were not saved.")
         self.message = quiet_label()
-        self.problem = QLabel()
-        self.problem.setWordWrap(True)
-        self.problem.setStyleSheet(ERROR_STYLE)
+        self.problem = error_label()
 
     def _connect(self) -> None:
-        self.label.chosen_changed.connect(self._prepare)
+        self.controls.changed.connect(lambda name: self._prepare())
         self.label.named.connect(self.add_class)
-        self.patient.textChanged.connect(lambda text: self._prepare())
         self.draw.clicked.connect(self.start_drawing)
         self.apply.clicked.connect(self._set)
         self.remove.clicked.connect(self._remove)
@@ -150,8 +142,8 @@ class LabelsSection(Section):
         self.state.events.example_wanted.connect(self.go_to)
 
     def _lay_out(self) -> None:
-        self.column.addLayout(labelled("Class", self.label, self.draw))
-        self.column.addLayout(labelled("Patient", self.patient, self.apply))
+        self.column.addLayout(self.controls.row("label", beside=(self.draw,)))
+        self.column.addLayout(self.controls.row("patient", beside=(self.apply,)))
         self.column.addWidget(self.table)
         self.column.addWidget(self.counts)
         row = QHBoxLayout()
@@ -196,7 +188,7 @@ class LabelsSection(Section):
         self.label.offer(self.names(), free=loaded is not None and loaded.model.card.task != "class", chosen=chosen)
 
     def _prepare(self) -> None:
-        self._layers.next(self.label.chosen, self.patient.text().strip())
+        self._layers.next(self.label.chosen, self.controls.value.patient)
         self.draw.setEnabled(bool(self.state.slide_path))
 
     # ------------------------------------------------------------------------------------------------------------------------- the regions
@@ -248,7 +240,7 @@ class LabelsSection(Section):
 
     def _set(self) -> None:
         rows = self._rows()
-        self.state.label(relabel(self.state.labels, rows, self.label.chosen, self.patient.text().strip()))
+        self.state.label(relabel(self.state.labels, rows, self.label.chosen, self.controls.value.patient))
         self._select(rows)
 
     def _remove(self) -> None:

@@ -21,6 +21,7 @@ __all__ = [
     "RUN_STYLE",
     "Section",
     "Shortcut",
+    "error_label",
     "labelled",
     "plain_table",
     "quiet_label",
@@ -139,6 +140,15 @@ def quiet_label(text: str = "") -> QLabel:
     label.setStyleSheet("color: #a0a4ab;")
     label.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
     label.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Minimum)
+    return label
+
+
+def error_label() -> QLabel:
+    """Return a label for what went wrong, hidden."""
+    label = QLabel()
+    label.setWordWrap(True)
+    label.setStyleSheet(ERROR_STYLE)
+    label.hide()
     return label
 
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from streamview.errors import TrainingError
-from streamview.finetuning.settings import PRESETS, Settings
+from streamview.finetuning.settings import PRESETS, Part, Settings
 from streamview.finetuning.split import scarcity
 from streamview.progress import Report, Step
+from streamview_napari.requests.controls import Count, Folder, Rate, Share, command_options
 
 if TYPE_CHECKING:
     from streamview.finetuning import FinetuneResult, History
@@ -22,10 +22,11 @@ if TYPE_CHECKING:
     from streamview_napari.requests.models import Loaded
 
 __all__ = [
-    "NUMBERS",
     "PARTS",
     "TITLES",
     "FinetuningRequest",
+    "Preset",
+    "TuningControls",
     "command",
     "describe_end",
     "describe_forecast",
@@ -36,30 +37,80 @@ __all__ = [
     "is_begun",
     "is_unfinished",
     "needs_new_head",
-    "parse_settings",
     "propose_folder",
     "train",
-    "write_settings",
+    "values_of",
 ]
 
-TITLES = {"head": "Head only", "careful": "Careful: the last stage", "all": "All layers"}
+Preset = Literal["head", "careful", "all"]
+
+TITLES: dict[Preset, str] = {"head": "Head only", "careful": "Careful: the last stage", "all": "All layers"}
 """The presets, for people."""
 
-PARTS = {"head": "Head", "last stage": "Last stage and head", "all": "All layers"}
+PARTS: dict[Part, str] = {"head": "Head", "last stage": "Last stage and head", "all": "All layers"}
 """What can be trained, for people."""
 
-NUMBERS = {
-    "learning_rate": "Learning rate",
-    "weight_decay": "Weight decay",
-    "batch": "Batch",
-    "validation": "Validation",
-    "epochs": "Epochs",
-    "patience": "Patience",
-}
-"""The numbers among the controls, for people."""
-
 _STATE = "training.safetensors"
-_FLAGS = {"class_weights": "--no-class-weights", "flips": "--no-flips"}
+
+
+@dataclass(frozen=True, slots=True)
+class TuningControls:
+    """How a network is tuned; the preset says all else.
+
+    Parameters
+    ----------
+    preset
+        A starting point for all that follows. The head alone takes seconds an epoch, and few regions.
+    train
+        Which weights change; statistics of BatchNorm never do.
+    learning_rate
+        How far each step goes; ten times less where the loss jumps about.
+    weight_decay
+        Pulls weights towards 0, against learning by heart.
+    batch
+        Regions whose gradients are summed for one step of the optimiser.
+    validation
+        Share of the patients that are not trained on and judge the network; 0: none. A split in the table counts first.
+    epochs
+        Passes over the training regions at most.
+    patience
+        Ends after so many epochs without a better validation loss; 0: never.
+    folder
+        Where the tuned network goes: a folder that opens like any other network.
+    restart
+        A training lies in this folder already; it is overwritten.
+    force
+        With so few patients the figures below say little of new ones.
+
+    Raises
+    ------
+    TrainingError
+        When a value is outside its range.
+    """
+
+    preset: Annotated[Preset, {"label": "Preset"}]
+    train: Annotated[Part, {"label": "Train"}]
+    learning_rate: Annotated[Rate, {"label": "Learning rate"}]
+    weight_decay: Annotated[Rate, {"label": "Weight decay"}]
+    batch: Annotated[Count, {"label": "Batch"}]
+    validation: Annotated[Share, {"label": "Validation"}]
+    epochs: Annotated[Count, {"label": "Epochs"}]
+    patience: Annotated[Count, {"label": "Patience"}]
+    folder: Annotated[Folder, {"label": "Folder"}]
+    restart: Annotated[bool, {"label": "Begin anew"}] = False
+    force: Annotated[bool, {"label": "Train anyway"}] = False
+
+    def __post_init__(self) -> None:
+        self.settings()  # which checks the values
+
+    def settings(self) -> Settings:
+        """The preset, with the user's values in place of its own."""
+        return replace(PRESETS[self.preset], **{name: getattr(self, name) for name in values_of(self.preset)})
+
+
+def values_of(preset: Preset) -> dict[str, Any]:
+    """Return what a preset says of the controls."""
+    return {field.name: getattr(PRESETS[preset], field.name) for field in fields(TuningControls) if hasattr(PRESETS[preset], field.name)}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -89,42 +140,6 @@ class FinetuningRequest:
     force: bool = False
     new_head: bool = False
     restart: bool = False
-
-
-def parse_settings(preset: str, train: str, texts: Mapping[str, str]) -> Settings:
-    """Return a preset with the user's values in place of its own.
-
-    Parameters
-    ----------
-    preset
-        Key of `PRESETS`.
-    train
-        Key of `PARTS`.
-    texts
-        Of `NUMBERS`, as they were written; the share of the patients in per cent.
-
-    Raises
-    ------
-    TrainingError
-        When a text is no number, or a value is outside its range.
-    """
-    values: dict[str, Any] = {"train": train}
-    for name, text in texts.items():
-        whole = name in ("batch", "epochs", "patience")
-        try:
-            values[name] = int(text) if whole else float(text.strip().removesuffix("%"))
-        except ValueError:
-            expected = "a whole number" if whole else "a number such as 25" if name == "validation" else "a number such as 1e-4"
-            raise TrainingError(f"{NUMBERS[name].lower()} {text!r}: expected {expected}") from None
-    if "validation" in values:
-        values["validation"] /= 100
-    return replace(PRESETS[preset], **values)
-
-
-def write_settings(settings: Settings) -> dict[str, str]:
-    """Inverse of `parse_settings` for its numbers."""
-    texts = {name: f"{getattr(settings, name):g}" for name in NUMBERS if name != "validation"}
-    return {name: texts.get(name) or f"{100 * settings.validation:g} %" for name in NUMBERS}
 
 
 def needs_new_head(labels: Sequence[Example], card: ModelCard) -> bool:
@@ -217,15 +232,7 @@ def command(tuning: FinetuningRequest, table: Path, preset: str) -> str:
     base, settings = Path(tuning.loaded.spec), tuning.settings
     spec = str(base.parent) if base.name in ("card.json", "config.json") else tuning.loaded.spec
     words = ["streamview", "finetune", "-i", str(table), "-m", spec, "-o", str(tuning.out), "--preset", preset]
-    for field in fields(Settings):
-        value = getattr(settings, field.name)
-        if value == getattr(PRESETS[preset], field.name):
-            continue
-        if field.name in _FLAGS:
-            words += [] if value else [_FLAGS[field.name]]
-        else:
-            word = repr(value) if isinstance(value, float) else str(value).replace(" ", "-")
-            words += [f"--{field.name.replace('_', '-')}", word]
+    words += [word.replace(" ", "-") for word in command_options(settings, PRESETS[preset])]
     options = {"--memory": tuning.memory, "--device": None if tuning.device == "auto" else tuning.device}
     for option, text in options.items():
         words += [] if text is None else [option, text]

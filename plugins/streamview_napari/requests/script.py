@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from streamview.errors import StreamviewError
+from streamview.inference.compute import Compute
 from streamview.results import RESEARCH_USE, Saliency
 from streamview.results.display import PRESETS, TITLES, Recipe
+from streamview_napari.requests.controls import command_options
 
 if TYPE_CHECKING:
     from streamview_napari.requests.answers import RunFacts
@@ -30,10 +32,8 @@ class Origin:
         Path of the slide.
     mpp
         Um per level-0 px that the user gave; None where the slide's own was taken.
-    device, memory
-        As for `streamview.saliency`.
-    tile
-        Rows and columns of a step, px of the network's grid; None where it is not known, and results may then differ in their last bits.
+    compute
+        Where and how; where its `tile` is not known, results may differ in their last bits.
     """
 
     model: str
@@ -42,9 +42,7 @@ class Origin:
     card: str | None = None
     untrained: bool = False
     mpp: float | None = None
-    device: str = "auto"
-    memory: str | None = None
-    tile: tuple[int, int] | None = None
+    compute: Compute = Compute()
 
 
 def find_origin(saliency: Saliency, run: RunFacts | None = None) -> Origin:
@@ -56,9 +54,7 @@ def find_origin(saliency: Saliency, run: RunFacts | None = None) -> Origin:
         When neither says so.
     """
     if run is not None and run.slide is not None:
-        used = run.compute
-        memory = None if used.memory is None else str(used.memory)
-        return Origin(run.model, run.slide, untrained=run.untrained, mpp=run.mpp, device=used.device, memory=memory, tile=used.tile)
+        return Origin(run.model, run.slide, untrained=run.untrained, mpp=run.mpp, compute=run.compute)
     if saliency.path is None:
         raise StreamviewError(f"{saliency.target}: is made of other maps; copy the script of each of them")
     folder = saliency.path.parents[2] if len(saliency.path.parents) > 2 else saliency.path.parent
@@ -92,9 +88,9 @@ def _in_job(folder: Path, saliency: Saliency) -> Origin | None:
                 card=_option(words, "--card"),
                 untrained="--untrained" in words,
                 mpp=None if mpp is None else float(mpp),
-                device=_option(words, "--device") or "auto",
-                memory=_option(words, "--memory"),
-                tile=None if tile is None else (tile[0], tile[1]),
+                compute=Compute(
+                    _option(words, "--device") or "auto", _option(words, "--memory"), None if tile is None else (tile[0], tile[1])
+                ),
             )
     return None
 
@@ -112,7 +108,6 @@ def _option(words: list[str], *names: str) -> str | None:
 
 def command(saliency: Saliency, origin: Origin, recipe: Recipe, job: str = "job") -> str:
     """Return the command line that computes a map again, into a job folder."""
-    region, precision = saliency.prediction.region, saliency.prediction.identity.precision
     display = next((preset for preset, other in PRESETS.items() if other.method == recipe.method), None)
     options: dict[str, Any] = {
         "-i": origin.slide,
@@ -121,17 +116,14 @@ def command(saliency: Saliency, origin: Origin, recipe: Recipe, job: str = "job"
         "--weights": origin.weights,
         "--card": origin.card,
         "--target": saliency.target.name,
-        "--region": str(region),
+        "--region": saliency.prediction.region,
         "--mpp": origin.mpp,
-        "--tile": None if origin.tile is None else f"{origin.tile[0]},{origin.tile[1]}",
-        "--memory": None if origin.tile is not None else origin.memory,
-        "--device": origin.device,
-        "--precision": None if precision == "float32" else precision,
         "--display": display,
     }
     words = ["streamview", "saliency"]
     for option, value in options.items():
         words += [] if value is None else [option, str(value)]
+    words += command_options(_compute(saliency, origin), Compute())
     return shlex.join([*words, *(["--untrained"] if origin.untrained else [])])
 
 
@@ -139,9 +131,6 @@ def python(saliency: Saliency, origin: Origin, recipe: Recipe) -> str:
     """Return the Python script that computes a map again, checks that it is the same, and draws it as it is shown."""
     prediction, region = saliency.prediction, saliency.prediction.region
     model = {"weights": origin.weights, "card": origin.card, "untrained": origin.untrained or None}
-    memory = None if origin.tile is not None else origin.memory
-    precision = prediction.identity.precision if prediction.identity.precision != "float32" else None
-    compute = {"device": origin.device, "memory": memory, "tile": origin.tile, "precision": precision}
     mpp_argument = "" if origin.mpp is None else f", mpp={origin.mpp!r}"
     return f"""\
 # {TITLES[recipe.method]}: {saliency.target.name} | {prediction.slide_name} | {prediction.answer_for(saliency.target)}
@@ -152,7 +141,7 @@ from streamview.export.png import render_png
 
 model = streamview.load_model({origin.model!r}{_keywords(model)})
 with streamview.open_slide({origin.slide!r}{mpp_argument}) as slide:
-    compute = streamview.Compute({_keywords(compute).removeprefix(", ")})
+    compute = streamview.{_compute(saliency, origin)!r}
     region = streamview.Region(y={region.y}, x={region.x}, height={region.height}, width={region.width})
     saliency = streamview.saliency(model, slide, region, {saliency.target.name!r}, out="map.ome.zarr", compute=compute)
     if saliency.prediction.identity.key != {prediction.identity.key!r}:
@@ -178,14 +167,21 @@ def about(saliency: Saliency, recipe: Recipe, origin: Origin | None, verified: s
         "Weights": f"sha256 {identity.weights_sha256}",
         "Precision": identity.precision,
         "Plan": "not known"
-        if origin is None or origin.tile is None
-        else f"steps of {origin.tile[1]} x {origin.tile[0]} px on {origin.device}",
+        if origin is None or origin.compute.tile is None
+        else f"steps of {origin.compute.tile[1]} x {origin.compute.tile[0]} px on {origin.compute.device}",
         "Exactness": verified or "not verified",
         "Identity": identity.key,
         "Stored": "in memory" if saliency.path is None else str(saliency.path),
     }
     lines = [f"{name}: {value}" for name, value in facts.items()]
     return "\n".join([*lines, *prediction.warnings, RESEARCH_USE])
+
+
+def _compute(saliency: Saliency, origin: Origin) -> Compute:
+    """What computes a map again: in its precision, and by its steps where they are known, whatever the memory."""
+    precision: Any = saliency.prediction.identity.precision
+    compute = replace(origin.compute, precision=precision)
+    return compute if compute.tile is None else replace(compute, memory=None)
 
 
 def _keywords(values: dict[str, Any]) -> str:
