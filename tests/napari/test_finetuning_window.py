@@ -88,7 +88,7 @@ class Panel:
             self.labels.draw.click()
             layer = self.viewer.layers.selection.active
             assert layer.mode == "add_rectangle"
-            layer.add_rectangles(corners(region, MPP))
+            layer.add_rectangles(corners(region, None))
             self.labels.draw.click()
             assert not self.labels.draw.isChecked()
 

@@ -75,7 +75,7 @@ class LabelsSection(Section):
         self._mpps: dict[str, Mpp] = {}
         self._own_file: Path | None = None  # where this window keeps what is not saved
         self._unsaved_file: Path | None = None
-        self._layers = LabelledLayers(viewer, state, names=self.names, drawing_changed=self.draw.setChecked)
+        self._layers = LabelledLayers(viewer, state, names=self.names, drawing_changed=self.draw.setChecked, told=self._say)
         self._connect()
         self._unsaved_file = find_unsaved(self._folder)
         for widget in (self.unsaved, self.restore, self.forget):
@@ -167,8 +167,11 @@ class LabelsSection(Section):
         self.column.addWidget(self.problem)
 
     def shortcuts(self) -> list[Shortcut]:
-        """Draw a labelled region."""
-        return [Shortcut("label", "Draw labelled regions, or end it", self.draw.click)]
+        """Draw labelled regions, undo."""
+        return [
+            Shortcut("label", "Draw labelled regions, or end it", self.draw.click),
+            Shortcut("undo", "Undo the last region or label drawn, moved, set or deleted", self.state.history.undo),
+        ]
 
     def release(self) -> None:
         """Follow the viewer no longer."""
@@ -248,12 +251,12 @@ class LabelsSection(Section):
 
     def _set(self) -> None:
         rows = self._rows()
-        self.state.label(relabel(self.state.labels, rows, self.label.chosen, self.patient.text().strip()))
+        self.state.change_labels(relabel(self.state.labels, rows, self.label.chosen, self.patient.text().strip()))
         self._select(rows)
 
     def _remove(self) -> None:
         gone = set(self._rows())
-        self.state.label(tuple(example for row, example in enumerate(self.state.labels) if row not in gone))
+        self.state.change_labels(tuple(example for row, example in enumerate(self.state.labels) if row not in gone))
 
     def _select(self, rows: list[int]) -> None:
         model, chosen = self.table.model(), self.table.selectionModel()
@@ -336,7 +339,7 @@ class LabelsSection(Section):
             self._mpps |= mpps
             self.message.hide()
             self.problem.hide()
-            self.state.label(join(self.state.labels, labels), path if alone else None)
+            self.state.change_labels(join(self.state.labels, labels), path if alone else None)
 
         self.state.start(lambda report: load(path, elsewhere), done=loaded, failed=self._fail)
 
@@ -373,7 +376,7 @@ class LabelsSection(Section):
         def loaded(result: tuple[tuple[Example, ...], dict[str, Mpp]]) -> None:
             labels, mpps = result
             self._mpps |= mpps
-            self.state.label(join(labels, self.state.labels))
+            self.state.change_labels(join(labels, self.state.labels))
             self._forget()
 
         self.state.start(lambda report: load(unsaved), done=loaded, failed=self._fail)
@@ -388,7 +391,7 @@ class LabelsSection(Section):
     def _say(self, text: str) -> None:
         self.problem.hide()
         self.message.setText(text)
-        self.message.show()
+        self.message.setVisible(bool(text))
 
     def _fail(self, text: str) -> None:
         self.message.hide()

@@ -80,8 +80,10 @@ def replace_drawn(labels: Sequence[Example], path: str, drawn: Sequence[Example]
     called = next((example.slide_id for example in labels if path_of(example) == path), "")
     if not called and any(example.name == Path(path).name and path_of(example) != path for example in labels):
         called = path  # another slide has its name, and they must not count as one patient's
-    remaining = [example for example in labels if example not in before]
-    return (*remaining[:first], *(replace(example, slide_id=called) for example in drawn), *remaining[first:])
+    gone = set(map(id, before))
+    remaining = [example for example in labels if id(example) not in gone]
+    named = (example if example.slide_id == called else replace(example, slide_id=called) for example in drawn)
+    return (*remaining[:first], *named, *remaining[first:])
 
 
 def join(labels: Sequence[Example], more: Sequence[Example]) -> tuple[Example, ...]:
