@@ -79,7 +79,7 @@ class LabelledLayers(RegionLayers):
         slide = self._state.slide_layer
         if slide is not None:
             known, mpp = _path(slide), _users_mpp(slide)
-            if mpp is not None and any(path_of(example) == known and example.mpp != mpp for example in self._state.labels):
+            if mpp is not None and any(example.mpp != mpp for example in self._state.labels if path_of(example) == known):
                 self._state.label(tuple(replace(e, mpp=mpp) if path_of(e) == known else e for e in self._state.labels))
             if self.find(slide) is None and of_slide(self._state.labels, known):
                 self.add()
@@ -108,12 +108,12 @@ class LabelledLayers(RegionLayers):
 
     def _fill(self, layer: Shapes, slide: Image) -> None:
         """Put a slide's labelled regions into its layer."""
-        examples = of_slide(self._state.labels, _path(slide))
+        examples, names = of_slide(self._state.labels, _path(slide)), self._names()
         self.put(layer, [example.region for example in examples if example.region is not None])
         with layer.events.features.blocker():
             layer.features = _table(examples)
             if examples:
-                layer.edge_color = [colour_of(example.label, self._names()) for example in examples]
+                layer.edge_color = [colour_of(example.label, names) for example in examples]
                 layer.face_color = "transparent"
         self._prepare(layer)
 

@@ -94,9 +94,11 @@ class RegionLayers:
 
     def put(self, layer: Shapes, regions: Sequence[Region]) -> None:
         """Put rectangles into a layer in place of those that are there, as no change of the user."""
+        shapes = np.array([corners(region, None) for region in regions])
         with layer.events.data.blocker(), layer.events.features.blocker():
             layer.selected_data = set()
-            layer.data = [corners(region, None) for region in regions]
+            if len(shapes) != len(layer.data) or not all(map(np.array_equal, shapes, layer.data)):  # to make them anew takes a ms each
+                layer.data = list(shapes)
         self.thicken(layer)
 
     def thicken(self, layer: Shapes) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import html
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -29,6 +30,7 @@ __all__ = [
     "load",
     "of_slide",
     "path_of",
+    "paths_of",
     "relabel",
     "replace_drawn",
 ]
@@ -65,23 +67,29 @@ class Row:
 
 def path_of(example: Example) -> str:
     """Return the one absolute path of an example's slide; empty where it is no file."""
-    return os.path.realpath(example.source) if isinstance(example.source, str | os.PathLike) else ""
+    return paths_of([example])[0]
+
+
+def paths_of(labels: Iterable[Example]) -> list[str]:
+    """Return the one absolute path of each example's slide, looked up once a slide; empty where it is no file."""
+    look_up = functools.cache(os.path.realpath)
+    return [str(look_up(example.source)) if isinstance(example.source, str | os.PathLike) else "" for example in labels]
 
 
 def of_slide(labels: Iterable[Example], path: str) -> tuple[Example, ...]:
     """Return the regions of a slide that can be drawn on it: those that are not the whole slide."""
-    return tuple(example for example in labels if example.region is not None and path_of(example) == path)
+    labels = tuple(labels)
+    return tuple(one for one, place in zip(labels, paths_of(labels), strict=True) if one.region is not None and place == path)
 
 
 def replace_drawn(labels: Sequence[Example], path: str, drawn: Sequence[Example]) -> tuple[Example, ...]:
     """Put what is now drawn on a slide in place of what was; the slide keeps its place among the others, and what tables call it."""
-    before = of_slide(labels, path)
-    first = next((place for place, example in enumerate(labels) if path_of(example) == path), len(labels))
-    called = next((example.slide_id for example in labels if path_of(example) == path), "")
-    if not called and any(example.name == Path(path).name and path_of(example) != path for example in labels):
+    paths = paths_of(labels)
+    first = paths.index(path) if path in paths else len(labels)
+    called = labels[first].slide_id if path in paths else ""
+    if not called and any(example.name == Path(path).name and place != path for example, place in zip(labels, paths, strict=True)):
         called = path  # another slide has its name, and they must not count as one patient's
-    gone = set(map(id, before))
-    remaining = [example for example in labels if id(example) not in gone]
+    remaining = [example for example, place in zip(labels, paths, strict=True) if place != path or example.region is None]
     named = (example if example.slide_id == called else replace(example, slide_id=called) for example in drawn)
     return (*remaining[:first], *named, *remaining[first:])
 
@@ -152,7 +160,7 @@ def describe_counts(labels: Sequence[Example], names: Sequence[str]) -> str:
 
 def list_rows(labels: Sequence[Example], mpps: Mapping[str, Mpp]) -> list[Row]:
     """Say of every labelled region what it is; `mpps` by the slide's path."""
-    return [_row(example, mpps.get(path_of(example))) for example in labels]
+    return [_row(example, mpps.get(path)) for example, path in zip(labels, paths_of(labels), strict=True)]
 
 
 def find_unsaved(folder: Path) -> Path | None:
