@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 from streamview_napari.canvas.region_layers import regions_on
 from streamview_napari.requests.history import History
 from streamview_napari.requests.regions import corners, describe_too_small, within
@@ -469,3 +470,47 @@ class TestManyRegions:
         hand.drag((y + 900, x + 900), (y + 1300, x + 1200))
         assert [old is new for old, new in zip(after, state.labels, strict=False)] == [True] * 2000
         assert len(state.labels) == 2001
+
+
+@pytest.mark.usefixtures("qapp")
+class TestTable:
+    pytestmark = REAL_WINDOW
+
+    def test_rows_are_told_apart_and_names_can_be_read(
+        self, window: Callable[[Any], Any], tmp_path: Path, qtbot: Any, screenshots: Path
+    ) -> None:
+        from qtpy.QtCore import Qt
+        from qtpy.QtWidgets import QScrollArea
+
+        slide = tmp_path / "camelyon17-20.svs"
+        write_synthetic_slide(slide, size=(768, 1024), mpp=MPP, seed=0)
+        opened = Window(window, [slide], qtbot)
+        labels = opened.labels
+        labels.unfold.emit()
+        opened.choose_class("lesion")
+        opened.press(labels.draw)
+        for x in (100, 400, 700):
+            drag_over(opened, Region(300, x, 200, 200))
+        opened.press(labels.draw)
+        opened.state.label(
+            tuple(replace(example, region=replace(example.region, height=200, width=200)) for example in opened.state.labels)
+        )
+        qtbot.wait(300)
+        table = labels.table
+        columns = [column for column in range(table.columnCount()) if not table.isColumnHidden(column)]
+        rows = [tuple(table.item(row, column).text() for column in columns) for row in range(3)]
+        assert len(set(rows)) == 3
+        titles = [table.horizontalHeaderItem(column).text() for column in columns]
+        assert titles == ["Slide", "Class", "x, y, mm", "Size, mm"], "no column of patients where none is named"
+        for column in columns:  # nothing is cut off, titles included
+            assert table.columnWidth(column) >= table.sizeHintForColumn(column), titles[columns.index(column)]
+            assert table.columnWidth(column) >= table.horizontalHeader().sectionSizeHint(column)
+        assert table.textElideMode() == Qt.TextElideMode.ElideMiddle
+        opened.state.label(tuple(replace(example, patient="p12") for example in opened.state.labels))
+        assert not table.isColumnHidden(2)
+        qtbot.wait(300)
+        opened.dock.findChild(QScrollArea).ensureWidgetVisible(labels)
+        qtbot.wait(100)
+        picture = screenshots / "napari-labels.png"
+        Image.fromarray(opened.viewer.screenshot(canvas_only=False, flash=False)).save(picture)
+        assert picture.stat().st_size > 100_000

@@ -87,7 +87,7 @@ def test_relabel_touches_the_chosen_rows_alone() -> None:
 def test_classes_counts_and_rows_in_words() -> None:
     card = load_card("demo")
     labels = (
-        Example("/s/a.svs", "lesion", Region(0, 0, 256, 512), "p1"),
+        Example("/s/a.svs", "lesion", Region(1000, 12_000, 256, 512), "p1"),
         Example("/s/b.svs", "lesion", Region(0, 0, 256, 256), "p1"),
         Example("/s/b.svs", "odd & new", None, split="train"),
     )
@@ -101,7 +101,8 @@ def test_classes_counts_and_rows_in_words() -> None:
     assert "odd &amp; new: 1 region, 1 patient" in counts
     first, second, third = list_rows(labels, {path_of(labels[0]): MPP, path_of(labels[1]): None})
     assert (first.slide, first.label, first.patient, first.size) == ("a", "lesion", "p1", "0.26 × 0.13")
-    assert second.size == "256 × 256"
+    assert (first.place, second.place, third.place) == ("6.00, 0.50", "0, 0 px", "")
+    assert second.size == "256 × 256 px"
     assert third.size == "whole"
     assert "Split: train" in third.tip
     document: dict[str, Any] = {

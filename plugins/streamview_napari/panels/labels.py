@@ -52,6 +52,8 @@ if TYPE_CHECKING:
 __all__ = ["LabelsSection"]
 
 _ROWS = 6  # of the table before it scrolls
+_SLIDE, _CLASS, _PATIENT, _PLACE, _SIZE = range(5)  # its columns
+_CLASS_WIDTH = 96  # px that a class may take there
 _BUTTON = 70  # px
 
 
@@ -104,12 +106,16 @@ class LabelsSection(Section):
 
     def _build_table(self) -> None:
         """What is labelled."""
-        self.table = plain_table(["Slide", "Class", "Patient", "mm"])
+        self.table = plain_table(["Slide", "Class", "Patient", "x, y, mm", "Size, mm"])
         self.table.setSelectionMode(QTableWidget.SelectionMode.ExtendedSelection)
         self.table.setToolTip("All labelled regions. Click one to go there; double-click to open its slide.")
         header = self.table.horizontalHeader()
         header.setDefaultAlignment(Qt.AlignmentFlag.AlignLeft | Qt.AlignmentFlag.AlignVCenter)
-        header.setSectionResizeMode(3, QHeaderView.ResizeMode.ResizeToContents)
+        header.setMinimumSectionSize(24)
+        header.setSectionResizeMode(QHeaderView.ResizeMode.ResizeToContents)
+        header.setSectionResizeMode(_SLIDE, QHeaderView.ResizeMode.Stretch)
+        header.setSectionResizeMode(_CLASS, QHeaderView.ResizeMode.Fixed)
+        self.table.setTextElideMode(Qt.TextElideMode.ElideMiddle)  # names of slides differ at their ends
         self.counts = quiet_label()
 
     def _build_buttons(self) -> None:
@@ -275,12 +281,14 @@ class LabelsSection(Section):
             self.table.clearSelection()
             self.table.setRowCount(len(labels))
             for row, (example, listed) in enumerate(zip(labels, list_rows(labels, self._mpps), strict=True)):
-                for column, text in enumerate((listed.slide, listed.label, listed.patient or "–", listed.size)):
+                for column, text in enumerate((listed.slide, listed.label, listed.patient or "–", listed.place, listed.size)):
                     item = QTableWidgetItem(text)
                     item.setToolTip(listed.tip)
-                    if column == 1:
+                    if column == _CLASS:
                         item.setData(Qt.ItemDataRole.DecorationRole, QColor(colour_of(example.label, names)))
                     self.table.setItem(row, column, item)
+        self.table.setColumnHidden(_PATIENT, not any(example.patient for example in labels))
+        self.table.horizontalHeader().resizeSection(_CLASS, min(self.table.sizeHintForColumn(_CLASS), _CLASS_WIDTH))
         self._selected()
         rows = min(max(len(labels), 1), _ROWS)
         self.table.setFixedHeight(self.table.horizontalHeader().sizeHint().height() + 24 * rows + 4)

@@ -15,6 +15,7 @@ from streamview.labels.regions import Example, count_labels, read_labels
 from streamview_napari.requests.regions import describe_size
 
 if TYPE_CHECKING:
+    from streamview.geometry import Region
     from streamview.networks.cards import ModelCard
 
 __all__ = [
@@ -52,8 +53,10 @@ class Row:
         Its name, without folder and suffix.
     label, patient
         As in the table that is kept.
+    place
+        Of its upper left corner, x and y in mm, or in px where the mpp is not known; empty for a whole slide.
     size
-        Width and height in mm, or in px where the mpp is not known.
+        Width and height, likewise.
     tip
         All of it, for who points there.
     """
@@ -61,6 +64,7 @@ class Row:
     slide: str
     label: str
     patient: str
+    place: str
     size: str
     tip: str
 
@@ -185,5 +189,12 @@ def _row(example: Example, mpp: Mpp) -> Row:
     patient = example.patient or "not named: counted as the slide's own"
     split = f"\nSplit: {example.split}" if example.split else ""
     tip = f"{example.name}: {example.label}\nPatient: {patient}\n{place}{split}"
-    short = size.rpartition(" · ")[2].removesuffix(" mm").removesuffix(" px")
-    return Row(Path(example.name).stem, example.label, example.patient, short, tip)
+    short = size.rpartition(" · ")[2].removesuffix(" mm")
+    return Row(Path(example.name).stem, example.label, example.patient, _corner(example.region, mpp), short, tip)
+
+
+def _corner(region: Region | None, mpp: Mpp) -> str:
+    """Where the upper left corner of a region is, x first."""
+    if region is None:
+        return ""
+    return f"{region.x}, {region.y} px" if mpp is None else f"{region.x * mpp[1] / 1000:.2f}, {region.y * mpp[0] / 1000:.2f}"
