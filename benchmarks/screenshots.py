@@ -69,7 +69,7 @@ def take(path: Path, region: Any, folder: Path) -> None:
 
     wait(lambda: dock.state.loaded is not None)
     panel.start_drawing()
-    viewer.layers["Regions"].add_rectangles(corners(region, mpp))
+    viewer.layers["Regions"].add_rectangles(corners(region, None))
     fly_to(viewer, region, mpp)
     wait(panel.run.isEnabled)
 

@@ -103,7 +103,7 @@ def _measure(place: Path, runs: int, delay: float) -> None:
             wait(lambda: inference.task.forecast is not None)
             _when_ended(inference, ends)
             _click(inference.run)
-            wait(lambda known=len(panel.state.answers): len(panel.state.answers) > known)  # type: ignore[misc]
+            wait(lambda: len(panel.state.answers) == number + 1)  # noqa: B023
             pause(1500)
             ends.append(time.thread_time())
         print(f"{'  its end':46} {'':22}   processor {1000 * (ends[-1] - ends[0]):6.0f} ms", flush=True)

@@ -22,6 +22,7 @@ from streamview.inference.compute import Compute
 from streamview.progress import Report, Step
 from streamview_napari.records import MapLayer, SlideLayer, expect_map, map_on, note, slide_on
 from streamview_napari.requests.answers import Answer
+from streamview_napari.requests.history import History
 from streamview_napari.requests.warmup import warm_up
 from streamview_napari.settings import settings
 from streamview_napari.tasks import Courier, Work
@@ -83,6 +84,8 @@ class State:
         self._compute: Compute | None = None
         self.labels: tuple[Example, ...] = ()
         self.table: Path | None = None
+        self.history = History()
+        """What the user can undo."""
         self._slide: Image | None = None
         self._map: Image | None = None
         self._sources: set[str] = set()  # identities of the slides that were worked on
@@ -197,6 +200,12 @@ class State:
         """Work with these labelled regions, of any slides; `table` is the file that holds exactly them, None while they are not saved."""
         self.labels, self.table = labels, table
         self.events.labels_changed.emit(labels)
+
+    def change_labels(self, labels: tuple[Example, ...], table: Path | None = None) -> None:
+        """As `label`, for a change that the user can undo; what is undone is in no file."""
+        before = self.labels
+        self.history.add(lambda: self.label(before))
+        self.label(labels, table)
 
     def answer(self, answer: Answer, ready: object = None) -> None:
         """Count an answer, once, and work on it if it is for the slide worked on."""

@@ -145,7 +145,7 @@ def test_what_was_analysed_is_outlined_also_where_the_map_is_empty(opened: tuple
 
 
 def test_an_answer_of_another_network_is_marked(opened: tuple[Any, Any], computed: dict[str, Path], qtbot: Any) -> None:
-    viewer, dock = opened
+    _, dock = opened
     answer(dock, computed["a.ome.zarr"])
     result = next(section for section in dock.sections if section.title == "Result")
     usual = result.table.item(0, 0).foreground().color()

@@ -92,7 +92,7 @@ def draw(viewer: Any, dock: Any, region: Region, qtbot: Any) -> Any:
     layer = viewer.layers["Regions"]
     assert viewer.layers.selection.active is layer
     assert layer.mode == "add_rectangle"
-    layer.add_rectangles(corners(region, (MPP, MPP)))
+    layer.add_rectangles(corners(region, None))
     assert layer.mode == "select"
     qtbot.waitUntil(lambda: panel.task.forecast is not None, timeout=LIMIT)
     assert panel.task.forecast.region == region

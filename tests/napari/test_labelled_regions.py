@@ -15,9 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from napari.components import ViewerModel
 from napari.layers import Layer
-from streamview_napari.canvas.drawn_regions import regions_on
 from streamview_napari.canvas.labelled_regions import LabelledLayers
 from streamview_napari.canvas.layers import slide_layer
+from streamview_napari.canvas.region_layers import regions_on
 from streamview_napari.panels.slide import measure
 from streamview_napari.requests.labels import (
     class_names,
@@ -87,7 +87,7 @@ def test_relabel_touches_the_chosen_rows_alone() -> None:
 def test_classes_counts_and_rows_in_words() -> None:
     card = load_card("demo")
     labels = (
-        Example("/s/a.svs", "lesion", Region(0, 0, 256, 512), "p1"),
+        Example("/s/a.svs", "lesion", Region(1000, 12_000, 256, 512), "p1"),
         Example("/s/b.svs", "lesion", Region(0, 0, 256, 256), "p1"),
         Example("/s/b.svs", "odd & new", None, split="train"),
     )
@@ -101,7 +101,8 @@ def test_classes_counts_and_rows_in_words() -> None:
     assert "odd &amp; new: 1 region, 1 patient" in counts
     first, second, third = list_rows(labels, {path_of(labels[0]): MPP, path_of(labels[1]): None})
     assert (first.slide, first.label, first.patient, first.size) == ("a", "lesion", "p1", "0.26 × 0.13")
-    assert second.size == "256 × 256"
+    assert (first.place, second.place, third.place) == ("6.00, 0.50", "0, 0 px", "")
+    assert second.size == "256 × 256 px"
     assert third.size == "whole"
     assert "Split: train" in third.tip
     document: dict[str, Any] = {
@@ -136,7 +137,7 @@ def opened(tmp_path: Path) -> Iterator[tuple[ViewerModel, State, LabelledLayers,
         write_synthetic_slide(path, size=(256, 320), mpp=0.5, seed=seed)
         viewer.add_layer(Layer.create(*slide_layer(open_slide(path), path=path)))
     state = State(viewer)
-    layers = LabelledLayers(viewer, state, names=lambda: ("normal", "lesion"), drawing_changed=lambda drawing: None)
+    layers = LabelledLayers(viewer, state, names=lambda: ("normal", "lesion"), drawing_changed=lambda drawing: None, told=lambda word: None)
     state.events.labels_changed.connect(lambda labels: layers.show())
     state.events.slide_changed.connect(lambda layer: layers.show())
     state.select_slide(viewer.layers["a.svs"])
@@ -157,9 +158,9 @@ def test_drawing_moving_and_removing_rectangles_changes_the_labels(opened: Any) 
     layer = shapes(viewer, "a.svs")
     assert (layer.mode, viewer.layers.selection.active) == ("add_rectangle", layer)
     region, other = Region(10, 20, 64, 96), Region(100, 100, 32, 32)
-    layer.add_rectangles(corners(region, MPP))
+    layer.add_rectangles(corners(region, None))
     layers.next("normal", "")
-    layer.add_rectangles(corners(other, MPP))
+    layer.add_rectangles(corners(other, None))
     assert [(e.source, e.label, e.patient, e.region) for e in state.labels] == [(a, "lesion", "p7", region), (a, "normal", "", other)]
     assert list(layer.features["label"]) == ["lesion", "normal"]
     colours = [tuple(colour) for colour in layer.edge_color]
@@ -170,7 +171,7 @@ def test_drawing_moving_and_removing_rectangles_changes_the_labels(opened: Any) 
     # another slide has a layer of its own, and only that of the slide worked on is seen
     state.select_slide(viewer.layers["b.svs"])
     layers.draw(True)
-    shapes(viewer, "b.svs").add_rectangles(corners(region, MPP))
+    shapes(viewer, "b.svs").add_rectangles(corners(region, None))
     assert [path_of(example) for example in state.labels] == [a, a, b]
     assert [shapes(viewer, name).visible for name in ("a.svs", "b.svs")] == [False, True]
     state.select_slide(viewer.layers["a.svs"])
@@ -178,13 +179,13 @@ def test_drawing_moving_and_removing_rectangles_changes_the_labels(opened: Any) 
 
     # moved by the user
     moved = Region(30, 40, 64, 96)
-    layer.data = [corners(moved, MPP), layer.data[1]]
+    layer.data = [corners(moved, None), layer.data[1]]
     assert [example.region for example in of_slide(state.labels, a)] == [moved, other]
     assert [example.label for example in of_slide(state.labels, a)] == ["lesion", "normal"]
     # beside the slide it is no region
-    layer.data = [corners(moved, MPP) - 1000, layer.data[1]]
+    layer.data = [corners(moved, None) - 1000, layer.data[1]]
     assert [example.region for example in of_slide(state.labels, a)] == [other]
-    layer.data = [corners(moved, MPP), layer.data[1]]
+    layer.data = [corners(moved, None), layer.data[1]]
     # written into napari's own table of features
     layer.features = layer.features.assign(label=["normal", "normal"])
     assert {example.label for example in of_slide(state.labels, a)} == {"normal"}
@@ -203,7 +204,7 @@ def test_labels_changed_elsewhere_are_shown(opened: Any) -> None:
     assert len(layer.data) == 1, "a whole slide is no rectangle"
     state.select_slide(viewer.layers["b.svs"])
     layers.draw(True)
-    shapes(viewer, "b.svs").add_rectangles(corners(Region(0, 0, 32, 32), MPP))
+    shapes(viewer, "b.svs").add_rectangles(corners(Region(0, 0, 32, 32), None))
     assert [(e.label, e.patient, e.split) for e in of_slide(state.labels, b)] == [("lesion", "p", "train"), ("", "", "")]
     state.label(relabel(state.labels, range(len(state.labels)), "normal", "q"))
     assert set(shapes(viewer, "b.svs").features["patient"]) == {"q"}
@@ -215,7 +216,7 @@ def test_closing_a_slide_keeps_its_labels(opened: Any) -> None:
     viewer, state, layers, (a, _) = opened
     layers.draw(True)
     layers.next("lesion", "")
-    shapes(viewer, "a.svs").add_rectangles(corners(Region(0, 0, 32, 32), MPP))
+    shapes(viewer, "a.svs").add_rectangles(corners(Region(0, 0, 32, 32), None))
     viewer.layers.remove(viewer.layers["a.svs"])
     assert [path_of(example) for example in state.labels] == [a]
     assert [layer.name for layer in viewer.layers] == ["b.svs"]
@@ -234,7 +235,7 @@ def test_a_slide_that_gets_its_mpp_later_keeps_what_was_drawn_and_says_it_was_gi
     viewer = ViewerModel()
     layer = viewer.add_layer(Layer.create(*slide_layer(open_slide(path), path=path)))
     state = State(viewer)
-    layers = LabelledLayers(viewer, state, names=lambda: ("a",), drawing_changed=lambda drawing: None)
+    layers = LabelledLayers(viewer, state, names=lambda: ("a",), drawing_changed=lambda drawing: None, told=lambda word: None)
     state.events.slide_changed.connect(lambda found: layers.show())
     layers.next("a", "")
     layers.draw(True)

@@ -1,4 +1,4 @@
-"""The rectangles of a slide: drawn by the user, or shown because they are computed."""
+"""The rectangles that the user draws to run a network on."""
 
 from __future__ import annotations
 
@@ -8,113 +8,83 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from streamview_napari.records import RegionsLayer, record_of
-from streamview_napari.requests.regions import corners
+from streamview.errors import RegionError
+from streamview_napari.canvas.region_layers import RegionLayers, source_of
+from streamview_napari.requests.regions import within
 
 if TYPE_CHECKING:
     from napari.components import ViewerModel
-    from napari.layers import Shapes
+    from napari.layers import Image, Shapes
 
     from streamview.geometry import Region
     from streamview_napari.state import State
 
-__all__ = ["Drawing", "regions_on", "thicken"]
+__all__ = ["Drawing"]
 
 _BLUE = "#4c8bf5"
 
 
-class Drawing:
-    """The layer of regions of the slide that is worked on; made when it is first needed, its outlines three screen px wide.
+class Drawing(RegionLayers):
+    """The regions drawn on slides.
 
     Parameters
     ----------
-    viewer, state
-        Of the window.
+    viewer, state, told
+        As for `RegionLayers`.
     changed
         Called whenever a rectangle was added, moved or removed by the user.
     """
 
-    def __init__(self, viewer: ViewerModel, state: State, *, changed: Callable[[], None]) -> None:
-        self._viewer, self._state, self._changed = viewer, state, changed
-        viewer.scene.camera.events.zoom.connect(self._zoomed)
+    name, labelled = "Regions", False
 
-    def release(self) -> None:
-        """Follow the zoom no longer."""
-        self._viewer.scene.camera.events.zoom.disconnect(self._zoomed)
-
-    def start(self) -> None:
-        """Let the user drag a rectangle."""
-        layer = self._find() or self._add()
-        self._viewer.layers.selection.active = layer
-        layer.mode = "add_rectangle"
+    def __init__(self, viewer: ViewerModel, state: State, *, changed: Callable[[], None], told: Callable[[str], None]) -> None:
+        super().__init__(viewer, state, told=told)
+        self._drawn: dict[Shapes, tuple[Region, ...]] = {}
+        self._told_of_change = changed
 
     def rectangle(self) -> NDArray[np.float64] | None:
         """Corners of the selected rectangle, else of the last, in the world; None where there is none."""
-        layer = self._find()
+        layer = self.find()
         if layer is None or not len(layer.data):
             return None
         chosen = max(layer.selected_data) if layer.selected_data else len(layer.data) - 1
         return np.array([layer.data_to_world(corner) for corner in layer.data[chosen]])
 
-    def outline(self, region: Region) -> None:
-        """Show a region that is computed, unless it was drawn."""
-        slide = self._state.slide
-        layer = self._find() or self._add()
-        rectangle = np.array([layer.world_to_data(corner) for corner in corners(region, None if slide is None else slide.mpp)])
-        if not any(np.abs(np.asarray(shape)[:, -2:] - rectangle).max() < 1e-6 for shape in layer.data if len(shape) == len(rectangle)):
-            with layer.events.data.blocker():
-                layer.add_rectangles(rectangle, edge_color=_BLUE, face_color="transparent")
-            thicken(layer, self._viewer)
-
-    def _find(self) -> Shapes | None:
-        slide = self._state.slide_layer
-        return next((layer for layer, record in regions_on(self._viewer, labelled=False) if record.slide is slide), None)
-
-    def _add(self) -> Shapes:
-        from napari.layers import Shapes
-
-        slide = self._state.slide_layer
-        assert slide is not None
-        layer = Shapes(
-            name="Regions",
-            ndim=2,
-            edge_color=_BLUE,
-            face_color="transparent",
-            edge_width=1,
-            units=slide.units,
-            axis_labels=slide.axis_labels,
-            metadata={"streamview": RegionsLayer(slide, labelled=False)},
-        )
+    def add(self, **options: Any) -> Shapes:
+        """Make the layer of the slide worked on."""
+        layer = super().add(edge_color=_BLUE, **options)
         layer.current_edge_color, layer.current_face_color = _BLUE, "transparent"
-        self._viewer.add_layer(layer)
-        layer.events.data.connect(lambda event: self._drawn(layer, event))
-        thicken(layer, self._viewer)
+        self._drawn[layer] = ()
+        self.thicken(layer)
         return layer
 
-    def _drawn(self, layer: Shapes, event: Any) -> None:
-        action = str(getattr(event.action, "value", event.action))
-        if action not in ("added", "changed", "removed"):
-            return
-        if layer.mode == "add_rectangle" and action == "added":
-            layer.mode = "select"
-            if self._state.slide_layer is not None:
-                self._viewer.layers.selection.active = self._state.slide_layer
-        self._changed()
+    def changed(self, layer: Shapes, slide: Image) -> None:
+        """Keep what is drawn now, and what was, to be undone; one rectangle ends the drawing."""
+        before, self._drawn[layer] = self._drawn[layer], _regions(layer, source_of(slide).shape)
+        if self._drawn[layer] != before:
+            self._state.history.add(lambda: self._restore(layer, before), layer)
+        if layer.mode == "add_rectangle" and len(self._drawn[layer]) > len(before):
+            self.draw(False)
+        self._told_of_change()
 
-    def _zoomed(self, event: Any = None) -> None:
-        for layer, _ in regions_on(self._viewer, labelled=False):
-            thicken(layer, self._viewer)
+    def removed(self, layer: Shapes) -> None:
+        """Forget what was drawn there."""
+        self._drawn.pop(layer, None)
+        self._state.history.forget(layer)
+        self._told_of_change()
+
+    def _restore(self, layer: Shapes, regions: tuple[Region, ...]) -> None:
+        self._drawn[layer] = regions
+        self.put(layer, regions)
+        self._told_of_change()
 
 
-def regions_on(viewer: ViewerModel, *, labelled: bool) -> list[tuple[Shapes, RegionsLayer]]:
-    """Return the layers of rectangles, with or without classes, and their records."""
-    records = [(layer, record_of(layer)) for layer in viewer.layers]
-    return [(layer, record) for layer, record in records if isinstance(record, RegionsLayer) and record.labelled == labelled]
-
-
-def thicken(layer: Shapes, viewer: ViewerModel) -> None:
-    """Let the outlines of a layer be three screen px wide at the present zoom."""
-    width = 3 / max(float(viewer.scene.camera.zoom), 1e-9) / float(layer.scale[0])
-    layer.current_edge_width = width
-    if len(layer.data):
-        layer.edge_width = [width] * len(layer.data)
+def _regions(layer: Shapes, shape: tuple[int, int]) -> tuple[Region, ...]:
+    """What is drawn, in level-0 px; not what lies beside the slide."""
+    regions = []
+    for vertices in layer.data:
+        try:
+            regions.append(within(vertices, shape, None))
+        except RegionError:  # it is none until it is moved onto the slide
+            continue
+    return tuple(regions)

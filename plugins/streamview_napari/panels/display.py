@@ -11,7 +11,7 @@ from qtpy.QtGui import QIcon, QImage, QPixmap
 from qtpy.QtWidgets import QButtonGroup, QComboBox, QHBoxLayout, QLabel, QPushButton, QSizePolicy
 
 from streamview.errors import StreamviewError
-from streamview.results import difference
+from streamview.results import Method, difference
 from streamview.results.display import PALETTES, PRESETS, TITLES, Recipe, colours
 from streamview_napari.canvas.captions import badge, value_under
 from streamview_napari.canvas.display import Canvas, find_glass, recipe_of

@@ -67,7 +67,7 @@ class InferenceSection(RunSection[RunForecast]):
         self._live_slide: Slide | None = None  # that runs
         self._live_layers = LiveLayers(viewer)
         self._numbers = itertools.count(1)
-        self._drawing = Drawing(viewer, state, changed=self.refresh)
+        self._drawing = Drawing(viewer, state, changed=self.refresh, told=self.extent.setText)
         self._connect()
         self._slide_changed(state.slide_layer)
         state.start(lambda report: _surroundings(), done=self._known, failed=self.fail)
@@ -226,7 +226,7 @@ class InferenceSection(RunSection[RunForecast]):
         """Let the user drag a rectangle, on a layer made for it."""
         if self.state.slide_layer is None:
             return
-        self._drawing.start()
+        self._drawing.draw(True)
         self.region.setCurrentIndex(self.region.findData("drawn"))
         self.refresh()
 

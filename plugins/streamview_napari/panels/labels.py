@@ -51,6 +51,8 @@ if TYPE_CHECKING:
 __all__ = ["LabelsSection"]
 
 _ROWS = 6  # of the table before it scrolls
+_SLIDE, _CLASS, _PATIENT, _PLACE, _SIZE = range(5)  # its columns
+_CLASS_WIDTH = 96  # px that a class may take there
 _BUTTON = 70  # px
 
 
@@ -74,7 +76,7 @@ class LabelsSection(Section):
         self._mpps: dict[str, Mpp] = {}
         self._own_file: Path | None = None  # where this window keeps what is not saved
         self._unsaved_file: Path | None = None
-        self._layers = LabelledLayers(viewer, state, names=self.names, drawing_changed=self.draw.setChecked)
+        self._layers = LabelledLayers(viewer, state, names=self.names, drawing_changed=self.draw.setChecked, told=self._say)
         self._connect()
         self._unsaved_file = find_unsaved(self._folder)
         for widget in (self.unsaved, self.restore, self.forget):
@@ -99,12 +101,16 @@ class LabelsSection(Section):
 
     def _build_table(self) -> None:
         """What is labelled."""
-        self.table = plain_table(["Slide", "Class", "Patient", "mm"])
+        self.table = plain_table(["Slide", "Class", "Patient", "x, y, mm", "Size, mm"])
         self.table.setSelectionMode(QTableWidget.SelectionMode.ExtendedSelection)
         self.table.setToolTip("All labelled regions. Click one to go there; double-click to open its slide.")
         header = self.table.horizontalHeader()
         header.setDefaultAlignment(Qt.AlignmentFlag.AlignLeft | Qt.AlignmentFlag.AlignVCenter)
-        header.setSectionResizeMode(3, QHeaderView.ResizeMode.ResizeToContents)
+        header.setMinimumSectionSize(24)
+        header.setSectionResizeMode(QHeaderView.ResizeMode.ResizeToContents)
+        header.setSectionResizeMode(_SLIDE, QHeaderView.ResizeMode.Stretch)
+        header.setSectionResizeMode(_CLASS, QHeaderView.ResizeMode.Fixed)
+        self.table.setTextElideMode(Qt.TextElideMode.ElideMiddle)  # names of slides differ at their ends
         self.counts = quiet_label()
 
     def _build_buttons(self) -> None:
@@ -159,8 +165,11 @@ class LabelsSection(Section):
         self.column.addWidget(self.problem)
 
     def shortcuts(self) -> list[Shortcut]:
-        """Draw a labelled region."""
-        return [Shortcut("label", "Draw labelled regions, or end it", self.draw.click)]
+        """Draw labelled regions, undo."""
+        return [
+            Shortcut("label", "Draw labelled regions, or end it", self.draw.click),
+            Shortcut("undo", "Undo the last region or label drawn, moved, set or deleted", self.state.history.undo),
+        ]
 
     def release(self) -> None:
         """Follow the viewer no longer."""
@@ -240,12 +249,12 @@ class LabelsSection(Section):
 
     def _set(self) -> None:
         rows = self._rows()
-        self.state.label(relabel(self.state.labels, rows, self.label.chosen, self.controls.value.patient))
+        self.state.change_labels(relabel(self.state.labels, rows, self.label.chosen, self.controls.value.patient))
         self._select(rows)
 
     def _remove(self) -> None:
         gone = set(self._rows())
-        self.state.label(tuple(example for row, example in enumerate(self.state.labels) if row not in gone))
+        self.state.change_labels(tuple(example for row, example in enumerate(self.state.labels) if row not in gone))
 
     def _select(self, rows: list[int]) -> None:
         model, chosen = self.table.model(), self.table.selectionModel()
@@ -264,12 +273,14 @@ class LabelsSection(Section):
             self.table.clearSelection()
             self.table.setRowCount(len(labels))
             for row, (example, listed) in enumerate(zip(labels, list_rows(labels, self._mpps), strict=True)):
-                for column, text in enumerate((listed.slide, listed.label, listed.patient or "–", listed.size)):
+                for column, text in enumerate((listed.slide, listed.label, listed.patient or "–", listed.place, listed.size)):
                     item = QTableWidgetItem(text)
                     item.setToolTip(listed.tip)
-                    if column == 1:
+                    if column == _CLASS:
                         item.setData(Qt.ItemDataRole.DecorationRole, QColor(colour_of(example.label, names)))
                     self.table.setItem(row, column, item)
+        self.table.setColumnHidden(_PATIENT, not any(example.patient for example in labels))
+        self.table.horizontalHeader().resizeSection(_CLASS, min(self.table.sizeHintForColumn(_CLASS), _CLASS_WIDTH))
         self._selected()
         rows = min(max(len(labels), 1), _ROWS)
         self.table.setFixedHeight(self.table.horizontalHeader().sizeHint().height() + 24 * rows + 4)
@@ -328,7 +339,7 @@ class LabelsSection(Section):
             self._mpps |= mpps
             self.message.hide()
             self.problem.hide()
-            self.state.label(join(self.state.labels, labels), path if alone else None)
+            self.state.change_labels(join(self.state.labels, labels), path if alone else None)
 
         self.state.start(lambda report: load(path, elsewhere), done=loaded, failed=self._fail)
 
@@ -365,7 +376,7 @@ class LabelsSection(Section):
         def loaded(result: tuple[tuple[Example, ...], dict[str, Mpp]]) -> None:
             labels, mpps = result
             self._mpps |= mpps
-            self.state.label(join(labels, self.state.labels))
+            self.state.change_labels(join(labels, self.state.labels))
             self._forget()
 
         self.state.start(lambda report: load(unsaved), done=loaded, failed=self._fail)
@@ -380,7 +391,7 @@ class LabelsSection(Section):
     def _say(self, text: str) -> None:
         self.problem.hide()
         self.message.setText(text)
-        self.message.show()
+        self.message.setVisible(bool(text))
 
     def _fail(self, text: str) -> None:
         self.message.hide()

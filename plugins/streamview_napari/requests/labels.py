@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import html
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,6 +15,7 @@ from streamview.labels.regions import Example, count_labels, read_labels
 from streamview_napari.requests.regions import describe_size
 
 if TYPE_CHECKING:
+    from streamview.geometry import Region
     from streamview.networks.cards import ModelCard
 
 __all__ = [
@@ -29,6 +31,7 @@ __all__ = [
     "load",
     "of_slide",
     "path_of",
+    "paths_of",
     "relabel",
     "replace_drawn",
 ]
@@ -50,8 +53,10 @@ class Row:
         Its name, without folder and suffix.
     label, patient
         As in the table that is kept.
+    place
+        Of its upper left corner, x and y in mm, or in px where the mpp is not known; empty for a whole slide.
     size
-        Width and height in mm, or in px where the mpp is not known.
+        Width and height, likewise.
     tip
         All of it, for who points there.
     """
@@ -59,29 +64,38 @@ class Row:
     slide: str
     label: str
     patient: str
+    place: str
     size: str
     tip: str
 
 
 def path_of(example: Example) -> str:
     """Return the one absolute path of an example's slide; empty where it is no file."""
-    return os.path.realpath(example.source) if isinstance(example.source, str | os.PathLike) else ""
+    return paths_of([example])[0]
+
+
+def paths_of(labels: Iterable[Example]) -> list[str]:
+    """Return the one absolute path of each example's slide, looked up once a slide; empty where it is no file."""
+    look_up = functools.cache(os.path.realpath)
+    return [look_up(os.fspath(example.source)) if isinstance(example.source, str | os.PathLike) else "" for example in labels]
 
 
 def of_slide(labels: Iterable[Example], path: str) -> tuple[Example, ...]:
     """Return the regions of a slide that can be drawn on it: those that are not the whole slide."""
-    return tuple(example for example in labels if example.region is not None and path_of(example) == path)
+    labels = tuple(labels)
+    return tuple(one for one, place in zip(labels, paths_of(labels), strict=True) if one.region is not None and place == path)
 
 
 def replace_drawn(labels: Sequence[Example], path: str, drawn: Sequence[Example]) -> tuple[Example, ...]:
     """Put what is now drawn on a slide in place of what was; the slide keeps its place among the others, and what tables call it."""
-    before = of_slide(labels, path)
-    first = next((place for place, example in enumerate(labels) if path_of(example) == path), len(labels))
-    called = next((example.slide_id for example in labels if path_of(example) == path), "")
-    if not called and any(example.name == Path(path).name and path_of(example) != path for example in labels):
+    paths = paths_of(labels)
+    first = paths.index(path) if path in paths else len(labels)
+    called = labels[first].slide_id if path in paths else ""
+    if not called and any(example.name == Path(path).name and place != path for example, place in zip(labels, paths, strict=True)):
         called = path  # another slide has its name, and they must not count as one patient's
-    remaining = [example for example in labels if example not in before]
-    return (*remaining[:first], *(replace(example, slide_id=called) for example in drawn), *remaining[first:])
+    remaining = [example for example, place in zip(labels, paths, strict=True) if place != path or example.region is None]
+    named = (example if example.slide_id == called else replace(example, slide_id=called) for example in drawn)
+    return (*remaining[:first], *named, *remaining[first:])
 
 
 def join(labels: Sequence[Example], more: Sequence[Example]) -> tuple[Example, ...]:
@@ -150,7 +164,7 @@ def describe_counts(labels: Sequence[Example], names: Sequence[str]) -> str:
 
 def list_rows(labels: Sequence[Example], mpps: Mapping[str, Mpp]) -> list[Row]:
     """Say of every labelled region what it is; `mpps` by the slide's path."""
-    return [_row(example, mpps.get(path_of(example))) for example in labels]
+    return [_row(example, mpps.get(path)) for example, path in zip(labels, paths_of(labels), strict=True)]
 
 
 def find_unsaved(folder: Path) -> Path | None:
@@ -175,5 +189,12 @@ def _row(example: Example, mpp: Mpp) -> Row:
     patient = example.patient or "not named: counted as the slide's own"
     split = f"\nSplit: {example.split}" if example.split else ""
     tip = f"{example.name}: {example.label}\nPatient: {patient}\n{place}{split}"
-    short = size.rpartition(" · ")[2].removesuffix(" mm").removesuffix(" px")
-    return Row(Path(example.name).stem, example.label, example.patient, short, tip)
+    short = size.rpartition(" · ")[2].removesuffix(" mm")
+    return Row(Path(example.name).stem, example.label, example.patient, _corner(example.region, mpp), short, tip)
+
+
+def _corner(region: Region | None, mpp: Mpp) -> str:
+    """Where the upper left corner of a region is, x first."""
+    if region is None:
+        return ""
+    return f"{region.x}, {region.y} px" if mpp is None else f"{region.x * mpp[1] / 1000:.2f}, {region.y * mpp[0] / 1000:.2f}"

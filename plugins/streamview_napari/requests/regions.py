@@ -14,7 +14,10 @@ from numpy.typing import NDArray
 from streamview.errors import RegionError
 from streamview.geometry import Region
 
-__all__ = ["corners", "describe_size", "grid_scale", "square", "within"]
+__all__ = ["corners", "describe_size", "describe_too_small", "grid_scale", "square", "within"]
+
+_ULPS = 4  # of float32 that an edge which napari leaves in place may be off
+_SMALLEST = 32  # px of the screen that a rectangle has at least on each side
 
 
 def grid_scale(mpp: tuple[float, float] | None, target: float | None) -> tuple[float, float]:
@@ -51,8 +54,11 @@ def square(
     return Region(y, x, height, width)
 
 
-def within(vertices: Sequence[Sequence[float]] | NDArray[np.float64], shape: tuple[int, int], mpp: tuple[float, float] | None) -> Region:
-    """Return the level-0 pixels inside the bounding box of what was drawn.
+def within(vertices: Sequence[Sequence[float]] | NDArray[np.floating], shape: tuple[int, int], mpp: tuple[float, float] | None) -> Region:
+    """Return the whole level-0 pixels nearest to the bounding box of what was drawn, as far as they are on the slide.
+
+    What is a region's own corners gives that region again, also from napari's float32; one that was moved keeps its size, and one of
+    which an edge was dragged keeps the edge opposite.
 
     Parameters
     ----------
@@ -67,12 +73,37 @@ def within(vertices: Sequence[Sequence[float]] | NDArray[np.float64], shape: tup
         When it lies outside the slide.
     """
     positions = np.asarray(vertices, float)[:, -2:] / (mpp or (1.0, 1.0)) + 0.5  # the edges of pixel k are at k and k + 1
-    (top, left), (bottom, right) = (
-        np.clip(np.floor(edge + 1e-6).astype(int), 0, shape) for edge in (positions.min(axis=0), positions.max(axis=0))
-    )
+    low, high = positions.min(axis=0), positions.max(axis=0)
+    precision = _ULPS * np.spacing(np.float32(np.abs(positions).max()))
+    first = np.floor(low + 0.5)
+    last = first + np.ceil(high - low - 0.5 - precision)  # a half, rounded up in the first, is rounded down in the extent
+    (top, left), (bottom, right) = (np.clip(edge, 0, shape).astype(int) for edge in (first, last))
     if bottom <= top or right <= left:
         raise RegionError("the rectangle lies outside the slide; draw one on it")
     return Region(int(top), int(left), int(bottom - top), int(right - left))
+
+
+def describe_too_small(
+    shape: tuple[float, float], pixel: float, smallest: tuple[float, float], mpp: tuple[float, float] | None
+) -> str | None:
+    """Say why a rectangle is too small to be a region, and what to do; None where it is not.
+
+    Parameters
+    ----------
+    shape
+        ``(height, width)`` of the rectangle in level-0 px.
+    pixel
+        Level-0 px per px of the screen.
+    smallest
+        ``(height, width)`` in level-0 px that the network takes at least; 0 where that is not known.
+    mpp
+        ``(y, x)`` um per level-0 px.
+    """
+    if min(shape) < _SMALLEST * pixel:
+        return f"Too small to be meant: drag over at least {_SMALLEST} × {_SMALLEST} px of the screen, or zoom in first."
+    if shape[0] < smallest[0] or shape[1] < smallest[1]:
+        return f"Too small for the network: it takes {describe_size((math.ceil(smallest[0]), math.ceil(smallest[1])), mpp)} or more."
+    return None
 
 
 def corners(region: Region, mpp: tuple[float, float] | None) -> NDArray[np.float64]:
