@@ -18,7 +18,6 @@ from qtpy.QtWidgets import (
     QDialogButtonBox,
     QFileDialog,
     QHBoxLayout,
-    QLabel,
     QMenu,
     QPushButton,
     QSizePolicy,
@@ -29,7 +28,8 @@ from qtpy.QtWidgets import (
 from streamview.errors import StreamviewError
 from streamview.files import atomic
 from streamview.results import RESEARCH_USE
-from streamview_napari.panels.section import ERROR_STYLE, Section, labelled, quiet_label
+from streamview_napari.panels.section import Section, error_label, labelled, quiet_label
+from streamview_napari.panels.theme import Colour, colours
 from streamview_napari.records import MapLayer
 from streamview_napari.requests.answers import describe_certificate
 from streamview_napari.requests.script import about, command, find_origin, python
@@ -132,6 +132,7 @@ class ExportSection(Section):
     """Files, script and facts of the map worked on."""
 
     title = "Export"
+    opens = "room"
 
     def __init__(self, viewer: ViewerModel, state: State) -> None:
         super().__init__(viewer, state)
@@ -159,9 +160,7 @@ class ExportSection(Section):
         row.addWidget(self.copy, 1)
         self.column.addLayout(row)
         self.message = quiet_label()
-        self.problem = QLabel()
-        self.problem.setWordWrap(True)
-        self.problem.setStyleSheet(ERROR_STYLE)
+        self.problem = error_label()
         for label in (self.message, self.problem):
             label.hide()
             self.column.addWidget(label)
@@ -237,7 +236,7 @@ class ExportSection(Section):
         self.sheet.setWindowTitle("About this map")
         description = describe_map(record)
         text = QTextBrowser()
-        text.setHtml(_as_table(description))
+        text.setHtml(_as_table(description, colours(self.viewer.theme).quiet))
         buttons = QDialogButtonBox(QDialogButtonBox.StandardButton.Close)
         buttons.rejected.connect(self.sheet.close)
         copy = buttons.addButton("Copy", QDialogButtonBox.ButtonRole.ActionRole)
@@ -273,10 +272,10 @@ def describe_map(record: MapLayer) -> str:
     return about(record.saliency, record.recipe, origin, verified)
 
 
-def _as_table(text: str) -> str:
+def _as_table(text: str, quiet: Colour) -> str:
     rows = []
     for line in text.splitlines():
         name, colon, value = line.partition(": ")
         name, value = (name, value) if colon and len(name) < 12 else ("", line)
-        rows.append(f"<tr><td style='padding: 2px 14px 2px 0; color: #a0a4ab'>{name}</td><td>{html.escape(value)}</td></tr>")
+        rows.append(f"<tr><td style='padding: 2px 14px 2px 0; color: rgb{quiet}'>{name}</td><td>{html.escape(value)}</td></tr>")
     return f"<table>{''.join(rows)}</table>"

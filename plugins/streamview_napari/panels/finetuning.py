@@ -27,6 +27,7 @@ from streamview_napari.panels.finetuning_curves import Curves
 from streamview_napari.panels.finetuning_result import Outcome
 from streamview_napari.panels.run_section import RunSection
 from streamview_napari.panels.section import labelled, quiet_label
+from streamview_napari.panels.theme import set_role
 from streamview_napari.requests.finetuning import (
     FinetuningRequest,
     command,
@@ -59,7 +60,7 @@ class FinetuningSection(RunSection[TrainingForecast]):
     """Tune a copy of the chosen network on the labelled regions, watch it, stop it, compare it, use it or not."""
 
     title = "Fine-tune"
-    folded = True
+    opens = "room"
 
     def __init__(self, viewer: ViewerModel, state: State) -> None:
         super().__init__(viewer, state, run="Start", stop="Stop")
@@ -88,12 +89,12 @@ class FinetuningSection(RunSection[TrainingForecast]):
         self.heads = quiet_label()
         self.obstacle = QLabel()
         self.obstacle.setWordWrap(True)
-        self.obstacle.setStyleSheet("color: #e8a860;")
+        set_role(self.obstacle, "warning")
         self.anyway = QCheckBox("Train anyway")
         self.anyway.setToolTip("With so few patients the figures below say little of new ones.")
         self.copy = QPushButton("Copy as CLI")
         self.copy.setToolTip("Copy the command line that does the same; the labels must be saved.")
-        self.curves = Curves()
+        self.curves = Curves(self.viewer)
         self.outcome = Outcome(self.state)
         hidden: tuple[QWidget, ...] = (self.anew, self.heads, self.obstacle, self.anyway)
         for widget in hidden:

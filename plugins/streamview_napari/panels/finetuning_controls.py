@@ -49,6 +49,7 @@ class Controls(QWidget):
             row, pair = divmod(number, 2)
             line.setToolTip(_TIPS[name])
             line.textChanged.connect(lambda text: self.changed.emit())
+            line.setAccessibleName(NUMBERS[name])
             grid.addWidget(QLabel(NUMBERS[name]), row, 2 * pair)
             grid.addWidget(line, row, 2 * pair + 1)
             grid.setColumnStretch(2 * pair + 1, 1)

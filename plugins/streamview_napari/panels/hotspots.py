@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from qtpy.QtCore import Qt, QTimer
-from qtpy.QtWidgets import QLabel, QTableWidgetItem
+from qtpy.QtWidgets import QTableWidgetItem
 
 from streamview.export.hotspots import Hotspot, find_hotspots
-from streamview_napari.panels.section import ERROR_STYLE, Section, Shortcut, plain_table, quiet_label
+from streamview_napari.panels.section import Section, Shortcut, error_label, plain_table, quiet_label, show_rows
 from streamview_napari.records import map_on
 
 if TYPE_CHECKING:
@@ -41,18 +41,17 @@ class HotspotSection(Section):
     """The ranked list of connected areas above the threshold."""
 
     title = "Hotspots"
+    opens = "room"
 
     def __init__(self, viewer: ViewerModel, state: State) -> None:
         super().__init__(viewer, state)
         self.table = plain_table(["#", "Peak", "Area mm²", "Share"])
+        self.table.setAccessibleName("Hotspots")
         self.table.setToolTip("Connected areas above the threshold. Share: of the map's positive mass. Click one to fly there.")
         self.column.addWidget(self.table)
         self.message = quiet_label("Looking for hotspots…")
         self.column.addWidget(self.message)
-        self.problem = QLabel()
-        self.problem.setWordWrap(True)
-        self.problem.setStyleSheet(ERROR_STYLE)
-        self.problem.hide()
+        self.problem = error_label()
         self.column.addWidget(self.problem)
         self.hotspots: tuple[Hotspot, ...] = ()
         self._of: tuple[Saliency, Recipe] | None = None
@@ -124,7 +123,7 @@ class HotspotSection(Section):
                     Qt.AlignmentFlag.AlignVCenter | (Qt.AlignmentFlag.AlignRight if column else Qt.AlignmentFlag.AlignLeft)
                 )
                 self.table.setItem(row, column, item)
-        self.table.setFixedHeight(self.table.horizontalHeader().sizeHint().height() + 24 * min(max(len(hotspots), 1), _ROWS) + 4)
+        show_rows(self.table, _ROWS)
         self.message.setText("Nothing lies above the threshold." if not hotspots else "")
         self.message.setVisible(not hotspots)
         shown = f", {_MOST} listed" if len(hotspots) > _MOST else ""

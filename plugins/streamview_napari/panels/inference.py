@@ -102,6 +102,7 @@ class InferenceSection(RunSection[RunForecast]):
         self.memory = QLineEdit(str(self.state.compute.memory or ""))
         self.memory.setPlaceholderText("memory: auto")
         self.memory.setFixedWidth(104)
+        self.memory.setAccessibleName("Memory")
         self.memory.setToolTip("Bound on the memory of the program (CUDA: of the card), such as 2GB; empty: half of what is free.")
         self.maps = QCheckBox("Map what the answer rests on")
         self.maps.setToolTip("Without maps only the prediction is computed, in a third of the time or less.")

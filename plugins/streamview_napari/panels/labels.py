@@ -12,7 +12,6 @@ from qtpy.QtWidgets import (
     QFileDialog,
     QHBoxLayout,
     QHeaderView,
-    QLabel,
     QLineEdit,
     QPushButton,
     QTableWidget,
@@ -24,7 +23,7 @@ from streamview.labels.regions import Example, write_labels
 from streamview_napari.canvas.camera import fly_to
 from streamview_napari.canvas.labelled_regions import LabelledLayers
 from streamview_napari.panels.class_chooser import ClassChooser
-from streamview_napari.panels.section import ERROR_STYLE, Section, Shortcut, labelled, plain_table, quiet_label
+from streamview_napari.panels.section import Section, Shortcut, error_label, labelled, plain_table, quiet_label, show_rows
 from streamview_napari.records import slide_on
 from streamview_napari.requests.labels import (
     Mpp,
@@ -62,7 +61,6 @@ class LabelsSection(Section):
     """
 
     title = "Labels"
-    folded = True
 
     def __init__(self, viewer: ViewerModel, state: State) -> None:
         super().__init__(viewer, state)
@@ -106,6 +104,7 @@ class LabelsSection(Section):
         """What is labelled."""
         self.table = plain_table(["Slide", "Class", "Patient", "mm"])
         self.table.setSelectionMode(QTableWidget.SelectionMode.ExtendedSelection)
+        self.table.setAccessibleName("Labelled regions")
         self.table.setToolTip("All labelled regions. Click one to go there; double-click to open its slide.")
         header = self.table.horizontalHeader()
         header.setDefaultAlignment(Qt.AlignmentFlag.AlignLeft | Qt.AlignmentFlag.AlignVCenter)
@@ -126,9 +125,7 @@ class LabelsSection(Section):
         self.forget.setToolTip("Delete the labels that were not saved.")
         self.unsaved = quiet_label("There are labels that were not saved.")
         self.message = quiet_label()
-        self.problem = QLabel()
-        self.problem.setWordWrap(True)
-        self.problem.setStyleSheet(ERROR_STYLE)
+        self.problem = error_label()
 
     def _connect(self) -> None:
         self.label.chosen_changed.connect(self._prepare)
@@ -279,8 +276,7 @@ class LabelsSection(Section):
                         item.setData(Qt.ItemDataRole.DecorationRole, QColor(colour_of(example.label, names)))
                     self.table.setItem(row, column, item)
         self._selected()
-        rows = min(max(len(labels), 1), _ROWS)
-        self.table.setFixedHeight(self.table.horizontalHeader().sizeHint().height() + 24 * rows + 4)
+        show_rows(self.table, _ROWS)
         self.table.setVisible(bool(labels))
         self.counts.setText(describe_counts(labels, names))
         self.counts.setVisible(bool(labels))
