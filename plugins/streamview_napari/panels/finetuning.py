@@ -190,7 +190,10 @@ class FinetuningSection(RunSection[TrainingForecast]):
         for widget in (self.obstacle, self.anyway):
             widget.setVisible(obstacle is not None)
         count = f"{len(labels)} labelled region{'s' * (len(labels) != 1)}" if labels else "labelled regions: draw some above"
-        self.subject.setText("" if loaded is None else f"A copy of {loaded.model.card.name} learns from {count}.")
+        drawn = loaded is not None and not loaded.model.card.trained
+        name = "" if loaded is None else f"{loaded.model.card.name}{' (random weights)' if drawn else ''}"
+        self.subject.setText("" if loaded is None else f"A copy of {name} learns from {count}.")
+        set_role(self.subject, "warning" if drawn else "quiet")
         self.heads.setText("" if loaded is None else describe_heads(labels, loaded.model.card))
         self.heads.setVisible(bool(self.heads.text()))
         out = Path(self.folder.text().strip()).expanduser()

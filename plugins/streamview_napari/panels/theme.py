@@ -20,8 +20,8 @@ __all__ = ["READABLE", "VISIBLE", "Colour", "Colours", "Role", "as_hex", "colour
 
 Colour = tuple[int, int, int]
 """sRGB, 0 to 255."""
-Role = Literal["title", "quiet", "warning", "error", "badge", "run", "choice", "progress", "likeliest", "other", "line", "focus"]
-"""What a widget is: the title of a section or of what is worked on; facts; what to beware of; what went wrong; a remark on a map; the
+Role = Literal["plain", "title", "quiet", "warning", "error", "badge", "run", "choice", "progress", "likeliest", "other", "line", "focus"]
+"""What a widget is: nothing special; the title of a section or of what is worked on; facts; what to beware of; what went wrong; a remark on a map; the
 button that starts the work; one of several buttons of which one is down; bars of progress, of the likeliest class and of others; a line;
 the frame around the control that keys act on."""
 
@@ -73,6 +73,7 @@ class Colours:
         """Every text with the ground that it stands on."""
         return (
             *((text, self.ground) for text in (self.text, self.quiet, self.warning, self.right, self.wrong)),
+            (self.warning, self.trough),  # in a list of networks
             (self.text, self.error_ground),
             (self.badge_text, self.badge_ground),
             (self.run_text, self.run_ground),
@@ -105,7 +106,7 @@ def colours(theme_id: str) -> Colours:
         ground=ground,
         text=text,
         quiet=_until(_mix(text, ground, 0.65), ground, READABLE),
-        warning=_until(amber, ground, READABLE),
+        warning=_until(_until(amber, ground, READABLE), primary, READABLE),
         right=_until(_RIGHT, ground, READABLE),
         wrong=_until(_WRONG, ground, READABLE),
         error_ground=_until(_mix(red, ground, 0.35), text, READABLE),
