@@ -318,4 +318,4 @@ def test_settings_without_an_installed_plugin(monkeypatch: pytest.MonkeyPatch) -
     found = stored_settings.settings()
     assert isinstance(found, SimpleNamespace)
     assert found.panel.model == "demo"
-    assert found.shortcuts.sheet == "Shift-/"
+    assert found.shortcuts.sheet == "?"

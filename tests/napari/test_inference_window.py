@@ -514,7 +514,7 @@ def test_keys_sheet_and_settings(opened: tuple[Any, Any], qtbot: Any, tmp_path: 
     assert "3GB" in (tmp_path / "streamview.yaml").read_text()
     pressed: list[str] = []
     kept.shortcuts.run = "Alt-F7"
-    bind(viewer, [Shortcut("run", "Run", partial(pressed.append, "run"))])
+    bind(viewer, [Shortcut("run", "Run", partial(pressed.append, "run"))], dock)
     from napari.utils.key_bindings import coerce_keybinding
 
     viewer.keymap[coerce_keybinding("Alt-F7")](viewer)

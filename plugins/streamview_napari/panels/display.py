@@ -17,6 +17,7 @@ from streamview_napari.canvas.captions import badge, value_under
 from streamview_napari.canvas.display import Canvas, find_glass, recipe_of
 from streamview_napari.panels.forms import Form
 from streamview_napari.panels.section import Section, Shortcut, error_label, labelled, quiet_label, show_row
+from streamview_napari.panels.theme import set_role
 from streamview_napari.records import MapLayer, expect_map, map_on
 from streamview_napari.requests.controls import DisplayControls
 
@@ -33,8 +34,6 @@ __all__ = ["DisplaySection"]
 _WIDEST = {"evidence": 30.0, "signed": 20.0, "absolute": 150.0}  # um at the right end of the blur's slider
 _STEP = 0.05  # of the opacity, a key press
 _OVER, _UNDER = "teal-lime", "sky"  # colours of a difference: the first larger, the second larger
-_BADGE = "background: #ffe14a; color: #23262b; padding: 2px 6px; border-radius: 3px;"
-_CHOICES = "QPushButton { border-radius: 0; padding: 4px; } QPushButton:checked { background: #3a74c9; color: #ffffff; }"
 
 
 class DisplaySection(Section):
@@ -82,7 +81,7 @@ class DisplaySection(Section):
             button = QPushButton(text)
             button.setCheckable(True)
             button.setToolTip(tip)
-            button.setStyleSheet(_CHOICES)
+            set_role(button, "choice")
             self.kind.addButton(button, number)
             row.addWidget(button)
         self.kind.idClicked.connect(lambda number: self._want(outline=number != 1, heat=number != 0))
@@ -117,7 +116,7 @@ class DisplaySection(Section):
     def _build_readout(self) -> None:
         """The badge of a blurred map, the values under the cursor, and what went wrong."""
         self.badge = QLabel()
-        self.badge.setStyleSheet(_BADGE)
+        set_role(self.badge, "badge")
         self.badge.setSizePolicy(QSizePolicy.Policy.Maximum, QSizePolicy.Policy.Fixed)
         self.column.addWidget(self.badge)
         self.readout = quiet_label("Move over the map to read its values.")

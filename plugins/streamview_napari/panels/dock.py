@@ -1,15 +1,18 @@
-"""The one dock: sections below each other in a scroll area, those without content hidden."""
+"""The one dock: tabs of sections, those without content hidden."""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from qtpy.QtCore import QCoreApplication, QEvent, QObject, QSize, Qt, QTimer
-from qtpy.QtWidgets import QFrame, QHBoxLayout, QLabel, QPushButton, QScrollArea, QToolButton, QVBoxLayout, QWidget
+from qtpy.QtCore import QCoreApplication, QEvent, QObject, QSize, QTimer
+from qtpy.QtWidgets import QLabel, QPushButton, QTabWidget, QVBoxLayout, QWidget
 
+from streamview_napari.panels.column import Column
 from streamview_napari.panels.display import DisplaySection
 from streamview_napari.panels.export import ExportSection
 from streamview_napari.panels.finetuning import FinetuningSection
+from streamview_napari.panels.focus import Focus, order_tabs
 from streamview_napari.panels.hotspots import HotspotSection
 from streamview_napari.panels.inference import InferenceSection
 from streamview_napari.panels.keys import KeySheet, bind, unbind
@@ -17,25 +20,21 @@ from streamview_napari.panels.labels import LabelsSection
 from streamview_napari.panels.results import ResultSection
 from streamview_napari.panels.section import Section, Shortcut
 from streamview_napari.panels.slide import SlideSection
+from streamview_napari.panels.theme import style_sheet
 from streamview_napari.state import State
 
 if TYPE_CHECKING:
     from napari.components import ViewerModel
 
-__all__ = ["SECTIONS", "Dock"]
+__all__ = ["TABS", "Dock"]
 
-SECTIONS: tuple[type[Section], ...] = (
-    SlideSection,
-    InferenceSection,
-    ResultSection,
-    DisplaySection,
-    HotspotSection,
-    ExportSection,
-    LabelsSection,
-    FinetuningSection,
-)
+TABS: dict[str, tuple[type[Section], ...]] = {
+    "Analyse": (SlideSection, InferenceSection, ResultSection, DisplaySection, HotspotSection, ExportSection),
+    "Train": (LabelsSection, FinetuningSection),
+    "Review": (),
+}
+"""The sections of each tab, from top to bottom; a tab without any is not shown."""
 _WIDTH = 340  # px
-_TITLE_STYLE = "font-weight: bold; QToolButton { border: 0; background: transparent; padding: 0; font-weight: bold; }"
 
 
 class Dock(QWidget):
@@ -53,42 +52,47 @@ class Dock(QWidget):
         self._docked = False
         self.viewer = napari_viewer
         self.state = State(napari_viewer)
-        self.sections = [section(napari_viewer, self.state) for section in SECTIONS]
+        sections = {title: [section(napari_viewer, self.state) for section in tab] for title, tab in TABS.items()}
+        self.sections = [section for tab in sections.values() for section in tab]
         self.hint = QLabel("Open a slide: drag it here, or File > Open.")
         self.hint.setWordWrap(True)
         self.sheet: KeySheet | None = None
         self._shortcuts = [shortcut for section in self.sections for shortcut in section.shortcuts()]
         self._shortcuts.append(Shortcut("sheet", "Show this sheet", self.show_keys))
-        bind(napari_viewer, self._shortcuts)
-        self._lay_out()
+        bind(napari_viewer, self._shortcuts, self)
+        self._lay_out(sections)
+        self._follow_theme()
+        napari_viewer.events.theme.connect(self._follow_theme)
+        Focus(self)
         self.state.events.slide_changed.connect(self._show_hint)
         self._show_hint(self.state.slide_layer)
         application = QCoreApplication.instance()
         if application is not None:
             application.aboutToQuit.connect(self.close_work)
 
-    def _lay_out(self) -> None:
-        inner = QWidget()
-        column = QVBoxLayout(inner)
-        column.setContentsMargins(10, 4, 12, 10)
-        column.setSpacing(6)
-        column.addWidget(self.hint)
-        for section in self.sections:
-            column.addWidget(_headed(section))
-        column.addStretch()
+    def _lay_out(self, sections: dict[str, list[Section]]) -> None:
+        self.tabs = QTabWidget()
+        for title, tab in sections.items():
+            if tab:
+                column = Column(tab)
+                column.wanted.connect(partial(self.tabs.setCurrentWidget, column))
+                self.tabs.addTab(column, title)
+        self.tabs.tabBar().setAccessibleName("Analyse or train")
         keys = QPushButton("Keys")
         keys.setToolTip("What the keys do; key ?")
         keys.clicked.connect(self.show_keys)
-        column.addWidget(keys, 0, Qt.AlignmentFlag.AlignRight)
-        area = QScrollArea()
-        area.setWidgetResizable(True)
-        area.setFrameShape(QFrame.Shape.NoFrame)
-        area.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
-        area.setWidget(inner)
+        self.tabs.setCornerWidget(keys)
         whole = QVBoxLayout(self)
         whole.setContentsMargins(0, 0, 0, 0)
-        whole.addWidget(area)
+        whole.setSpacing(4)
+        whole.addWidget(self.hint)
+        whole.addWidget(self.tabs)
+        for section in self.sections:
+            order_tabs(section)
         self.setMinimumWidth(_WIDTH)
+
+    def _follow_theme(self, event: Any = None) -> None:
+        self.setStyleSheet(style_sheet(self.viewer.theme))
 
     def sizeHint(self) -> QSize:
         """Ask for the usual width."""
@@ -134,51 +138,8 @@ class Dock(QWidget):
     def close_work(self) -> None:
         """Cancel what runs and wait for it, give the keys back, and let go of the viewer."""
         if not self.state.closed:
-            unbind(self.viewer, self._shortcuts)
+            unbind(self.viewer, self._shortcuts, self)
+            self.viewer.events.theme.disconnect(self._follow_theme)
             for section in self.sections:
                 section.release()
             self.state.close()
-
-
-def _headed(section: Section) -> QWidget:
-    """Put a section under its title and a line."""
-    whole = QWidget()
-    column = QVBoxLayout(whole)
-    column.setContentsMargins(0, 8, 0, 4)
-    column.setSpacing(6)
-    title: QWidget = _fold(section) if section.folded else QLabel(section.title)
-    title.setStyleSheet(_TITLE_STYLE)
-    note = QLabel()
-    note.setStyleSheet("color: #a0a4ab;")
-    section.note_changed.connect(note.setText)
-    head = QHBoxLayout()
-    head.addWidget(title)
-    head.addStretch()
-    head.addWidget(note)
-    line = QFrame()
-    line.setFixedHeight(1)
-    line.setStyleSheet("background: #4a505b;")
-    column.addLayout(head)
-    column.addWidget(line)
-    column.addWidget(section)
-    whole.setVisible(section.filled)
-    section.filled_changed.connect(whole.setVisible)
-    return whole
-
-
-def _fold(section: Section) -> QToolButton:
-    """Return a title that shows and hides its section; hidden at first."""
-    title = QToolButton()
-    title.setText(section.title)
-    title.setToolTip("Click to open or close this section.")
-    title.setCheckable(True)
-    title.setToolButtonStyle(Qt.ToolButtonStyle.ToolButtonTextBesideIcon)
-
-    def show(shown: bool) -> None:
-        title.setArrowType(Qt.ArrowType.DownArrow if shown else Qt.ArrowType.RightArrow)
-        section.setVisible(shown)
-
-    title.toggled.connect(show)
-    section.unfold.connect(lambda: title.setChecked(True))
-    show(False)
-    return title

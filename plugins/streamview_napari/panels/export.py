@@ -23,7 +23,8 @@ from qtpy.QtWidgets import (
 
 from streamview.errors import StreamviewError
 from streamview_napari.panels.forms import Form
-from streamview_napari.panels.section import BAR_STYLE, Section, error_label, quiet_label
+from streamview_napari.panels.section import Section, error_label, quiet_label
+from streamview_napari.panels.theme import Colour, colours, set_role
 from streamview_napari.records import MapLayer
 from streamview_napari.requests.answers import describe_certificate
 from streamview_napari.requests.export import FORMATS, ExportControls, Format, write
@@ -44,6 +45,7 @@ class ExportSection(Section):
     """Files, script and facts of the map worked on."""
 
     title = "Export"
+    opens = "room"
 
     def __init__(self, viewer: ViewerModel, state: State) -> None:
         super().__init__(viewer, state)
@@ -72,7 +74,7 @@ class ExportSection(Section):
         self.bar = QProgressBar()
         self.bar.setFixedHeight(8)
         self.bar.setTextVisible(False)
-        self.bar.setStyleSheet(BAR_STYLE)
+        set_role(self.bar, "progress")
         self.message = quiet_label()
         self.problem = error_label()
         for widget in (self.bar, self.message, self.problem):
@@ -179,7 +181,7 @@ class ExportSection(Section):
         self.sheet.setWindowTitle("About this map")
         description = describe_map(record)
         text = QTextBrowser()
-        text.setHtml(_as_table(description))
+        text.setHtml(_as_table(description, colours(self.viewer.theme).quiet))
         buttons = QDialogButtonBox(QDialogButtonBox.StandardButton.Close)
         buttons.rejected.connect(self.sheet.close)
         copy = buttons.addButton("Copy", QDialogButtonBox.ButtonRole.ActionRole)
@@ -215,10 +217,10 @@ def describe_map(record: MapLayer) -> str:
     return about(record.saliency, record.recipe, origin, verified)
 
 
-def _as_table(text: str) -> str:
+def _as_table(text: str, quiet: Colour) -> str:
     rows = []
     for line in text.splitlines():
         name, colon, value = line.partition(": ")
         name, value = (name, value) if colon and len(name) < 12 else ("", line)
-        rows.append(f"<tr><td style='padding: 2px 14px 2px 0; color: #a0a4ab'>{name}</td><td>{html.escape(value)}</td></tr>")
+        rows.append(f"<tr><td style='padding: 2px 14px 2px 0; color: rgb{quiet}'>{name}</td><td>{html.escape(value)}</td></tr>")
     return f"<table>{''.join(rows)}</table>"

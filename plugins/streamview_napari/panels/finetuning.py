@@ -19,6 +19,7 @@ from streamview_napari.panels.finetuning_result import Outcome
 from streamview_napari.panels.forms import Form
 from streamview_napari.panels.run_section import RunSection
 from streamview_napari.panels.section import quiet_label
+from streamview_napari.panels.theme import set_role
 from streamview_napari.requests.finetuning import (
     FinetuningRequest,
     TuningControls,
@@ -53,7 +54,7 @@ class FinetuningSection(RunSection[TrainingForecast]):
     """Tune a copy of the chosen network on the labelled regions, watch it, stop it, compare it, use it or not."""
 
     title = "Fine-tune"
-    folded = True
+    opens = "room"
 
     def __init__(self, viewer: ViewerModel, state: State) -> None:
         super().__init__(viewer, state, run="Start", stop="Stop")
@@ -79,10 +80,10 @@ class FinetuningSection(RunSection[TrainingForecast]):
         self.heads = quiet_label()
         self.obstacle = QLabel()
         self.obstacle.setWordWrap(True)
-        self.obstacle.setStyleSheet("color: #e8a860;")
+        set_role(self.obstacle, "warning")
         self.copy = QPushButton("Copy as CLI")
         self.copy.setToolTip("Copy the command line that does the same; the labels must be saved.")
-        self.curves = Curves()
+        self.curves = Curves(self.viewer)
         self.outcome = Outcome(self.state)
         hidden: tuple[QWidget, ...] = (self.anew, self.heads, self.obstacle, self.anyway)
         for widget in hidden:
@@ -180,7 +181,10 @@ class FinetuningSection(RunSection[TrainingForecast]):
         for widget in (self.obstacle, self.anyway):
             widget.setVisible(obstacle is not None)
         count = f"{len(labels)} labelled region{'s' * (len(labels) != 1)}" if labels else "labelled regions: draw some above"
-        self.subject.setText("" if loaded is None else f"A copy of {loaded.model.card.name} learns from {count}.")
+        drawn = loaded is not None and not loaded.model.card.trained
+        name = "" if loaded is None else f"{loaded.model.card.name}{' (random weights)' if drawn else ''}"
+        self.subject.setText("" if loaded is None else f"A copy of {name} learns from {count}.")
+        set_role(self.subject, "warning" if drawn else "quiet")
         self.heads.setText("" if loaded is None else describe_heads(labels, loaded.model.card))
         self.heads.setVisible(bool(self.heads.text()))
         out = Path(self.folder.text().strip()).expanduser()

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qtpy.QtCore import Qt
+from qtpy.QtCore import QEvent, Qt
 from qtpy.QtGui import QColor
 from qtpy.QtWidgets import QHBoxLayout, QHeaderView, QPushButton, QTableWidget, QTableWidgetItem, QVBoxLayout, QWidget
 
-from streamview_napari.panels.section import plain_table, quiet_label
+from streamview_napari.panels.section import plain_table, quiet_label, show_rows
+from streamview_napari.panels.theme import colours
 from streamview_napari.requests.comparison import Answers, compare, describe_result, measured
 
 if TYPE_CHECKING:
@@ -23,7 +24,6 @@ __all__ = ["Outcome"]
 _ROWS = 8  # of the table before it scrolls
 _WIDEST = 104  # px, of a column
 _MARKS = {"right": "✓ ", "wrong": "✗ ", "": ""}
-_COLOURS = {"right": "#6fd08c", "wrong": "#ff8a80"}
 _LEFT, _RIGHT = (side | Qt.AlignmentFlag.AlignVCenter for side in (Qt.AlignmentFlag.AlignLeft, Qt.AlignmentFlag.AlignRight))
 
 
@@ -38,12 +38,16 @@ class Outcome(QWidget):
 
     def __init__(self, state: State) -> None:
         super().__init__()
+        self._rows: list[Answers] = []
+        self._state = state
         self.message = quiet_label()
         self.figures = plain_table(["Validation", "Base", "Tuned", "Baseline"])
+        self.figures.setAccessibleName("Figures of base and tuned network")
         self.figures.setToolTip("Of the validation regions. Baseline: what an answer without any network reaches.")
         self.figures.setSelectionMode(QTableWidget.SelectionMode.NoSelection)
         self.figures.setFocusPolicy(Qt.FocusPolicy.NoFocus)
         self.regions = plain_table(["Region of", "Truth", "Base", "Tuned"])
+        self.regions.setAccessibleName("Validation regions")
         self.regions.setToolTip("The validation regions. ✓: became right; ✗: became wrong. Click one to go there.")
         for number in range(4):
             for table, side in ((self.figures, _RIGHT if number else _LEFT), (self.regions, _LEFT)):
@@ -67,9 +71,7 @@ class Outcome(QWidget):
         for widget in (self.message, self.figures, self.regions):
             column.addWidget(widget)
         column.addLayout(row)
-        self._state = state
         self._base, self._tuned = "", ""
-        self._rows: list[Answers] = []
         self.regions.cellClicked.connect(lambda row, column: state.events.example_wanted.emit(self._rows[row].example))
         self.use_tuned.clicked.connect(lambda: state.events.model_wanted.emit(self._tuned))
         self.use_base.clicked.connect(lambda: state.events.model_wanted.emit(self._base))
@@ -97,16 +99,27 @@ class Outcome(QWidget):
         answers = [(Path(row.example.name).stem, row.truth, row.before, _MARKS[row.became] + row.after) for row in self._rows]
         _fill(self.regions, answers)
         for row, region in enumerate(self._rows):
-            item = self.regions.item(row, 3)
-            if item is not None and region.became:
-                item.setForeground(QColor(_COLOURS[region.became]))
             for column in range(4):
                 cell = self.regions.item(row, column)
                 if cell is not None:
                     became = f"\nBecame {region.became}" if region.became else ""
                     cell.setToolTip(f"{region.example}\nTruth: {region.truth}\nBase: {region.before}\nTuned: {region.after}{became}")
+        self._colour()
         self._model_changed(self._state.loaded)
         self.show()
+
+    def changeEvent(self, event: QEvent) -> None:
+        """Colour the answers anew in another theme."""
+        super().changeEvent(event)
+        if event.type() == QEvent.Type.StyleChange:
+            self._colour()
+
+    def _colour(self) -> None:
+        shown = colours(self._state.viewer.theme)
+        for row, region in enumerate(self._rows):
+            item = self.regions.item(row, 3)
+            if item is not None and region.became:
+                item.setForeground(QColor(*(shown.right if region.became == "right" else shown.wrong)))
 
     def _model_changed(self, loaded: Loaded | None) -> None:
         used = "" if loaded is None else loaded.spec
@@ -121,5 +134,5 @@ def _fill(table: QTableWidget, rows: Sequence[tuple[str, ...]], *, right: bool =
             item = QTableWidgetItem(text)
             item.setTextAlignment(_RIGHT if right and column else _LEFT)
             table.setItem(row, column, item)
-    table.setFixedHeight(table.horizontalHeader().sizeHint().height() + 24 * min(max(len(rows), 1), _ROWS) + 4)
+    show_rows(table, _ROWS)
     table.setVisible(bool(rows))

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from qtpy.QtCore import Qt, QTimer
-from qtpy.QtWidgets import QLabel, QTableWidgetItem
+from qtpy.QtWidgets import QTableWidgetItem
 
 from streamview.export.hotspots import Hotspot, find_hotspots, no_hotspots
-from streamview_napari.panels.section import ERROR_STYLE, Section, Shortcut, plain_table, quiet_label
+from streamview_napari.panels.section import Section, Shortcut, error_label, plain_table, quiet_label, show_rows
 from streamview_napari.records import map_on
 
 if TYPE_CHECKING:
@@ -91,10 +91,12 @@ class HotspotSection(Section):
     """The ranked list of connected areas above the threshold."""
 
     title = "Hotspots"
+    opens = "room"
 
     def __init__(self, viewer: ViewerModel, state: State) -> None:
         super().__init__(viewer, state)
         self.table = plain_table(["#", "Peak", "Area mm²", "Share"])
+        self.table.setAccessibleName("Hotspots")
         self.table.setToolTip(
             "Connected areas above the threshold. Peak: highest value, as a share of the cap. Share: of the map's positive mass.\n"
             "Click one, or press Return, to fly there: at 20x, or 10x for large ones (10x: 1 µm per screen pixel), at least 250 µm wide."
@@ -102,10 +104,7 @@ class HotspotSection(Section):
         self.column.addWidget(self.table)
         self.message = quiet_label("Looking for hotspots…")
         self.column.addWidget(self.message)
-        self.problem = QLabel()
-        self.problem.setWordWrap(True)
-        self.problem.setStyleSheet(ERROR_STYLE)
-        self.problem.hide()
+        self.problem = error_label()
         self.column.addWidget(self.problem)
         self.hotspots: tuple[Hotspot, ...] = ()
         self._of: tuple[Saliency, Recipe, Glass | None] | None = None
@@ -184,7 +183,7 @@ class HotspotSection(Section):
                 )
                 item.setToolTip(f"peak {hotspot.peak:.3g} of the cap, raw {hotspot.peak_raw:.3g}")
                 self.table.setItem(row, column, item)
-        self.table.setFixedHeight(self.table.horizontalHeader().sizeHint().height() + 24 * min(max(len(hotspots), 1), _ROWS) + 4)
+        show_rows(self.table, _ROWS)
         self.message.setText(reason if not hotspots else "")
         self.message.setVisible(not hotspots)
         self.note(self._count())

@@ -9,6 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from qtpy.QtCore import QEvent, Qt
+from qtpy.QtGui import QColor
 from qtpy.QtWidgets import QFileDialog, QLabel, QPushButton, QWidget
 
 from streamview.errors import StreamviewError
@@ -22,6 +24,7 @@ from streamview_napari.canvas.live_map import LiveMap
 from streamview_napari.panels.forms import Form
 from streamview_napari.panels.run_section import RunSection
 from streamview_napari.panels.section import Shortcut, quiet_label
+from streamview_napari.panels.theme import colours, set_role
 from streamview_napari.requests.answers import Answer, RunFacts
 from streamview_napari.requests.controls import RunControls
 from streamview_napari.requests.inference import (
@@ -163,9 +166,23 @@ class InferenceSection(RunSection[RunForecast]):
             if self.model.findData(stored.model) < 0 and Path(stored.model).exists():
                 self._add_file(stored.model)
             self.model.setCurrentIndex(max(0, self.model.findData(stored.model)))
+        self._colour_models()
         self.model.setEnabled(True)
         self._changed("device")
         self._load()
+
+    def changeEvent(self, event: QEvent) -> None:
+        """Colour the networks anew in another theme."""
+        super().changeEvent(event)
+        if event.type() == QEvent.Type.StyleChange and hasattr(self, "model"):
+            self._colour_models()
+
+    def _colour_models(self) -> None:
+        """Name networks with random weights in the colour of warnings."""
+        colour = QColor(*colours(self.viewer.theme).warning)
+        for place in range(self.model.count()):
+            if self.model.itemData(place) in self._untrained:
+                self.model.setItemData(place, colour, Qt.ItemDataRole.ForegroundRole)
 
     def _add_file(self, spec: str) -> int:
         place: int = self.model.findData(spec)
@@ -198,6 +215,8 @@ class InferenceSection(RunSection[RunForecast]):
         self.forecast.setText("")
         self.refresh()
         untrained = spec in self._untrained
+        set_role(self.model, "warning" if untrained else "plain")
+        set_role(self.card, "quiet")
         self._loading = self.state.start(
             lambda report: load(spec, untrained=untrained), done=self._loaded, failed=partial(self._not_loaded, spec)
         )
@@ -206,6 +225,7 @@ class InferenceSection(RunSection[RunForecast]):
         if loaded.spec != self._spec:
             return
         self.card.setText(describe_card(loaded.model.card))
+        set_role(self.card, "quiet" if loaded.model.card.trained else "warning")
         self.card.setToolTip("\n".join((loaded.model.card.name, loaded.model.card.use, *loaded.model.notes)))
         self.streaming.setText(describe_streaming(loaded.streaming))
         self.streaming.setToolTip(str(loaded.streaming))

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from qtpy.QtWidgets import QDialog, QGridLayout, QLabel, QVBoxLayout, QWidget
+from qtpy.QtGui import QKeySequence
+from qtpy.QtWidgets import QDialog, QGridLayout, QLabel, QShortcut, QVBoxLayout, QWidget
 
 from streamview_napari.panels.section import Shortcut, quiet_label
 from streamview_napari.settings import settings
@@ -16,24 +17,46 @@ if TYPE_CHECKING:
 __all__ = ["KeySheet", "bind", "unbind"]
 
 
-def bind(viewer: ViewerModel, shortcuts: Sequence[Shortcut]) -> None:
-    """Bind the keys of the settings; one that is empty or unknown to napari binds nothing."""
-    keys = settings().shortcuts
+def bind(viewer: ViewerModel, shortcuts: Sequence[Shortcut], widget: QWidget) -> None:
+    """Bind the keys of the settings; one that is empty binds nothing.
+
+    Parameters
+    ----------
+    viewer
+        Whose keys they are.
+    shortcuts
+        What they do.
+    widget
+        Of the same window. Keys that napari cannot tell apart, such as ``?``, are Qt's, and work while it is shown.
+    """
     for shortcut in shortcuts:
-        key = getattr(keys, shortcut.name)
-        if key:
+        key = getattr(settings().shortcuts, shortcut.name)
+        if key and _known(key):
             viewer.bind_key(key, _action(shortcut), overwrite=True)
+        elif key:
+            keys = QShortcut(QKeySequence(key), widget)
+            keys.setKeys([QKeySequence(key), QKeySequence(f"Shift+{key}")])  # with Shift or without, as keyboards have it
+            keys.activated.connect(shortcut.press)
 
 
-def unbind(viewer: ViewerModel, shortcuts: Sequence[Shortcut]) -> None:
+def unbind(viewer: ViewerModel, shortcuts: Sequence[Shortcut], widget: QWidget) -> None:
     """Undo `bind`; napari's own keys work again."""
     from napari.utils.key_bindings import coerce_keybinding
 
-    keys = settings().shortcuts
     for shortcut in shortcuts:
-        key = getattr(keys, shortcut.name)
-        if key:
+        key = getattr(settings().shortcuts, shortcut.name)
+        if key and _known(key):
             viewer.keymap.pop(coerce_keybinding(key), None)
+    for keys in widget.findChildren(QShortcut):
+        keys.deleteLater()
+
+
+def _known(key: str) -> bool:
+    """Whether napari has a name for a key; all others are the same to it."""
+    from app_model.types import KeyCode
+    from napari.utils.key_bindings import coerce_keybinding
+
+    return all(part.key != KeyCode.UNKNOWN for part in coerce_keybinding(key).parts)
 
 
 def _action(shortcut: Shortcut) -> Callable[[Any], Any]:
@@ -60,7 +83,7 @@ class KeySheet(QDialog):
         grid.setVerticalSpacing(6)
         keys = settings().shortcuts
         for row, shortcut in enumerate(shortcuts):
-            key = QLabel((getattr(keys, shortcut.name) or "–").replace("Shift-/", "?"))
+            key = QLabel(getattr(keys, shortcut.name) or "–")
             key.setStyleSheet("font-family: monospace; font-weight: bold;")
             grid.addWidget(key, row, 0)
             grid.addWidget(QLabel(shortcut.text), row, 1)

@@ -22,7 +22,7 @@ from streamview.labels.regions import Example, write_labels
 from streamview_napari.canvas.camera import fly_to
 from streamview_napari.canvas.labelled_regions import LabelledLayers
 from streamview_napari.panels.forms import Form
-from streamview_napari.panels.section import Section, Shortcut, error_label, plain_table, quiet_label
+from streamview_napari.panels.section import Section, Shortcut, error_label, plain_table, quiet_label, show_rows
 from streamview_napari.records import slide_on
 from streamview_napari.requests.controls import LabelControls
 from streamview_napari.requests.labels import (
@@ -63,7 +63,6 @@ class LabelsSection(Section):
     """
 
     title = "Labels"
-    folded = True
 
     def __init__(self, viewer: ViewerModel, state: State) -> None:
         super().__init__(viewer, state)
@@ -103,6 +102,7 @@ class LabelsSection(Section):
         """What is labelled."""
         self.table = plain_table(["Slide", "Class", "Patient", "x, y, mm", "Size, mm"])
         self.table.setSelectionMode(QTableWidget.SelectionMode.ExtendedSelection)
+        self.table.setAccessibleName("Labelled regions")
         self.table.setToolTip("All labelled regions. Click one to go there; double-click to open its slide.")
         header = self.table.horizontalHeader()
         header.setDefaultAlignment(Qt.AlignmentFlag.AlignLeft | Qt.AlignmentFlag.AlignVCenter)
@@ -282,8 +282,7 @@ class LabelsSection(Section):
         self.table.setColumnHidden(_PATIENT, not any(example.patient for example in labels))
         self.table.horizontalHeader().resizeSection(_CLASS, min(self.table.sizeHintForColumn(_CLASS), _CLASS_WIDTH))
         self._selected()
-        rows = min(max(len(labels), 1), _ROWS)
-        self.table.setFixedHeight(self.table.horizontalHeader().sizeHint().height() + 24 * rows + 4)
+        show_rows(self.table, _ROWS)
         self.table.setVisible(bool(labels))
         self.counts.setText(describe_counts(labels, names))
         self.counts.setVisible(bool(labels))

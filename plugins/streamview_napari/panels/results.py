@@ -18,7 +18,8 @@ from qtpy.QtWidgets import (
 )
 
 from streamview_napari.canvas.camera import fly_to
-from streamview_napari.panels.section import ERROR_STYLE, Section, labelled, plain_table, quiet_label
+from streamview_napari.panels.section import Section, error_label, labelled, plain_table, quiet_label, show_rows
+from streamview_napari.panels.theme import set_role
 from streamview_napari.requests.answers import Answer, describe_answer, describe_certificate
 from streamview_napari.requests.regions import describe_size
 
@@ -36,10 +37,6 @@ __all__ = ["ResultSection", "describe_row", "describe_seconds"]
 _BARS = 6  # classes with a bar; of more, the likeliest
 _WIDEST = 110  # px of a class's name
 _ROWS = 6  # of the table before it scrolls
-_BAR = (
-    "QProgressBar {{ background: #3a3f49; border: 0; border-radius: 3px; }} QProgressBar::chunk {{ background: {}; border-radius: 3px; }}"
-)
-_LIKELIEST, _OTHER = "#ffe14a", "#8b98a5"
 
 
 def describe_row(answer: Answer, number: int, *, other: bool) -> list[str]:
@@ -68,6 +65,7 @@ class ResultSection(Section):
     """What the network answered, and all its answers so far."""
 
     title = "Result"
+    opens = "stays"
 
     def __init__(self, viewer: ViewerModel, state: State) -> None:
         super().__init__(viewer, state)
@@ -94,12 +92,11 @@ class ResultSection(Section):
         row.addWidget(self.certificate, 1)
         row.addWidget(self.stop)
         self.column.addLayout(row)
-        self.problem = QLabel()
-        self.problem.setWordWrap(True)
-        self.problem.setStyleSheet(ERROR_STYLE)
+        self.problem = error_label()
         self.column.addWidget(self.problem)
         self.table = plain_table(["#", "Answer", "Maps of", "Network", "Time"])
         self.table.setToolTip("All answers for this slide; click one to go there. Grey: of another network than the chosen one.")
+        self.table.setAccessibleName("Answers")
         header = self.table.horizontalHeader()
         header.setDefaultAlignment(Qt.AlignmentFlag.AlignLeft | Qt.AlignmentFlag.AlignVCenter)
         for column in (0, 4):
@@ -139,7 +136,7 @@ class ResultSection(Section):
                 if other:
                     item.setForeground(self.palette().placeholderText())
                 self.table.setItem(row, column, item)
-        self.table.setFixedHeight(self.table.horizontalHeader().sizeHint().height() + 24 * min(len(self._listed), _ROWS) + 4)
+        show_rows(self.table, _ROWS)
         self.fill(bool(self._listed))
         self._show(self.state.selected)
 
@@ -194,7 +191,8 @@ class ResultSection(Section):
                 bar.setValue(round(1000 * float(values[k])))
                 bar.setFixedHeight(7)
                 bar.setTextVisible(False)
-                bar.setStyleSheet(_BAR.format(_LIKELIEST if values[k] == values.max() else _OTHER))
+                set_role(bar, "likeliest" if values[k] == values.max() else "other")
+                bar.setAccessibleName(f"Probability of {prediction.class_names[k]}")
                 self.bars.addWidget(bar, row, 1)
             self.bars.addWidget(value, row, 2)
 

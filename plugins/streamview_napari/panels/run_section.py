@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Generic, TypeVar
 
-from qtpy.QtWidgets import QHBoxLayout, QLabel, QProgressBar, QPushButton, QWidget
+from qtpy.QtWidgets import QHBoxLayout, QProgressBar, QPushButton, QWidget
 
-from streamview_napari.panels.section import BAR_STYLE, ERROR_STYLE, RUN_STYLE, Section, quiet_label
+from streamview_napari.panels.section import Section, error_label, quiet_label
+from streamview_napari.panels.theme import set_role
 from streamview_napari.tasks import ForecastTask
 
 if TYPE_CHECKING:
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
 
 __all__ = ["RunSection"]
 
-_QUIET, _WARNING = "color: #a0a4ab;", "color: #e8a860;"
 _Forecast = TypeVar("_Forecast")
 
 
@@ -36,18 +36,16 @@ class RunSection(Section, Generic[_Forecast]):
         super().__init__(viewer, state)
         self.forecast = quiet_label()
         self.run = QPushButton(run)
-        self.run.setStyleSheet(RUN_STYLE)
+        set_role(self.run, "run")
         self.run.setEnabled(False)
         self.cancel = QPushButton(stop)
         self.cancel.setEnabled(False)
         self.bar = QProgressBar()
         self.bar.setFixedHeight(8)
         self.bar.setTextVisible(False)
-        self.bar.setStyleSheet(BAR_STYLE)
+        set_role(self.bar, "progress")
         self.message = quiet_label()
-        self.problem = QLabel()
-        self.problem.setWordWrap(True)
-        self.problem.setStyleSheet(ERROR_STYLE)
+        self.problem = error_label()
         hidden: tuple[QWidget, ...] = (self.bar, self.message, self.problem)
         for widget in hidden:
             widget.hide()
@@ -126,7 +124,7 @@ class RunSection(Section, Generic[_Forecast]):
     def write_forecast(self, text: str, *, fits: bool = True) -> None:
         """Say what the run will take, or why it cannot be."""
         self.forecast.setText(text)
-        self.forecast.setStyleSheet(_QUIET if fits else _WARNING)
+        set_role(self.forecast, "quiet" if fits else "warning")
 
     def draw_run(self) -> None:
         """Draw what the run has come to."""

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from qtpy.QtCore import Qt, Signal
+from qtpy.QtGui import QKeyEvent
 from qtpy.QtWidgets import QFrame, QHBoxLayout, QLabel, QSizePolicy, QTableWidget, QVBoxLayout, QWidget
+
+from streamview_napari.panels.theme import set_role
 
 if TYPE_CHECKING:
     from napari.components import ViewerModel
@@ -15,31 +18,26 @@ if TYPE_CHECKING:
     from streamview_napari.state import State
 
 __all__ = [
-    "BAR_STYLE",
-    "ERROR_STYLE",
     "LABEL_WIDTH",
-    "RUN_STYLE",
+    "Opens",
     "Section",
     "Shortcut",
+    "Table",
     "error_label",
     "labelled",
     "plain_table",
     "quiet_label",
     "show_row",
+    "show_rows",
 ]
 
-ERROR_STYLE = "background: #5c3a1e; color: #ffffff; padding: 6px; border-radius: 3px;"
-BAR_STYLE = """
-QProgressBar { background: #3a3f49; border: 0; border-radius: 4px; }
-QProgressBar::chunk { background: #4c86e0; border-radius: 4px; }
-"""
-RUN_STYLE = """
-QPushButton { background: #3d74cc; color: #ffffff; font-weight: bold; padding: 5px; border-radius: 3px; }
-QPushButton:hover { background: #4c86e0; }
-QPushButton:disabled { background: #3a3f49; color: #7d828b; }
-"""
 LABEL_WIDTH = 96  # px: of the captions at the left of controls
+Opens = Literal["stays", "first", "room"]
+"""When a section opens by itself: as soon as it has something to show, and it stays open; then as well, and others close where the height
+does not do for all; only where there is room."""
 _SPACING = 6  # px
+_ROW = 24  # px of a table's rows
+_LEAST = 2  # rows of a table that is short of room
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,15 +74,15 @@ class Section(QWidget):
     """
 
     title: ClassVar[str] = ""
-    folded: ClassVar[bool] = False
-    """Whether only the title is shown until the user opens the section, by a click on it."""
+    opens: ClassVar[Opens] = "first"
+    """When it opens by itself; a click on its title opens and closes it at any time."""
     note_changed = Signal(str)
     """Emitted with what stands at the right of the section's title."""
     filled_changed = Signal(bool)
     """Emitted when the section gets something to show, or has nothing more to show; the dock hides it then."""
 
     unfold = Signal()
-    """Emitted when a folded section has something for the user to see."""
+    """Emitted when the user must see the section, whether it is open or not."""
 
     def __init__(self, viewer: ViewerModel, state: State) -> None:
         super().__init__()
@@ -112,8 +110,19 @@ class Section(QWidget):
         self.note_changed.emit(text)
 
 
+class Table(QTableWidget):
+    """A table of whole rows to choose from: Return acts on a row as a click does, and Tab goes on to the next control."""
+
+    def keyPressEvent(self, event: QKeyEvent) -> None:
+        """Take Return for a click."""
+        if event.key() in (Qt.Key.Key_Return, Qt.Key.Key_Enter) and self.currentRow() >= 0:
+            self.cellClicked.emit(self.currentRow(), max(self.currentColumn(), 0))
+        else:
+            super().keyPressEvent(event)
+
+
 def labelled(text: str, *widgets: QWidget) -> QHBoxLayout:
-    """Return a row of a caption of fixed width and controls, the first of which takes the room that is left."""
+    """Return a row of a caption of fixed width and controls, the first of which takes the room that is left and bears its name."""
     row = QHBoxLayout()
     row.setSpacing(_SPACING)
     caption = QLabel(text)
@@ -121,6 +130,8 @@ def labelled(text: str, *widgets: QWidget) -> QHBoxLayout:
     row.addWidget(caption)
     for number, widget in enumerate(widgets):
         row.addWidget(widget, 0 if number else 1)
+    if widgets:
+        widgets[0].setAccessibleName(text)
     return row
 
 
@@ -137,32 +148,42 @@ def quiet_label(text: str = "") -> QLabel:
     """Return a label for facts: wrapped, dimmed, to be selected with the mouse."""
     label = QLabel(text)
     label.setWordWrap(True)
-    label.setStyleSheet("color: #a0a4ab;")
+    set_role(label, "quiet")
     label.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
     label.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Minimum)
     return label
 
 
 def error_label() -> QLabel:
-    """Return a label for what went wrong, hidden."""
+    """Return a label for what went wrong, hidden until it did."""
     label = QLabel()
     label.setWordWrap(True)
-    label.setStyleSheet(ERROR_STYLE)
+    set_role(label, "error")
+    label.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
     label.hide()
     return label
 
 
-def plain_table(columns: list[str]) -> QTableWidget:
-    """Return a table of whole rows to choose from: no grid, no row numbers, columns stretched, rows of 24 px."""
-    table = QTableWidget(0, len(columns))
+def plain_table(columns: list[str]) -> Table:
+    """Return a table: no grid, no row numbers, columns stretched."""
+    table = Table(0, len(columns))
     table.setHorizontalHeaderLabels(columns)
     table.setShowGrid(False)
     table.setFrameShape(QFrame.Shape.NoFrame)
     table.verticalHeader().setVisible(False)
-    table.verticalHeader().setDefaultSectionSize(24)
+    table.verticalHeader().setDefaultSectionSize(_ROW)
     table.horizontalHeader().setSectionResizeMode(table.horizontalHeader().ResizeMode.Stretch)
     table.setSelectionBehavior(QTableWidget.SelectionBehavior.SelectRows)
     table.setSelectionMode(QTableWidget.SelectionMode.SingleSelection)
     table.setEditTriggers(QTableWidget.EditTrigger.NoEditTriggers)
     table.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
+    table.setTabKeyNavigation(False)
+    show_rows(table, 1)
     return table
+
+
+def show_rows(table: QTableWidget, most: int) -> None:
+    """Let a table be as high as its rows, up to so many; where the dock is short of room, it scrolls earlier."""
+    header, rows = table.horizontalHeader().sizeHint().height() + 4, min(max(table.rowCount(), 1), most)
+    table.setMinimumHeight(header + _ROW * min(rows, _LEAST))
+    table.setMaximumHeight(header + _ROW * rows)

@@ -11,7 +11,7 @@ from qtpy.QtWidgets import QFileDialog, QHBoxLayout, QInputDialog, QLabel, QProg
 
 from streamview.errors import SlideError
 from streamview_napari.canvas.layers import has_overview, slide_layer
-from streamview_napari.panels.section import ERROR_STYLE, Section, quiet_label
+from streamview_napari.panels.section import Section, error_label, quiet_label
 from streamview_napari.records import RegionsLayer, note, record_of, slide_on
 from streamview_napari.requests.regions import describe_size
 
@@ -50,6 +50,7 @@ class SlideSection(Section):
     """Which slide is worked on."""
 
     title = "Slide"
+    opens = "stays"
 
     def __init__(self, viewer: ViewerModel, state: State) -> None:
         super().__init__(viewer, state)
@@ -57,9 +58,7 @@ class SlideSection(Section):
         self.name.setStyleSheet("font-weight: bold;")
         self.extent = quiet_label()
         self.advice = quiet_label("No overview in this file: zoom in to see it, or convert it once.")
-        self.problem = QLabel()
-        self.problem.setWordWrap(True)
-        self.problem.setStyleSheet(ERROR_STYLE)
+        self.problem = error_label()
         self.measure = QPushButton("Set µm/px…")
         self.measure.setToolTip("How many micrometres one pixel of the full resolution covers; scales, sizes and networks need it.")
         self.convert = QPushButton("Convert…")

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from streamview.networks.cards import ModelCard
 
 __all__ = [
+    "CLASS_COLOURS",
+    "NO_CLASS",
     "Mpp",
     "Row",
     "class_names",
@@ -39,7 +41,10 @@ __all__ = [
 Mpp = tuple[float, float] | None
 """Um per level-0 px, ``(y, x)``; None where it is not known."""
 
-_COLOURS = ("#2ecc71", "#ff9f1c", "#00c2e0", "#ffe14a", "#ff5a5f", "#b5e550", "#f5f5f5", "#ff8ad8")  # seen on H&E and on the dark panel
+CLASS_COLOURS = ("#01a882", "#c77a00", "#75dffd", "#9d230d", "#9b035a", "#271f00", "#030218")
+NO_CLASS = "#b5ffd9"
+"""Outlines of classes, and of what has none: seen on H&E, and told apart from each other, from the yellow outline of maps and from the blue
+of regions also by who lacks the green cones."""
 _UNSAVED = "unsaved-labels"
 
 
@@ -149,7 +154,7 @@ def colour_of(label: str, names: Sequence[str]) -> str:
     """Return the colour of a class, which depends on its place among the classes; that of the first of several."""
     first = label.split(";")[0]
     known = label if label in names else first
-    return _COLOURS[names.index(known) % len(_COLOURS)] if known in names else _COLOURS[-2]
+    return CLASS_COLOURS[names.index(known) % len(CLASS_COLOURS)] if known in names else NO_CLASS
 
 
 def describe_counts(labels: Sequence[Example], names: Sequence[str]) -> str:
