@@ -100,10 +100,10 @@ def test_classes_counts_and_rows_in_words() -> None:
     assert ": 2 regions, 1 patient<br>" in counts.replace("</span> lesion", "")
     assert "odd &amp; new: 1 region, 1 patient" in counts
     first, second, third = list_rows(labels, {path_of(labels[0]): MPP, path_of(labels[1]): None})
-    assert (first.slide, first.label, first.patient, first.size) == ("a", "lesion", "p1", "0.26 × 0.13")
-    assert (first.place, second.place, third.place) == ("6.00, 0.50", "0, 0 px", "")
-    assert second.size == "256 × 256 px"
-    assert third.size == "whole"
+    assert (first.slide, first.label, first.patient, first.place) == ("a", "lesion", "p1", "6.00, 0.50")
+    assert "512 × 256 px · 0.26 × 0.13 mm" in first.tip
+    assert (second.place, third.place) == ("0, 0 px", "whole")
+    assert "256 × 256 px" in second.tip
     assert "Split: train" in third.tip
     document: dict[str, Any] = {
         "spec_version": "1.0", "architecture": "demo", "num_classes": 1, "class_names": ["score"], "patch_size_pixels": 64,

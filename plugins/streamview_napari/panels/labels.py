@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 __all__ = ["LabelsSection"]
 
 _ROWS = 6  # of the table before it scrolls
-_SLIDE, _CLASS, _PATIENT, _PLACE, _SIZE = range(5)  # its columns
+_SLIDE, _CLASS, _PATIENT, _PLACE = range(4)  # its columns
 _CLASS_WIDTH = 96  # px that a class may take there
 _BUTTON = 70  # px
 
@@ -100,7 +100,7 @@ class LabelsSection(Section):
 
     def _build_table(self) -> None:
         """What is labelled."""
-        self.table = plain_table(["Slide", "Class", "Patient", "x, y, mm", "Size, mm"])
+        self.table = plain_table(["Slide", "Class", "Patient", "x, y in mm"])
         self.table.setSelectionMode(QTableWidget.SelectionMode.ExtendedSelection)
         self.table.setAccessibleName("Labelled regions")
         self.table.setToolTip("All labelled regions. Click one to go there; double-click to open its slide.")
@@ -273,7 +273,7 @@ class LabelsSection(Section):
             self.table.clearSelection()
             self.table.setRowCount(len(labels))
             for row, (example, listed) in enumerate(zip(labels, list_rows(labels, self._mpps), strict=True)):
-                for column, text in enumerate((listed.slide, listed.label, listed.patient or "–", listed.place, listed.size)):
+                for column, text in enumerate((listed.slide, listed.label, listed.patient or "–", listed.place)):
                     item = QTableWidgetItem(text)
                     item.setToolTip(listed.tip)
                     if column == _CLASS:

@@ -59,18 +59,15 @@ class Row:
     label, patient
         As in the table that is kept.
     place
-        Of its upper left corner, x and y in mm, or in px where the mpp is not known; empty for a whole slide.
-    size
-        Width and height, likewise.
+        Of its upper left corner, x and y in mm, or in px where the mpp is not known; ``"whole"`` for a whole slide.
     tip
-        All of it, for who points there.
+        All of it, and the size, for who points there.
     """
 
     slide: str
     label: str
     patient: str
     place: str
-    size: str
     tip: str
 
 
@@ -194,12 +191,11 @@ def _row(example: Example, mpp: Mpp) -> Row:
     patient = example.patient or "not named: counted as the slide's own"
     split = f"\nSplit: {example.split}" if example.split else ""
     tip = f"{example.name}: {example.label}\nPatient: {patient}\n{place}{split}"
-    short = size.rpartition(" · ")[2].removesuffix(" mm")
-    return Row(Path(example.name).stem, example.label, example.patient, _corner(example.region, mpp), short, tip)
+    return Row(Path(example.name).stem, example.label, example.patient, _corner(example.region, mpp), tip)
 
 
 def _corner(region: Region | None, mpp: Mpp) -> str:
     """Where the upper left corner of a region is, x first."""
     if region is None:
-        return ""
+        return "whole"
     return f"{region.x}, {region.y} px" if mpp is None else f"{region.x * mpp[1] / 1000:.2f}, {region.y * mpp[0] / 1000:.2f}"
