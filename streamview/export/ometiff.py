@@ -79,8 +79,8 @@ def _tiles(level: Plane, progress: Progress) -> Iterator[NDArray[np.float32]]:
     for y in range(0, height, _TILE):
         for x in range(0, width, _TILE):
             piece = np.asarray(level[y : y + _TILE, x : x + _TILE], np.float32)
-            yield np.pad(piece, ((0, _TILE - piece.shape[0]), (0, _TILE - piece.shape[1])))
             progress.advance()
+            yield np.pad(piece, ((0, _TILE - piece.shape[0]), (0, _TILE - piece.shape[1])))
 
 
 def _metadata(saliency: Saliency, method: Method) -> dict[str, Any]:

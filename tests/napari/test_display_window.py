@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-import time
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -329,26 +329,24 @@ def test_an_export_shows_its_progress_and_is_cancelled(shell: Any, qtbot: Any, t
     format.setFocus()
     QTest.keyClicks(format, "OME-T")
     assert "QuPath" in format.toolTip()
-    pauses = [0.0]
+    gate = threading.Event()
 
     def slowed(*what: Any) -> Any:
-        for tile in tiles(*what):
-            time.sleep(pauses[0])
-            yield tile
+        gate.wait(30)
+        yield from tiles(*what)
 
     monkeypatch.setattr(ometiff, "_tiles", slowed)
     monkeypatch.setattr(QFileDialog, "getSaveFileName", lambda *asked: (str(tmp_path / asked[2]), ""))
-    pauses[0] = 1.0
     QTest.mouseClick(export.save, Qt.MouseButton.LeftButton)
     assert not export.save.isVisible()
-    qtbot.waitUntil(lambda: export.bar.isVisible() and export.bar.maximum() > 1, timeout=20_000)
+    qtbot.waitUntil(lambda: export.bar.isVisible() and export.bar.maximum() > 0, timeout=20_000)
     assert export.message.text().startswith("Writing OME-TIFF of lesion to planted-lesion-evidence.ome.tif, ")
     QTest.mouseClick(export.cancel, Qt.MouseButton.LeftButton)
+    gate.set()
     qtbot.waitUntil(export.save.isVisible, timeout=20_000)
     assert export.message.text() == "Cancelled: planted-lesion-evidence.ome.tif is not written."
     assert not export.bar.isVisible()
     assert list(tmp_path.iterdir()) == []
-    pauses[0] = 0.0
     QTest.mouseClick(export.save, Qt.MouseButton.LeftButton)
     qtbot.waitUntil(lambda: export.message.text().startswith("Written: "), timeout=20_000)
     assert [path.name for path in tmp_path.iterdir()] == ["planted-lesion-evidence.ome.tif"]
