@@ -13,6 +13,7 @@ __all__ = [
     "AnnotationError",
     "AnnotationWarning",
     "Cancelled",
+    "ChannelError",
     "JobWarning",
     "LabelError",
     "MemoryBudgetError",
@@ -92,6 +93,10 @@ class StreamviewError(Exception):
 
 class SlideError(StreamviewError):
     """A slide or pyramid is missing, damaged, of an unknown format, or lacks required information."""
+
+
+class ChannelError(SlideError):
+    """A tiled image, as slides are, is not 8-bit RGB; the message says how one channel of it is read, or what else to do."""
 
 
 class SlideWarning(UserWarning):

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from streamview.errors import ChannelError, SlideError, SlideWarning
 
 if TYPE_CHECKING:
     from streamview_napari.canvas.layers import LayerTuple
@@ -21,7 +24,7 @@ Reader = Callable[[Any], "list[LayerTuple]"]
 def get_reader(path: str | list[str]) -> Reader | None:
     """Return what opens a slide, a saved saliency or a job folder; None for anything else. Never raises.
 
-    A slide is whatever `streamview.open_slide` opens.
+    A slide is whatever `streamview.open_slide` opens, and a tiled TIFF of other channels, which it refuses with help.
     """
     if not isinstance(path, str):
         return None
@@ -33,10 +36,15 @@ def get_reader(path: str | list[str]) -> Reader | None:
                 return reader
         elif place.is_file() and place.suffix.lower() in _SLIDES:
             return _read_slide
-        from streamview.slides import can_open
+        from streamview.slides import open_slide
 
-        return _read_slide if can_open(path) else None
-    except (OSError, ValueError):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", SlideWarning)
+            open_slide(path).close()
+        return _read_slide
+    except ChannelError:
+        return _read_slide  # which says what to do
+    except (SlideError, OSError, ValueError):
         return None
 
 

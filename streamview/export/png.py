@@ -301,16 +301,16 @@ def _header(slide: Slide, saliency: Saliency, shown: Shown) -> list[_Block]:
     prediction, recipe, region = saliency.prediction, shown.recipe, saliency.prediction.region
     answer = prediction.answer_for(saliency.target)
     blocks = [_Block((f"{TITLES[recipe.method]}: {saliency.target.name}, {answer}",), _TITLE, _INK, bold=True)]
-    said = f"{prediction.model_name} answers {prediction.answer}; this map explains {saliency.target.name}."
+    said = f"Network {prediction.model_name}: {prediction.answer}. This map explains {saliency.target.name}"
     if not prediction.is_of_interest(saliency.target):
-        said += f" It shows no {' or '.join(prediction.positive)}, the class of interest: hence its other colours."
-    blocks.append(_Block((said,), _TEXT, _INK))
+        said += f", which is not of interest ({' or '.join(prediction.positive)} is): other colours, no outline"
+    blocks.append(_Block((f"{said}.",), _TEXT, _INK))
     extent = f"{region.width} x {region.height} px"
     if saliency.mpp is None:
         extent += ", mpp unknown"
     else:
         extent += f" = {region.width * saliency.mpp[1] / 1000:.3g} x {region.height * saliency.mpp[0] / 1000:.3g} mm"
-    place = f"{slide.name} | region at x {region.x}, y {region.y}, {extent} | network {prediction.model_name}"
+    place = f"{slide.name} | region at x {region.x}, y {region.y}, {extent}"
     blur = f"{shown.blur_px[0]:.3g} px of the network's grid"
     if saliency.mpp is not None:
         blur = f"{recipe.blur_um:g} um ({blur})"

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import tifffile
 
-from streamview.errors import SlideError, SlideWarning
+from streamview.errors import ChannelError, SlideError, SlideWarning
 from streamview.geometry import Region
 from streamview.slides.channels import Channel, find_channel, in_words
 from streamview.slides.checks import DAMAGED, check_size, file_identity
@@ -281,12 +281,17 @@ def _check_grid(name: str, page: tifffile.TiffPage) -> None:
         )
 
 
+def _unsuitable(page: tifffile.TiffPage) -> type[SlideError]:
+    """The error for an image that is not RGB: only a tiled one is taken for a slide."""
+    return ChannelError if page.is_tiled else SlideError
+
+
 def _check_decodable(name: str, page: tifffile.TiffPage) -> None:
     """Refuse what is not RGB, and leave to OpenSlide what only it knows."""
     colour = tifffile.PHOTOMETRIC(page.photometric).name
     if page.dtype != np.uint8 or page.samplesperpixel != 3:
         found = f"{page.samplesperpixel} channels of {page.bitspersample} bit"
-        raise SlideError(f"{name}: {found}, colour {colour}: expected 8-bit RGB (brightfield); export it as 8-bit RGB")
+        raise _unsuitable(page)(f"{name}: {found}, colour {colour}: expected 8-bit RGB (brightfield); export it as 8-bit RGB")
     if not (page.photometric == _RGB or (page.photometric == _YCBCR and page.compression == _JPEG)):
         raise UnreadableTiles(f"{name}: {_compression(page)} in {colour}")
     if page.compression == 33003:
@@ -370,9 +375,10 @@ def _pages(
         raise SlideError(f"{found}: it is RGB{' by its palette' if palette else ''}; leave out --channel")
     single = stated and set("YX") <= set(series.axes) <= set("CYX") and page.photometric in (_MIN_IS_WHITE, _MIN_IS_BLACK)
     if not single or (channel is None and dtype not in (np.uint8, np.uint16)):
-        raise SlideError(f"{found} ({detail}): expected 8-bit RGB (brightfield); export it as 8-bit RGB")
+        raise _unsuitable(page)(f"{found} ({detail}): expected 8-bit RGB (brightfield); export it as 8-bit RGB")
     if channel is None:
-        raise SlideError(f"{found} ({detail}): expected 8-bit RGB (brightfield); streamview convert --channel N makes a grey slide of one")
+        remedy = "streamview convert --channel N makes a grey slide of one"
+        raise _unsuitable(page)(f"{found} ({detail}): expected 8-bit RGB (brightfield); {remedy}")
     window = ome.window or ((0, 2**page.bitspersample - 1) if page.bitspersample > 8 else None)
     chosen = find_channel(name, channel, dtype, count, ome.channels, window)
     return [_whole(level.pages[chosen.number]) for level in levels], chosen

@@ -272,6 +272,32 @@ def test_the_reader_leaves_everything_else_alone(tmp_path: Path) -> None:
     assert get_reader([str(tmp_path / "a.svs"), str(tmp_path / "b.svs")]) is None
 
 
+@pytest.mark.parametrize(
+    ("shape", "dtype", "options"),
+    [
+        ((4, 70, 90), np.uint8, {"metadata": {"axes": "CYX"}, "ome": True}),
+        ((4, 70, 90), np.uint8, {}),
+        ((70, 90), np.uint8, {}),
+        ((70, 90), np.uint16, {}),
+    ],
+)
+def test_a_tiled_tiff_of_other_channels_gets_the_help_of_info(
+    tmp_path: Path, shape: tuple[int, ...], dtype: Any, options: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    from streamview.cli import main
+
+    path = tmp_path / "channels.tif"
+    tifffile.imwrite(path, np.zeros(shape, dtype), photometric="minisblack", tile=(32, 32), **options)
+    reader = get_reader(str(path))
+    assert reader is not None
+    with pytest.raises(
+        StreamviewError, match=r"channels? of \d+ bit .*expected 8-bit RGB \(brightfield\); (streamview convert|export)"
+    ) as error:
+        reader(str(path))
+    assert main(["info", str(path)]) == 1
+    assert str(error.value) in " ".join(capsys.readouterr().err.split())
+
+
 def test_deciding_loads_neither_torch_nor_zarr(slide_path: Path, job: Path) -> None:
     code = f"from streamview_napari.reader import get_reader; assert get_reader({str(job)!r}) and get_reader({str(slide_path)!r})"
     code += "; import sys; print(*sys.modules)"
