@@ -76,7 +76,7 @@ def test_the_wheel_changes_no_control_that_was_not_clicked(window: Callable[[Any
     from qtpy.QtTest import QTest
     from qtpy.QtWidgets import QAbstractSlider, QComboBox, QDoubleSpinBox, QScrollBar, QVBoxLayout, QWidget
 
-    _viewer, dock = open_dock(window, slide_path, qtbot, (1280, 560))
+    _, dock = open_dock(window, slide_path, qtbot, (1280, 560))
     run_whole(dock, qtbot)
     panel, display = section(dock, "Model and region"), section(dock, "Display")
     late = QDoubleSpinBox()  # made after the dock, inside something made after the dock

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from itertools import pairwise
 
 from qtpy.QtCore import QChildEvent, QEvent, QObject, Qt
-from qtpy.QtGui import QFocusEvent
+from qtpy.QtGui import QFocusEvent, QResizeEvent
 from qtpy.QtWidgets import QAbstractSlider, QAbstractSpinBox, QComboBox, QFrame, QLayout, QScrollBar, QTabBar, QWidget
 
 from streamview_napari.panels.theme import set_role
@@ -33,7 +33,6 @@ class Focus(QObject):
     def __init__(self, root: QWidget) -> None:
         super().__init__(root)
         self._clicked: QObject | None = None
-        self._frame: QFrame | None = None
         self._watch(root)
 
     def _watch(self, root: QWidget) -> None:
@@ -56,24 +55,34 @@ class Focus(QObject):
                 self._watch(child)
         elif isinstance(event, QFocusEvent) and isinstance(watched, QWidget):
             self._follow(watched, event)
-        elif kind == QEvent.Type.Resize and self._frame is not None and isinstance(watched, QWidget) and self._frame.parent() is watched:
-            self._frame.setGeometry(watched.rect())
         return False
 
     def _follow(self, widget: QWidget, event: QFocusEvent) -> None:
         reason = event.reason()
         if reason in _UNASKED:  # of a window or a list that opens or closes: the control is the same
             return
-        if self._frame is not None:
-            self._frame.deleteLater()
-            self._frame = None
+        for frame in widget.findChildren(_Frame):
+            frame.deleteLater()
         self._clicked = widget if event.gotFocus() and reason == Qt.FocusReason.MouseFocusReason else None
         if event.gotFocus() and reason in _BY_KEYS:
-            self._frame = QFrame(widget)
-            set_role(self._frame, "focus")
-            self._frame.setAttribute(Qt.WidgetAttribute.WA_TransparentForMouseEvents)
-            self._frame.setGeometry(widget.rect())
-            self._frame.show()
+            _Frame(widget).show()
+
+
+class _Frame(QFrame):
+    """A frame around a control; it is the control's child, so that it moves and goes with it."""
+
+    def __init__(self, control: QWidget) -> None:
+        super().__init__(control)
+        set_role(self, "focus")
+        self.setAttribute(Qt.WidgetAttribute.WA_TransparentForMouseEvents)
+        self.setGeometry(control.rect())
+        control.installEventFilter(self)
+
+    def eventFilter(self, watched: QObject, event: QEvent) -> bool:
+        """Follow the control's size."""
+        if event.type() == QEvent.Type.Resize and isinstance(event, QResizeEvent):
+            self.resize(event.size())
+        return False
 
 
 def order_tabs(root: QWidget) -> None:

@@ -1,34 +1,50 @@
-"""The section about the slide: its name, size and resolution, the missing mpp, and the conversion of what has no overview."""
+"""The section about the slide: which one, its size and resolution, a missing or wrong mpp, and the conversion of what has no overview."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from qtpy.QtCore import QTimer
-from qtpy.QtWidgets import QFileDialog, QHBoxLayout, QInputDialog, QLabel, QProgressBar, QPushButton
+from qtpy.QtCore import Qt, QTimer, Signal
+from qtpy.QtGui import QResizeEvent
+from qtpy.QtWidgets import (
+    QComboBox,
+    QDialog,
+    QDialogButtonBox,
+    QFileDialog,
+    QHBoxLayout,
+    QLabel,
+    QLineEdit,
+    QProgressBar,
+    QPushButton,
+    QSizePolicy,
+    QVBoxLayout,
+    QWidget,
+)
 
 from streamview.errors import SlideError
 from streamview_napari.canvas.layers import has_overview, slide_layer
 from streamview_napari.panels.section import Section, error_label, quiet_label
-from streamview_napari.records import RegionsLayer, note, record_of, slide_on
+from streamview_napari.panels.theme import set_role
+from streamview_napari.records import MapLayer, OutlineLayer, RegionsLayer, note, record_of, slide_on
 from streamview_napari.requests.regions import describe_size
+from streamview_napari.requests.slide import MPP_EXPECTED, describe_resolution, parse_mpp
 
 if TYPE_CHECKING:
     from napari.components import ViewerModel
-    from napari.layers import Image
+    from napari.layers import Image, Layer
 
     from streamview.progress import Report, Step
     from streamview.slides import Slide
     from streamview_napari.state import State
     from streamview_napari.tasks import Work
 
-__all__ = ["SlideSection", "measure"]
+__all__ = ["MppDialog", "SlideSection", "measure"]
 
 
 def measure(layer: Image, mpp: float) -> None:
-    """Give a slide's layer the mpp that its file does not state; it is then placed in micrometres.
+    """Give a slide's layer an mpp, in place of the one that its file states or lacks; it is then placed in micrometres.
 
     Raises
     ------
@@ -54,8 +70,12 @@ class SlideSection(Section):
 
     def __init__(self, viewer: ViewerModel, state: State) -> None:
         super().__init__(viewer, state)
-        self.name = QLabel()
-        self.name.setStyleSheet("font-weight: bold;")
+        self.name = _Name()
+        set_role(self.name, "title")
+        self.choice = QComboBox()
+        self.choice.setAccessibleName("Slide")
+        self.choice.setToolTip("Which of the open slides is worked on; it is shown alone.")
+        self.choice.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Fixed)
         self.extent = quiet_label()
         self.advice = quiet_label("No overview in this file: zoom in to see it, or convert it once.")
         self.problem = error_label()
@@ -68,43 +88,52 @@ class SlideSection(Section):
         self.bar = QProgressBar()
         self.bar.setFixedHeight(8)
         self.bar.setTextVisible(False)
-        row = QHBoxLayout()
-        for button in (self.measure, self.convert, self.stop):
-            row.addWidget(button)
-        row.addStretch()
-        for widget in (self.name, self.extent, self.advice):
-            self.column.addWidget(widget)
-        self.column.addLayout(row)
+        set_role(self.bar, "progress")
+        facts = QHBoxLayout()
+        facts.addWidget(self.extent, 1)
+        facts.addWidget(self.measure, 0, Qt.AlignmentFlag.AlignBottom)
+        buttons = QHBoxLayout()
+        for button in (self.convert, self.stop):
+            buttons.addWidget(button)
+        buttons.addStretch()
+        self.column.addWidget(self.name)
+        self.column.addWidget(self.choice)
+        self.column.addLayout(facts)
+        self.column.addWidget(self.advice)
+        self.column.addLayout(buttons)
         self.column.addWidget(self.bar)
         self.column.addWidget(self.problem)
+        self.choice.activated.connect(self._chosen)
         self.measure.clicked.connect(self.ask)
         self.convert.clicked.connect(self._choose_folder)
         self.stop.clicked.connect(self._cancel)
         self._work: Work | None = None
-        self._dialog: QInputDialog | None = None
+        self._dialog: MppDialog | None = None
+        self._slides: list[Image] = []  # as they are listed
         state.events.slide_changed.connect(self._show)
+        for event in (viewer.layers.events.inserted, viewer.layers.events.removed):
+            event.connect(self._list)
         self._show(state.slide_layer)
+
+    def release(self) -> None:
+        """Follow the viewer no longer."""
+        for event in (self.viewer.layers.events.inserted, self.viewer.layers.events.removed):
+            event.disconnect(self._list)
 
     def _show(self, layer: Image | None) -> None:
         slide = self.state.slide
         self.fill(slide is not None)
         self.problem.hide()
         self._running(False)
+        self._list()
         if self._dialog is not None:
             self._dialog.reject()
         if slide is None:
             return
-        self.name.setText(slide.name)
+        self.name.write(slide.name)
         self.name.setToolTip(str(self.state.slide_path or slide.name))
-        if slide.mpp is None:
-            resolution = f"µm/px {slide.mpp_source}"
-        else:
-            y, x = slide.mpp
-            pixel = f"{x:.4g}" if abs(y - x) < 1e-6 * x else f"{x:.4g} × {y:.4g}"
-            source = "given by you" if slide.mpp_source.startswith("given") else slide.mpp_source
-            resolution = f"{pixel} µm/px ({source})"
-        self.extent.setText(f"{describe_size(slide.shape, slide.mpp)}\n{resolution}")
-        self.measure.setVisible(slide.mpp is None)
+        self.extent.setText(f"{describe_size(slide.shape, slide.mpp)}\n{describe_resolution(slide)}")
+        set_role(self.measure, "plain" if slide.mpp is None else "link")
         lacking = not has_overview(slide)
         self.advice.setVisible(lacking)
         self.convert.setVisible(lacking)
@@ -113,23 +142,39 @@ class SlideSection(Section):
             note(layer, replace(record, asked_for_mpp=True))
             QTimer.singleShot(0, self.ask)
 
+    # ------------------------------------------------------------------------------------------------------------------- the open slides
+
+    def _list(self, event: Any = None) -> None:
+        """Offer the open slides, where there are several."""
+        slides = self._slides = [layer for layer in self.viewer.layers if slide_on(layer) is not None]
+        self.choice.clear()
+        self.choice.addItems([layer.name for layer in slides])
+        if self.state.slide_layer in slides:
+            self.choice.setCurrentIndex(slides.index(self.state.slide_layer))
+        self.choice.setVisible(len(slides) > 1)
+        self.name.setVisible(len(slides) < 2)
+
+    def _chosen(self) -> None:
+        """Work on the slide that was chosen, and show it alone."""
+        chosen = self._slides[self.choice.currentIndex()]
+        for layer in self.viewer.layers:
+            if slide_on(layer) is not None:
+                layer.visible = layer is chosen
+        self.viewer.layers.selection.active = chosen
+        self.state.select_slide(chosen)
+        self.viewer.reset_view(layers=[chosen])
+
+    # --------------------------------------------------------------------------------------------------------------------------- the mpp
+
     def ask(self) -> None:
-        """Ask for the mpp; Cancel leaves pixels."""
+        """Ask for the mpp; Cancel leaves it as it is."""
         layer, slide = self.state.slide_layer, self.state.slide
-        if layer is None or slide is None or slide.mpp is not None or self.state.closed or self._dialog is not None:
+        if layer is None or slide is None or self.state.closed or self._dialog is not None:
             return
-        dialog = self._dialog = QInputDialog(self)
-        dialog.setWindowTitle("Micrometres per pixel")
-        dialog.setLabelText(
-            f"{slide.name} does not say how large its pixels are.\nMicrometres per pixel at full resolution (Cancel: stay in pixels):"
-        )
-        dialog.setInputMode(QInputDialog.InputMode.DoubleInput)
-        dialog.setDoubleRange(0.0001, 1000)
-        dialog.setDoubleDecimals(4)
-        dialog.setDoubleValue(0.25)
-        dialog.doubleValueSelected.connect(lambda mpp: self.set_mpp(layer, mpp))
-        dialog.finished.connect(self._asked)
-        dialog.open()
+        self._dialog = MppDialog(slide, self)
+        self._dialog.given.connect(lambda mpp: self.set_mpp(layer, mpp))
+        self._dialog.finished.connect(self._asked)
+        self._dialog.open()
 
     def _asked(self) -> None:
         if self._dialog is not None:
@@ -137,16 +182,19 @@ class SlideSection(Section):
             self._dialog = None
 
     def set_mpp(self, layer: Image, mpp: float) -> None:
-        """Use this mpp for a slide, and look at it anew."""
+        """Use this mpp for a slide, move all that lies on it along, and look at it anew."""
+        record = slide_on(layer)
+        before = None if record is None else record.source.mpp
         try:
             measure(layer, mpp)
         except SlideError as error:
             self._fail(str(error))
             return
+        factors = [mpp / old for old in before or (1.0, 1.0)]
         for other in self.viewer.layers:
-            record = record_of(other)
-            if isinstance(record, RegionsLayer) and record.slide is layer:  # drawn in pixels
-                other.scale, other.units = layer.scale, layer.units
+            if _lies_on(other, layer):
+                other.scale, other.translate = other.scale[-2:] * factors, other.translate[-2:] * factors
+                other.units = layer.units
         self.state.events.slide_changed.emit(layer)
         self.viewer.reset_view()
 
@@ -205,3 +253,77 @@ class SlideSection(Section):
         self.bar.setVisible(running)
         self.stop.setVisible(running)
         self.convert.setEnabled(not running)
+
+
+class MppDialog(QDialog):
+    """Asks how many micrometres a pixel covers; only a number that can be is taken.
+
+    Parameters
+    ----------
+    slide
+        Whose pixels.
+    parent
+        The dialog lies over it.
+    """
+
+    given = Signal(float)
+    """Emitted with the mpp when the user has accepted it."""
+
+    def __init__(self, slide: Slide, parent: QWidget | None = None) -> None:
+        super().__init__(parent)
+        self.setWindowTitle("Micrometres per pixel")
+        known = "does not say how large its pixels are" if slide.mpp is None else f"has {describe_resolution(slide)}"
+        question = QLabel(f"{slide.name} {known}.\nMicrometres per pixel at full resolution:")
+        question.setWordWrap(True)
+        self.line = QLineEdit()
+        self.line.setAccessibleName("Micrometres per pixel")
+        self.line.setPlaceholderText("such as 0.25")
+        self.hint = quiet_label(MPP_EXPECTED)
+        self.buttons = QDialogButtonBox(QDialogButtonBox.StandardButton.Ok | QDialogButtonBox.StandardButton.Cancel)
+        self.buttons.accepted.connect(self.accept)
+        self.buttons.rejected.connect(self.reject)
+        column = QVBoxLayout(self)
+        for widget in (question, self.line, self.hint, self.buttons):
+            column.addWidget(widget)
+        self.resize(400, self.sizeHint().height())
+
+    def accept(self) -> None:
+        """Take what was written, or say what is wrong with it and stay open."""
+        try:
+            mpp = parse_mpp(self.line.text())
+        except SlideError as error:
+            self.hint.setText(str(error) if self.line.text().strip() else MPP_EXPECTED)
+            set_role(self.hint, "warning")
+            self.line.setFocus()
+            return
+        self.given.emit(mpp)
+        super().accept()
+
+
+class _Name(QLabel):
+    """A name, cut in its middle where it is too long."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Fixed)
+        self._whole = ""
+
+    def write(self, name: str) -> None:
+        """Show another name."""
+        self._whole = name
+        self.setText(self.fontMetrics().elidedText(name, Qt.TextElideMode.ElideMiddle, max(self.width(), 100)))
+
+    def resizeEvent(self, event: QResizeEvent) -> None:
+        """Cut it anew."""
+        super().resizeEvent(event)
+        self.write(self._whole)
+
+
+def _lies_on(layer: Layer, slide: Image) -> bool:
+    """Whether a layer shows regions or maps of a slide."""
+    record, known = record_of(layer), slide_on(slide)
+    if isinstance(record, RegionsLayer):
+        return record.slide is slide
+    if isinstance(record, OutlineLayer):
+        return _lies_on(record.map, slide)
+    return isinstance(record, MapLayer) and known is not None and record.saliency.prediction.identity.source == known.source.identity

@@ -20,10 +20,23 @@ __all__ = ["READABLE", "VISIBLE", "Colour", "Colours", "Role", "as_hex", "colour
 
 Colour = tuple[int, int, int]
 """sRGB, 0 to 255."""
-Role = Literal["plain", "title", "quiet", "warning", "error", "badge", "run", "choice", "progress", "likeliest", "other", "line", "focus"]
-"""What a widget is: nothing special; the title of a section or of what is worked on; facts; what to beware of; what went wrong; a remark on
-a map; the button that starts the work; one of several buttons of which one is down; bars of progress, of the likeliest class and of others;
-a line; the frame around the control that keys act on."""
+Role = Literal[
+    "plain",  # nothing special
+    "title",  # of a section, or what is worked on
+    "quiet",  # facts
+    "warning",  # what to beware of
+    "error",  # what went wrong
+    "badge",  # a remark on a map
+    "run",  # the button that starts the work
+    "choice",  # one of several buttons of which one is down
+    "link",  # a button that is seldom used
+    "progress",  # bars: of progress,
+    "likeliest",  # of the likeliest class,
+    "other",  # and of the others
+    "line",
+    "focus",  # the frame around the control that keys act on
+]
+"""What a widget is."""
 
 READABLE = 4.5  # contrast of text with its ground: WCAG 2.2, 1.4.3
 VISIBLE = 3.0  # and of bars and frames: 1.4.11
@@ -158,6 +171,8 @@ _SHEET = """
 [role="badge"] {{ background: {badge_ground}; color: {badge_text}; padding: 2px 6px; border-radius: 3px; }}
 [role="line"] {{ background: {line}; }}
 [role="focus"] {{ background: transparent; border: 2px solid {focus}; border-radius: 3px; }}
+QPushButton[role="link"] {{ background: transparent; color: {quiet}; padding: 0; text-decoration: underline; }}
+QPushButton[role="link"]:hover {{ color: {text}; }}
 QPushButton[role="choice"] {{ border-radius: 0; padding: 4px; }}
 QPushButton[role="choice"]:checked, QPushButton[role="run"] {{ background: {run_ground}; color: {run_text}; }}
 QPushButton[role="run"] {{ font-weight: bold; padding: 5px; border-radius: 3px; }}
