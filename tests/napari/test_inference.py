@@ -66,7 +66,7 @@ def test_a_square_is_centred_where_there_is_room() -> None:
 
 
 def test_what_is_drawn_outside_is_refused() -> None:
-    assert within([[-50, -50], [-50, 10.2], [20.2, 10.2], [20.2, -50]], (100, 100), None) == Region(0, 0, 20, 10)
+    assert within([[-50, -50], [-50, 10.2], [20.2, 10.2], [20.2, -50]], (100, 100), None) == Region(0, 0, 21, 11)
     with pytest.raises(RegionError, match="outside the slide"):
         within([[-50, -50], [-20, -20]], (100, 100), None)
 

@@ -235,7 +235,8 @@ def test_draw_cancel_run_and_look_at_the_answer(
     np.testing.assert_allclose(last, ((region.y_stop - 0.5) * MPP, (region.x_stop - 0.5) * MPP), atol=1e-9)
     slide = viewer.layers["planted.svs"]
     np.testing.assert_allclose(slide.world_to_data((region.y * MPP, region.x * MPP)), (region.y, region.x), atol=1e-9)
-    np.testing.assert_allclose(viewer.layers["Regions"].data[0].min(0), first, atol=1e-9)
+    regions = viewer.layers["Regions"]
+    np.testing.assert_allclose(regions.data_to_world(regions.data[0].min(0)), first, atol=1e-9)
 
     # another class is computed on the same region, and the table leads back
     other = next(name for name in answer.prediction.class_names if name != answer.prediction.label)
