@@ -242,13 +242,16 @@ def test_a_slide_that_gets_its_mpp_later_keeps_what_was_drawn_and_says_it_was_gi
     region = Region(16, 32, 64, 64)
     shapes(viewer, "plain.tif").add_rectangles(corners(region, None))
     assert state.labels[0].mpp is None
-    measure(layer, 0.25)
-    for other in viewer.layers:
-        other.scale, other.units = layer.scale, layer.units
-    state.events.slide_changed.emit(layer)
-    (example,) = state.labels
-    assert (example.region, example.mpp) == (region, 0.25)
-    np.testing.assert_allclose(shapes(viewer, "plain.tif").extent.world[0], np.subtract((16, 32), 0.5) * 0.25)
+    for mpp in (0.25, 0.5):  # given, and corrected
+        measure(layer, mpp)
+        for other in viewer.layers:
+            other.scale, other.units = layer.scale, layer.units
+        state.events.slide_changed.emit(layer)
+        (example,) = state.labels
+        assert (example.region, example.mpp) == (region, mpp)
+        np.testing.assert_allclose(shapes(viewer, "plain.tif").extent.world[0], np.subtract((16, 32), 0.5) * mpp)
+    assert state.history.undo()
+    assert state.labels == (), "the mpp is no step of its own"
     layers.release()
     viewer.layers.clear()
     state.close()  # closes the slides whose layers are gone
