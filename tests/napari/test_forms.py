@@ -135,6 +135,7 @@ def test_sliders_show_per_cent_and_stay_within_their_range(put: Callable[[Any], 
     slider = form["threshold"].native
     assert (slider.value(), slider.maximum()) == (15, 95)
     assert form["threshold"].unit.text() == "%"
+    assert window.rect().contains(form["threshold"].unit.geometry())
     form.fill(threshold=0.29, cap_percentile=80.0)
     assert form.value == replace(DisplayControls(), threshold=0.29, cap_percentile=90.0)
     handle = slider.findChild(QDoubleSlider)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from streamview.finetuning.settings import PRESETS, Part, Settings
 from streamview.finetuning.split import scarcity
+from streamview.inference.compute import Compute
 from streamview.progress import Report, Step
 from streamview_napari.requests.controls import Count, Folder, Rate, Share, command_options
 
@@ -233,9 +234,7 @@ def command(tuning: FinetuningRequest, table: Path, preset: str) -> str:
     spec = str(base.parent) if base.name in ("card.json", "config.json") else tuning.loaded.spec
     words = ["streamview", "finetune", "-i", str(table), "-m", spec, "-o", str(tuning.out), "--preset", preset]
     words += [word.replace(" ", "-") for word in command_options(settings, PRESETS[preset])]
-    options = {"--memory": tuning.memory, "--device": None if tuning.device == "auto" else tuning.device}
-    for option, text in options.items():
-        words += [] if text is None else [option, text]
+    words += command_options(Compute(tuning.device, tuning.memory), Compute())
     flags = {
         "--new-head": tuning.new_head,
         "--force": tuning.force,
