@@ -75,6 +75,26 @@ def test_each_kind_of_region_is_told(demo: Model, stain: Stain | str | None) -> 
         assert [text.startswith(STAIN) for text in warned(image, card)] == ([] if stain is None else [True])
 
 
+@pytest.mark.parametrize("colour", [(0, 0, 1), (0, 1, 0), (1, 0, 0), (1, 1, 1)])
+@pytest.mark.parametrize("share", [0.05, 0.5, 0.95])
+def test_fluorescence_of_any_colour_and_density_is_told(demo: Model, colour: tuple[int, int, int], share: float) -> None:
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 12, (256, 256, 3)).astype(float)
+    stained = rng.random((256, 256, 1)) < share
+    image += stained * np.array(colour) * rng.uniform(80, 255, (256, 256, 1))
+    for stain in (None, HE_WITHOUT_STATISTICS, demo.card.stain):
+        (said,) = warned(image.clip(0, 255).astype(np.uint8), replace(demo.card, stain=stain)) or ("",)
+        if share < 0.9 or sum(colour) == 1:
+            assert said.startswith(DARK)
+        elif stain is not None:
+            assert said.startswith(STAIN)  # grey all over, on no background
+
+
+def test_a_network_for_fluorescence_is_told_of_bright_glass(demo: Model) -> None:
+    card = replace(demo.card, stain=Stain("fluorescence"))
+    assert warned(he(), card) == ("The region is bright, where fluorescence on a dark ground is expected: the answer means nothing there.",)
+
+
 def test_networks_for_other_stains_are_left_alone(demo: Model) -> None:
     assert warned(fluorescence(), replace(demo.card, stain=Stain("fluorescence"))) == ()
     assert warned(immunohistochemistry(), replace(demo.card, stain=Stain("IHC"))) == ()

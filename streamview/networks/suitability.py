@@ -20,6 +20,10 @@ _SIDE = 256  # px of an overview at most
 _GLASS, _DARKEST_GLASS = 99, 210  # as in `streamview.slides.tissue`
 _LOSS = 20  # grey levels lost against glass above which a pixel counts as tissue
 _DARK = 50  # grey level of the median pixel below which a region is no bright-field scan; the darkest H&E measured has 90
+_BLACK, _BLACK_SHARE = (
+    40,
+    1 / 3,
+)  # a pixel with two channels below this is dark whatever its hue, up to 3% of real H&E; so many are too many
 _STRONG = 0.3  # summed optical density above which the hue of a pixel is clear
 _LEAST_GREEN = 0.355  # share of green in the optical density: 0.37 to 0.52 in 256 px windows of real H&E, 0.31 to 0.335 in Ki-67
 _MOST_BROWN = 0.04  # share of clear pixels that absorb blue most: up to 0.01 in real H&E, 0.18 in the median window of Ki-67
@@ -101,12 +105,16 @@ def unsuitable(pixels: NDArray[np.uint8], card: ModelCard, area_mm2: float | Non
     if not len(pixels):
         return ()
     stain = card.stain
-    if np.median(pixels.mean(axis=1)) < _DARK:
-        if stain is not None and "fluor" in stain.name.lower():
-            return ()
-        return (
-            "The region is dark, as fluorescence is, where stained tissue on bright glass is expected: the answer means nothing there.",
+    fluorescence = stain is not None and "fluor" in stain.name.lower()
+    black = np.sort(pixels, axis=1)[:, 1] < _BLACK
+    dark = bool(np.median(pixels.mean(axis=1)) < _DARK or black.mean() > _BLACK_SHARE)
+    if dark != fluorescence:
+        found, expected = (
+            ("dark, as fluorescence is", "stained tissue on bright glass") if dark else ("bright", "fluorescence on a dark ground")
         )
+        return (f"The region is {found}, where {expected} is expected: the answer means nothing there.",)
+    if fluorescence:
+        return ()
     density = tissue_density(pixels)
     share = len(density) / len(pixels)
     if not holds_tissue(share, None if area_mm2 is None else share * area_mm2):
