@@ -14,7 +14,7 @@ from streamview.errors import ChannelError, SlideError, SlideWarning
 if TYPE_CHECKING:
     from streamview_napari.canvas.layers import LayerTuple
 
-__all__ = ["get_reader"]
+__all__ = ["get_reader", "show_panel"]
 
 # What bears these names is taken for a slide, so that one that cannot be opened is named with the reason.
 _SLIDES = {".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide", ".dcm"}
@@ -62,7 +62,7 @@ def _read_slide(path: str) -> list[LayerTuple]:
     from streamview.slides import open_slide
     from streamview_napari.canvas.layers import slide_layer
 
-    _show_panel()
+    show_panel()
     return [slide_layer(open_slide(path), path=path)]
 
 
@@ -70,18 +70,18 @@ def _read_saliency(path: str) -> list[LayerTuple]:
     from streamview.results import open_saliency
     from streamview_napari.canvas.layers import saliency_layers
 
-    _show_panel()
+    show_panel()
     return saliency_layers(open_saliency(path))
 
 
 def _read_job(path: str) -> list[LayerTuple]:
     from streamview_napari.canvas.layers import job_layers
 
-    _show_panel()
+    show_panel()
     return job_layers(path)
 
 
-def _show_panel() -> None:
+def show_panel() -> None:
     """Have the panel open beside what is read, where there is a window and the settings say so."""
     if "napari._qt.qt_main_window" not in sys.modules:
         return
@@ -96,8 +96,11 @@ def _show_panel() -> None:
 def _open_panel() -> None:
     from napari import current_viewer
 
+    from streamview_napari.canvas.camera import keep_fitted
     from streamview_napari.records import slide_on
 
     viewer = current_viewer()
     if viewer is not None and any(slide_on(layer) is not None for layer in viewer.layers):
+        if not any(name.endswith("(streamview)") for name in viewer.window.dock_widgets):
+            keep_fitted(viewer)
         viewer.window.add_plugin_dock_widget("streamview", "Panel")

@@ -17,7 +17,9 @@ def synthetic_slide() -> list[LayerTuple]:
     from streamview.slides import open_slide
     from streamview.slides.synthetic import write_synthetic_slide
     from streamview_napari.canvas.layers import mask_layer, slide_layer
+    from streamview_napari.reader import show_panel
 
+    show_panel()
     path = Path(tempfile.mkdtemp(prefix="streamview-")) / "synthetic.svs"
     mask = write_synthetic_slide(path, size=(2048, 2048))
     slide = open_slide(path)

@@ -10,7 +10,7 @@ __all__ = ["settings"]
 
 
 def settings() -> Any:
-    """Return the settings, as attributes of ``panel`` and ``shortcuts``; what is assigned is kept on disk.
+    """Return the settings, as attributes of ``panel`` and ``keys``; what is assigned is kept on disk.
 
     Where the plugin is not installed or was switched off, they are the defaults, and forgotten.
     """

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from streamview.errors import StreamviewError
+from streamview_napari.canvas.camera import keep_fitted
 from streamview_napari.canvas.captions import describe, place_overlays
 from streamview_napari.reader import get_reader
 from streamview_napari.records import map_on
@@ -15,11 +16,11 @@ if TYPE_CHECKING:
     from napari import Viewer
     from napari.components import ViewerModel
 
-__all__ = ["add_layers", "run", "view"]
+__all__ = ["add_layers", "fill_screen", "run", "view"]
 
 
 def view(path: str | os.PathLike[str], *, show: bool = True) -> Viewer:
-    """Open a window on a slide, a pyramid, a saved saliency or a job folder; the caller runs ``napari.run()``.
+    """Open a window as large as the screen on a slide, a pyramid, a saved saliency or a job folder; the caller runs ``napari.run()``.
 
     Raises
     ------
@@ -31,13 +32,23 @@ def view(path: str | os.PathLike[str], *, show: bool = True) -> Viewer:
     path = os.fspath(path)
     check(path)
     viewer = napari.Viewer(title=f"streamview: {Path(path).name}", show=show)
+    if show:
+        fill_screen(viewer)
     try:
         add_layers(viewer, path)
     except StreamviewError:
         viewer.close()
         raise
+    keep_fitted(viewer)
     viewer.window.add_plugin_dock_widget("streamview", "Panel")
     return viewer
+
+
+def fill_screen(viewer: Viewer) -> None:
+    """Give a window the whole screen, whatever size napari remembers."""
+    window = viewer.window._qt_window
+    window.setGeometry(window.screen().availableGeometry())  # where no window manager maximises
+    window.showMaximized()
 
 
 def check(path: str) -> None:

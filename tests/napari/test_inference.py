@@ -293,8 +293,8 @@ def test_the_manifest_names_what_there_is() -> None:
     (widget,) = manifest.contributions.widgets or ()
     assert widget.display_name == "Panel"
     groups = manifest.contributions.configurations or {}
-    assert set(groups) == {"panel", "shortcuts"}
-    keys = [found.default for found in groups["shortcuts"].properties.values()]
+    assert set(groups) == {"panel", "keys"}
+    keys = [found.default for found in groups["keys"].properties.values()]
     assert len(set(keys)) == len(keys), "two things on one key"
 
 
@@ -318,4 +318,4 @@ def test_settings_without_an_installed_plugin(monkeypatch: pytest.MonkeyPatch) -
     found = stored_settings.settings()
     assert isinstance(found, SimpleNamespace)
     assert found.panel.model == "demo"
-    assert found.shortcuts.sheet == "?"
+    assert found.keys.sheet == "?"

@@ -502,7 +502,7 @@ def test_keys_sheet_and_settings(opened: tuple[Any, Any], qtbot: Any, tmp_path: 
 
     viewer, dock = opened
     kept = settings.get_plugin_settings("streamview")
-    assert {shortcut.name for shortcut in dock._shortcuts} == set(type(kept.shortcuts).model_fields)
+    assert {shortcut.name for shortcut in dock._shortcuts} == set(type(kept.keys).model_fields)
     dock.show_keys()
     assert dock.sheet.isVisible()
     dock.sheet.close()
@@ -513,7 +513,7 @@ def test_keys_sheet_and_settings(opened: tuple[Any, Any], qtbot: Any, tmp_path: 
     assert (kept.panel.region, kept.panel.memory) == ("whole", "3GB")
     assert "3GB" in (tmp_path / "streamview.yaml").read_text()
     pressed: list[str] = []
-    kept.shortcuts.run = "Alt-F7"
+    kept.keys.run = "Alt-F7"
     bind(viewer, [Shortcut("run", "Run", partial(pressed.append, "run"))], dock)
     from napari.utils.key_bindings import coerce_keybinding
 

@@ -6,10 +6,11 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from qtpy.QtCore import QCoreApplication, QEvent, QObject, QSize, QTimer
-from qtpy.QtWidgets import QLabel, QPushButton, QTabWidget, QVBoxLayout, QWidget
+from qtpy.QtWidgets import QLabel, QMainWindow, QPushButton, QTabWidget, QVBoxLayout, QWidget
 
 from streamview_napari.panels.column import Column
 from streamview_napari.panels.display import DisplaySection
+from streamview_napari.panels.drops import Drops
 from streamview_napari.panels.export import ExportSection
 from streamview_napari.panels.finetuning import FinetuningSection
 from streamview_napari.panels.focus import Focus, order_tabs
@@ -120,6 +121,9 @@ class Dock(QWidget):
         elif event.type() == QEvent.Type.Show and self._window is not self.window():
             self._window = self.window()
             self._window.installEventFilter(self)
+            canvas = self._window.centralWidget() if isinstance(self._window, QMainWindow) else None
+            inside = [] if canvas is None else [canvas, *canvas.findChildren(QWidget)]
+            Drops(self.viewer, [self, *(widget for widget in inside if widget.acceptDrops())], self)
         return bool(super().event(event))
 
     def eventFilter(self, watched: QObject, event: QEvent) -> bool:

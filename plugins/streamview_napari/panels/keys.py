@@ -30,7 +30,7 @@ def bind(viewer: ViewerModel, shortcuts: Sequence[Shortcut], widget: QWidget) ->
         Of the same window. Keys that napari cannot tell apart, such as ``?``, are Qt's, and work while it is shown.
     """
     for shortcut in shortcuts:
-        key = getattr(settings().shortcuts, shortcut.name)
+        key = getattr(settings().keys, shortcut.name)
         if key and _known(key):
             viewer.bind_key(key, _action(shortcut), overwrite=True)
         elif key:
@@ -44,7 +44,7 @@ def unbind(viewer: ViewerModel, shortcuts: Sequence[Shortcut], widget: QWidget) 
     from napari.utils.key_bindings import coerce_keybinding
 
     for shortcut in shortcuts:
-        key = getattr(settings().shortcuts, shortcut.name)
+        key = getattr(settings().keys, shortcut.name)
         if key and _known(key):
             viewer.keymap.pop(coerce_keybinding(key), None)
     for keys in widget.findChildren(QShortcut):
@@ -81,7 +81,7 @@ class KeySheet(QDialog):
         grid = QGridLayout()
         grid.setHorizontalSpacing(16)
         grid.setVerticalSpacing(6)
-        keys = settings().shortcuts
+        keys = settings().keys
         for row, shortcut in enumerate(shortcuts):
             key = QLabel(getattr(keys, shortcut.name) or "–")
             key.setStyleSheet("font-family: monospace; font-weight: bold;")
@@ -90,4 +90,4 @@ class KeySheet(QDialog):
         column = QVBoxLayout(self)
         column.setContentsMargins(16, 14, 16, 14)
         column.addLayout(grid)
-        column.addWidget(quiet_label("To change them: File > Preferences > Plugin settings > streamview."))
+        column.addWidget(quiet_label("To change them: File > Preferences > streamview."))

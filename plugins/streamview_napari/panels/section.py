@@ -47,7 +47,7 @@ class Shortcut:
     Parameters
     ----------
     name
-        Of the setting in ``napari.yaml``, under ``shortcuts``, that holds the key.
+        Of the setting in ``napari.yaml``, under ``keys``, that holds the key.
     text
         For the sheet of keys, in a few words.
     press
