@@ -12,14 +12,15 @@ from napari.layers import Layer
 from napari.utils.colormaps import Colormap
 from napari.utils.notifications import show_info
 
-from streamview.results.display import OUTLINE_COLOUR, PALETTES, Recipe, glass_mask
+from streamview.export.png import find_glass
+from streamview.results.display import OUTLINE_COLOUR, PALETTES, Glass, Recipe
 from streamview.slides import Slide
 from streamview_napari.canvas.captions import describe, place_overlays
-from streamview_napari.canvas.layers import caption, first_recipe, layer_of, map_colormap, thumbnail
+from streamview_napari.canvas.layers import caption, first_recipe, layer_of, map_colormap
 from streamview_napari.canvas.outline import contours, line_width, outline_layer, vectors
-from streamview_napari.records import AnalysedLayer, MapLayer, OutlineLayer, RegionsLayer, SlideLayer, expect_map, map_on, note, record_of
+from streamview_napari.records import AnalysedLayer, MapLayer, OutlineLayer, SlideLayer, expect_map, map_on, note, record_of
 from streamview_napari.requests.regions import corners
-from streamview_napari.shown_map import FULL, Glass, ShownMap
+from streamview_napari.shown_map import FULL, ShownMap
 
 if TYPE_CHECKING:
     from napari.components import ViewerModel
@@ -30,10 +31,8 @@ if TYPE_CHECKING:
     from streamview_napari.requests.answers import Answer
     from streamview_napari.state import State
 
-__all__ = ["Canvas", "ReadyMap", "find_glass", "make_ready", "recipe_of"]
+__all__ = ["Canvas", "ReadyMap", "make_ready", "recipe_of"]
 
-_GLASS = 1024  # px a side of the thumbnail that glass is looked for on
-_HOLE = 0.0005  # share of it below which a clear spot is a hole in the tissue, not glass
 ANALYSED_COLOUR = "#4c8bf5"
 _STOPS = 9  # colours taken of a colour map chosen in napari's own controls
 
@@ -69,7 +68,7 @@ def make_ready(saliency: Saliency, recipe: Recipe, slide: Slide | None = None, g
     """
     shown = ShownMap(saliency, recipe)
     if glass is None and slide is not None and slide.identity == saliency.prediction.identity.source:
-        glass = find_glass(slide, saliency)
+        glass = find_glass(slide, saliency.prediction.region)
     shown.glass = glass
     shown.warm()
     return ReadyMap(saliency, shown, contours(shown) if recipe.outline else None)
@@ -78,23 +77,6 @@ def make_ready(saliency: Saliency, recipe: Recipe, slide: Slide | None = None, g
 def recipe_of(layer: Image) -> Recipe:
     """How a map layer is shown."""
     return expect_map(layer).recipe
-
-
-def find_glass(slide: Slide, saliency: Saliency) -> Glass:
-    """Look for empty glass in the region of a result, on a thumbnail of at most 1024 px a side.
-
-    Raises
-    ------
-    SlideError
-        When a part of the slide cannot be read.
-    """
-    region = saliency.prediction.region
-    factor = max(1.0, max(region.shape) / _GLASS)
-    height, width = (max(round(size / factor), 1) for size in region.shape)
-    picture = thumbnail(slide, region, (height, width))
-    mask = glass_mask(picture, slide.background, max(int(_HOLE * height * width), 16))
-    step = region.height / height, region.width / width
-    return Glass(mask, step, (region.y + (step[0] - 1) / 2, region.x + (step[1] - 1) / 2))
 
 
 class Canvas:
@@ -235,8 +217,6 @@ class Canvas:
             record = record_of(layer)
             if isinstance(record, MapLayer) and not self._state.concerns(record.source):
                 layer.visible = False
-            elif isinstance(record, RegionsLayer) and slide is not None:
-                layer.visible = record.slide is slide
             elif isinstance(record, SlideLayer) and slide is not None:
                 layer.visible = layer is slide
 
@@ -268,6 +248,7 @@ class Canvas:
         if shown.shown.recipe.glass:
             layer.refresh(extent=False)
             self._outline(layer)
+            shown.changed.emit()
 
     def outline_of(self, layer: Layer) -> Vectors | None:
         """The layer of a map layer's outline."""

@@ -36,10 +36,10 @@ from streamview.results.display import (
 )
 from streamview.slides import as_slide, open_slide
 from streamview.slides.thumbnail import thumbnail
-from streamview_napari.canvas.tiles import TiledLevel, Tiles
 from streamview_napari.records import MapLayer, SlideLayer
 from streamview_napari.requests.answers import describe_answer
 from streamview_napari.shown_map import FULL, ShownMap, window
+from streamview_napari.tiles import TiledLevel, Tiles
 
 if TYPE_CHECKING:
     from streamview.slides import Slide
@@ -234,7 +234,7 @@ def mask_layer(mask: np.ndarray, name: str, mpp: tuple[float, float] | None, ste
 def job_layers(folder: str | os.PathLike[str], slide_id: str | None = None) -> list[LayerTuple]:
     """Return a job's slide with its maps in place.
 
-    Of the targets of a region, the predicted class (else the first target) has layers; the others are named in its record. The slide's
+    Of the targets of a region, the usual one (else the first) has layers; the others are named in its record. The slide's
     record names the job's slides.
 
     Parameters
@@ -263,7 +263,7 @@ def job_layers(folder: str | os.PathLike[str], slide_id: str | None = None) -> l
     names = tuple(record.slide_id for record in job.slides() if record.regions)
     layers = [slide_layer(slide, mpp, path=path, job=(os.fspath(folder), names)) for slide, path in _source(regions)]
     for saliencies in maps:
-        top = next((saliency for saliency in saliencies if saliency.target.name == saliency.prediction.label), saliencies[0])
+        top = next((saliency for saliency in saliencies if saliency.target.name == saliency.prediction.usual_target.name), saliencies[0])
         layers += saliency_layers(top, siblings=tuple(other for other in saliencies if other is not top))
     if not layers:
         raise StreamviewError(f"{folder}: the slide {records[0].slide_id} has no map and its file is gone; put it back where it was")

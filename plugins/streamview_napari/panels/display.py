@@ -11,10 +11,11 @@ from qtpy.QtGui import QIcon, QImage, QPixmap
 from qtpy.QtWidgets import QButtonGroup, QComboBox, QHBoxLayout, QLabel, QPushButton, QSizePolicy
 
 from streamview.errors import StreamviewError
+from streamview.export.png import find_glass
 from streamview.results import Method, difference
 from streamview.results.display import PALETTES, PRESETS, TITLES, Recipe, colours
 from streamview_napari.canvas.captions import badge, value_under
-from streamview_napari.canvas.display import Canvas, find_glass, recipe_of
+from streamview_napari.canvas.display import Canvas, recipe_of
 from streamview_napari.panels.forms import Form
 from streamview_napari.panels.section import Section, Shortcut, error_label, labelled, quiet_label, show_row
 from streamview_napari.panels.theme import set_role
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from napari.layers import Image
 
     from streamview.results import Saliency
-    from streamview_napari.shown_map import Glass
+    from streamview.results.display import Glass
     from streamview_napari.state import State
 
 __all__ = ["DisplaySection"]
@@ -314,7 +315,7 @@ class DisplaySection(Section):
                 if shown is not None and shown.saliency.prediction.identity.key == key:
                     self.canvas.mask(other, glass)
 
-        self.state.start(lambda report: find_glass(slide, saliency), done=show_glass, failed=self._fail)
+        self.state.start(lambda report: find_glass(slide, saliency.prediction.region), done=show_glass, failed=self._fail)
 
     def _fail(self, text: str) -> None:
         self.problem.setText(text)

@@ -97,7 +97,7 @@ class ExportSection(Section):
         record = self.state.map
         if record is None or (self._work is not None and self._work.running):
             return
-        saliency, recipe, slide = record.saliency, record.recipe, self.state.slide
+        saliency, recipe, slide, glass = record.saliency, record.recipe, self.state.slide, record.shown.glass
         canvas = self.viewer.screenshot(canvas_only=True, flash=False) if format == "view" else None
         what = f"{FORMATS[format].title} of {saliency.target.name} to {Path(path).name}"
         self._set_writing(True)
@@ -119,7 +119,7 @@ class ExportSection(Section):
             self._say(f"Cancelled: {Path(path).name} is not written.")
 
         self._work = self.state.start(
-            lambda report: write(format, path, saliency, recipe, slide=slide, canvas=canvas, report=report),
+            lambda report: write(format, path, saliency, recipe, slide=slide, canvas=canvas, glass=glass, report=report),
             done=written,
             failed=self._fail,
             cancelled=cancelled,

@@ -27,6 +27,7 @@ from streamview.results.display import PALETTES
 from streamview.results.display import TITLES as MAPS
 from streamview_napari.panels.class_chooser import ClassChooser
 from streamview_napari.panels.section import LABEL_WIDTH, error_label, labelled
+from streamview_napari.panels.theme import set_role
 from streamview_napari.requests import controls
 from streamview_napari.requests.export import FORMATS, Format
 from streamview_napari.requests.finetuning import PARTS, TITLES, Preset
@@ -234,7 +235,7 @@ class Slider(SliderWidget[float]):
         self.native.setFocusPolicy(Qt.FocusPolicy.NoFocus)  # it is the slider in it that keys move
         self.native.findChild(_KeyedSlider).setAccessibleName(self.label)
         self.unit = QLabel(unit)
-        self.unit.setStyleSheet("color: #a0a4ab;")
+        set_role(self.unit, "quiet")
         self.unit.setFixedWidth(50)
 
     def get_value(self) -> float:

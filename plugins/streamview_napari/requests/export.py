@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from streamview.progress import Report
     from streamview.results import Saliency
-    from streamview.results.display import Recipe
+    from streamview.results.display import Glass, Recipe
     from streamview.slides import Slide
 
 __all__ = ["FORMATS", "ExportControls", "Format", "write"]
@@ -66,6 +66,7 @@ def write(
     *,
     slide: Slide | None = None,
     canvas: NDArray[np.uint8] | None = None,
+    glass: Glass | None = None,
     report: Report | None = None,
 ) -> Path:
     """Write a map; the file appears whole or not at all, and replaces one that was there.
@@ -82,6 +83,8 @@ def write(
         The source of `saliency`, for ``"picture"``.
     canvas
         uint8 (h, w, 3 or 4), for ``"view"``.
+    glass
+        Where the region is empty, for the hotspots.
     report
         Called after every step; may raise `Cancelled`, which leaves no file.
 
@@ -113,9 +116,9 @@ def write(
     elif format == "geojson":
         from streamview.export.geojson import write_hotspots
 
-        write_hotspots(saliency, recipe, path)
+        write_hotspots(saliency, recipe, path, glass)
     elif format == "csv":
         from streamview.export.table import write_hotspot_table
 
-        write_hotspot_table(saliency, recipe, path)
+        write_hotspot_table(saliency, recipe, path, glass)
     return path
