@@ -108,7 +108,8 @@ class TestWindow:
         assert panel.extent.text() == "1024 × 768 px · 0.26 × 0.19 mm\n0.25 µm/px (given by you, the file says 0.5)"
         settle(qtbot)
         for layer, extent in zip(shown, before, strict=True):
-            np.testing.assert_allclose(np.array(layer.extent.world), extent / 2, atol=0.3, err_msg=layer.name)
+            # the extent of an outline holds its width, some screen px
+            np.testing.assert_allclose(np.array(layer.extent.world), extent / 2, atol=1, err_msg=layer.name)
         np.testing.assert_allclose(dock.state.slide_layer.scale, (0.25, 0.25))
         qtbot.waitUntil(lambda: "too coarse" in run.forecast.text() or run.run.isEnabled(), timeout=LIMIT)
 

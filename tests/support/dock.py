@@ -7,13 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-__all__ = ["LIMIT", "click", "key", "open_dock", "section", "settle", "turn_wheel"]
+__all__ = ["LIMIT", "activate", "click", "key", "open_dock", "section", "settle", "turn_wheel"]
 
 LIMIT = 60_000  # ms that anything may take on a busy machine
 
 
 def open_dock(window: Callable[[Any], Any], path: Path, qtbot: Any, size: tuple[int, int] = (1280, 800)) -> tuple[Any, Any]:
     """Open a window of this size on a slide; return the viewer and its dock, with the demo's network loaded."""
+    from qtpy.QtWidgets import QApplication
     from streamview_napari.view import view
 
     viewer = window(view(path))
@@ -21,12 +22,21 @@ def open_dock(window: Callable[[Any], Any], path: Path, qtbot: Any, size: tuple[
     dock = viewer.window.dock_widgets["Panel (streamview)"]
     qtbot.waitUntil(lambda: dock.state.loaded is not None, timeout=LIMIT)
     settle(qtbot)
+    if QApplication.activeModalWidget() is None:
+        activate(dock, qtbot)
     return viewer, dock
 
 
 def section(dock: Any, title: str) -> Any:
     """Return a section of the dock."""
     return next(found for found in dock.sections if found.title == title)
+
+
+def activate(dock: Any, qtbot: Any) -> None:
+    """Make the dock's window the one that keys go to: without a window manager none is."""
+    window = dock.window()
+    window.activateWindow()
+    qtbot.waitUntil(window.isActiveWindow, timeout=LIMIT)
 
 
 def settle(qtbot: Any) -> None:

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from itertools import pairwise
 
 from qtpy.QtCore import QChildEvent, QEvent, QObject, Qt
-from qtpy.QtGui import QFocusEvent, QResizeEvent
-from qtpy.QtWidgets import QAbstractSlider, QAbstractSpinBox, QComboBox, QFrame, QLayout, QScrollBar, QTabBar, QWidget
+from qtpy.QtGui import QFocusEvent, QPainter, QPaintEvent, QPen, QResizeEvent
+from qtpy.QtWidgets import QAbstractSlider, QAbstractSpinBox, QComboBox, QLayout, QScrollBar, QTabBar, QWidget
 
 from streamview_napari.panels.theme import set_role
 
@@ -22,7 +22,8 @@ class Focus(QObject):
     """Watches all controls below a widget.
 
     The wheel changes only a control that was clicked; over any other it scrolls what the control lies in. The control that keys act on
-    has a frame. A control whose maker gave it no name for screen readers is named by the first words of its tip.
+    has a frame. A control whose maker gave it no name for screen readers is named by the first words of its tip, or like the
+    control that it is a part of.
 
     Parameters
     ----------
@@ -41,7 +42,7 @@ class Focus(QObject):
             if _turned_by_wheel(widget) and widget.focusPolicy() == Qt.FocusPolicy.WheelFocus:
                 widget.setFocusPolicy(Qt.FocusPolicy.StrongFocus)  # or the wheel would count as a click
             if widget.focusPolicy() & Qt.FocusPolicy.TabFocus and not widget.accessibleName():
-                widget.setAccessibleName(_first_words(widget.toolTip()))
+                widget.setAccessibleName(_first_words(widget.toolTip()) or _name_around(widget))
 
     def eventFilter(self, watched: QObject, event: QEvent) -> bool:
         """Keep the wheel from controls that were not clicked; follow the focus, and controls that are added."""
@@ -55,6 +56,9 @@ class Focus(QObject):
                 self._watch(child)
         elif isinstance(event, QFocusEvent) and isinstance(watched, QWidget):
             self._follow(watched, event)
+        elif isinstance(event, QResizeEvent) and isinstance(watched, QWidget) and watched.hasFocus():
+            for frame in watched.findChildren(_Frame):
+                frame.resize(event.size())
         return False
 
     def _follow(self, widget: QWidget, event: QFocusEvent) -> None:
@@ -64,11 +68,11 @@ class Focus(QObject):
         for frame in widget.findChildren(_Frame):
             frame.deleteLater()
         self._clicked = widget if event.gotFocus() and reason == Qt.FocusReason.MouseFocusReason else None
-        if event.gotFocus() and reason in _BY_KEYS:
+        if event.gotFocus() and reason in _BY_KEYS and widget.focusPolicy() & Qt.FocusPolicy.TabFocus:  # dialogs get it, too, once
             _Frame(widget).show()
 
 
-class _Frame(QFrame):
+class _Frame(QWidget):
     """A frame around a control; it is the control's child, so that it moves and goes with it."""
 
     def __init__(self, control: QWidget) -> None:
@@ -76,13 +80,13 @@ class _Frame(QFrame):
         set_role(self, "focus")
         self.setAttribute(Qt.WidgetAttribute.WA_TransparentForMouseEvents)
         self.setGeometry(control.rect())
-        control.installEventFilter(self)
 
-    def eventFilter(self, watched: QObject, event: QEvent) -> bool:
-        """Follow the control's size."""
-        if event.type() == QEvent.Type.Resize and isinstance(event, QResizeEvent):
-            self.resize(event.size())
-        return False
+    def paintEvent(self, event: QPaintEvent) -> None:
+        """Draw it."""
+        painter = QPainter(self)
+        painter.setRenderHint(QPainter.RenderHint.Antialiasing)
+        painter.setPen(QPen(self.palette().color(self.foregroundRole()), 2))
+        painter.drawRoundedRect(self.rect().adjusted(1, 1, -1, -1), 2, 2)
 
 
 def order_tabs(root: QWidget) -> None:
@@ -110,6 +114,14 @@ def _controls_in(layout: QLayout) -> Iterator[QWidget]:
 
 def _turned_by_wheel(watched: QObject) -> bool:
     return isinstance(watched, _TURNED_BY_WHEEL) and not isinstance(watched, QScrollBar)
+
+
+def _name_around(part: QWidget) -> str:
+    """Return the name of the control that a slider or a list is part of."""
+    around = part.parentWidget()
+    while around is not None and not around.accessibleName() and around.focusPolicy() == Qt.FocusPolicy.NoFocus:
+        around = around.parentWidget()
+    return "" if around is None else around.accessibleName()
 
 
 def _first_words(tip: str) -> str:
