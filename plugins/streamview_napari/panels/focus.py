@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from itertools import pairwise
 
 from qtpy.QtCore import QChildEvent, QEvent, QObject, Qt
@@ -34,10 +35,13 @@ class Focus(QObject):
     def __init__(self, root: QWidget) -> None:
         super().__init__(root)
         self._clicked: QObject | None = None
+        self._frame: _Frame | None = None
         self._watch(root)
 
     def _watch(self, root: QWidget) -> None:
         for widget in (root, *root.findChildren(QWidget)):
+            if widget.window() is not root.window():  # dialogs and lists that open look after themselves
+                continue
             widget.installEventFilter(self)
             if _turned_by_wheel(widget) and widget.focusPolicy() == Qt.FocusPolicy.WheelFocus:
                 widget.setFocusPolicy(Qt.FocusPolicy.StrongFocus)  # or the wheel would count as a click
@@ -52,24 +56,29 @@ class Focus(QObject):
             return True
         if isinstance(event, QChildEvent) and kind == QEvent.Type.ChildPolished:
             child = event.child()
-            if isinstance(child, QWidget):
+            if isinstance(child, QWidget) and not child.isWindow():
                 self._watch(child)
         elif isinstance(event, QFocusEvent) and isinstance(watched, QWidget):
             self._follow(watched, event)
-        elif isinstance(event, QResizeEvent) and isinstance(watched, QWidget) and watched.hasFocus():
-            for frame in watched.findChildren(_Frame):
-                frame.resize(event.size())
+        elif isinstance(event, QResizeEvent) and self._frame is not None and self._frame.parent() is watched:
+            self._frame.resize(event.size())
         return False
 
     def _follow(self, widget: QWidget, event: QFocusEvent) -> None:
         reason = event.reason()
         if reason in _UNASKED:  # of a window or a list that opens or closes: the control is the same
             return
-        for frame in widget.findChildren(_Frame):
-            frame.deleteLater()
+        if self._frame is not None:
+            self._frame.deleteLater()
         self._clicked = widget if event.gotFocus() and reason == Qt.FocusReason.MouseFocusReason else None
         if event.gotFocus() and reason in _BY_KEYS and widget.focusPolicy() & Qt.FocusPolicy.TabFocus:  # dialogs get it, too, once
-            _Frame(widget).show()
+            self._frame = _Frame(widget)
+            self._frame.destroyed.connect(partial(self._forget, id(self._frame)))
+            self._frame.show()
+
+    def _forget(self, number: int, gone: QObject | None = None) -> None:
+        if id(self._frame) == number:
+            self._frame = None
 
 
 class _Frame(QWidget):
