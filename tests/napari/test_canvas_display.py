@@ -13,12 +13,13 @@ from napari.layers import Layer
 from napari.utils.colormaps import ensure_colormap
 from scipy import ndimage
 from streamview_napari.canvas.captions import value_under
-from streamview_napari.canvas.display import Canvas, find_glass, recipe_of
+from streamview_napari.canvas.display import Canvas, recipe_of
 from streamview_napari.canvas.layers import saliency_layers
 from streamview_napari.records import expect_map, map_on
 from streamview_napari.shown_map import Glass
 from streamview_napari.state import State
 
+from streamview.export.png import find_glass
 from streamview.results import Saliency, Target, difference
 from streamview.results.display import PALETTES, PRESETS
 from streamview.slides import as_slide
@@ -155,7 +156,7 @@ def test_glass_is_found_in_place() -> None:
     pixels = np.full((1600, 2400, 3), 245, np.uint8)
     pixels[400:1200, 600:1800] = (180, 90, 160)
     result = make_maps(np.ones((700, 800)), place=(200, 400), step=2)
-    glass = find_glass(as_slide(pixels, mpp=0.5), result)
+    glass = find_glass(as_slide(pixels, mpp=0.5), result.prediction.region)
     rows, columns = np.arange(200, 1600), np.arange(400, 2000)
     truth = np.ones((1600, 2400), bool)
     truth[400:1200, 600:1800] = False

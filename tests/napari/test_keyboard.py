@@ -98,7 +98,8 @@ def test_every_control_has_a_name(opened: tuple[Any, Any], qtbot: Any) -> None:
     settle(qtbot)
     named: dict[str, str] = {}
     for widget in dock.findChildren(QWidget):
-        if widget.focusPolicy() & Qt.FocusPolicy.TabFocus and widget.focusProxy() is None and not widget.objectName().startswith("qt_"):
+        inside = widget.window() is dock.window() and not widget.objectName().startswith("qt_")
+        if inside and widget.focusPolicy() & Qt.FocusPolicy.TabFocus and widget.focusProxy() is None:
             said = QAccessible.queryAccessibleInterface(widget)
             named[f"{type(widget).__name__} {widget.toolTip()[:40]}"] = widget.accessibleName() or said.text(QAccessible.Text.Name)
     assert len(named) > 40
@@ -140,7 +141,17 @@ def test_tab_goes_down_the_panel(opened: tuple[Any, Any], qtbot: Any) -> None:
     while panel.isAncestorOf(dock.window().focusWidget()):
         passed.append(dock.window().focusWidget())
         key(dock, Qt.Key.Key_Tab)
-    assert [panel.model, panel.browse, panel.region, panel.draw, panel.device, panel.memory, panel.maps, panel.run] == passed
+    assert [
+        panel.model,
+        panel.browse,
+        panel.region,
+        panel.draw,
+        panel.device,
+        panel.precision,
+        panel.memory,
+        panel.maps,
+        panel.run,
+    ] == passed
     places = [widget.mapTo(dock, QPoint(0, widget.height())) for widget in passed]
     assert [place.y() // 12 for place in places] == sorted(place.y() // 12 for place in places)
 

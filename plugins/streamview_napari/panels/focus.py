@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
+from contextlib import suppress
 from itertools import pairwise
 
 from qtpy.QtCore import QChildEvent, QEvent, QObject, Qt
@@ -36,6 +36,7 @@ class Focus(QObject):
         super().__init__(root)
         self._clicked: QObject | None = None
         self._frame: _Frame | None = None
+        self._framed: QWidget | None = None
         self._watch(root)
 
     def _watch(self, root: QWidget) -> None:
@@ -60,7 +61,7 @@ class Focus(QObject):
                 self._watch(child)
         elif isinstance(event, QFocusEvent) and isinstance(watched, QWidget):
             self._follow(watched, event)
-        elif isinstance(event, QResizeEvent) and self._frame is not None and self._frame.parent() is watched:
+        elif isinstance(event, QResizeEvent) and self._frame is not None and watched is self._framed:
             self._frame.resize(event.size())
         return False
 
@@ -69,16 +70,13 @@ class Focus(QObject):
         if reason in _UNASKED:  # of a window or a list that opens or closes: the control is the same
             return
         if self._frame is not None:
-            self._frame.deleteLater()
+            with suppress(RuntimeError):  # it went with its control
+                self._frame.deleteLater()
+            self._frame = self._framed = None
         self._clicked = widget if event.gotFocus() and reason == Qt.FocusReason.MouseFocusReason else None
         if event.gotFocus() and reason in _BY_KEYS and widget.focusPolicy() & Qt.FocusPolicy.TabFocus:  # dialogs get it, too, once
-            self._frame = _Frame(widget)
-            self._frame.destroyed.connect(partial(self._forget, id(self._frame)))
+            self._frame, self._framed = _Frame(widget), widget
             self._frame.show()
-
-    def _forget(self, number: int, gone: QObject | None = None) -> None:
-        if id(self._frame) == number:
-            self._frame = None
 
 
 class _Frame(QWidget):
