@@ -69,7 +69,7 @@ class Focus(QObject):
         reason = event.reason()
         if reason in _UNASKED:  # of a window or a list that opens or closes: the control is the same
             return
-        if self._frame is not None:
+        if self._frame is not None and (event.gotFocus() or widget is self._framed):
             with suppress(RuntimeError):  # it went with its control
                 self._frame.deleteLater()
             self._frame = self._framed = None
