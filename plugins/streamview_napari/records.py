@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AnalysedLayer",
+    "JobPlace",
     "MapLayer",
     "OutlineLayer",
     "Record",
@@ -32,6 +33,25 @@ __all__ = [
     "record_of",
     "slide_on",
 ]
+
+
+@dataclass(frozen=True, slots=True)
+class JobPlace:
+    """Where a slide is found in a job.
+
+    Parameters
+    ----------
+    folder
+        Of the job.
+    slide_id
+        The slide's id there.
+    slide_ids
+        Those of all slides there that have answers.
+    """
+
+    folder: str
+    slide_id: str
+    slide_ids: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -47,7 +67,7 @@ class SlideLayer:
     asked_for_mpp
         Whether the user was asked for the mpp.
     job
-        The job folder that it was opened from, and the ids of all slides there; None where it was opened by itself.
+        Its place in the job that it was opened from; None where it was opened by itself.
     tiles
         What its levels are read through; None where they are read as they are.
     """
@@ -55,7 +75,7 @@ class SlideLayer:
     source: Slide
     path: str | None = None
     asked_for_mpp: bool = False
-    job: tuple[str, tuple[str, ...]] | None = None
+    job: JobPlace | None = None
     tiles: Tiles | None = None
 
 

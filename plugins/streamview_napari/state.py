@@ -10,7 +10,7 @@ from __future__ import annotations
 import gc
 import tempfile
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -98,6 +98,7 @@ class State:
         self._left: list[SlideLayer] = []  # of slides without a layer, which work may still read
         self._courier = Courier()
         self._warm = False
+        self._saved: set[tuple[str, str]] = set()  # what was exported or kept
         self.closed = False
         viewer.layers.events.inserted.connect(self._inserted)
         viewer.layers.events.removed.connect(self._removed)
@@ -224,16 +225,20 @@ class State:
         self.events.answers_changed.emit()
 
     @property
-    def analysing(self) -> bool:
-        """Whether a region is being analysed."""
-        return self._analysing[1] is not None
-
-    @property
     def regions(self) -> list[Region]:
         """What was or is being analysed of the slide worked on."""
         source, region = self._analysing
         regions = dict.fromkeys(answer.prediction.region for answer in self.answers_here)
         return [*regions, *([] if region is None or not self.concerns(source) else [region])]
+
+    @property
+    def unsaved(self) -> list[Answer]:
+        """What was computed in this window and neither exported nor kept."""
+        return [answer for answer in self.answers if answer.run is not None and _facts(answer) not in self._saved]
+
+    def saved(self, answers: Iterable[Answer]) -> None:
+        """Note that these are exported or kept."""
+        self._saved |= {_facts(answer) for answer in answers}
 
     def certify(self, answer: Answer, certificate: Certificate) -> Answer:
         """Keep the certificate with an answer; return that."""
@@ -317,6 +322,11 @@ class State:
     def post(self, key: object, function: Callable[[], None]) -> None:
         """Have a function called on the GUI thread soon; of those with the same key only the last."""
         self._courier.post(key, function)
+
+    @property
+    def running(self) -> bool:
+        """Whether the network runs on a region."""
+        return self._analysing[1] is not None
 
     @property
     def busy(self) -> bool:
@@ -413,3 +423,8 @@ class State:
             self.select_slide(event.value)
         elif (record := map_on(event.value)) is not None and self.concerns(record.source):
             self.select_map(event.value)
+
+
+def _facts(answer: Answer) -> tuple[str, str]:
+    """What tells an answer from others, however often it was computed."""
+    return answer.prediction.identity.key, "" if answer.saliency is None else str(answer.saliency.target)

@@ -170,3 +170,33 @@ def test_a_result_takes_over_the_layer_of_the_last_one(opened: tuple[Any, Any], 
     dock.state.select(dock.state.answers[0])
     assert list(viewer.layers) == before
     assert dock.state.map.saliency is dock.state.answers[0].saliency
+
+
+def test_the_second_slide_of_a_job_is_offered_and_opens_with_its_maps(
+    window: Callable[[Any], Any], computed: dict[str, Path], tmp_path: Path
+) -> None:
+    from qtpy.QtCore import Qt
+    from qtpy.QtTest import QTest
+    from streamview_napari.requests.answers import Answer, RunFacts
+    from streamview_napari.requests.keep import keep_results
+    from streamview_napari.view import view
+
+    from streamview.inference.compute import Compute
+
+    answers = []
+    for name in "ab":
+        saliency = open_saliency(computed[f"{name}.ome.zarr"])
+        run = RunFacts("demo", False, str(computed[f"{name}.svs"]), None, Compute(tile=(64, 64)))
+        answers.append(Answer(saliency.prediction, saliency, 1.0, (64, 64), run))
+    viewer = window(view(keep_results(answers, tmp_path / "job")))
+    dock = viewer.window.dock_widgets["Panel (streamview)"]
+    assert {"a.svs", "Analysed"} <= on_show(viewer)
+    chooser = next(section for section in dock.sections if section.title == "Slide").choice
+    assert [chooser.itemText(row) for row in range(chooser.count())] == ["a.svs", "b.svs (in the job)"]
+    chooser.setFocus()
+    QTest.keyClick(chooser, Qt.Key.Key_Down)
+    assert dock.state.slide.name == "b.svs"
+    assert {"b.svs", "Analysed"} <= on_show(viewer)
+    assert "a.svs" not in on_show(viewer)
+    assert dock.state.map.source == dock.state.slide.identity
+    assert [chooser.itemText(row) for row in range(chooser.count())] == ["a.svs", "b.svs"]

@@ -340,7 +340,7 @@ class Canvas:
 
     def _answers_changed(self) -> None:
         self._outline_analysed()
-        if self._state.analysing:
+        if self._state.running:
             self._state.post("layers", self._make_layers)
 
     def _outline_analysed(self) -> None:

@@ -36,7 +36,7 @@ from streamview.results.display import (
 )
 from streamview.slides import as_slide, open_slide
 from streamview.slides.thumbnail import thumbnail
-from streamview_napari.records import MapLayer, SlideLayer
+from streamview_napari.records import JobPlace, MapLayer, SlideLayer
 from streamview_napari.requests.answers import describe_answer
 from streamview_napari.shown_map import FULL, ShownMap, window
 from streamview_napari.tiles import TiledLevel, Tiles
@@ -119,7 +119,7 @@ def slide_layer(
     slide: Slide,
     mpp: tuple[float, float] | None = None,
     path: str | os.PathLike[str] | None = None,
-    job: tuple[str, tuple[str, ...]] | None = None,
+    job: JobPlace | None = None,
 ) -> LayerTuple:
     """Return the image layer of a slide, all levels lazy.
 
@@ -132,7 +132,7 @@ def slide_layer(
     path
         Where it was opened from for this layer: the dock closes it when the layer is removed. None where the caller does.
     job
-        The job folder that it is of, and the ids of all slides there.
+        Its place in the job that it is of.
     """
     source = slide if mpp is None or slide.mpp is not None else as_slide(slide, mpp[0])
     mpp = mpp or slide.mpp
@@ -261,7 +261,8 @@ def job_layers(folder: str | os.PathLike[str], slide_id: str | None = None) -> l
     maps = [[one.saliency for one in shown] for shown in slide_maps(job, replace(records[0], regions=regions))]
     mpp = maps[0][0].mpp if maps else None
     names = tuple(record.slide_id for record in job.slides() if record.regions)
-    layers = [slide_layer(slide, mpp, path=path, job=(os.fspath(folder), names)) for slide, path in _source(regions)]
+    place = JobPlace(os.fspath(folder), records[0].slide_id, names)
+    layers = [slide_layer(slide, mpp, path=path, job=place) for slide, path in _source(regions)]
     for saliencies in maps:
         top = next((saliency for saliency in saliencies if saliency.target.name == saliency.prediction.usual_target.name), saliencies[0])
         layers += saliency_layers(top, siblings=tuple(other for other in saliencies if other is not top))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from qtpy.QtCore import QCoreApplication, QEvent, QObject, QSize, QTimer
 from qtpy.QtWidgets import QLabel, QMainWindow, QPushButton, QTabWidget, QVBoxLayout, QWidget
 
+from streamview_napari.panels.closing import may_close
 from streamview_napari.panels.column import Column
 from streamview_napari.panels.display import DisplaySection
 from streamview_napari.panels.drops import Drops
@@ -127,9 +128,12 @@ class Dock(QWidget):
         return bool(super().event(event))
 
     def eventFilter(self, watched: QObject, event: QEvent) -> bool:
-        """Stop the work when the window closes; a click on its cross may still be declined in napari's dialogue."""
+        """Stop the work when the window closes; a click on its cross may still be declined, here and in napari's dialogue."""
         if watched is self._window and event.type() == QEvent.Type.Close:
             if event.spontaneous():
+                if not self.state.closed and not may_close(self.state, self):
+                    event.ignore()
+                    return True
                 QTimer.singleShot(0, self._window_may_have_closed)
             else:
                 self.close_work()

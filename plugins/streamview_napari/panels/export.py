@@ -111,6 +111,7 @@ class ExportSection(Section):
         def written(place: Path) -> None:
             self._set_writing(False)
             self._say(f"Written: {place}")
+            self.state.saved(answer for answer in self.state.answers if answer.saliency is saliency)
             if done is not None:
                 done(place)
 

@@ -23,8 +23,8 @@ from qtpy.QtWidgets import (
     QWidget,
 )
 
-from streamview.errors import SlideError
-from streamview_napari.canvas.layers import has_overview, slide_layer
+from streamview.errors import SlideError, StreamviewError
+from streamview_napari.canvas.layers import has_overview, job_layers, slide_layer
 from streamview_napari.panels.section import Section, error_label, quiet_label
 from streamview_napari.panels.theme import set_role
 from streamview_napari.records import MapLayer, OutlineLayer, RegionsLayer, note, record_of, slide_on
@@ -109,7 +109,7 @@ class SlideSection(Section):
         self.stop.clicked.connect(self._cancel)
         self._work: Work | None = None
         self._dialog: MppDialog | None = None
-        self._slides: list[Image] = []  # as they are listed
+        self._slides: list[Image | tuple[str, str]] = []  # as they are listed; of a job: its folder and the slide's id
         state.events.slide_changed.connect(self._show)
         for event in (viewer.layers.events.inserted, viewer.layers.events.removed):
             event.connect(self._list)
@@ -142,27 +142,41 @@ class SlideSection(Section):
             note(layer, replace(record, asked_for_mpp=True))
             QTimer.singleShot(0, self.ask)
 
-    # ------------------------------------------------------------------------------------------------------------------- the open slides
+    # ----------------------------------------------------------------------------------------------------------- open slides, and of jobs
 
     def _list(self, event: Any = None) -> None:
-        """Offer the open slides, where there are several."""
-        slides = self._slides = [layer for layer in self.viewer.layers if slide_on(layer) is not None]
+        """Offer the open slides and the others of their jobs, where there are several."""
+        records = {layer: record for layer in self.viewer.layers if (record := slide_on(layer)) is not None}
+        jobs = [record.job for record in records.values() if record.job is not None]
+        opened = {(job.folder, job.slide_id) for job in jobs}
+        others = dict.fromkeys((job.folder, slide_id) for job in jobs for slide_id in job.slide_ids)
+        self._slides = [*records, *(place for place in others if place not in opened)]
         self.choice.clear()
-        self.choice.addItems([layer.name for layer in slides])
-        if self.state.slide_layer in slides:
-            self.choice.setCurrentIndex(slides.index(self.state.slide_layer))
-        self.choice.setVisible(len(slides) > 1)
-        self.name.setVisible(len(slides) < 2)
+        self.choice.addItems([f"{slide[1]} (in the job)" if isinstance(slide, tuple) else slide.name for slide in self._slides])
+        if self.state.slide_layer in records:
+            self.choice.setCurrentIndex(self._slides.index(self.state.slide_layer))
+        self.choice.setVisible(len(self._slides) > 1)
+        self.name.setVisible(len(self._slides) < 2)
 
     def _chosen(self) -> None:
-        """Work on the slide that was chosen, and show it alone."""
+        """Work on the slide that was chosen, and show it alone; one of a job is opened with its maps."""
         chosen = self._slides[self.choice.currentIndex()]
-        for layer in self.viewer.layers:
-            if slide_on(layer) is not None:
-                layer.visible = layer is chosen
-        self.viewer.layers.selection.active = chosen
-        self.state.select_slide(chosen)
-        self.viewer.reset_view(layers=[chosen])
+        layer = self.state.slide_layer if isinstance(chosen, tuple) else chosen
+        if isinstance(chosen, tuple):
+            from napari.layers import Layer
+
+            try:
+                layers = job_layers(*chosen)
+            except StreamviewError as error:
+                self._list()
+                self._fail(str(error))
+                return
+            for data, options, kind in layers:
+                self.viewer.add_layer(Layer.create(data, options, kind))
+            layer = self.state.slide_layer
+        self.viewer.layers.selection.active = layer
+        self.state.select_slide(layer)
+        self.viewer.reset_view(layers=[layer])
 
     # --------------------------------------------------------------------------------------------------------------------------- the mpp
 

@@ -17,7 +17,16 @@ from streamview.system.machine import describe_device, find_device
 from streamview_napari.requests.answers import Answer
 from streamview_napari.requests.script import command, find_origin
 
-__all__ = ["keep_results"]
+__all__ = ["describe_unsaved", "keep_results"]
+
+
+def describe_unsaved(results: int, *, running: bool) -> str:
+    """Say what closing the window would lose; empty where that is nothing."""
+    parts = ["A run is under way."] if running else []
+    if results:
+        one = results == 1
+        parts.append(f"{results} result{' is' if one else 's are'} neither exported nor kept, and would be deleted.")
+    return " ".join(parts)
 
 
 def keep_results(answers: Sequence[Answer], folder: Path, report: Report | None = None) -> Path:
