@@ -1,5 +1,7 @@
 """Pictures of the whole napari window for the pages: ``python -m benchmarks.screenshots [FOLDER]``, under a screen (`make screenshots`).
 
+``python -m benchmarks.screenshots FOLDER --tour`` takes instead what a user sees in turn, at two sizes and in both themes, to be looked at.
+
 The picture of fine-tuning needs real tissue: a folder ``normal`` and one ``tumor`` of H&E tiles of 256 px, here ones of CAMELYON16 (CC0).
 """
 
@@ -40,6 +42,88 @@ def main(folder: Path) -> None:
             take_finetuning(Path(place), folder)
         else:
             print(f"{TILES} is not there: no picture of fine-tuning")
+
+
+def tour(folder: Path) -> None:
+    """Take first view, drawn region, run, normal and lesion results, two slides, training, and a job, as PNGs."""
+    warnings.simplefilter("ignore")
+    with tempfile.TemporaryDirectory() as place:
+        os.environ["NAPARI_CONFIG"] = str(Path(place) / "settings.yaml")
+        from streamview.slides.synthetic import write_synthetic_slide
+
+        paths = [Path(place) / f"{name}.svs" for name in ("lymph-node-a", "lymph-node-b")]
+        lesion = write_synthetic_slide(paths[0], size=(4096, 4096), mpp=0.5, seed=6)
+        write_synthetic_slide(paths[1], size=(3072, 4096), mpp=0.5, seed=7)
+        for size, theme in (((1280, 800), "dark"), ((1280, 800), "light"), ((1920, 1080), "dark"), ((1920, 1080), "light")):
+            show(paths, lesion, folder, size, theme, Path(place) / f"job-{size[0]}-{theme}")
+
+
+def show(paths: list[Path], lesion: np.ndarray, folder: Path, size: tuple[int, int], theme: str, job: Path) -> None:
+    """Go through the window at one size, in one theme."""
+    from napari.settings import get_settings
+    from streamview_napari.canvas.camera import fly_to
+    from streamview_napari.requests.keep import keep_results
+    from streamview_napari.requests.regions import corners
+    from streamview_napari.view import add_layers, view
+
+    from streamview.geometry import Region
+    from streamview.labels.regions import Example
+
+    get_settings().application.save_window_geometry = False
+    get_settings().appearance.theme = theme
+    rows, columns = (np.flatnonzero(lesion.any(axis)) for axis in (1, 0))
+    y, x = (min(max(round(float(found.mean())) - 512, 0), 4096 - 1024) for found in (rows, columns))
+    regions = {"lesion": Region(y, x, 1024, 1024), "normal": Region((y + 2048) % 3072, (x + 2048) % 3072, 1024, 1024)}
+    mpp = (0.5, 0.5)
+
+    def opened(path: Path) -> tuple[Any, Any, dict[str, Any]]:
+        viewer = view(path)
+        viewer.window._qt_window.showNormal()
+        viewer.window._qt_window.setGeometry(0, 0, *size)
+        dock = viewer.window.dock_widgets["Panel (streamview)"]
+        wait(lambda: dock.state.loaded is not None)
+        return viewer, dock, {section.title: section for section in dock.sections}
+
+    def shoot(viewer: Any, name: str) -> None:
+        from PIL import Image
+
+        pause(900)
+        Image.fromarray(viewer.screenshot(canvas_only=False, flash=False)).save(folder / f"{size[0]}-{theme}-{name}.png")
+        print(folder / f"{size[0]}-{theme}-{name}.png", flush=True)
+
+    folder.mkdir(parents=True, exist_ok=True)
+    viewer, dock, sections = opened(paths[0])
+    panel = sections["Model and region"]
+    pause(1500)
+    shoot(viewer, "1-first-view")
+    for number, (name, region) in enumerate(regions.items()):
+        panel.start_drawing()
+        viewer.layers["Regions"].add_rectangles(corners(region, None))
+        fly_to(viewer, region, mpp)
+        wait(lambda region=region: panel.task.forecast is not None and panel.task.forecast.region == region)
+        if name == "lesion":
+            shoot(viewer, "2-drawn")
+        panel.run.click()
+        if name == "lesion":
+            wait(lambda: panel._live is not None and panel._live.values is not None and panel._live.values.any())
+            shoot(viewer, "3-running")
+        wait(lambda number=number: len(dock.state.answers) == number + 1 and not panel.task.running)
+        pause(1500)
+        shoot(viewer, f"4-result-{name}")
+    add_layers(viewer, str(paths[1]))
+    shoot(viewer, "5-second-slide")
+    keep_results(dock.state.answers, job)
+    dock.state.select_slide(viewer.layers["lymph-node-a.svs"])
+    dock.state.change_labels(tuple(Example(str(paths[0]), name, region) for name, region in regions.items()))
+    dock.tabs.setCurrentIndex(1)
+    sections["Fine-tune"].unfold.emit()
+    shoot(viewer, "6-train")
+    dock.state.saved(dock.state.answers)
+    viewer.close()
+    viewer, dock, sections = opened(job)
+    pause(1500)
+    shoot(viewer, "7-job")
+    viewer.close()
 
 
 def take(path: Path, region: Any, folder: Path) -> None:
@@ -199,4 +283,5 @@ def wait(until: Callable[[], Any]) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1] if len(sys.argv) > 1 else "docs/images"))
+    chosen = Path(sys.argv[1] if len(sys.argv) > 1 else "docs/images")
+    tour(chosen) if "--tour" in sys.argv else main(chosen)

@@ -278,7 +278,7 @@ def caption(saliency: Saliency, shown: Shown) -> str:
     untrained = "" if prediction.trained else " (untrained)"
     lines = [
         f"{prediction.slide_name} | {prediction.model_name}{untrained}: {describe_answer(prediction)}",
-        f"{TITLES[recipe.method]}: {saliency.target.name}",
+        f"{TITLES[recipe.method]}: {saliency.target.name} | bar in % of the cap, {shown.cap:.3g}",
         f"blur {blur} | above {shown.threshold:.0%} of the cap | research use only",
     ]
     # looked for only where it can be: to blur the map once more takes time

@@ -54,6 +54,7 @@ class DisplaySection(Section):
         state.events.map_selected.connect(self._select)
         state.events.answers_changed.connect(self._offer)
         viewer.cursor.events.position.connect(self._moved)
+        viewer.scene.camera.events.zoom.connect(self._moved)
         self._select(state.map_layer)
         self._later.start()  # once the dock listens
 
@@ -141,6 +142,7 @@ class DisplaySection(Section):
         self._later.stop()
         self._read.stop()
         self.viewer.cursor.events.position.disconnect(self._moved)
+        self.viewer.scene.camera.events.zoom.disconnect(self._moved)
         for layer in self.viewer.layers:
             record = map_on(layer)
             if record is not None:
