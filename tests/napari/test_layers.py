@@ -328,9 +328,6 @@ def test_the_caption_follows_what_is_visible(job: Path) -> None:
     _, what, how = text.text.split("\n")
     assert what.startswith("Gradient x input (detail): lesion | bar in % of the cap, ")
     assert how == "blur 3 µm (3 px) | above 15% of the cap | research use only"
-        "Gradient x input (detail): lesion",
-        "blur 3 µm (3 px) | above 15% of the cap | research use only",
-    ]
     assert [layer.colorbar.visible for layer in viewer.layers[1:]] == [False, True, False]
 
 
