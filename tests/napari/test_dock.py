@@ -183,6 +183,25 @@ def test_on_a_tall_screen_all_that_fits_is_open(window: Callable[[Any], Any], sl
     assert is_open(dock, "Display")
 
 
+def test_what_runs_is_in_sight(window: Callable[[Any], Any], slide_path: Path, qtbot: Any) -> None:
+    from qtpy.QtCore import Qt
+    from qtpy.QtTest import QTest
+
+    viewer, dock = open_dock(window, slide_path, qtbot)
+    panel = section(dock, "Model and region")
+    panel.region.setCurrentIndex(panel.region.findData("whole"))
+    qtbot.waitUntil(panel.run.isEnabled, timeout=LIMIT)
+    click(title_of(dock, "Model and region"))
+    assert not is_open(dock, "Model and region")
+    bar = dock.tabs.tabBar()
+    click(bar, (bar.tabRect(1).center().x(), bar.tabRect(1).center().y()))
+    QTest.keyClick(viewer.window._qt_viewer.canvas.native, Qt.Key.Key_R, Qt.KeyboardModifier.ShiftModifier)
+    assert panel.task.running
+    assert is_open(dock, "Model and region")
+    assert panel.cancel.isVisible()
+    qtbot.waitUntil(lambda: not panel.task.running, timeout=LIMIT)
+
+
 def test_the_key_that_labels_shows_the_tab_where_labels_are(window: Callable[[Any], Any], slide_path: Path, qtbot: Any) -> None:
     from qtpy.QtCore import Qt
     from qtpy.QtTest import QTest

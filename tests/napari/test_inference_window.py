@@ -396,7 +396,7 @@ def test_removing_the_dock_stops_the_run_and_gives_the_keys_back(
     viewer.window.remove_dock_widget(dock)
     assert dock.state.closed
     assert not any(thread.name == "streamview work" for thread in threading.enumerate())
-    assert "Shift+/" not in {str(key) for key in viewer.keymap}
+    assert "Shift+R" not in {str(key) for key in viewer.keymap}
     viewer.layers["planted.svs"].refresh()  # the slide is still open
     # a new dock finds the slide
     _, again = viewer.window.add_plugin_dock_widget("streamview", "Panel")

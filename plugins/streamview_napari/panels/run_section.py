@@ -143,6 +143,7 @@ class RunSection(Section, Generic[_Forecast]):
         self.cancel.setEnabled(running)
         self.run.setEnabled(False)
         if running:
+            self.unfold.emit()
             self.problem.hide()
             self.message.setText("Starting…")
 
