@@ -163,7 +163,7 @@ def test_draw_cancel_run_and_look_at_the_answer(
 ) -> None:
     viewer, dock = opened
     region = Region(128, 256, 384, 256)
-    told = small_steps(monkeypatch, pause=0.02)
+    told = small_steps(monkeypatch, pause=0.15)
     panel = draw(viewer, dock, region, qtbot)
     prepared = count_preparations(monkeypatch)
     assert panel.extent.text() == "256 × 384 px · 0.13 × 0.19 mm"

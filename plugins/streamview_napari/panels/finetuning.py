@@ -215,7 +215,7 @@ class FinetuningSection(RunSection[TrainingForecast]):
     def show_forecast(self, forecast: TrainingForecast) -> None:
         """Show what the training will take."""
         self.write_forecast(describe_forecast(forecast))
-        self.run.setEnabled(True)
+        self.allow(True)
 
     def write_forecast(self, text: str, *, fits: bool = True) -> None:
         """Say what the training will take, or why it cannot be."""

@@ -70,7 +70,8 @@ class InferenceSection(RunSection[RunForecast]):
         self._live_slide: Slide | None = None  # that runs
         self._live_layers = LiveLayers(viewer)
         self._numbers = itertools.count(1)
-        self._drawing = Drawing(viewer, state, changed=self.refresh, told=self.extent.setText)
+        self._why_none = ""  # why what was drawn is no region
+        self._drawing = Drawing(viewer, state, changed=self.refresh, told=self._tell)
         self._connect()
         self._slide_changed(state.slide_layer)
         state.start(lambda report: _surroundings(), done=self._known, failed=self.fail)
@@ -242,6 +243,10 @@ class InferenceSection(RunSection[RunForecast]):
 
     # ------------------------------------------------------------------------------------------------------------------------- the region
 
+    def _tell(self, text: str) -> None:
+        self._why_none = text
+        self.extent.setText(text)
+
     def start_drawing(self) -> None:
         """Let the user drag a rectangle, on a layer made for it."""
         if self.state.slide_layer is None:
@@ -287,7 +292,7 @@ class InferenceSection(RunSection[RunForecast]):
         if request is None or self.state.closed:
             return None
         if request.choice == "drawn" and request.drawn is None:
-            self.extent.setText("Drag a rectangle over the tissue.")
+            self.extent.setText(self._why_none or "Drag a rectangle over the tissue.")
             self.forecast.setText("")
             return None
         self.forecast.setText("Working out what it will take…")
@@ -295,6 +300,7 @@ class InferenceSection(RunSection[RunForecast]):
 
     def show_forecast(self, forecast: RunForecast) -> None:
         """Show what the run will take."""
+        self._why_none = ""
         self.extent.setText(forecast.size)
         self.write_forecast("\n".join(text for text in (forecast.resolution, str(forecast)) if text), fits=forecast.fits)
         self.problem.hide()
