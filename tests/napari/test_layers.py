@@ -320,14 +320,18 @@ def test_the_caption_follows_what_is_visible(job: Path) -> None:
     text = viewer.canvas.overlays.text
     assert text.text.split("\n") == [
         "planted.svs | demo: lesion 88.1%",
-        f"Class evidence (extent): lesion | bar in % of the cap, {expect_map(viewer.layers[-1]).cap:.3g}",
-        "blur 6 µm (6 px) | above 15% of the cap | research use only",
+        "Class evidence (extent): lesion",
+        f"100% = {expect_map(viewer.layers[-1]).cap:.3g} | blur 6 µm (6 px)",
+        "shown above 15% | research use only",
     ]
     viewer.layers[-1].visible = False
     viewer.layers[-2].visible = True
-    _, what, how = text.text.split("\n")
-    assert what.startswith("Gradient x input (detail): lesion | bar in % of the cap, ")
-    assert how == "blur 3 µm (3 px) | above 15% of the cap | research use only"
+    _, what, how, shown = text.text.split("\n")
+    assert (what, how.partition(" | ")[2], shown) == (
+        "Gradient x input (detail): lesion",
+        "blur 3 µm (3 px)",
+        "shown above 15% | research use only",
+    )
     assert [layer.colorbar.visible for layer in viewer.layers[1:]] == [False, True, False]
 
 

@@ -278,8 +278,9 @@ def caption(saliency: Saliency, shown: Shown) -> str:
     untrained = "" if prediction.trained else " (untrained)"
     lines = [
         f"{prediction.slide_name} | {prediction.model_name}{untrained}: {describe_answer(prediction)}",
-        f"{TITLES[recipe.method]}: {saliency.target.name} | bar in % of the cap, {shown.cap:.3g}",
-        f"blur {blur} | above {shown.threshold:.0%} of the cap | research use only",
+        f"{TITLES[recipe.method]}: {saliency.target.name}",
+        f"100% = {shown.cap:.3g} | blur {blur}",
+        f"shown above {shown.threshold:.0%} | research use only",
     ]
     # looked for only where it can be: to blur the map once more takes time
     reason = empty_reason(saliency, shown) if shown.cap <= 0 or recipe.cap is not None else None

@@ -99,7 +99,7 @@ class ResultSection(Section):
         self.table.setAccessibleName("Answers")
         header = self.table.horizontalHeader()
         header.setDefaultAlignment(Qt.AlignmentFlag.AlignLeft | Qt.AlignmentFlag.AlignVCenter)
-        for column in (0, 4):
+        for column in (0, 1, 4):
             header.setSectionResizeMode(column, QHeaderView.ResizeMode.ResizeToContents)
         self.column.addWidget(self.table)
         for hidden in (self.warning, self.certificate, self.stop, self.problem):

@@ -106,7 +106,7 @@ def describe_streaming(streaming: Streamability) -> str:
 
 
 def describe_fit(card: ModelCard, slide: Slide) -> tuple[bool, str]:
-    """Return whether a slide's resolution fits the network, and how it is read."""
+    """Return whether a slide's resolution fits the network, and how it is read; empty where there is nothing to say."""
     if card.mpp is None:
         return True, "The network states no µm/px; the slide is read as it is."
     if slide.mpp is None:
@@ -116,4 +116,4 @@ def describe_fit(card: ModelCard, slide: Slide) -> tuple[bool, str]:
         return False, f"The slide's {coarsest:.3g} µm/px are too coarse for a network made for {card.mpp:.3g} µm/px."
     if card.mpp > coarsest * 1.001:
         return True, f"Read at {card.mpp:.3g} µm/px, as the network was made for."
-    return True, "The slide's µm/px fit the network."
+    return True, ""
