@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -61,7 +62,7 @@ def finished(place: Path) -> list[str]:
     return [str(path.relative_to(place)) for pattern in patterns for path in place.rglob(pattern) if not path.name.startswith(".")]
 
 
-def model_folder(place: Path, change: Callable[[dict[str, torch.Tensor], dict[str, object]], object]) -> Path:
+def model_folder(place: Path, change: Callable[[dict[str, torch.Tensor], dict[str, Any]], object]) -> Path:
     """The demo's network in a folder of the user, changed."""
     place.mkdir()
     card = json.loads((folder("demo") / "card.json").read_text())
@@ -70,6 +71,12 @@ def model_folder(place: Path, change: Callable[[dict[str, torch.Tensor], dict[st
     (place / "card.json").write_text(json.dumps(card))
     safetensors.torch.save_file(weights, place / "weights.safetensors")
     return place
+
+
+def classes(card: dict[str, Any], *names: str) -> None:
+    """Give a card other classes, of which none is of interest."""
+    card.update(num_classes=len(names), class_names=list(names))
+    del card["streamview"]["positive"]
 
 
 @pytest.mark.parametrize("command", ["info", "convert", "predict", "saliency"])
@@ -155,7 +162,7 @@ def test_a_definition_without_weights_names_untrained(refusal: Refusal, syntheti
 
 
 def test_weights_that_do_not_fit_the_card(refusal: Refusal, synthetic_slide: SyntheticSlide, tmp_path: Path, job: Path) -> None:
-    home = model_folder(tmp_path / "mine", lambda weights, card: card.update(num_classes=3, class_names=["a", "b", "c"]))
+    home = model_folder(tmp_path / "mine", lambda weights, card: classes(card, "a", "b", "c"))
     message = refusal("predict", "-i", synthetic_slide.path, "-o", job, "-m", home)
     assert "does not fit its card" in message
     assert "expected 3x" in message
@@ -390,7 +397,7 @@ def test_slides_of_any_name_and_a_job_with_colons(
 def test_a_class_called_all_is_not_explained_in_silence(
     synthetic_slide: SyntheticSlide, tmp_path: Path, job: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    home = model_folder(tmp_path / "mine", lambda weights, card: card.update(class_names=["all", 'a,"b"\nc|d']))
+    home = model_folder(tmp_path / "mine", lambda weights, card: classes(card, "all", 'a,"b"\nc|d'))
     assert (
         main(["saliency", "-i", str(synthetic_slide.path), "-o", str(job), "-m", str(home), *REGION, "--target", "all", 'a,"b"\nc|d']) == 0
     )

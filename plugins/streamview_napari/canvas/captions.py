@@ -35,15 +35,21 @@ def describe(viewer: ViewerModel) -> None:
     maps = [(layer, record) for layer in reversed(viewer.layers) if (record := map_on(layer)) is not None]
     visible = [(layer, record) for layer, record in maps if layer.visible]
     for layer, record in maps:
+        style = {"size": _BAR, "box": True, "box_color": _BOX, "color": "white", "tick_length": 4, "position": "top_right"}
+        on_top = layer.visible and layer is visible[0][0] and record.recipe.heat
         bar = layer.colorbar
-        bar.size, bar.box, bar.box_color, bar.color, bar.tick_length, bar.position = _BAR, True, _BOX, "white", 4, "top_right"
-        bar.visible = layer.visible and layer is visible[0][0] and record.recipe.heat
-    text = viewer.canvas.overlays.text
-    text.text = "\n".join(
+        if on_top and not bar.box:  # once: every change has the whole canvas laid out anew
+            for name, value in style.items():
+                setattr(bar, name, value)
+        if bar.visible != on_top:
+            bar.visible = on_top
+    said = "\n".join(
         record.caption if not slides or record.source in slides else f"NOT OF THE SLIDE ON SHOW: {record.caption}" for _, record in visible
     )
-    text.font_size = 9
-    text.visible = bool(visible)
+    text = viewer.canvas.overlays.text
+    for name, value in {"text": said, "font_size": 9, "visible": bool(visible)}.items():
+        if getattr(text, name) != value:
+            setattr(text, name, value)
 
 
 def badge(shown: ShownMap) -> str:

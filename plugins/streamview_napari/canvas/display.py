@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -132,7 +132,6 @@ class Canvas:
         method
             Which of its maps; None: the usual one, or the one that is on show already.
         """
-        self._outline_analysed()
         saliency = None if answer is None else answer.saliency
         own = [] if saliency is None else self._state.maps_of(saliency)
         fitting = [layer for layer in own if method in (None, recipe_of(layer).method)]
@@ -146,9 +145,12 @@ class Canvas:
             glass = self.glass.get(saliency.prediction.identity.key)
             ready = ready or make_ready(saliency, recipe if cap is None else replace(recipe, cap=cap), glass=glass)
             chosen = self._put(answer, ready)
-        for layer in self._viewer.layers:
-            if map_on(layer) is not None:
-                layer.visible = layer is chosen
+        with self._quiet():
+            for layer in self._viewer.layers:
+                if map_on(layer) is not None and layer.visible != (layer is chosen):
+                    layer.visible = layer is chosen
+                    self._outline(layer)
+        describe(self._viewer)
         self._state.select_map(chosen)
 
     def _put(self, answer: Answer, ready: ReadyMap) -> Image:
@@ -165,8 +167,7 @@ class Canvas:
             note(layer, record)
             layer.data_level = 0
             layer.data = data
-            for name in ("units", "scale", "translate", "colormap", "opacity", "name"):
-                setattr(layer, name, options[name])
+            _place(layer, options)
             layer.visible = True
             self._outline(layer, ready.lines)
         return layer
@@ -305,7 +306,9 @@ class Canvas:
     def _visible(self, event: Any) -> None:
         if map_on(event.source) is None:
             return
-        if self._hidden is None and not self._changing:
+        if self._changing:
+            return
+        if self._hidden is None:
             self._outline(event.source)
         describe(self._viewer)
 
@@ -375,15 +378,16 @@ class Canvas:
             above = self._viewer.layers.index(record.map) + 1 if isinstance(record, OutlineLayer) else len(self._viewer.layers)
             self._viewer.layers.insert(above, layer)
             self._viewer.layers.selection.active = active
-        if layer not in self._lines:
+        before = self._lines.get(layer)
+        if before is None:
             layer.events.visible.connect(self._lines_shown)
         self._lines[layer] = lines, colour
         unit = "um" if in_um else "pixel"
-        layer.name, layer.units = name, (unit, unit)
-        if layer.visible:
-            self._redraw(layer)
-        else:
+        _place(layer, {"name": name, "units": (unit, unit)})
+        if not layer.visible:
             layer.visible = True  # which draws them
+        elif before is None or len(before[0]) != len(lines) or not all(map(np.array_equal, before[0], lines)):
+            self._redraw(layer)
 
     def _lines_shown(self, event: Any) -> None:
         layer = event.source
@@ -406,6 +410,22 @@ class Canvas:
             layer.edge_width = self._width
         if len(data):
             layer.edge_color = colours
+
+
+def _place(layer: Layer, options: Mapping[str, Any]) -> None:
+    """Give a layer place, colours and name, those that it does not have: each has the canvas drawn anew, and colours their shader built."""
+    for name in ("units", "scale", "translate", "colormap", "opacity", "name"):
+        if name not in options:
+            continue
+        now, then = getattr(layer, name), options[name]
+        if name == "colormap":
+            same = np.array_equal(now.colors, then.colors)
+        elif name == "units":
+            same = [str(unit) for unit in now] == [{"um": "micrometer"}.get(str(unit), str(unit)) for unit in then]
+        else:
+            same = np.array_equal(now, then)
+        if not same:
+            setattr(layer, name, then)
 
 
 def _stops(colormap: Colormap) -> tuple[str, ...]:
