@@ -66,8 +66,8 @@ def looks(viewer: ViewerModel, canvas: Canvas, layer: Any) -> dict[str, Any]:
     ("changes", "expected"),
     [
         ({"blur_um": 8.0}, {"pixels", "outline", "caption"}),
-        ({"cap_percentile": 95.0}, {"pixels", "outline"}),
-        ({"cap": 0.123}, {"pixels", "outline"}),
+        ({"cap_percentile": 95.0}, {"pixels", "outline", "caption"}),
+        ({"cap": 0.123}, {"pixels", "outline", "caption"}),
         ({"threshold": 0.4}, {"colours", "outline", "caption"}),
         ({"opacity": 0.8}, {"opacity"}),
         ({"colours": PALETTES["viridis"]}, {"colours"}),
