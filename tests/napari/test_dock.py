@@ -196,7 +196,7 @@ def test_what_runs_is_in_sight(window: Callable[[Any], Any], slide_path: Path, q
     bar = dock.tabs.tabBar()
     click(bar, (bar.tabRect(1).center().x(), bar.tabRect(1).center().y()))
     QTest.keyClick(viewer.window._qt_viewer.canvas.native, Qt.Key.Key_R, Qt.KeyboardModifier.ShiftModifier)
-    assert panel.task.running
+    qtbot.waitUntil(lambda: panel.task.running, timeout=LIMIT)
     assert is_open(dock, "Model and region")
     assert panel.cancel.isVisible()
     qtbot.waitUntil(lambda: not panel.task.running, timeout=LIMIT)

@@ -202,6 +202,9 @@ class Canvas:
             self._state.post("layers", self._make_layers)
         elif self.outline_of(self._shared) is None:
             self._show_lines(None, [], "Outline", OUTLINE_COLOUR, str(self._shared.units[0]) != "pixel", OutlineLayer(self._shared))
+            outline = self.outline_of(self._shared)
+            if outline is not None:
+                outline.visible = False
 
     @contextmanager
     def _quiet(self) -> Iterator[None]:

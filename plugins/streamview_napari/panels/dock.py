@@ -23,6 +23,7 @@ from streamview_napari.panels.results import ResultSection
 from streamview_napari.panels.section import Section, Shortcut
 from streamview_napari.panels.slide import SlideSection
 from streamview_napari.panels.theme import style_sheet
+from streamview_napari.records import slide_on
 from streamview_napari.state import State
 
 if TYPE_CHECKING:
@@ -142,6 +143,9 @@ class Dock(QWidget):
     def _window_may_have_closed(self) -> None:
         if self._window is not None and not self._window.isVisible():
             self.close_work()
+            for record in map(slide_on, self.viewer.layers):  # napari keeps the layers of a window that is closed by its cross
+                if record is not None and record.path is not None:
+                    record.source.close()
 
     def close_work(self) -> None:
         """Cancel what runs and wait for it, give the keys back, and let go of the viewer."""
