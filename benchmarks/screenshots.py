@@ -155,10 +155,10 @@ def take(path: Path, region: Any, folder: Path) -> None:
     panel.start_drawing()
     viewer.layers["Regions"].add_rectangles(corners(region, None))
     fly_to(viewer, region, mpp)
-    wait(panel.run.isEnabled)
+    wait(lambda: panel.task.forecast is not None)
 
     panel.run.click()
-    wait(lambda: panel._live_layers and half_done(panel._live_layers[-1]))
+    wait(lambda: any(layer.name.startswith("Being computed: gradient") and half_done(layer) for layer in viewer.layers))
     shoot("napari-running.jpg")
     wait(lambda: not panel.task.running)
     lesion = "lesion"
@@ -181,7 +181,7 @@ def take(path: Path, region: Any, folder: Path) -> None:
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8589934592 bytes")
 
     inference.explain = exhausted
-    panel.run.click()
+    panel.press()
     wait(lambda: panel.problem.isVisibleTo(panel))
     inference.explain = engine
     shoot("napari-error.jpg")
