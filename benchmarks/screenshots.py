@@ -134,7 +134,7 @@ def take(path: Path, region: Any, folder: Path) -> None:
     from streamview_napari.requests.regions import corners
     from streamview_napari.view import view
 
-    from streamview.inference import explain as inference
+    from streamview.inference.prepared import PreparedRun
 
     get_settings().application.save_window_geometry = False
     viewer = view(path)
@@ -175,15 +175,15 @@ def take(path: Path, region: Any, folder: Path) -> None:
     display.kind.button(2).click()
 
     fly_to(viewer, region, mpp)
-    engine = inference.explain
+    engine = PreparedRun.explain
 
     def exhausted(*arguments: Any, **options: Any) -> Any:
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8589934592 bytes")
 
-    inference.explain = exhausted
+    PreparedRun.explain = exhausted  # type: ignore[method-assign]
     panel.press()
     wait(lambda: panel.problem.isVisibleTo(panel))
-    inference.explain = engine
+    PreparedRun.explain = engine  # type: ignore[method-assign]
     shoot("napari-error.jpg")
     viewer.close()
 

@@ -301,10 +301,10 @@ def _header(slide: Slide, saliency: Saliency, shown: Shown) -> list[_Block]:
     prediction, recipe, region = saliency.prediction, shown.recipe, saliency.prediction.region
     answer = prediction.answer_for(saliency.target)
     blocks = [_Block((f"{TITLES[recipe.method]}: {saliency.target.name}, {answer}",), _TITLE, _INK, bold=True)]
-    said = f"Network {prediction.model_name}: {prediction.answer}. This map explains {saliency.target.name}"
+    statement = f"Network {prediction.model_name}: {prediction.answer}. This map explains {saliency.target.name}"
     if not prediction.is_of_interest(saliency.target):
-        said += f", which is not of interest ({' or '.join(prediction.positive)} is): other colours, no outline"
-    blocks.append(_Block((f"{said}.",), _TEXT, _INK))
+        statement += f", which is not of interest ({' or '.join(prediction.positive)} is): other colours, no outline"
+    blocks.append(_Block((f"{statement}.",), _TEXT, _INK))
     extent = f"{region.width} x {region.height} px"
     if saliency.mpp is None:
         extent += ", mpp unknown"

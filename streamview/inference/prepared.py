@@ -139,12 +139,12 @@ def prepare(
 def _wrong_size(graph: Graph, slide: Slide, name: str, shape: tuple[int, int]) -> RegionError:
     """Say which sizes a network takes whose head does not take that of a region."""
     height, width = shape
-    found = f"{slide.name}: the model {name} cannot answer for {width} x {height} px on its grid, as a layer of it has a fixed size"
+    refusal = f"{slide.name}: the model {name} cannot answer for {width} x {height} px on its grid, as a layer of it has a fixed size"
     sides = accepted_sides(graph)
     if not sides:
-        return RegionError(f"{found}; choose a region of the size that it was made for")
+        return RegionError(f"{refusal}; choose a region of the size that it was made for")
     expected = f"{sides[0]} px" if sides[0] == sides[-1] else f"{sides[0]} to {sides[-1]} px"
-    return RegionError(f"{found}; expected sides of {expected}: choose a smaller region, or a network that takes regions of any size")
+    return RegionError(f"{refusal}; expected sides of {expected}: choose a smaller region, or a network that takes regions of any size")
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -49,9 +49,9 @@ def with_classes(model: Model, class_names: Sequence[str], seed: int = 0) -> Mod
         raise ModelError(f"model {name!r}, built by its name, is not this network (it differs in {(strange or ['its layers'])[0]})")
     module.load_state_dict({key: known[key] if key in body else tensor for key, tensor in state.items()})
     document = card_document(model.card) | {"num_classes": len(class_names), "class_names": list(class_names)}
-    kept = [name for name in model.card.positive if name in class_names]
-    document["streamview"] = {**document["streamview"], "positive": kept}
-    if not kept:
+    positive = [name for name in model.card.positive if name in class_names]
+    document["streamview"] = {**document["streamview"], "positive": positive}
+    if not positive:
         del document["streamview"]["positive"]
     card = parse_card(document, name=model.card.name, file=f"the card of {model.card.name}")
     module.float().eval().requires_grad_(False)

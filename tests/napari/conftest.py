@@ -32,7 +32,19 @@ def _settings_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[N
 
 
 @pytest.fixture
-def window(qapp: Any) -> Iterator[Callable[[Any], Any]]:
+def own_settings(tmp_path: Path) -> Iterator[None]:
+    """The plugin's settings of one test alone, and a folder of its own for what nobody saves."""
+    from napari import settings
+
+    settings._PLUGIN_SETTINGS.clear()
+    settings.get_plugin_settings(path_dir=tmp_path)
+    settings.get_plugin_settings("streamview").panel.folder = str(tmp_path / "home")
+    yield
+    settings._PLUGIN_SETTINGS.clear()
+
+
+@pytest.fixture
+def window(qapp: Any, own_settings: None) -> Iterator[Callable[[Any], Any]]:
     """Register a real viewer to be closed after the test."""
     viewers: list[Any] = []
 

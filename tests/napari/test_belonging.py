@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,16 +30,6 @@ def computed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         with streamview.open_slide(folder / f"{name}.svs") as slide:
             streamview.saliency(model, slide, REGION, out=folder / f"{name}.ome.zarr")
     return {path.name: path for path in folder.iterdir()}
-
-
-@pytest.fixture(autouse=True)
-def _own_settings(tmp_path: Path) -> Iterator[None]:
-    from napari import settings
-
-    settings._PLUGIN_SETTINGS.clear()
-    settings.get_plugin_settings(path_dir=tmp_path)
-    yield
-    settings._PLUGIN_SETTINGS.clear()
 
 
 @pytest.fixture

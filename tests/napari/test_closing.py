@@ -33,14 +33,12 @@ def computed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 @pytest.fixture
-def opened(qapp: Any, computed: tuple[Path, Path], tmp_path: Path) -> Iterator[Any]:
+def opened(qapp: Any, own_settings: None, computed: tuple[Path, Path]) -> Iterator[Any]:
     """A dock in whose window a result was computed."""
     from napari import settings
     from streamview_napari.requests.answers import Answer, RunFacts
     from streamview_napari.view import view
 
-    settings._PLUGIN_SETTINGS.clear()
-    settings.get_plugin_settings(path_dir=tmp_path)
     settings.get_settings().application.confirm_close_window = False
     viewer = view(computed[0])
     dock = viewer.window.dock_widgets["Panel (streamview)"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +21,6 @@ def slide_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("slide") / "planted.svs"
     write_synthetic_slide(path, size=(768, 1024), mpp=0.5, seed=3)
     return path
-
-
-@pytest.fixture(autouse=True)
-def _own_settings(tmp_path: Path) -> Iterator[None]:
-    from napari import settings
-
-    settings._PLUGIN_SETTINGS.clear()
-    settings.get_plugin_settings(path_dir=tmp_path)
-    yield
-    settings._PLUGIN_SETTINGS.clear()
 
 
 def values(dock: Any) -> dict[str, Any]:

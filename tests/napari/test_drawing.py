@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -213,18 +213,6 @@ def slides(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     for seed, path in enumerate(paths):
         write_synthetic_slide(path, size=(768, 1024), mpp=MPP, seed=seed)
     return paths
-
-
-@pytest.fixture(autouse=True)
-def _own_settings(tmp_path: Path) -> Iterator[None]:
-    """Settings of each test's own, and a folder of its own for what nobody saves."""
-    from napari import settings
-
-    settings._PLUGIN_SETTINGS.clear()
-    settings.get_plugin_settings(path_dir=tmp_path)
-    settings.get_plugin_settings("streamview").panel.folder = str(tmp_path / "home")
-    yield
-    settings._PLUGIN_SETTINGS.clear()
 
 
 @pytest.fixture

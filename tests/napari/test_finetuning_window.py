@@ -6,7 +6,7 @@ import hashlib
 import os
 import shlex
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,18 +34,6 @@ def slides(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     for seed, path in enumerate(paths):
         write_synthetic_slide(path, size=(384, 512), mpp=MPP[0], seed=seed)
     return paths
-
-
-@pytest.fixture(autouse=True)
-def _own_settings(tmp_path: Path) -> Iterator[None]:
-    """Settings of each test's own, and a folder of its own for what nobody saves."""
-    from napari import settings
-
-    settings._PLUGIN_SETTINGS.clear()
-    settings.get_plugin_settings(path_dir=tmp_path)
-    settings.get_plugin_settings("streamview").panel.folder = str(tmp_path / "home")
-    yield
-    settings._PLUGIN_SETTINGS.clear()
 
 
 class Panel:

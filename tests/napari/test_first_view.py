@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +15,6 @@ from tests.support.real_window import REAL_WINDOW
 
 pytestmark = REAL_WINDOW
 PANEL = "Panel (streamview)"
-
-
-@pytest.fixture(autouse=True)
-def _own_settings(tmp_path: Path) -> Iterator[None]:
-    from napari import settings
-
-    settings._PLUGIN_SETTINGS.clear()
-    settings.get_plugin_settings(path_dir=tmp_path)
-    yield
-    settings._PLUGIN_SETTINGS.clear()
 
 
 @pytest.fixture

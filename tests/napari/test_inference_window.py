@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
@@ -42,17 +42,6 @@ def slide_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("slide") / "planted.svs"
     write_synthetic_slide(path, size=(768, 1024), mpp=MPP, seed=3)
     return path
-
-
-@pytest.fixture(autouse=True)
-def _own_settings(tmp_path: Path) -> Iterator[None]:
-    """Settings of each test's own, in its folder."""
-    from napari import settings
-
-    settings._PLUGIN_SETTINGS.clear()
-    settings.get_plugin_settings(path_dir=tmp_path)
-    yield
-    settings._PLUGIN_SETTINGS.clear()
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +19,10 @@ pytestmark = REAL_WINDOW
 
 
 @pytest.fixture
-def opened(window: Callable[[Any], Any], tmp_path: Path, qtbot: Any) -> Iterator[tuple[Any, Any]]:
-    from napari import settings
-
-    settings._PLUGIN_SETTINGS.clear()
-    settings.get_plugin_settings(path_dir=tmp_path)
+def opened(window: Callable[[Any], Any], tmp_path: Path, qtbot: Any) -> tuple[Any, Any]:
     path = tmp_path / "planted.svs"
     write_synthetic_slide(path, size=(768, 1024), mpp=0.5, seed=3)
-    yield open_dock(window, path, qtbot)
-    settings._PLUGIN_SETTINGS.clear()
+    return open_dock(window, path, qtbot)
 
 
 def tab_to(dock: Any, control: Any, most: int = 80) -> None:

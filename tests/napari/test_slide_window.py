@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +16,6 @@ from streamview.slides import as_slide, open_slide
 from streamview.slides.synthetic import write_synthetic_slide
 from tests.support.dock import LIMIT, click, key, open_dock, section, settle
 from tests.support.real_window import REAL_WINDOW
-
-
-@pytest.fixture(autouse=True)
-def _own_settings(tmp_path: Path) -> Iterator[None]:
-    from napari import settings
-
-    settings._PLUGIN_SETTINGS.clear()
-    settings.get_plugin_settings(path_dir=tmp_path)
-    yield
-    settings._PLUGIN_SETTINGS.clear()
 
 
 def slide_file(folder: Path, name: str = "planted.svs", seed: int = 3) -> Path:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -24,15 +24,10 @@ THEMES = ("dark", "light")
 
 
 @pytest.fixture
-def dock(window: Callable[[Any], Any], tmp_path: Path, qtbot: Any) -> Iterator[Any]:
-    from napari import settings
-
-    settings._PLUGIN_SETTINGS.clear()
-    settings.get_plugin_settings(path_dir=tmp_path)
+def dock(window: Callable[[Any], Any], tmp_path: Path, qtbot: Any) -> Any:
     path = tmp_path / "planted.svs"
     write_synthetic_slide(path, size=(768, 1024), mpp=0.5, seed=3)
-    yield open_dock(window, path, qtbot)[1]
-    settings._PLUGIN_SETTINGS.clear()
+    return open_dock(window, path, qtbot)[1]
 
 
 def contrast(one: Any, other: Any) -> float:

@@ -43,11 +43,11 @@ def describe(viewer: ViewerModel) -> None:
                 setattr(bar, name, value)
         if bar.visible != on_top:
             bar.visible = on_top
-    said = "\n".join(
+    captions = "\n".join(
         record.caption if not slides or record.source in slides else f"NOT OF THE SLIDE ON SHOW: {record.caption}" for _, record in visible
     )
     text = viewer.canvas.overlays.text
-    for name, value in {"text": said, "font_size": 9, "visible": bool(visible)}.items():
+    for name, value in {"text": captions, "font_size": 9, "visible": bool(visible)}.items():
         if getattr(text, name) != value:
             setattr(text, name, value)
 
