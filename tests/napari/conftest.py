@@ -32,13 +32,14 @@ def _settings_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[N
 
 
 @pytest.fixture
-def own_settings(tmp_path: Path) -> Iterator[None]:
+def own_settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """The plugin's settings of one test alone, and a folder of its own for what nobody saves."""
     from napari import settings
 
+    folder = tmp_path_factory.mktemp("settings")
     settings._PLUGIN_SETTINGS.clear()
-    settings.get_plugin_settings(path_dir=tmp_path)
-    settings.get_plugin_settings("streamview").panel.folder = str(tmp_path / "home")
+    settings.get_plugin_settings(path_dir=folder)
+    settings.get_plugin_settings("streamview").panel.folder = str(folder / "home")
     yield
     settings._PLUGIN_SETTINGS.clear()
 
