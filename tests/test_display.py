@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -192,6 +193,36 @@ def test_evidence_for_a_class_that_is_not_of_interest_looks_different(tmp_path: 
     assert not np.array_equal(draw_map(alarm), draw_map(normal))
     regression = replace(alarm, prediction=replace(alarm.prediction, task="regression", positive=()))
     assert usual_recipe(regression, "patches") == replace(PRESETS["patches"], cap=None)
+
+
+def test_weak_evidence_for_a_class_of_interest_has_weak_colours() -> None:
+    answered = spot_saliency(256, positive=("tumour",))
+    top = show(answered, usual_recipe(answered)).cap
+    weak = replace(answered, prediction=replace(answered.prediction, logits=np.array([3 * top, 0], np.float32)))
+    recipe = usual_recipe(weak)
+    assert recipe.lacking == pytest.approx(3 * top)
+    shown = show(weak, recipe)
+    assert shown.cap == pytest.approx(4 * top)
+    assert shown.levels[0][:, :].max() == pytest.approx(0.25, rel=0.1)  # a quarter of what would make it the answer
+    assert usual_recipe(weak, "detail").lacking == usual_recipe(replace(weak, target=Target("normal", 0))).lacking == 0
+    assert usual_recipe(replace(weak, prediction=replace(weak.prediction, positive=()))).lacking == 0  # all classes count alike
+
+
+@pytest.mark.parametrize(
+    ("task", "target", "lacking"),
+    [
+        ("class", Target("a", 0), 2.5),
+        ("class", Target("b", 1), 0.0),
+        ("class", Target("a-b", 0, 1), 2.5),
+        ("class", Target("b-a", 1, 0), 0.0),
+        ("multilabel", Target("a", 0), 0.5),
+        ("multilabel", Target("b", 1), 0.0),
+        ("regression", Target("a", 0), 0.0),
+    ],
+)
+def test_what_a_target_lacks_to_be_the_answer(task: Any, target: Target, lacking: float) -> None:
+    prediction = replace(spot_saliency(64).prediction, task=task, class_names=("a", "b"), logits=np.array([-0.5, 2.0], np.float32))
+    assert prediction.lacks(target) == lacking
 
 
 def test_the_default_is_evidence_where_there_is_some() -> None:

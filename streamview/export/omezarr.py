@@ -66,7 +66,7 @@ def stored_recipe(path: str | os.PathLike[str]) -> Recipe | None:
         return None
     if not isinstance(values, dict) or set(values) != {field.name for field in fields(Recipe)} or values["method"] not in get_args(Method):
         return None
-    numbers = ("blur_um", "cap_percentile", "threshold", "floor_percentile", "opacity")
+    numbers = ("blur_um", "cap_percentile", "threshold", "floor_percentile", "opacity", "lacking")
     valid = all(isinstance(values[name], int | float) and 0 <= values[name] < 1e6 for name in numbers)
     valid = valid and max(values["cap_percentile"], values["floor_percentile"]) <= 100 and max(values["threshold"], values["opacity"]) <= 1
     valid = valid and all(isinstance(values[name], bool) for name in ("outline", "heat", "glass"))

@@ -316,6 +316,8 @@ def _header(slide: Slide, saliency: Saliency, shown: Shown) -> list[_Block]:
         blur = f"{recipe.blur_um:g} um ({blur})"
     floor = f"percentile {recipe.floor_percentile:g}" if recipe.floor_percentile else f"{recipe.threshold:.0%} of the cap"
     cap = f"percentile {recipe.cap_percentile:g}" if recipe.cap is None else f"{recipe.cap:.3g}, as given"
+    if recipe.cap is None and recipe.lacking:
+        cap += f" + {recipe.lacking:.3g}, which {saliency.target.name} lacks to be the answer"
     blocks.append(_Block((place, f"blur {blur} | cap: {cap} | shown above {floor}"), _TEXT, _GREY))
     warnings = list(prediction.warnings)
     if not prediction.trained and not warnings:

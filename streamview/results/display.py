@@ -96,8 +96,10 @@ class Recipe:
         Hex colours from 0 to the cap, such as those of `PALETTES`.
     glass
         Whether to hide the map on empty glass.
+    lacking
+        Raw value added to the percentile: what the class lacks to be the answer, so that weak evidence has weak colours.
     cap
-        Raw value shown at full strength, overriding the percentile: one scale for several maps.
+        Raw value shown at full strength, overriding percentile and `lacking`: one scale for several maps.
     """
 
     method: Method
@@ -110,6 +112,7 @@ class Recipe:
     colours: tuple[str, ...] = TEAL_LIME
     heat: bool = True
     glass: bool = True
+    lacking: float = 0.0
     cap: float | None = None
 
 
@@ -170,7 +173,8 @@ def usual_recipe(saliency: Saliency, preset: Preset | None = None) -> Recipe:
     """Return how a map is shown unless a user says otherwise.
 
     Evidence for a class that is not of interest, where the card names those that are, is blue and has no outline, so that the normal parts
-    of a slide never look like findings. Patches of a regression have no fixed cap.
+    of a slide never look like findings. Evidence for a class of interest that is not the answer gets its full colour only where it would be
+    enough to make it the answer. Patches of a regression have no fixed cap.
 
     Parameters
     ----------
@@ -183,7 +187,8 @@ def usual_recipe(saliency: Saliency, preset: Preset | None = None) -> Recipe:
     if recipe.method == "patches" and saliency.prediction.task == "regression":
         recipe = replace(recipe, cap=None)
     if saliency.prediction.is_of_interest(saliency.target):
-        return recipe
+        named = recipe.method == "evidence" and saliency.prediction.positive
+        return replace(recipe, lacking=saliency.prediction.lacks(saliency.target)) if named else recipe
     return replace(recipe, colours=OTHERS_COLOURS, outline=False)
 
 
@@ -335,7 +340,8 @@ def show(saliency: Saliency, recipe: Recipe, overview: Overview | None = None) -
     values = (overview or blurred_overview(saliency, recipe.method, recipe.blur_um)).values
     # positive values only: the gradient through a maximum is zero nearly everywhere, and so would be the percentiles of all values
     positive = values[values > 0]
-    cap = _percentile(positive, recipe.cap_percentile) if recipe.cap is None else recipe.cap
+    top = _percentile(positive, recipe.cap_percentile)
+    cap = recipe.cap if recipe.cap is not None else top + recipe.lacking if top > 0 else 0.0
     floor = _percentile(positive, recipe.floor_percentile) / cap if cap > 0 and recipe.floor_percentile else 0.0
     grid = saliency.prediction.region.height / saliency.prediction.shape[0], saliency.prediction.region.width / saliency.prediction.shape[1]
     threshold = max(recipe.threshold, floor)

@@ -248,6 +248,13 @@ class Prediction:
         """Whether a map of a target shows what is looked for: evidence for a class of interest, or for any class if the card names none."""
         return not self.positive or self.class_names[target.index] in self.positive
 
+    def lacks(self, target: Target) -> float:
+        """How far a target's logit is below the answer's (multilabel: below 0); 0 where it is the answer, and for regression."""
+        if self.task == "regression":
+            return 0.0
+        needed = 0.0 if self.task == "multilabel" else float(self.logits.max() if target.against is None else 0)
+        return max(0.0, needed - self.score_of(target))
+
     def probability_of(self, target: Target) -> float | None:
         """Probability of a class; None for regression and for a difference of logits."""
         probabilities = self.probabilities

@@ -276,10 +276,13 @@ def caption(saliency: Saliency, shown: Shown) -> str:
     recipe, prediction = shown.recipe, saliency.prediction
     blur = f"{shown.blur_px[0]:.3g} px" if saliency.mpp is None else f"{recipe.blur_um:g} µm ({shown.blur_px[0]:.3g} px)"
     untrained = "" if prediction.trained else " (untrained)"
+    scale = f"100% = {shown.cap:.3g}"
+    if recipe.cap is None and recipe.lacking and shown.cap > 0:
+        scale += f", enough for {saliency.target.name} to be the answer"
     lines = [
         f"{prediction.slide_name} | {prediction.model_name}{untrained}: {describe_answer(prediction)}",
         f"{TITLES[recipe.method]}: {saliency.target.name}",
-        f"100% = {shown.cap:.3g} | blur {blur}",
+        f"{scale} | blur {blur}",
         f"shown above {shown.threshold:.0%} | research use only",
     ]
     # looked for only where it can be: to blur the map once more takes time
