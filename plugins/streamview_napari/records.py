@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from streamview.inspection.certificate import Certificate
     from streamview.results import Saliency
     from streamview.results.display import Recipe
+    from streamview.results.shown_map import ShownMap
     from streamview.slides import Slide
     from streamview_napari.requests.answers import RunFacts
-    from streamview_napari.shown_map import ShownMap
     from streamview_napari.tiles import Tiles
 
 __all__ = [

@@ -48,11 +48,11 @@ class Events(SignalGroup):
 
     ``slide_changed(layer)``: another slide is worked on, or its mpp was given; None when there is none. ``model_changed(loaded)``.
     ``answers_changed()``: there is one more answer for the slide worked on, or one was verified, or the slide has changed.
-    ``answer_selected(answer, ready)``: it is the one worked on, None when there is none; ``ready`` is its map made ready in a thread, or
-    None. ``map_selected(layer)``: a layer of the answer worked on, or None. ``explanation_wanted(prediction, target)``: the user wants maps
-    of another target, by name. ``machine_changed()``: another device or memory bound was chosen. ``labels_changed(labels)``: regions were
-    labelled, or where they are kept has changed. ``example_wanted(example)``: the user wants to see a labelled region.
-    ``model_wanted(spec)``: the user wants to run this network.
+    ``answer_selected(answer, ready)``: it is the one worked on, None when there is none; ``ready`` is its map made ready in a thread,
+    or None. ``map_selected(layer)``: a layer of the answer worked on, or None. ``recipe_changed()``: a map is shown by another recipe.
+    ``explanation_wanted(prediction, target)``: the user wants maps of another target, by name. ``machine_changed()``: another device or
+    memory bound was chosen. ``labels_changed(labels)``: regions were labelled, or where they are kept has changed.
+    ``example_wanted(example)``: the user wants to see a labelled region. ``model_wanted(spec)``: the user wants to run this network.
     """
 
     slide_changed = Signal(object)
@@ -60,6 +60,7 @@ class Events(SignalGroup):
     answers_changed = Signal()
     answer_selected = Signal(object, object)
     map_selected = Signal(object)
+    recipe_changed = Signal()
     explanation_wanted = Signal(object, str)
     machine_changed = Signal()
     labels_changed = Signal(object)

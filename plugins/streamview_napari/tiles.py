@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from psygnal import Signal
 
 from streamview.errors import StreamviewError
-from streamview_napari.shown_map import window
+from streamview.results.shown_map import window
 
 __all__ = ["Tiled", "TiledLevel", "Tiles"]
 

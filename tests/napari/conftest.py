@@ -32,20 +32,20 @@ def _settings_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[N
 
 
 @pytest.fixture
-def own_settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """The plugin's settings of one test alone, and a folder of its own for what nobody saves."""
+def own_settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The folder of the plugin's settings, of one test alone; ``home`` in it is for what nobody saves."""
     from napari import settings
 
     folder = tmp_path_factory.mktemp("settings")
     settings._PLUGIN_SETTINGS.clear()
     settings.get_plugin_settings(path_dir=folder)
     settings.get_plugin_settings("streamview").panel.folder = str(folder / "home")
-    yield
+    yield folder
     settings._PLUGIN_SETTINGS.clear()
 
 
 @pytest.fixture
-def window(qapp: Any, own_settings: None) -> Iterator[Callable[[Any], Any]]:
+def window(qapp: Any, own_settings: Path) -> Iterator[Callable[[Any], Any]]:
     """Register a real viewer to be closed after the test."""
     viewers: list[Any] = []
 

@@ -16,12 +16,12 @@ from streamview_napari.canvas.captions import value_under
 from streamview_napari.canvas.display import Canvas, recipe_of
 from streamview_napari.canvas.layers import saliency_layers
 from streamview_napari.records import expect_map, map_on
-from streamview_napari.shown_map import Glass
 from streamview_napari.state import State
 
 from streamview.export.png import find_glass
 from streamview.results import Saliency, Target, difference
 from streamview.results.display import PALETTES, PRESETS
+from streamview.results.shown_map import Glass
 from streamview.slides import as_slide
 from tests.support.maps import make_maps
 
@@ -103,9 +103,9 @@ def test_the_record_stays_as_it_is(canvas: tuple[ViewerModel, Canvas, Any], sali
 
 
 def test_naparis_own_controls_are_taken_over(canvas: tuple[ViewerModel, Canvas, Any]) -> None:
-    _, _, layer = canvas
+    _, shell, layer = canvas
     heard: list[None] = []
-    expect_map(layer).shown.changed.connect(lambda: heard.append(None))
+    shell._state.events.recipe_changed.connect(lambda: heard.append(None))
     layer.opacity = 0.9
     assert recipe_of(layer).opacity == expect_map(layer).recipe.opacity == 0.9
     layer.colormap = "magma"

@@ -33,7 +33,7 @@ def computed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 @pytest.fixture
-def opened(qapp: Any, own_settings: None, computed: tuple[Path, Path]) -> Iterator[Any]:
+def opened(qapp: Any, own_settings: Path, computed: tuple[Path, Path]) -> Iterator[Any]:
     """A dock in whose window a result was computed."""
     from napari import settings
     from streamview_napari.requests.answers import Answer, RunFacts

@@ -100,7 +100,7 @@ def panel(window: Callable[[Any], Any], slides: list[Path], qtbot: Any) -> Panel
 
 
 def test_from_drawing_to_using_the_tuned_network_and_back(
-    panel: Panel, slides: list[Path], tmp_path: Path, screenshots: Path, window: Callable[[Any], Any], qtbot: Any
+    panel: Panel, slides: list[Path], tmp_path: Path, own_settings: Path, screenshots: Path, window: Callable[[Any], Any], qtbot: Any
 ) -> None:
     from qtpy.QtWidgets import QApplication
 
@@ -134,7 +134,7 @@ def test_from_drawing_to_using_the_tuned_network_and_back(
     assert not tune.heads.isVisibleTo(tune)
 
     # what is not saved is found again
-    (kept,) = (tmp_path / "home").glob("*.csv")
+    (kept,) = (own_settings / "home").glob("*.csv")
     assert len(read_labels(kept)) == 4
     tune.copy.click()
     assert "save them first" in tune.problem.text()
@@ -203,7 +203,9 @@ def test_from_drawing_to_using_the_tuned_network_and_back(
     assert other.dock.state.slide.name == "b.svs"
 
 
-def test_stop_leaves_the_base_as_it_was_and_go_on_goes_on(panel: Panel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stop_leaves_the_base_as_it_was_and_go_on_goes_on(
+    panel: Panel, tmp_path: Path, own_settings: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tune, base = panel.tune, panel.digest()
     panel.draw("a.svs", {"normal": LEFT, "lesion": RIGHT})
     panel.draw("b.svs", {"lesion": LEFT, "normal": RIGHT})
@@ -223,7 +225,7 @@ def test_stop_leaves_the_base_as_it_was_and_go_on_goes_on(panel: Panel, tmp_path
     assert set(budgets) == {forecast.budget_bytes}, "in the memory of the forecast that was shown"
     tune.cancel.click()
     panel.wait(lambda: not tune.task.running)
-    out = tmp_path / "home" / "demo-tuned"
+    out = own_settings / "home" / "demo-tuned"
     assert panel.digest() == base
     assert "The base is unchanged" in tune.message.text()
     assert str(out) in tune.message.text()
@@ -247,7 +249,7 @@ def test_stop_leaves_the_base_as_it_was_and_go_on_goes_on(panel: Panel, tmp_path
     panel.wait(lambda: tune._history is not None and tune._history.losses)
     panel.viewer.window.remove_dock_widget(panel.dock)
     assert panel.dock.state.closed
-    assert (tmp_path / "home" / "demo-tuned-2" / "training.safetensors").exists()
+    assert (own_settings / "home" / "demo-tuned-2" / "training.safetensors").exists()
     _, again = panel.viewer.window.add_plugin_dock_widget("streamview", "Panel")
     found = next(section for section in again.sections if section.title == "Labels")
     assert found.restore.isVisibleTo(found)

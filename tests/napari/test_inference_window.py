@@ -484,7 +484,7 @@ def test_every_real_slide_opens_in_its_place(window: Callable[[Any], Any], share
             add_layers(viewer, str(path))
 
 
-def test_keys_sheet_and_settings(opened: tuple[Any, Any], qtbot: Any, tmp_path: Path) -> None:
+def test_keys_sheet_and_settings(opened: tuple[Any, Any], qtbot: Any, tmp_path: Path, own_settings: Path) -> None:
     from napari import settings
     from streamview_napari.panels.keys import bind
     from streamview_napari.panels.section import Shortcut
@@ -500,7 +500,7 @@ def test_keys_sheet_and_settings(opened: tuple[Any, Any], qtbot: Any, tmp_path: 
     panel.memory.setText("3GB")
     panel.memory.editingFinished.emit()
     assert (kept.panel.region, kept.panel.memory) == ("whole", "3GB")
-    assert "3GB" in (tmp_path / "streamview.yaml").read_text()
+    assert "3GB" in (own_settings / "streamview.yaml").read_text()
     pressed: list[str] = []
     kept.keys.run = "Alt-F7"
     bind(viewer, [Shortcut("run", "Run", partial(pressed.append, "run"))], dock)

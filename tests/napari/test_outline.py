@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from streamview_napari.canvas.outline import contours, line_width, vectors
-from streamview_napari.shown_map import ShownMap
 
 from streamview.results.display import Recipe
+from streamview.results.shown_map import ShownMap
 from tests.support.maps import make_maps
 
 CENTRE, RADIUS = (700.0, 900.0), 300.0

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
-from streamview_napari.shown_map import Glass, ShownMap
 
 from streamview.results.display import PRESETS, Recipe, show
+from streamview.results.shown_map import Glass, ShownMap
 from tests.support.maps import make_maps
 
 SIZE = (1300, 1537)

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from napari.components import ViewerModel
     from napari.layers import Image
 
-    from streamview_napari.shown_map import ShownMap
+    from streamview.results.shown_map import ShownMap
 
 __all__ = ["badge", "describe", "place_overlays", "value_under"]
 

@@ -14,13 +14,13 @@ from napari.utils.notifications import show_info
 
 from streamview.export.png import find_glass
 from streamview.results.display import OUTLINE_COLOUR, PALETTES, Glass, Recipe
+from streamview.results.shown_map import FULL, ShownMap
 from streamview.slides import Slide
 from streamview_napari.canvas.captions import describe, place_overlays
 from streamview_napari.canvas.layers import caption, first_recipe, layer_of, map_colormap
 from streamview_napari.canvas.outline import contours, line_width, outline_layer, vectors
 from streamview_napari.records import AnalysedLayer, MapLayer, OutlineLayer, SlideLayer, expect_map, map_on, note, record_of
 from streamview_napari.requests.regions import corners
-from streamview_napari.shown_map import FULL, ShownMap
 
 if TYPE_CHECKING:
     from napari.components import ViewerModel
@@ -241,7 +241,7 @@ class Canvas:
         if redrawn or edge != (shown.shown.cap, shown.shown.threshold) or recipe.outline != before.recipe.outline:
             self._outline(layer)
         describe(self._viewer)
-        shown.changed.emit()
+        self._state.events.recipe_changed.emit()
 
     def mask(self, layer: Image, glass: Glass) -> None:
         """Hide what a map layer has on glass, where its recipe asks for that."""
@@ -252,7 +252,7 @@ class Canvas:
         if shown.shown.recipe.glass:
             layer.refresh(extent=False)
             self._outline(layer)
-            shown.changed.emit()
+            self._state.events.recipe_changed.emit()
 
     def outline_of(self, layer: Layer) -> Vectors | None:
         """The layer of a map layer's outline."""

@@ -34,11 +34,11 @@ from streamview.results.display import (
     empty_reason,
     usual_recipe,
 )
+from streamview.results.shown_map import FULL, ShownMap, window
 from streamview.slides import as_slide, open_slide
 from streamview.slides.thumbnail import thumbnail
 from streamview_napari.records import JobPlace, MapLayer, SlideLayer
 from streamview_napari.requests.answers import describe_answer
-from streamview_napari.shown_map import FULL, ShownMap, window
 from streamview_napari.tiles import TiledLevel, Tiles
 
 if TYPE_CHECKING:

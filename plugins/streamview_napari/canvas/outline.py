@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from streamview.export import outlines
 from streamview.results.display import HALO_COLOUR, OUTLINE_COLOUR
-from streamview_napari.shown_map import FULL, ShownMap
+from streamview.results.shown_map import FULL, ShownMap
 
 __all__ = ["contours", "line_width", "outline_layer", "vectors"]
 

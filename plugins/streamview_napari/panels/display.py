@@ -52,6 +52,7 @@ class DisplaySection(Section):
         self._read.timeout.connect(self._read_out)
         self._build()
         state.events.map_selected.connect(self._select)
+        state.events.recipe_changed.connect(self._follow)
         state.events.answers_changed.connect(self._offer)
         viewer.cursor.events.position.connect(self._moved)
         viewer.scene.camera.events.zoom.connect(self._moved)
@@ -143,10 +144,6 @@ class DisplaySection(Section):
         self._read.stop()
         self.viewer.cursor.events.position.disconnect(self._moved)
         self.viewer.scene.camera.events.zoom.disconnect(self._moved)
-        for layer in self.viewer.layers:
-            record = map_on(layer)
-            if record is not None:
-                record.shown.changed.disconnect(self._follow, missing_ok=True)
         self.canvas.close()
 
     def apply(self) -> None:
@@ -171,7 +168,6 @@ class DisplaySection(Section):
         self.fill(record is not None)
         if layer is None or record is None:
             return
-        record.shown.changed.connect(self._follow, unique=True)
         self.problem.hide()
         self._find_glass(layer, record)
         cap = self.state.caps.get(record.recipe.method)

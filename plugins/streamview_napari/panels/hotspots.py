@@ -114,6 +114,7 @@ class HotspotSection(Section):
         self.table.cellClicked.connect(lambda row, column: self.fly(row))
         self.table.cellActivated.connect(lambda row, column: self.fly(row))  # by Return
         state.events.map_selected.connect(self._select)
+        state.events.recipe_changed.connect(self._wait)
         self._select(state.map_layer)
 
     def shortcuts(self) -> list[Shortcut]:
@@ -133,11 +134,11 @@ class HotspotSection(Section):
         record = map_on(layer)
         self.fill(record is not None)
         if record is not None:
-            record.shown.changed.connect(self._wait, unique=True)
             self._wait()
 
     def _wait(self) -> None:
-        self._rest.start()
+        if self.state.map is not None:
+            self._rest.start()
 
     def search(self) -> None:
         """Look for the hotspots of the map worked on, in a thread."""

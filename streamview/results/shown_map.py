@@ -1,4 +1,4 @@
-"""A map as napari gets it: a uint8 pyramid of per cent of the cap, made only where it is looked at. Pure.
+"""A map as viewers get it: blurred values, or a uint8 pyramid of per cent of the cap, made only where it is looked at.
 
 Colours, opacity and threshold need no new pixels: they are the layer's colour map. Another cap needs the blurred tiles once more, another
 blur or map only those on the screen.
@@ -13,10 +13,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from psygnal import Signal
 
-from streamview.results import Saliency, SaliencyMap
 from streamview.results.display import Glass, Overview, Recipe, Shown, block_means, blur, blurred_overview, show
+from streamview.results.maps import Saliency, SaliencyMap
 
 __all__ = ["FULL", "Glass", "Level", "ShownMap", "window"]
 
@@ -48,7 +47,7 @@ def window(key: Any, shape: tuple[int, ...]) -> tuple[list[tuple[int, int]], tup
 
 
 class ShownMap:
-    """One map, and how it is shown now. ``changed`` is emitted when the canvas shows it by another recipe.
+    """One map, and how it is shown now. Not safe to use from several threads at once.
 
     Parameters
     ----------
@@ -62,8 +61,6 @@ class ShownMap:
     StreamviewError
         When the saliency has no such map.
     """
-
-    changed = Signal()
 
     def __init__(self, saliency: Saliency, recipe: Recipe) -> None:
         raw_map = saliency.maps.get(recipe.method)

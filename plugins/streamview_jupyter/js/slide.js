@@ -1,0 +1,69 @@
+// The slide in OpenSeadragon: tiles come from the kernel.
+
+import OpenSeadragon from "openseadragon";
+
+/** @typedef {{ name: string, height: number, width: number, levels: number, mpp: [number, number] | null, background: number[] }} Slide */
+
+const TILE = 512; // px
+const SLIDE = 0; // the number of the slide among the layers
+const FIRST = 8; // coarser levels are smaller than half a tile
+
+/**
+ * @param {HTMLElement} element
+ * @param {Slide} slide
+ * @param {import("./client.js").KernelClient} client
+ * @param {(text: string) => void} failed
+ */
+export function openSlide(element, slide, client, failed) {
+  const source = new OpenSeadragon.TileSource(
+    /** @type {any} */ ({
+      width: slide.width,
+      height: slide.height,
+      tileSize: TILE,
+      tileOverlap: 0,
+      minLevel: Math.min(FIRST, slide.levels),
+      maxLevel: slide.levels,
+    }),
+  );
+  Object.assign(source, {
+    getTileUrl: (/** @type {number} */ level, /** @type {number} */ x, /** @type {number} */ y) => `kernel:${level}/${y}/${x}`,
+    downloadTileStart(/** @type {any} */ context) {
+      const [level, row, column] = context.src.slice("kernel:".length).split("/").map(Number);
+      /** @type {import("./client.js").Tile} */
+      const tile = [SLIDE, 0, level, row, column];
+      context.userData.tile = tile;
+      client.request(tile).then(
+        ({ data }) => context.finish(new Blob([data], { type: "image/jpeg" }), null, "rasterBlob"),
+        (error) => {
+          if (error.message !== "closed") failed(error.message);
+          context.fail(error.message, null);
+        },
+      );
+    },
+    downloadTileAbort(/** @type {any} */ context) {
+      client.drop(context.userData.tile);
+    },
+  });
+  return OpenSeadragon(
+    /** @type {any} */ ({
+      element,
+      tileSources: source,
+      drawer: "canvas",
+      showNavigationControl: false,
+      showNavigator: true,
+      navigatorPosition: "TOP_LEFT",
+      navigatorSizeRatio: 0.18,
+      navigatorAutoFade: false,
+      animationTime: 0.35,
+      maxZoomPixelRatio: 8,
+      minZoomImageRatio: 0.7,
+      visibilityRatio: 0.3,
+      imageLoaderLimit: 24,
+      timeout: 120000,
+      maxImageCacheCount: 300,
+      gestureSettingsMouse: { clickToZoom: false, dblClickToZoom: true },
+      gestureSettingsPen: { clickToZoom: false },
+      placeholderFillStyle: `rgb(${slide.background.join(",")})`,
+    }),
+  );
+}

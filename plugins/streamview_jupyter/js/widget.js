@@ -1,0 +1,569 @@
+// The view of one slide in a page: what is in sight, and what the user does.
+
+import { KernelClient } from "./client.js";
+import { colour } from "./colours.js";
+import { button, element } from "./dom.js";
+import { Panel, Progress, short } from "./panel.js";
+import { openSlide } from "./slide.js";
+import { ValueTiles } from "./values.js";
+
+/** @typedef {import("./panel.js").Layer} Layer */
+/** @typedef {{ name: string, colour: string, points: [number, number][] }} Outlined */
+
+const SMALLEST = 8; // screen px that a drawn region must have
+const ANALYSED = "#4c8bf5";
+const SELECTED = "#ffffff";
+const PAN = 0.15; // of what is in sight, per key
+const STEP = 0.05; // of opacity, per key
+const QUIET = 80; // ms without a move of the mouse before the kernel is asked for the raw value
+const NARROW = 620; // px: below, the panel is closed at first
+const KEYS = [
+  ["Arrows", "move"],
+  ["+ and −", "zoom"],
+  ["0", "fit the slide"],
+  ["R", "draw a region; Escape ends it"],
+  ["V", "select what is in sight"],
+  ["Delete", "clear the selection"],
+  ["T", "show or hide maps"],
+  ["[ and ]", "opacity of the topmost map"],
+  ["P", "open or close the panel"],
+  ["?", "these keys"],
+];
+
+/** @param {{ model: any, el: HTMLElement }} context */
+function render({ model, el }) {
+  const view = new SlideView(model);
+  el.append(view.root);
+  view.open();
+  return () => view.close();
+}
+
+class SlideView {
+  /** @param {any} model */
+  constructor(model) {
+    this.model = model;
+    this.slide = model.get("_slide");
+    this.mapsHidden = false;
+    this.drawing = false;
+    this.following = false;
+    /** @type {[number, number] | null} */
+    this.cursor = null;
+    /** @type {[number, number, number, number] | null} */
+    this.drawn = null;
+    /** @type {Map<number, import("./values.js").Plane>} */
+    this.planes = new Map();
+    /** @type {(() => void)[]} */
+    this.undo = [];
+    /** @type {number | undefined} */
+    this.frame = undefined;
+    /** @type {number | undefined} */
+    this.asking = undefined;
+    this.opened = false;
+    this.pictured = false;
+    const { slide } = this;
+    this.stage = element("div", { class: "sv-stage", tabindex: 0, role: "application", "aria-label": `Slide ${slide.name}. Arrows move, plus and minus zoom, question mark lists all keys.` });
+    this.canvas = element("canvas", { class: "sv-overlay", "aria-hidden": "true" });
+    this.glass = element("div", { class: "sv-glass", hidden: true });
+    this.scaleBar = element("div", { class: "sv-scale-bar" });
+    this.notice = element("div", { class: "sv-notice", role: "alert", hidden: true });
+    this.help = element("div", { class: "sv-help", role: "dialog", "aria-label": "Keys", hidden: true }, element("dl", {}, ...KEYS.flatMap(([key, text]) => [element("dt", { text: key }), element("dd", { text })])));
+    this.readout = element("span", { class: "sv-readout" });
+    this.live = element("span", { class: "sv-live", "aria-live": "polite" });
+    this.panel = new Panel((layer, changes) => this.changeDisplay(layer, changes));
+    this.progress = new Progress((job) => this.client?.send({ type: "cancel", job }));
+    this.drawButton = button("draw", "Draw a region (R)", () => this.setDrawing(!this.drawing));
+    this.drawButton.setAttribute("aria-pressed", "false");
+    this.clearButton = button("clear", "Clear the selection (Delete)", () => this.select(null));
+    this.panelButton = button("panel", "Maps and answers (P)", () => this.togglePanel());
+    const tools = element(
+      "div",
+      { class: "sv-tools", role: "toolbar", "aria-label": "View" },
+      button("fit", "Fit the slide (0)", () => this.viewer?.viewport.goHome()),
+      button("in", "Zoom in (+)", () => this.zoom(1.5)),
+      button("out", "Zoom out (−)", () => this.zoom(1 / 1.5)),
+      this.drawButton,
+      button("visible", "Select what is in sight (V)", () => this.selectVisible()),
+      this.clearButton,
+      button("help", "Keys (?)", () => (this.help.hidden = !this.help.hidden)),
+      this.panelButton,
+    );
+    const heading = element("div", { class: "sv-heading" }, element("strong", { text: slide.name, title: slide.name }), tools);
+    const picture = element("div", { class: "sv-picture" }, this.stage, this.canvas, this.glass, this.scaleBar, this.help, this.notice);
+    this.main = element("div", { class: "sv-main" }, picture, this.panel.root);
+    const status = element("div", { class: "sv-status" }, this.readout, element("span", { class: "sv-notice-use", text: slide.notice }));
+    this.root = element("div", { class: "sv-root", "data-state": "connecting" }, heading, this.progress.root, this.main, status, this.live);
+    this.main.style.height = this.model.get("height");
+  }
+
+  open() {
+    this.client = new KernelClient(
+      this.model,
+      (state) => this.setState(state),
+      (content) => this.receive(content),
+    );
+    this.values = new ValueTiles(this.client, () => this.redraw());
+    this.viewer = openSlide(this.stage, this.slide, this.client, (text) => this.say(`A part of the slide could not be read: ${text}`));
+    /** @type {any} */ (this.viewer).innerTracker.keyHandler = null; // keys are handled here
+    /** @type {any} */ (this.viewer).innerTracker.keyDownHandler = null;
+    this.viewer.addHandler("update-viewport", () => this.redraw());
+    this.viewer.addHandler("animation-finish", () => this.reportViewport());
+    this.viewer.addHandler("open", () => {
+      this.opened = true;
+      this.follow();
+      this.goto();
+      this.reportViewport();
+    });
+    this.viewer.addOnceHandler("tile-drawn", () => {
+      this.pictured = true;
+      this.setState("ready");
+    });
+    const changes = {
+      _layers: () => this.setLayers(),
+      _slide: () => this.setPredictions(),
+      _regions: () => this.redraw(),
+      _job: () => this.setJob(),
+      _target: () => this.goto(),
+      selection: () => this.showSelection(),
+      viewport: () => this.follow(),
+      theme: () => this.setTheme(),
+      height: () => (this.main.style.height = this.model.get("height")),
+    };
+    for (const [name, handler] of Object.entries(changes)) {
+      this.model.on(`change:${name}`, handler);
+      this.undo.push(() => this.model.off(`change:${name}`, handler));
+    }
+    this.listen(window, "keydown", (event) => this.key(/** @type {KeyboardEvent} */ (event)), true);
+    this.listen(this.stage, "pointermove", (event) => this.moved(/** @type {PointerEvent} */ (event)));
+    this.listen(this.stage, "pointerleave", () => this.left());
+    this.listen(this.glass, "pointerdown", (event) => this.beginRegion(/** @type {PointerEvent} */ (event)));
+    const scheme = matchMedia("(prefers-color-scheme: dark)");
+    this.listen(scheme, "change", () => this.setTheme());
+    const observer = new MutationObserver(() => this.setTheme());
+    observer.observe(document.body, { attributes: true, attributeFilter: ["data-jp-theme-light", "class"] });
+    this.undo.push(() => observer.disconnect());
+    const resized = new ResizeObserver(() => this.resized());
+    resized.observe(this.root);
+    this.undo.push(() => resized.disconnect());
+    this.setTheme();
+    this.setLayers();
+    this.setPredictions();
+    this.setJob();
+    this.showSelection();
+    this.setPanel(this.root.clientWidth >= NARROW || this.root.clientWidth === 0);
+  }
+
+  close() {
+    for (const each of this.undo) each();
+    cancelAnimationFrame(this.frame ?? 0);
+    clearTimeout(this.asking);
+    this.client?.close();
+    this.viewer?.destroy();
+    this.root.remove();
+  }
+
+  /**
+   * @param {EventTarget} target
+   * @param {string} name
+   * @param {(event: Event) => void} handler
+   * @param {boolean} capture
+   */
+  listen(target, name, handler, capture = false) {
+    target.addEventListener(name, handler, capture);
+    this.undo.push(() => target.removeEventListener(name, handler, capture));
+  }
+
+  // what the kernel says
+
+  /** @param {"ready" | "lost"} state */
+  setState(state) {
+    const lost = state === "lost";
+    this.notice.hidden = !lost;
+    this.notice.textContent = lost ? "The kernel does not answer. Run this cell again." : "";
+    if (lost) this.root.dataset.state = "lost";
+    else if (this.client?.ready && this.pictured) this.root.dataset.state = "ready";
+  }
+
+  /** @param {any} content */
+  receive(content) {
+    if (content.type === "value") {
+      if (content.client === this.client?.name && this.cursor && this.cursor[0] === content.y && this.cursor[1] === content.x) this.showReadout(content.value);
+    } else if (content.type === "error") {
+      this.say(content.text);
+    }
+  }
+
+  /** @param {string} text for the status line, read out by screen readers */
+  say(text) {
+    this.live.textContent = text;
+    this.readout.textContent = text;
+  }
+
+  /** @returns {Layer[]} */
+  get layers() {
+    return this.model.get("_layers");
+  }
+
+  setLayers() {
+    this.panel.setLayers(this.layers);
+    this.redraw();
+  }
+
+  setPredictions() {
+    this.panel.setPredictions(this.model.get("_slide").predictions ?? []);
+  }
+
+  setJob() {
+    const job = this.model.get("_job");
+    this.progress.set(job);
+    if (job && job.state !== this.lastState) this.live.textContent = job.state === "running" ? "The run has begun." : job.text;
+    this.lastState = job?.state;
+  }
+
+  setTheme() {
+    const chosen = this.model.get("theme");
+    const lab = document.body.dataset.jpThemeLight;
+    const dark = chosen === "auto" ? (lab === undefined ? matchMedia("(prefers-color-scheme: dark)").matches : lab === "false") : chosen === "dark";
+    this.root.dataset.theme = dark ? "dark" : "light";
+  }
+
+  // what is in sight
+
+  /** Height and width of the picture on the screen, and its left upper corner and scale. */
+  sight() {
+    const viewer = /** @type {OpenSeadragon.Viewer} */ (this.viewer);
+    const item = viewer.world.getItemAt(0);
+    const bounds = item.viewportToImageRectangle(viewer.viewport.getBounds(true));
+    const width = Math.max(1, Math.round(this.stage.clientWidth));
+    const height = Math.max(1, Math.round(this.stage.clientHeight));
+    return { y: bounds.y, x: bounds.x, scale: width / bounds.width, height, width };
+  }
+
+  redraw() {
+    this.frame ??= requestAnimationFrame(() => {
+      this.frame = undefined;
+      if (this.opened && this.stage.clientWidth) this.draw();
+    });
+  }
+
+  draw() {
+    const sight = this.sight();
+    const { canvas } = this;
+    if (canvas.width !== sight.width || canvas.height !== sight.height) [canvas.width, canvas.height] = [sight.width, sight.height];
+    const context = /** @type {CanvasRenderingContext2D} */ (canvas.getContext("2d"));
+    context.clearRect(0, 0, sight.width, sight.height);
+    this.planes.clear();
+    for (const layer of this.layers) {
+      if (!layer.visible || this.mapsHidden) continue;
+      const plane = /** @type {ValueTiles} */ (this.values).plane(layer, sight);
+      this.planes.set(layer.number, plane);
+      const picture = new OffscreenCanvas(sight.width, sight.height);
+      /** @type {OffscreenCanvasRenderingContext2D} */ (picture.getContext("2d")).putImageData(colour(plane, layer), 0, 0);
+      context.drawImage(picture, 0, 0);
+    }
+    const place = (/** @type {number} */ x, /** @type {number} */ y) => /** @type {[number, number]} */ ([(x - sight.x) * sight.scale, (y - sight.y) * sight.scale]);
+    for (const layer of this.layers) {
+      if (!layer.visible || this.mapsHidden) continue;
+      const { step, origin, height, width } = layer.levels[0];
+      const [x, y] = [origin[1] - (step[1] - 1) / 2, origin[0] - (step[0] - 1) / 2];
+      this.rectangle(context, [...place(x, y), width * step[1] * sight.scale, height * step[0] * sight.scale], ANALYSED, 1.5);
+    }
+    for (const { points, colour: ink } of /** @type {Outlined[]} */ (this.model.get("_regions"))) {
+      context.beginPath();
+      for (const [x, y] of points) context.lineTo(...place(x, y));
+      context.closePath();
+      stroke(context, ink, 2);
+    }
+    const selection = this.drawn ?? this.model.get("selection");
+    if (selection) {
+      const [x, y, width, height] = selection;
+      this.rectangle(context, [...place(x, y), width * sight.scale, height * sight.scale], SELECTED, 2);
+    }
+    this.drawScaleBar(sight);
+  }
+
+  /**
+   * @param {CanvasRenderingContext2D} context
+   * @param {number[]} rectangle
+   * @param {string} ink
+   * @param {number} width
+   */
+  rectangle(context, [x, y, across, down], ink, width) {
+    context.beginPath();
+    context.rect(x, y, across, down);
+    stroke(context, ink, width);
+  }
+
+  /** @param {import("./values.js").Sight} sight */
+  drawScaleBar(sight) {
+    const mpp = this.slide.mpp?.[1];
+    const unit = mpp ?? 1;
+    const largest = (140 / sight.scale) * unit;
+    const power = 10 ** Math.floor(Math.log10(largest));
+    const length = power * (largest >= 5 * power ? 5 : largest >= 2 * power ? 2 : 1);
+    this.scaleBar.style.width = `${(length / unit) * sight.scale}px`;
+    this.scaleBar.textContent = mpp === undefined ? `${short(length)} px` : length >= 1000 ? `${short(length / 1000)} mm` : `${short(length)} µm`;
+  }
+
+  resized() {
+    this.root.classList.toggle("sv-narrow", this.root.clientWidth < NARROW);
+    this.redraw();
+  }
+
+  reportViewport() {
+    if (!this.opened || this.following) {
+      this.following = false;
+      return;
+    }
+    const { y, x, scale, height, width } = this.sight();
+    this.model.set("viewport", [x, y, width / scale, height / scale].map((number) => Math.round(number * 100) / 100));
+    this.reported = this.model.get("viewport");
+    this.model.save_changes();
+  }
+
+  /** Show what a linked view, or the kernel, has set. */
+  follow() {
+    const viewport = this.model.get("viewport");
+    if (!this.opened || !viewport || viewport === this.reported) return;
+    const now = this.sight();
+    const [x, y, width] = viewport;
+    if (Math.abs(now.x - x) * now.scale < 1 && Math.abs(now.y - y) * now.scale < 1 && Math.abs(now.width / now.scale - width) * now.scale < 1) return;
+    this.following = true;
+    const viewer = /** @type {OpenSeadragon.Viewer} */ (this.viewer);
+    const item = viewer.world.getItemAt(0);
+    viewer.viewport.fitBounds(item.imageToViewportRectangle(x, y, width, viewport[3]), false);
+  }
+
+  goto() {
+    const target = this.model.get("_target");
+    if (!this.opened || !target || target.number === this.lastTarget) return;
+    this.lastTarget = target.number;
+    const viewport = /** @type {OpenSeadragon.Viewer} */ (this.viewer).viewport;
+    const item = /** @type {OpenSeadragon.Viewer} */ (this.viewer).world.getItemAt(0);
+    if (target.scale !== null) viewport.zoomTo(item.imageToViewportZoom(1 / target.scale));
+    viewport.panTo(item.imageToViewportCoordinates(target.x, target.y));
+  }
+
+  /** @param {number} factor */
+  zoom(factor) {
+    this.viewer?.viewport.zoomBy(factor);
+    this.viewer?.viewport.applyConstraints();
+  }
+
+  // the value under the cursor
+
+  /** @param {PointerEvent} event */
+  moved(event) {
+    if (!this.opened) return;
+    const box = this.stage.getBoundingClientRect();
+    const sight = this.sight();
+    this.spot = [Math.floor(event.clientY - box.top), Math.floor(event.clientX - box.left)];
+    this.cursor = [sight.y + (event.clientY - box.top) / sight.scale, sight.x + (event.clientX - box.left) / sight.scale];
+    this.showReadout();
+    clearTimeout(this.asking);
+    const layer = this.topmost();
+    if (layer === undefined) return;
+    const [y, x] = this.cursor;
+    this.asking = window.setTimeout(() => this.client?.send({ type: "value", client: this.client.name, layer: layer.number, y, x }), QUIET);
+  }
+
+  left() {
+    this.cursor = null;
+    clearTimeout(this.asking);
+    this.readout.textContent = "";
+  }
+
+  topmost() {
+    return this.mapsHidden ? undefined : this.layers.findLast((layer) => layer.visible && layer.colormap !== "");
+  }
+
+  /** @param {number | null} [raw] */
+  showReadout(raw) {
+    if (!this.cursor || !this.spot) return;
+    const [y, x] = this.cursor;
+    const mpp = this.slide.mpp;
+    const parts = [`x ${Math.floor(x)}, y ${Math.floor(y)} px`];
+    if (mpp) parts.push(`${((x * mpp[1]) / 1000).toFixed(3)}, ${((y * mpp[0]) / 1000).toFixed(3)} mm`);
+    const layer = this.topmost();
+    const plane = layer && this.planes.get(layer.number);
+    if (layer && plane) {
+      const value = plane.values[this.spot[0] * plane.width + this.spot[1]];
+      if (value === value) parts.push(`${short(value)} ${layer.unit}, ${Math.round((100 * value) / (layer.cap || 1))}% of full colour${raw === undefined || raw === null ? "" : `, raw ${short(raw)}`}`);
+      else parts.push("no map here");
+    }
+    this.readout.textContent = parts.join("  ·  ");
+  }
+
+  // what the user does
+
+  /**
+   * @param {number} number
+   * @param {object} changes
+   */
+  changeDisplay(number, changes) {
+    // shown at once; the kernel's own description follows
+    this.model.set(
+      "_layers",
+      this.layers.map((layer) => (layer.number === number && !("blur_um" in changes) && !("colormap" in changes) ? { ...layer, ...changes } : layer)),
+    );
+    this.client?.send({ type: "display", layer: number, changes });
+  }
+
+  /** @param {boolean} on */
+  setDrawing(on) {
+    this.drawing = on;
+    this.glass.hidden = !on;
+    this.drawButton.setAttribute("aria-pressed", String(on));
+    this.drawn = null;
+    this.redraw();
+    if (on) this.say("Drag over the region. Escape ends drawing.");
+  }
+
+  /** @param {PointerEvent} event */
+  beginRegion(event) {
+    if (event.button !== 0) return;
+    event.preventDefault();
+    this.glass.setPointerCapture(event.pointerId);
+    const box = this.glass.getBoundingClientRect();
+    const start = [event.clientY - box.top, event.clientX - box.left];
+    const sight = this.sight();
+    const move = (/** @type {PointerEvent} */ now) => {
+      const end = [now.clientY - box.top, now.clientX - box.left];
+      const [top, left] = [Math.min(start[0], end[0]), Math.min(start[1], end[1])];
+      this.drawn = [sight.x + left / sight.scale, sight.y + top / sight.scale, Math.abs(end[1] - start[1]) / sight.scale, Math.abs(end[0] - start[0]) / sight.scale];
+      this.redraw();
+    };
+    const stop = () => {
+      this.glass.removeEventListener("pointermove", move);
+      const drawn = this.drawn;
+      this.drawn = null;
+      if (!drawn || drawn[2] * sight.scale < SMALLEST || drawn[3] * sight.scale < SMALLEST) {
+        this.redraw();
+        this.say(`Nothing was drawn: drag over at least ${SMALLEST} screen px.`);
+        return;
+      }
+      this.setDrawing(false);
+      this.select(drawn);
+    };
+    this.glass.addEventListener("pointermove", move);
+    this.glass.addEventListener("pointerup", stop, { once: true });
+  }
+
+  selectVisible() {
+    const { y, x, scale, height, width } = this.sight();
+    this.select([x, y, width / scale, height / scale]);
+  }
+
+  /** @param {[number, number, number, number] | null} region in level-0 px, x first */
+  select(region) {
+    let whole = null;
+    if (region) {
+      const [left, top] = [Math.max(Math.round(region[0]), 0), Math.max(Math.round(region[1]), 0)];
+      const right = Math.min(Math.round(region[0] + region[2]), this.slide.width);
+      const bottom = Math.min(Math.round(region[1] + region[3]), this.slide.height);
+      if (right <= left || bottom <= top) {
+        this.say("Nothing is selected: the region lies outside the slide.");
+        return;
+      }
+      whole = [left, top, right - left, bottom - top];
+    }
+    this.model.set("selection", whole);
+    this.model.save_changes();
+    this.showSelection();
+  }
+
+  showSelection() {
+    const selection = this.model.get("selection");
+    this.clearButton.disabled = !selection;
+    if (selection) {
+      const [, , width, height] = selection;
+      const mpp = this.slide.mpp;
+      const size = mpp ? `, ${((width * mpp[1]) / 1000).toFixed(2)} × ${((height * mpp[0]) / 1000).toFixed(2)} mm` : "";
+      this.say(`Selected ${width} × ${height} px${size}`);
+    }
+    this.redraw();
+  }
+
+  /** @param {boolean} open */
+  setPanel(open) {
+    this.panel.root.hidden = !open;
+    this.panelButton.setAttribute("aria-pressed", String(open));
+    this.redraw();
+  }
+
+  /** @param {KeyboardEvent} event */
+  key(event) {
+    const target = event.composedPath()[0];
+    if (!(target instanceof Element) || !this.root.contains(target)) return;
+    if (event.key === "Tab" || event.ctrlKey || event.metaKey || event.altKey) return;
+    if (event.key === "Escape") {
+      if (this.drawing) this.setDrawing(false);
+      this.help.hidden = true;
+      return;
+    }
+    event.stopImmediatePropagation(); // the notebook has shortcuts of its own
+    if (target.matches("input, select") || (target.matches("button") && (event.key === " " || event.key === "Enter"))) return;
+    const viewport = this.viewer?.viewport;
+    if (!viewport || !this.opened) return;
+    const bounds = viewport.getBounds();
+    const pan = (/** @type {number} */ x, /** @type {number} */ y) => {
+      viewport.panBy(new /** @type {any} */ (bounds.getTopLeft().constructor)(x * bounds.width * PAN, y * bounds.height * PAN));
+      viewport.applyConstraints();
+    };
+    /** @type {Record<string, () => void>} */
+    const actions = {
+      ArrowLeft: () => pan(-1, 0),
+      ArrowRight: () => pan(1, 0),
+      ArrowUp: () => pan(0, -1),
+      ArrowDown: () => pan(0, 1),
+      "+": () => this.zoom(1.5),
+      "=": () => this.zoom(1.5),
+      "-": () => this.zoom(1 / 1.5),
+      0: () => viewport.goHome(),
+      r: () => this.setDrawing(!this.drawing),
+      v: () => this.selectVisible(),
+      Delete: () => this.select(null),
+      t: () => this.toggleMaps(),
+      "[": () => this.fade(-STEP),
+      "]": () => this.fade(STEP),
+      p: () => this.togglePanel(),
+      "?": () => (this.help.hidden = !this.help.hidden),
+    };
+    const action = actions[event.key.length === 1 ? event.key.toLowerCase() : event.key];
+    if (action) {
+      event.preventDefault();
+      action();
+    }
+  }
+
+  togglePanel() {
+    this.setPanel(this.panel.root.hasAttribute("hidden"));
+  }
+
+  toggleMaps() {
+    this.mapsHidden = !this.mapsHidden;
+    this.say(this.mapsHidden ? "Maps are hidden." : "Maps are shown.");
+    this.redraw();
+  }
+
+  /** @param {number} by */
+  fade(by) {
+    const layer = this.topmost();
+    if (layer) this.changeDisplay(layer.number, { opacity: Math.min(Math.max(layer.opacity + by, 0), 1) });
+  }
+}
+
+/**
+ * @param {CanvasRenderingContext2D} context
+ * @param {string} ink
+ * @param {number} width
+ */
+function stroke(context, ink, width) {
+  context.strokeStyle = "#000000";
+  context.lineWidth = width + 2;
+  context.stroke();
+  context.strokeStyle = ink;
+  context.lineWidth = width;
+  context.stroke();
+}
+
+export default { render };
