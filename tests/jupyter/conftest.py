@@ -148,6 +148,13 @@ class Tab:
             [cell, wait],
         )
 
+    def set_cell(self, cell: int, source: str) -> None:
+        """Write another source into a cell."""
+        self.page.evaluate(
+            "([cell, source]) => window.jupyterapp.shell.currentWidget.content.widgets[cell].model.sharedModel.setSource(source)",
+            [cell, source],
+        )
+
     def value(self, code: str) -> str:
         """Run code in the kernel beside the notebook, and return what it prints."""
         return self.page.evaluate(

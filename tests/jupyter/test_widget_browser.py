@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from ast import literal_eval
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -70,12 +71,12 @@ def test_a_drawn_region_reaches_python(tab: Any) -> None:
     tab.page.mouse.move(box["x"] + 350, box["y"] + 300, steps=5)
     tab.page.mouse.up()
     text = wait(lambda: (found := tab.value("print(v.selection)")) != "None" and found)
-    _, _, width, height = eval(text)
+    _, _, width, height = literal_eval(text)
     assert 0 < width <= 2048
     assert 0 < height <= 1536
     x, y, across, _ = map(float, tab.value("print(*v.viewport)").split())
     scale = box["width"] / across
-    np.testing.assert_allclose(eval(text), [x + 150 / scale, y + 120 / scale, 200 / scale, 180 / scale], atol=2)
+    np.testing.assert_allclose(literal_eval(text), [x + 150 / scale, y + 120 / scale, 200 / scale, 180 / scale], atol=2)
     assert "Selected" in tab.page.locator(".sv-readout").inner_text()
     # a click without a drag makes nothing
     tab.page.get_by_role("button", name="Draw a region").click()
@@ -86,7 +87,7 @@ def test_a_drawn_region_reaches_python(tab: Any) -> None:
 
 
 def test_a_run_completes_and_its_map_shows(tab: Any) -> None:
-    tab.value("v.selection = [256, 256, 512, 512]")
+    tab.value("v.selection = [768, 128, 640, 640]")
     tab.value("job = v.run(model)")
     tab.page.wait_for_selector(".sv-job:not([hidden])")
     assert tab.value("print(job.result(60).target.name)") == "lesion"
@@ -99,7 +100,7 @@ def test_a_run_completes_and_its_map_shows(tab: Any) -> None:
 
 
 def test_colours_change_without_a_tile(tab: Any) -> None:
-    tab.value("v.goto(x=512, y=512, mpp=1.0)")
+    tab.value("v.goto(x=1050, y=420, mpp=0.6)")
     tab.page.wait_for_timeout(1500)
     tab.value("layer = v.layers[-1]; layer.threshold = 0.0; layer.outline = False; made = []; real = v._server._deliver")
     tab.value("v._server._deliver = lambda batch: (made.append(len(batch)), real(batch))")
@@ -132,7 +133,7 @@ def test_colours_change_without_a_tile(tab: Any) -> None:
 
 def test_the_colours_are_those_of_the_core(tab: Any) -> None:
     tab.value("layer.threshold = 0.1; layer.outline = False; layer.colormap = 'teal-lime'; layer.opacity = 1.0; layer.blur_um = 6")
-    tab.value("layer.cap = layer.source.shown.shown.cap; v.goto(x=512, y=512, mpp=0.5)")
+    tab.value("layer.cap = layer.source.shown.shown.cap; v.goto(x=1050, y=420, mpp=0.5)")
     tab.page.wait_for_timeout(2500)
     shown = overlay(tab)
     x, y, across, down = map(float, tab.value("print(*v.viewport)").split())
@@ -166,7 +167,7 @@ def test_the_raw_value_under_the_cursor_is_the_kernels(tab: Any) -> None:
 
 
 def test_cancel_stops_a_run(tab: Any) -> None:
-    tab.value("from streamview import Compute; job = v.run(model, region='0,0,2048,1536', compute=Compute(tile=64))")
+    tab.value("from streamview import Compute; job = v.run(model, region='0,0,2048,1536', compute=Compute(tile=(64, 64)))")
     tab.page.get_by_role("button", name="Cancel").click()
     assert "cancelled" in tab.value("try: print(job.result(60))\nexcept streamview.StreamviewError as error: print(error)")
     wait(lambda: tab.page.locator(".sv-job-text").inner_text() == "Cancelled")
@@ -191,7 +192,7 @@ def test_no_shortcut_reaches_the_notebook(tab: Any) -> None:
 
 
 def test_a_hostile_name_stays_text(tab: Any) -> None:
-    tab.page.evaluate("window.alert = () => { window.attacked = true }")
+    tab.page.evaluate("() => { window.alert = () => { window.attacked = true } }")
     tab.value(f"v._slide = v._slide | {{'name': {_HOSTILE!r}}}; layer.saliency.prediction")
     tab.value(
         "from dataclasses import replace; p = layer.saliency.prediction\n"
@@ -205,10 +206,7 @@ def test_a_hostile_name_stays_text(tab: Any) -> None:
 def test_two_views_of_one_slide_and_a_closed_one(tab: Any) -> None:
     """Two views of one widget share its state; closing it takes its threads along."""
     tab.value("import threading")
-    tab.page.evaluate(
-        """() => { const panel = window.jupyterapp.shell.currentWidget;
-        panel.content.widgets[1].model.sharedModel.setSource('from IPython.display import display; display(v); w = streamview_jupyter.view(slide); streamview_jupyter.link(v, w); display(w)'); }"""
-    )
+    tab.set_cell(1, "display(v); w = streamview_jupyter.view(slide); streamview_jupyter.link(v, w); display(w)")
     tab.run(1)
     tab.ready(3)
     tab.value("v.goto(x=300, y=900, mpp=0.5)")

@@ -336,7 +336,7 @@ def test_errors_of_the_engine_reach_the_user_and_it_can_run_again(
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="open files are counted where Linux lists them")
 def test_closing_the_window_stops_the_run_and_leaves_no_thread_or_file(
-    qapp: Any, tmp_path: Path, qtbot: Any, monkeypatch: pytest.MonkeyPatch
+    qapp: Any, own_settings: Path, tmp_path: Path, qtbot: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def handles() -> list[str]:
         found = []
