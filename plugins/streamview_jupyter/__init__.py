@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     from streamview.results import Saliency
     from streamview.slides import Slide
-    from streamview_jupyter.view import View
+    from streamview_jupyter.widget import View
 
 __all__ = ["compare", "link", "view"]
 
@@ -49,7 +49,7 @@ def view(
     (512, 768)
     >>> v.close()
     """
-    from streamview_jupyter.view import View, as_open_slide
+    from streamview_jupyter.widget import View, as_open_slide
 
     opened, owned = as_open_slide(slide, mpp)
     return View(opened, height, theme, owned=owned)

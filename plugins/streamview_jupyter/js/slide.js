@@ -2,6 +2,8 @@
 
 import OpenSeadragon from "openseadragon";
 
+export const { Point } = OpenSeadragon;
+
 /** @typedef {{ name: string, height: number, width: number, levels: number, mpp: [number, number] | null, background: number[] }} Slide */
 
 const TILE = 512; // px

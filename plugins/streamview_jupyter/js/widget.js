@@ -4,7 +4,7 @@ import { KernelClient } from "./client.js";
 import { colour } from "./colours.js";
 import { button, element } from "./dom.js";
 import { Panel, Progress, short } from "./panel.js";
-import { openSlide } from "./slide.js";
+import { openSlide, Point } from "./slide.js";
 import { ValueTiles } from "./values.js";
 
 /** @typedef {import("./panel.js").Layer} Layer */
@@ -52,6 +52,8 @@ class SlideView {
     this.drawn = null;
     /** @type {Map<number, import("./values.js").Plane>} */
     this.planes = new Map();
+    /** @type {Map<number, Record<string, any>>} */
+    this.changes = new Map(); // of layers, by the user, that the kernel has not confirmed
     /** @type {(() => void)[]} */
     this.undo = [];
     /** @type {number | undefined} */
@@ -198,12 +200,16 @@ class SlideView {
     this.readout.textContent = text;
   }
 
-  /** @returns {Layer[]} */
+  /** @returns {Layer[]} as the kernel describes them, with what the user changed since */
   get layers() {
-    return this.model.get("_layers");
+    return this.model.get("_layers").map((/** @type {Layer} */ layer) => ({ ...layer, ...this.changes.get(layer.number) }));
   }
 
   setLayers() {
+    for (const layer of this.model.get("_layers")) {
+      const changes = this.changes.get(layer.number) ?? {};
+      for (const [name, value] of Object.entries(changes)) if (layer[name] === value) delete changes[name];
+    }
     this.panel.setLayers(this.layers);
     this.redraw();
   }
@@ -306,11 +312,13 @@ class SlideView {
 
   resized() {
     this.root.classList.toggle("sv-narrow", this.root.clientWidth < NARROW);
+    this.follow();
+    this.goto();
     this.redraw();
   }
 
   reportViewport() {
-    if (!this.opened || this.following) {
+    if (!this.opened || !this.stage.clientWidth || this.following) {
       this.following = false;
       return;
     }
@@ -323,7 +331,7 @@ class SlideView {
   /** Show what a linked view, or the kernel, has set. */
   follow() {
     const viewport = this.model.get("viewport");
-    if (!this.opened || !viewport || viewport === this.reported) return;
+    if (!this.opened || !this.stage.clientWidth || !viewport || viewport === this.reported) return;
     const now = this.sight();
     const [x, y, width] = viewport;
     if (Math.abs(now.x - x) * now.scale < 1 && Math.abs(now.y - y) * now.scale < 1 && Math.abs(now.width / now.scale - width) * now.scale < 1) return;
@@ -335,7 +343,7 @@ class SlideView {
 
   goto() {
     const target = this.model.get("_target");
-    if (!this.opened || !target || target.number === this.lastTarget) return;
+    if (!this.opened || !this.stage.clientWidth || !target || target.number === this.lastTarget) return;
     this.lastTarget = target.number;
     const viewport = /** @type {OpenSeadragon.Viewer} */ (this.viewer).viewport;
     const item = /** @type {OpenSeadragon.Viewer} */ (this.viewer).world.getItemAt(0);
@@ -400,12 +408,10 @@ class SlideView {
    * @param {object} changes
    */
   changeDisplay(number, changes) {
-    // shown at once; the kernel's own description follows
-    this.model.set(
-      "_layers",
-      this.layers.map((layer) => (layer.number === number && !("blur_um" in changes) && !("colormap" in changes) ? { ...layer, ...changes } : layer)),
-    );
+    // shown at once, until the kernel says the same; what takes the kernel to change is not
+    if (!("blur_um" in changes) && !("colormap" in changes)) this.changes.set(number, { ...this.changes.get(number), ...changes });
     this.client?.send({ type: "display", layer: number, changes });
+    this.setLayers();
   }
 
   /** @param {boolean} on */
@@ -506,7 +512,7 @@ class SlideView {
     if (!viewport || !this.opened) return;
     const bounds = viewport.getBounds();
     const pan = (/** @type {number} */ x, /** @type {number} */ y) => {
-      viewport.panBy(new /** @type {any} */ (bounds.getTopLeft().constructor)(x * bounds.width * PAN, y * bounds.height * PAN));
+      viewport.panBy(new Point(x * bounds.width * PAN, y * bounds.height * PAN));
       viewport.applyConstraints();
     };
     /** @type {Record<string, () => void>} */
