@@ -70,6 +70,7 @@ def test_the_commands_are_those_of_the_product() -> None:
         "models",
         "jobs",
         "export",
+        "report",
         "doctor",
         "view",
     ]

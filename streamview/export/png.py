@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import textwrap
 import unicodedata
@@ -18,6 +17,7 @@ from streamview.errors import StreamviewError
 from streamview.files import atomic
 from streamview.progress import Report
 from streamview.results.display import TITLES, Recipe, Shown, colours, empty_reason, show
+from streamview.results.legend import how_shown, scale_bar
 from streamview.results.maps import Saliency
 from streamview.results.overlay import blend, find_glass, glass_on, overlay
 from streamview.results.prediction import RESEARCH_USE
@@ -196,14 +196,7 @@ def _header(slide: Slide, saliency: Saliency, shown: Shown) -> list[_Block]:
     else:
         extent += f" = {region.width * saliency.mpp[1] / 1000:.3g} x {region.height * saliency.mpp[0] / 1000:.3g} mm"
     place = f"{slide.name} | region at x {region.x}, y {region.y}, {extent}"
-    blur = f"{shown.blur_px[0]:.3g} px of the network's grid"
-    if saliency.mpp is not None:
-        blur = f"{recipe.blur_um:g} um ({blur})"
-    floor = f"percentile {recipe.floor_percentile:g}" if recipe.floor_percentile else f"{recipe.threshold:.0%} of the cap"
-    cap = f"percentile {recipe.cap_percentile:g}" if recipe.cap is None else f"{recipe.cap:.3g}, as given"
-    if recipe.cap is None and recipe.lacking:
-        cap += f" + {recipe.lacking:.3g}, which {saliency.target.name} lacks to be the answer"
-    blocks.append(_Block((place, f"blur {blur} | cap: {cap} | shown above {floor}"), _TEXT, _GREY))
+    blocks.append(_Block((place, " | ".join(how_shown(saliency, shown))), _TEXT, _GREY))
     warnings = list(prediction.warnings)
     if not prediction.trained and not warnings:
         warnings.append("The weights are random: the map says nothing about the tissue.")
@@ -262,12 +255,8 @@ def _colour_bar(canvas: Image.Image, shown: Shown, behind: tuple[int, int, int],
 
 
 def _scale_bar(draw: ImageDraw.ImageDraw, saliency: Saliency, width: int, y: int) -> None:
-    """Draw a bar of a round length, at most a quarter of the picture, in mm; in level-0 px if the mpp is unknown."""
+    """Draw the scale bar."""
     region, mpp = saliency.prediction.region, saliency.mpp
-    whole = region.width if mpp is None else region.width * mpp[1] / 1000
-    power = 10.0 ** math.floor(math.log10(whole / 4))
-    length = max(step * power for step in (1, 2, 5) if step * power <= whole / 4)
-    pixels = round(length / whole * width)
-    draw.rectangle((_MARGIN, y, _MARGIN + pixels, y + 9), fill=_INK)
-    text = f"{length:g} px of level 0 (mpp unknown)" if mpp is None else f"{length:g} mm"
+    length, text = scale_bar(region.width, None if mpp is None else mpp[1])
+    draw.rectangle((_MARGIN, y, _MARGIN + round(length / region.width * width), y + 9), fill=_INK)
     draw.text((_MARGIN, y + 34), text, _INK, _font(_TEXT), anchor="lm")

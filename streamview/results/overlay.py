@@ -94,8 +94,8 @@ class MapLayer:
         if self.glass is None or not self.shown.recipe.glass:
             return shown
         pitch = window.height / shape[0], window.width / shape[1]
-        y = window.y + (np.arange(*rows) + 0.5) * pitch[0] - 0.5
-        x = window.x + (np.arange(shape[1]) + 0.5) * pitch[1] - 0.5
+        y = window.y + (np.arange(*rows, dtype=np.float64) + 0.5) * pitch[0] - 0.5
+        x = window.x + (np.arange(shape[1], dtype=np.float64) + 0.5) * pitch[1] - 0.5
         return np.where(self.glass.over(y, x), np.float32(0), shown)
 
     def outlines(self, window: Region, shape: tuple[int, int]) -> list[NDArray[np.float64]]:
