@@ -16,7 +16,7 @@ _UNITS: Mapping[Method, str] = {
     "evidence": "{}",
     "patches": "probability",
 }
-_WIDTH, _HEIGHT = 300, 58  # px of the colour bar's drawing
+_WIDTH, _HEIGHT = 300, 76  # px of the colour bar's drawing
 _LEFT, _BAR, _TOP, _THICK = 8, 284, 2, 14  # px of the bar in it
 _APART = 0.09  # share of the bar between two numbers that do not touch
 _STEPS = (1, 2, 5)
@@ -98,15 +98,15 @@ def colour_bar(saliency: Saliency, shown: Shown, behind: tuple[int, int, int], n
         f'<text x="{_LEFT + share * _BAR:.1f}" y="{_TOP + _THICK + 16}" text-anchor="middle">{text}</text>'
         for share, text in ticks.items()
     )
-    words = f"share of the cap; 1 = {shown.cap:.3g} {unit(saliency, recipe.method)}"
-    words += f"; outline at {shown.threshold:.2g}" if recipe.outline else ""
+    share = f"share of the cap; outline at {shown.threshold:.2g}" if recipe.outline else "share of the cap"
+    cap = f"1 = {shown.cap:.3g} {unit(saliency, recipe.method)}"
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" width="{_WIDTH}" height="{_HEIGHT}" role="img" '
-        f'aria-label="Colour bar: {words}" font-family="sans-serif" font-size="12" fill="{ink}">'
+        f'aria-label="Colour bar: {share}; {cap}" font-family="sans-serif" font-size="12" fill="{ink}">'
         f'<defs><linearGradient id="{name}" gradientUnits="userSpaceOnUse" x1="{_LEFT}" x2="{_LEFT + _BAR}">{stops}</linearGradient></defs>'
         f'<rect x="{_LEFT}" y="{_TOP}" width="{_BAR}" height="{_THICK}" fill="#{bytes(behind).hex()}"/>'
         f'<rect class="heat" x="{start:.1f}" y="{_TOP}" width="{_LEFT + _BAR - start:.1f}" height="{_THICK}" fill="url(#{name})" '
         f'opacity="{recipe.opacity:g}"/>'
         f'<rect x="{_LEFT}" y="{_TOP}" width="{_BAR}" height="{_THICK}" fill="none" stroke="{ink}" stroke-opacity="0.5"/>'
-        f'{marks}<text x="{_LEFT - 4}" y="{_HEIGHT - 6}">{words}</text></svg>'
+        f'{marks}<text x="{_LEFT - 4}" y="{_HEIGHT - 22}">{share}</text><text x="{_LEFT - 4}" y="{_HEIGHT - 6}">{cap}</text></svg>'
     )

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-from numpy.typing import NDArray
-
 from streamview.export.hotspots import Hotspot, find_hotspots, no_hotspots
 from streamview.export.report.content import MapView, Picture, RegionView, Spot
 from streamview.export.report.pictures import heat_png, jpeg, outline_path
@@ -14,23 +11,24 @@ from streamview.geometry import Region
 from streamview.results import Saliency
 from streamview.results.display import DisplayChoice, Glass, empty_reason, show
 from streamview.results.legend import colour_bar, how_shown, unit
-from streamview.results.overlay import MapLayer, find_glass, mean_colour
+from streamview.results.overlay import MapLayer, glass_on, mean_colour
 from streamview.slides import Slide
-from streamview.slides.thumbnail import thumbnail
+from streamview.slides.thumbnail import pixels_read, thumbnail
 
 __all__ = ["draw_overview", "draw_region"]
 
 # A slide takes at most 840 kB of pictures and outlines, 1.1 MB in HTML: twenty of them less than 25 MB.
 _OVERVIEW_BYTES, _TISSUE_BYTES, _HEAT_BYTES, _OUTLINE_BYTES, _CROP_BYTES = 60_000, 300_000, 180_000, 100_000, 25_000
 _OVERVIEW, _SIDE, _CROP = 480, 1024, 288  # px a side
+_MOST_READ = 2**28  # px of a level that are read for the overview at most
 _LEAST = 512  # px a side to which small regions are enlarged
 _SPOTS = 4  # hotspots of a map
 FIELD_UM, _FIELD_PX = 400.0, 800  # side of a crop, and that in level-0 px where the mpp is unknown
 _WHITE = (255, 255, 255)
 
 
-def draw_overview(slide: Slide) -> Picture:
-    """Draw the whole slide, at most 480 px a side.
+def draw_overview(slide: Slide) -> Picture | None:
+    """Draw the whole slide, at most 480 px a side; None where it has no small level, so that all of a large one would be read.
 
     Raises
     ------
@@ -38,7 +36,8 @@ def draw_overview(slide: Slide) -> Picture:
         When a part of it cannot be read.
     """
     whole = Region(0, 0, *slide.shape)
-    return jpeg(thumbnail(slide, whole, _fitting(whole, _OVERVIEW)), _OVERVIEW_BYTES)
+    shape = _fitting(whole, _OVERVIEW)
+    return None if pixels_read(slide, whole, shape) > _MOST_READ else jpeg(thumbnail(slide, whole, shape), _OVERVIEW_BYTES)
 
 
 def draw_region(
@@ -73,8 +72,9 @@ def draw_region(
     shape, tissue, glass, behind = _fitting(region, _SIDE), None, None, _WHITE
     if slide is not None:
         pixels = thumbnail(slide, region, shape)
-        glass = find_glass(slide, region)
-        tissue, behind = jpeg(pixels, round(_TISSUE_BYTES * share)), _mean(pixels, glass, region, slide)
+        clear = glass_on(pixels, slide.background)
+        glass, behind = Glass.over_region(clear, region), mean_colour(pixels, clear, slide.background)
+        tissue = jpeg(pixels, round(_TISSUE_BYTES * share))
     ordered = sorted(maps, key=lambda saliency: not _first(saliency))
     views = [
         _draw_map(saliency, slide, display, shape, glass, behind, f"{name}-{number}", share / len(maps))
@@ -140,14 +140,6 @@ def _draw_spot(hotspot: Hotspot, layer: MapLayer, slide: Slide | None, saliency:
         return Spot(hotspot, window, None, None)
     pixels = thumbnail(slide, window, _fitting(window, _CROP))
     return Spot(hotspot, window, jpeg(pixels, _CROP_BYTES), jpeg(layer.draw(pixels, window), _CROP_BYTES))
-
-
-def _mean(pixels: NDArray[np.uint8], glass: Glass, region: Region, slide: Slide) -> tuple[int, int, int]:
-    """Mean colour of the tissue on a picture of a region."""
-    pitch = region.height / pixels.shape[0], region.width / pixels.shape[1]
-    y = region.y + (np.arange(pixels.shape[0], dtype=np.float64) + 0.5) * pitch[0] - 0.5
-    x = region.x + (np.arange(pixels.shape[1], dtype=np.float64) + 0.5) * pitch[1] - 0.5
-    return mean_colour(pixels, glass.over(y, x), slide.background)
 
 
 def _fitting(region: Region, side: int) -> tuple[int, int]:

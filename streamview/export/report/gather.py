@@ -126,7 +126,10 @@ def _overview(slide: Slide | None, notes: list[str]) -> tuple[Picture | None, tu
     if slide is None:
         return None, None
     try:
-        return draw_overview(slide), slide.shape
+        picture = draw_overview(slide)
+        if picture is None:
+            notes.append("The slide as a whole is not shown: it has no small level; `streamview convert` makes some.")
+        return picture, slide.shape
     except SlideError as error:
         notes.append(f"The slide as a whole cannot be shown: {error}")
         return None, None

@@ -88,7 +88,7 @@ def _table(slides: Sequence[ReportSlide], places: Sequence[str]) -> Markup:
         hidden=True,
     )
     table = tag("table", tag("caption", "Slides"), tag("thead", head), tag("tbody", *rows), id="cohort")
-    return joined(filters, tag("div", table, class_="scroll", tabindex="0", role="region", aria_label="Table of slides"))
+    return joined(filters, tag("section", table, class_="scroll", tabindex="0", aria_label="Table of slides"))
 
 
 def _row(slide: ReportSlide, place: str, *, patients: bool, labelled: bool, named: bool) -> Markup:
