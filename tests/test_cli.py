@@ -161,6 +161,7 @@ WRITING = {
     "saliency": "-i slide.svs -m demo",
     "convert": "slide.svs",
     "export": "job",
+    "report": "job",
     "finetune": "-i labels.csv -m demo",
     "evaluate": "-i labels.csv -m demo",
     "verify": "-m demo",

@@ -12,12 +12,12 @@ from PIL import Image
 from streamview.export.report.content import Picture
 from streamview.results.display import Recipe, colours
 
-__all__ = ["heat_png", "jpeg", "outline_path"]
+__all__ = ["GRID", "heat_png", "jpeg", "outline_path"]
 
 _QUALITIES = (82, 70, 55)
 _STEPS = (48, 16)  # colours of a map
 _SMALLEST = 96  # px a side below which no picture is reduced
-_GRID = 2  # points of an outline's grid per px of the picture
+GRID = 2  # points of an outline's grid per px of the picture
 
 
 def jpeg(rgb: NDArray[np.uint8], most: int) -> Picture:
@@ -65,7 +65,7 @@ def outline_path(lines: list[NDArray[np.float64]], most: int) -> tuple[str, bool
     parts: list[str] = []
     length = 0
     for line in sorted(lines, key=len, reverse=True):
-        points = np.rint(line[:, ::-1] * _GRID).astype(int)
+        points = np.rint(line[:, ::-1] * GRID).astype(int)
         moves = np.diff(points, axis=0)
         moves = moves[moves.any(1)]
         if len(moves) < 3:

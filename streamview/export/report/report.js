@@ -49,7 +49,7 @@
     for (const part of region.querySelectorAll("[data-number]")) {
       const chosen = part.dataset.number === (choice ? choice.value : "0");
       const off = !chosen || (part.classList.contains("outline") && outline && !outline.checked);
-      part.toggleAttribute("hidden", off);
+      part.classList.toggle("off", off);
     }
     for (const heat of region.querySelectorAll(".heat")) heat.style.opacity = slider.value / 100;
     slider.nextElementSibling.value = `${slider.value}%`;

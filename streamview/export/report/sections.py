@@ -5,6 +5,7 @@ from __future__ import annotations
 from streamview.export.report.content import Certified, MapView, Picture, RegionView, ReportSlide, Spot
 from streamview.export.report.drawing import FIELD_UM
 from streamview.export.report.markup import Markup, data_url, joined, name, tag
+from streamview.export.report.pictures import GRID
 from streamview.geometry import Region
 from streamview.results import RESEARCH_USE, Prediction
 from streamview.results.display import TITLES
@@ -61,19 +62,15 @@ def _overview(slide: ReportSlide) -> Markup | None:
     if slide.overview is None or slide.shape is None:
         return None
     height, width = slide.shape
-    regions = [
+    whole = tag("image", href=data_url(slide.overview), width=width, height=height)
+    lines = [
         tag("rect", x=region.x, y=region.y, width=region.width, height=region.height, class_=line, vector_effect=_EVEN)
         for line in ("halo", "line")
         for region in slide.regions
-    ]  # fmt: skip
+    ]
     many = "the region that was" if len(slide.regions) == 1 else f"the {len(slide.regions)} regions that were"
     caption = f"The whole slide, {width} x {height} px, with {many} analysed."
-    picture = tag(
-        "div",
-        _image(slide.overview, f"Overview of slide {slide.slide_id}"),
-        tag("svg", *regions, viewBox=f"0 0 {width} {height}", preserveAspectRatio="none", aria_hidden="true"),
-        class_="stack",
-    )
+    picture = _picture((height, width), slide.overview.shape, f"Overview of slide {slide.slide_id}", whole, *lines)
     return tag("figure", picture, tag("figcaption", caption), class_="overview")
 
 
@@ -124,7 +121,7 @@ def _region(view: RegionView, place: str) -> Markup:
     where = f"x {view.region.x}, y {view.region.y}, {view.region.width} x {view.region.height} px{_extent(view.region, view.mpp)}"
     figure = tag(
         "figure",
-        tag("div", _stack(view), _scale(view), class_="framed"),
+        _stack(view),
         tag(
             "figcaption",
             f"{where}. Network ",
@@ -145,38 +142,43 @@ def _extent(region: Region, mpp: tuple[float, float] | None) -> str:
 
 
 def _stack(view: RegionView) -> Markup:
-    """The tissue under its maps, of which the first is to be seen."""
+    """The tissue under its maps, of which the first is to be seen, with the scale bar: one drawing, so that nothing can be out of place."""
     height, width = view.shape
     layers = []
     for number, one in enumerate(view.maps):
-        about = f"{TITLES[one.recipe.method]} for {one.target}"
-        heat = _image(one.heat, f"{about}, colours", class_="heat", data_number=number, hidden=number > 0)
-        lines = tag(
-            "svg",
-            *(tag("path", d=one.outline, class_=line, vector_effect=_EVEN) for line in ("halo", "line")),
-            viewBox=f"0 0 {2 * width} {2 * height}",
+        heat = tag(
+            "image",
+            href=data_url(one.heat),
+            width=width,
+            height=height,
             preserveAspectRatio="none",
-            class_="outline",
+            class_=_of(number, "heat"),
             data_number=number,
-            role="img",
-            aria_label=f"{about}, outline",
         )
-        layers += [heat, lines if one.outline else None]
-    blank = tag("svg", viewBox=f"0 0 {width} {height}", width=width, height=height, class_="blank", aria_hidden="true")
-    tissue = blank if view.tissue is None else _image(view.tissue, "Tissue of the region", class_="tissue")
-    return tag("div", tissue, *layers, class_="stack")
-
-
-def _scale(view: RegionView) -> Markup:
+        lines = tag(
+            "g",
+            *(tag("path", d=one.outline, class_=line, vector_effect=_EVEN) for line in ("halo", "line")),
+            transform=f"scale({1 / GRID:g})",
+            class_=_of(number, "outline"),
+            data_number=number,
+        )
+        layers += [heat, lines] if one.outline else [heat]
+    pixels = None
+    if view.tissue is not None:
+        pixels = tag("image", href=data_url(view.tissue), width=width, height=height, preserveAspectRatio="none")
+    maps = ", ".join(f"{TITLES[one.recipe.method]} for {one.target}" for one in view.maps)
+    about = f"{'Tissue of the region' if view.tissue else 'The region, without its tissue'} under the map: {maps}"
     length, text = scale_bar(view.region.width, None if view.mpp is None else view.mpp[1])
-    bar = tag(
-        "svg",
-        tag("rect", width=f"{100 * length / view.region.width:.3f}", height=1),
-        viewBox="0 0 100 1",
-        preserveAspectRatio="none",
-        aria_hidden="true",
-    )
-    return tag("div", bar, tag("span", text), class_="scale")
+    bar = tag("rect", y=height + 8, width=f"{width * length / view.region.width:.2f}", height=5, class_="scale")
+    class_ = "alone" if view.tissue is None else None
+    back = tag("rect", width=width, height=height, class_="back")
+    drawing = _picture((height + 14, width), (height + 14, width), about, tag("g", back, pixels, *layers, class_=class_), bar)
+    return tag("div", drawing, tag("p", text, class_="length"))
+
+
+def _of(number: int, kind: str) -> str:
+    """Classes of what belongs to one of a region's maps: the first is shown until another is chosen."""
+    return f"{kind} off" if number else kind
 
 
 def _controls(view: RegionView, place: str) -> Markup:
@@ -208,8 +210,8 @@ def _legends(view: RegionView) -> list[Markup]:
             tag("div", Markup(one.legend), class_="legend"),
             tag("span", "; ".join(one.how), ".", class_="small"),
             *(tag("p", note, class_="small") for note in one.notes),
+            class_=_of(number, "legends"),
             data_number=number,
-            hidden=number > 0,
         )
         for number, one in enumerate(view.maps)
     ]
@@ -224,7 +226,7 @@ def _spots(one: MapView, view: RegionView, number: int) -> Markup | None:
     items = [_spot(rank, spot, one, view) for rank, spot in enumerate(one.spots, 1)]
     text = f"Connected areas above the threshold, for {one.target}.{about}"
     return tag(
-        "div", tag("h4", title), tag("p", text, class_="small"), tag("ol", *items), class_="spots", data_number=number, hidden=number > 0
+        "div", tag("h4", title), tag("p", text, class_="small"), tag("ol", *items), class_=_of(number, "spots"), data_number=number
     )  # fmt: skip
 
 
@@ -258,6 +260,13 @@ def _verdict(certified: Certified) -> Markup:
     kind, _, rest = certified.verdict.partition(": ")
     chip = tag("span", kind.capitalize(), class_=f"status {'ok' if certified.passed else 'failed'}")
     return joined(chip, f" {rest}; pixels {certified.pixels}")
+
+
+def _picture(box: tuple[int, int], shape: tuple[int, int], description: str, *parts: Markup | None) -> Markup:
+    """A drawing in units of a box, shown at most as large as its pictures are; both ``(height, width)``."""
+    about = tag("title", description)
+    size = {"viewBox": f"0 0 {box[1]} {box[0]}", "width": shape[1], "height": shape[0]}
+    return tag("svg", about, *parts, role="img", class_="picture", **size)
 
 
 def _image(picture: Picture, description: str, **attributes: str | float | bool | None) -> Markup:
