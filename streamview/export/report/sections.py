@@ -264,9 +264,9 @@ def _verdict(certified: Certified) -> Markup:
 
 def _picture(box: tuple[int, int], shape: tuple[int, int], description: str, *parts: Markup | None) -> Markup:
     """A drawing in units of a box, shown at most as large as its pictures are; both ``(height, width)``."""
+    (height, width), (down, across) = box, shape
     about = tag("title", description)
-    size = {"viewBox": f"0 0 {box[1]} {box[0]}", "width": shape[1], "height": shape[0]}
-    return tag("svg", about, *parts, role="img", class_="picture", **size)
+    return tag("svg", about, *parts, role="img", class_="picture", viewBox=f"0 0 {width} {height}", width=across, height=down)
 
 
 def _image(picture: Picture, description: str, **attributes: str | float | bool | None) -> Markup:
