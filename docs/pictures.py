@@ -1,7 +1,9 @@
-"""Draw the pictures of docs/tissue.md, export.md, evaluation.md and engine.md: ``python docs/pictures.py`` in a checkout, two minutes."""
+"""Draw pictures of the pages tissue, export, report, evaluation and engine: ``python docs/pictures.py`` in a checkout, two minutes."""
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 import tempfile
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
@@ -14,7 +16,7 @@ from scipy import ndimage
 
 from streamview.cli import main
 from streamview.evaluation import evaluate, write_evaluation
-from streamview.export.outlines import outline
+from streamview.export.outlines import find_areas
 from streamview.geometry import Region
 from streamview.labels.annotations import Annotation, rasterise, read_annotations
 from streamview.labels.regions import Example
@@ -51,7 +53,8 @@ def draw_tissue(folder: Path) -> None:
         box = tissue_region(tissue, slide.name, (32.0, 32.0))
         picture = thumbnail(slide, Region(0, 0, *slide.shape), (768, 1152))
     labels, count = ndimage.label(lesion)
-    drawn = [Annotation("lesion", "lesion", (outline(labels == number),)) for number in range(1, count + 1)]
+    areas = [find_areas((labels == number).astype(np.float32), 0.5).polygon(1) for number in range(1, count + 1)]
+    drawn = [Annotation("lesion", "lesion", (area,)) for area in areas]
     everywhere, scale = Region(0, 0, *lesion.shape), (8 / 3, 8 / 3)
     found = np.asarray(Image.fromarray(tissue.mask).resize((1152, 768)))
     picture[edge(found, 4)] = _TEAL
@@ -100,6 +103,26 @@ def draw_export(folder: Path) -> None:
         canvas.paste(Image.fromarray(part), (number * (side + gap), 0))
         draw.text((number * (side + gap), side + 12), said, "#1b1f24", ImageFont.load_default(24))
     save(canvas, "export.png")
+
+
+def draw_report(folder: Path) -> None:
+    """The head of a report in chromium, as wide as a laptop's window; nothing where there is no chromium."""
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        return
+    slides, job = folder / "slides", folder / "cohort"
+    slides.mkdir()
+    for number, size in enumerate(((2048, 2560), (1536, 1536), (1024, 2048)), 1):
+        write_synthetic_slide(slides / f"case-{number:02}.svs", size=size, seed=number + 4)
+    (slides / "case-04.svs").write_bytes((slides / "case-01.svs").read_bytes()[:1000])
+    main(["saliency", "-i", str(slides), "-o", str(job), "-m", "demo", "--target", "lesion", "--skip-errors"])
+    main(["report", str(job)])
+    picture = folder / "report.png"
+    size = ["--window-size=1180,1560", "--hide-scrollbars", f"--screenshot={picture}"]
+    command = [chromium, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder / 'chromium'}", *size]
+    subprocess.run([*command, (job / "review.html").as_uri()], check=True, capture_output=True)
+    with Image.open(picture) as image:
+        image.convert("RGB").resize((885, 1170), Image.Resampling.LANCZOS).save(_IMAGES / "report.jpg", quality=80, optimize=True)
 
 
 def draw_evaluation(folder: Path) -> None:
@@ -154,4 +177,5 @@ if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as made:
         draw_tissue(Path(made))
         draw_export(Path(made))
+        draw_report(Path(made))
         draw_evaluation(Path(made))

@@ -70,6 +70,7 @@ def test_the_commands_are_those_of_the_product() -> None:
         "models",
         "jobs",
         "export",
+        "report",
         "doctor",
         "view",
     ]
@@ -160,6 +161,7 @@ WRITING = {
     "saliency": "-i slide.svs -m demo",
     "convert": "slide.svs",
     "export": "job",
+    "report": "job",
     "finetune": "-i labels.csv -m demo",
     "evaluate": "-i labels.csv -m demo",
     "verify": "-m demo",

@@ -1,9 +1,13 @@
 """The public names: each has an example that runs, and what notebooks show of slides and results is small and safe."""
 
+import base64
 import doctest
 import html.parser
 import io
 import json
+import pickle
+import re
+import xml.etree.ElementTree as ElementTree
 
 import numpy as np
 import pytest
@@ -17,6 +21,7 @@ from streamview.results.prediction import RESEARCH_USE, Identity, Prediction, Ta
 from streamview.slides import as_slide, open_slide
 from streamview.slides.slide import Level, SlideBase
 from streamview.slides.synthetic import write_synthetic_slide
+from streamview.slides.thumbnail import thumbnail
 
 NAMES = sorted(set(streamview.__all__) - {"__version__"})
 HOSTILE = '<script>alert("x")</script> & co.svs'
@@ -97,7 +102,8 @@ def read(text):
     elements = Elements(text)
     assert elements.open == []
     assert set(elements.names) <= {"div", "strong", "table", "tr", "th", "td", "img"}
-    assert all(source.startswith(("data:image/png;base64,", "data:image/jpeg;base64,")) for source in elements.sources)
+    kinds = ("data:image/png;base64,", "data:image/jpeg;base64,", "data:image/svg+xml;base64,")
+    assert all(source.startswith(kinds) for source in elements.sources)
     return elements
 
 
@@ -115,6 +121,14 @@ def test_a_prediction_in_a_notebook_is_a_table_with_the_likeliest_class_first():
     assert shown.text.index("normal2") < shown.text.index("lesion-1")
     for text in ("answernormal", "0.953", "0.047", "untrained", "The region is small.", RESEARCH_USE):
         assert text in shown.text
+
+
+def test_probabilities_are_drawn_as_bars_that_sites_show_which_strip_styles():
+    shown = read(prediction(logits=np.array([0, np.log(3)], np.float32))._repr_html_())
+    drawings = [base64.b64decode(source.partition(",")[2]).decode() for source in shown.sources]
+    widths = [[float(rect.get("width")) for rect in ElementTree.fromstring(drawing)] for drawing in drawings]
+    assert widths == [[120, 90], [120, 30]]
+    assert read(prediction(task="regression", names=("share",))._repr_html_()).sources == []
 
 
 def test_of_many_classes_ten_are_shown():
@@ -189,6 +203,24 @@ def test_a_map_is_drawn_by_its_default_recipe():
     assert default_preset(result) == "paper"
     assert f"blurred by {PRESETS['paper'].blur_um:g} um" in shown.text
     assert "absolute 96 x 64 px" in shown.text
+
+
+def test_a_map_lies_over_its_slide_while_that_is_open(slide_file):
+    with open_slide(slide_file) as slide:
+        result = streamview.saliency(streamview.load_model("demo"), slide, target="lesion")
+        assert result.slide is slide
+        picture = np.asarray(Image.open(io.BytesIO(result._repr_png_())))
+        assert picture.shape == (341, 512, 3)
+        assert np.abs(picture - thumbnail(slide, result.prediction.region, (341, 512)).astype(int)).mean() < 20  # mostly tissue
+        shown = read(result._repr_html_())
+        assert [source[:15] for source in shown.sources] == ["data:image/jpeg", "data:image/svg+"]
+        legend = ElementTree.fromstring(base64.b64decode(shown.sources[1].partition(",")[2]))
+        assert re.search(r"outline at 0\.151 = [\d.]+ logits$", "".join(legend.itertext()))
+    assert np.array_equal(np.asarray(Image.open(io.BytesIO(result._repr_png_()))), draw_map(result))  # closed: the map alone
+    assert len(read(result._repr_html_()).sources) == 1
+    again = pickle.loads(pickle.dumps(result))
+    assert again.slide is None
+    assert np.array_equal(again.maps["absolute"].values, result.maps["absolute"].values)
 
 
 def test_a_map_that_shows_nothing_says_why():

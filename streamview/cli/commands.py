@@ -93,6 +93,21 @@ def _export(options: Namespace, arguments: list[str]) -> int:
     return 0
 
 
+def _report(options: Namespace, arguments: list[str]) -> int:
+    from streamview.export.report import write_report
+    from streamview.jobs import Job
+    from streamview.results.display import DisplayChoice
+
+    job = Job(options.job)
+    _check_job(job)
+    display = DisplayChoice(options.display, options.blur, options.threshold)
+    with Bars() as bars:
+        written = write_report(job, options.output, slides=options.slide, display=display, report=bars)
+    for path in written:
+        say(f"written: {path} ({amount(path.stat().st_size)})")
+    return 0
+
+
 def _check_job(job: Job) -> None:
     if not (job.folder / "slides").is_dir():
         raise StreamviewError(f"{job.folder}: is not a job folder; give one written by streamview predict or saliency")
@@ -244,6 +259,7 @@ COMMANDS: Mapping[str, Callable[[Namespace, list[str]], int]] = {
     "info": info,
     "convert": _convert,
     "export": _export,
+    "report": _report,
     "predict": predict,
     "saliency": saliency,
     "finetune": finetune,

@@ -154,12 +154,15 @@ def build_parser() -> argparse.ArgumentParser:
     export.add_argument("--format", nargs="+", choices=(*forms, "table"), default=forms, help=formats)
     export.add_argument("--slide", nargs="+", metavar="NAME", default=(), help="slides to export, by name (default: all)")
     export.add_argument("-o", "--output", metavar="FOLDER", help="output folder (default: export/ in the job); no file is replaced")
-    display = "how pictures and hotspots show the maps (default: evidence where the network has it, else paper)"
-    export.add_argument("--display", choices=("evidence", "detail", "paper"), help=display)
-    export.add_argument("--blur", type=micrometres, metavar="UM", help="blur in um (default: the display's)")
-    threshold = "threshold as a share (0 to 1) of the cap (default: the display's)"
-    export.add_argument("--threshold", type=float, metavar="SHARE", help=threshold)
+    _display(export)
     export.add_argument("--png-size", type=int, metavar="PX", default=2048, help="longest side of a picture, 1100 to 16384 (default: 2048)")
+
+    report = add("report", "write a job as one HTML page to read, print and send, and as JSON", "job -o review.html")
+    report.add_argument("job", metavar="JOB", help="a job folder")
+    output = "HTML file, with the JSON beside it (default: review.html in the job); an earlier report is replaced, no other file"
+    report.add_argument("-o", "--output", metavar="FILE.html", help=output)
+    report.add_argument("--slide", nargs="+", metavar="NAME", default=(), help="slides to show, by name (default: all)")
+    _display(report)
 
     add("doctor", "check this machine and say what to do", "")
 
@@ -194,6 +197,14 @@ def _finetune(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--restart", action="store_true", help="start over, discarding an earlier run in the folder")
     _machine(parser)
     _tile(parser)
+
+
+def _display(parser: argparse.ArgumentParser) -> None:
+    display = "how pictures and hotspots show the maps (default: evidence where the network has it, else paper)"
+    parser.add_argument("--display", choices=("evidence", "detail", "paper"), help=display)
+    parser.add_argument("--blur", type=micrometres, metavar="UM", help="blur in um (default: the display's)")
+    threshold = "threshold as a share (0 to 1) of the cap (default: the display's)"
+    parser.add_argument("--threshold", type=float, metavar="SHARE", help=threshold)
 
 
 def _tile(parser: argparse.ArgumentParser) -> None:

@@ -35,6 +35,8 @@ class Hotspot:
         Largest value of the blurred map inside, as a share of the display's cap; above 1 where the map exceeds the cap.
     peak_raw
         The same value in the raw map's unit.
+    peak_at
+        ``(y, x)`` of the peak in level-0 pixels.
     """
 
     polygon: Polygon
@@ -43,6 +45,7 @@ class Hotspot:
     mass: float
     peak: float
     peak_raw: float
+    peak_at: tuple[float, float]
 
 
 def no_hotspots(saliency: Saliency) -> str | None:
@@ -89,6 +92,7 @@ def find_hotspots(saliency: Saliency, recipe: Recipe, most: int = 1000, glass: G
     numbers = np.arange(1, areas.count + 1)
     masses = np.bincount(areas.labels.ravel(), values.ravel(), areas.count + 1)[1:]
     peaks = ndimage.maximum(values, areas.labels, numbers)
+    places = np.array(ndimage.maximum_position(values, areas.labels, numbers)) * step + origin
     total = float(values.sum(dtype=np.float64))
     mpp = saliency.mpp
     hotspots = []
@@ -97,7 +101,8 @@ def find_hotspots(saliency: Saliency, recipe: Recipe, most: int = 1000, glass: G
         area = signed_area(polygon.exterior) + sum(signed_area(hole) for hole in polygon.holes)  # that of holes is negative
         area_mm2 = None if mpp is None else area * mpp[0] * mpp[1] / 1e6
         peak = float(peaks[index])
-        hotspots.append(Hotspot(polygon, area, area_mm2, float(masses[index]) / total, peak / shown.cap, peak))
+        peak_at = float(places[index, 0]), float(places[index, 1])
+        hotspots.append(Hotspot(polygon, area, area_mm2, float(masses[index]) / total, peak / shown.cap, peak, peak_at))
     return tuple(hotspots)
 
 

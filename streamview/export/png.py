@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import textwrap
 import unicodedata
@@ -13,16 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
-from scipy import ndimage
 
 from streamview.errors import StreamviewError
-from streamview.export.outlines import contours, shown_shares
 from streamview.files import atomic
-from streamview.geometry import Region
-from streamview.labels.annotations import Points
 from streamview.progress import Report
-from streamview.results.display import HALO_COLOUR, OUTLINE_COLOUR, TITLES, Glass, Recipe, Shown, colours, empty_reason, glass_mask, show
+from streamview.results.display import TITLES, Recipe, Shown, colours, empty_reason, show
+from streamview.results.legend import how_shown, scale_bar
 from streamview.results.maps import Saliency
+from streamview.results.overlay import blend, find_glass, glass_on, overlay
 from streamview.results.prediction import RESEARCH_USE
 from streamview.slides import Slide
 from streamview.slides.thumbnail import thumbnail
@@ -30,15 +27,11 @@ from streamview.system.machine import return_freed_memory
 
 __all__ = ["Picture", "draw_png", "find_glass", "overlay", "render_png"]
 
-_GLASS_SIDE = 1024  # px a side of the thumbnail that glass is looked for on
 _LARGEST, _SIDES = 2048, (1100, 16384)  # px a side: default, and range
 _MARGIN, _GAP, _BAR_COLUMN, _FOOTER = 48, 28, 196, 112
 _SMALLEST = 1000  # px: smaller regions are enlarged to this, in proportion to the text
 _INK, _GREY, _WARNING_INK, _WARNING_FILL = "#1b1f24", "#57606a", "#5c3a1e", "#fdf0dc"
 _TITLE, _TEXT, _SMALL = 44, 28, 24
-_BAND_PX = 2**18  # px of a picture coloured at a time
-_FINE = 3  # px of the grid that outlines are drawn on, along each side of a pixel of the picture
-_HOLE = 0.0005  # share of the picture below which a clear spot counts as a hole in the tissue, not as glass
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,117 +147,9 @@ def _why_empty(tissue: NDArray[np.uint8], saliency: Saliency, shown: Shown, back
     reason = empty_reason(saliency, shown)
     if reason is not None or not (shown.recipe.heat or shown.recipe.outline):
         return reason
-    if _glass(tissue, background).all():
+    if glass_on(tissue, background).all():
         return "Nothing is shown: the whole region is empty glass."
     return "Nothing is shown: the map is above the threshold only on empty glass, where it is hidden."
-
-
-def find_glass(slide: Slide, region: Region) -> Glass:
-    """Find the empty glass of a region, on a thumbnail of at most 1024 px a side.
-
-    Raises
-    ------
-    SlideError
-        If a part of the slide cannot be read.
-    """
-    factor = min(1.0, _GLASS_SIDE / max(region.shape))
-    shape = max(round(region.height * factor), 1), max(round(region.width * factor), 1)
-    return Glass.over_region(_glass(thumbnail(slide, region, shape), slide.background), region)
-
-
-def _glass(tissue: NDArray[np.uint8], background: tuple[int, int, int]) -> NDArray[np.bool_]:
-    """Mask of the empty glass in a thumbnail."""
-    return glass_mask(tissue, background, max(int(_HOLE * tissue.shape[0] * tissue.shape[1]), 16))
-
-
-def overlay(
-    tissue: NDArray[np.uint8], saliency: Saliency, shown: Shown, background: tuple[int, int, int]
-) -> tuple[NDArray[np.uint8], tuple[int, int, int]]:
-    """Draw a map over a thumbnail of its region.
-
-    Parameters
-    ----------
-    tissue
-        uint8 (h, w, 3), the whole region of `saliency`.
-    saliency, shown
-        The map.
-    background
-        RGB of glass, on which nothing is shown.
-
-    Returns
-    -------
-    picture
-        uint8 (h, w, 3).
-    behind
-        Mean RGB of the tissue, the background of the colour bar.
-    """
-    height, width = tissue.shape[:2]
-    glass = _glass(tissue, background)
-    # in bands, since colours and distances take many times the memory of the picture
-    rows = max(_BAND_PX // width, 1)
-    bands = [(first, min(first + rows, height)) for first in range(0, height, rows)]
-    total, count = np.zeros(3), 0
-    values = np.empty((height, width), np.float32)
-    for first, stop in bands:
-        clear = glass[first:stop]
-        values[first:stop] = np.where(clear & shown.recipe.glass, 0, _on_picture(saliency, shown, (height, width), (first, stop)))
-        total += tissue[first:stop][~clear].sum(axis=0, dtype=np.int64)
-        count += int(np.count_nonzero(~clear))
-    red, green, blue = (int(value) for value in (total / count if count else background))
-    picture = np.empty((height, width, 3), np.uint8)
-    line = max(1.5, max(height, width) / 1000)  # half width of the outline: 3 px, or 4 on a picture of 2000
-    lines = _outlines(saliency, shown, glass) if shown.recipe.outline else []
-    for first, stop in bands:
-        rgb, alpha = colours(shown.recipe, values[first:stop])
-        band = _over(tissue[first:stop], rgb * 255, alpha * shown.recipe.opacity * shown.recipe.heat)
-        if shown.recipe.outline:
-            band = _outlined(band, lines, first, line)
-        picture[first:stop] = np.rint(band)
-    return picture, (red, green, blue)
-
-
-def _on_picture(saliency: Saliency, shown: Shown, shape: tuple[int, int], rows: tuple[int, int]) -> NDArray[np.float32]:
-    """Resample the displayed map linearly onto rows of a picture of this shape; values below the threshold stay hidden."""
-    index, region = shown.fitting(max(2048, *shape)), saliency.prediction.region
-    (sy, sx), (oy, ox) = shown.steps[index], shown.origins[index]
-    ty, tx = region.height / shape[0], region.width / shape[1]
-    # Picture pixel i is centred at level-0 position region.y + (i + 0.5) * t - 0.5; see SaliencyMap for the map's pixels.
-    y, x = (region.y + (rows[0] + 0.5) * ty - 0.5 - oy) / sy, (region.x + 0.5 * tx - 0.5 - ox) / sx
-    level = shown.levels[index].without_threshold()
-    top = min(max(math.floor(y) - 1, 0), level.shape[0] - 1)
-    bottom = max(math.ceil(y + (rows[1] - rows[0]) * ty / sy) + 2, top + 1)
-    part = level[top:bottom, :]
-    order = 0 if shown.recipe.method == "patches" else 1  # a patch has one value
-    values = ndimage.affine_transform(part, (ty / sy, tx / sx), (y - top, x), (rows[1] - rows[0], shape[1]), order=order, mode="nearest")
-    return np.where(values >= max(shown.threshold, np.float32(1e-6)), values, np.float32(0))
-
-
-def _over(below: NDArray[np.uint8] | NDArray[np.float32], rgb: NDArray[np.float32], alpha: NDArray[np.float32]) -> NDArray[np.float32]:
-    share = alpha[..., None]
-    return np.asarray(below * (1 - share) + rgb * share, np.float32)
-
-
-def _outlines(saliency: Saliency, shown: Shown, glass: NDArray[np.bool_]) -> list[Points]:
-    """Outlines in px of the picture, whose pixel k covers k to k + 1."""
-    region, (step, origin) = saliency.prediction.region, (shown.steps[shown.overview], shown.origins[shown.overview])
-    pitch = np.array(region.shape) / glass.shape
-    shares, threshold = shown_shares(shown, Glass.over_region(glass, region))
-    return [(np.array(origin) + 0.5 - (region.y, region.x) + line * step) / pitch for line in contours(shares, threshold)]
-
-
-def _outlined(band: NDArray[np.float32], lines: list[Points], first: int, half: float) -> NDArray[np.float32]:
-    """Draw outlines on the rows of a picture from `first`: a line over a halo of double width, both with soft edges."""
-    height, width = band.shape[:2]
-    near = [line for line in lines if line[:, 0].max() > first - 3 * half and line[:, 0].min() < first + height + 3 * half]
-    for colour, reach in ((HALO_COLOUR, 2 * half), (OUTLINE_COLOUR, half)):
-        mask = Image.new("L", (width * _FINE, height * _FINE))
-        draw = ImageDraw.Draw(mask)
-        for line in near:
-            draw.line(((line[:, ::-1] - (0, first)) * _FINE).ravel().tolist(), 255, round(2 * reach * _FINE), joint="curve")
-        share = np.asarray(mask.resize((width, height), Image.Resampling.BOX), np.float32) / np.float32(255)
-        rgb = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)], np.float32)
-        band = _over(band, rgb, share)
-    return band
 
 
 @dataclass(frozen=True, slots=True)
@@ -311,14 +196,7 @@ def _header(slide: Slide, saliency: Saliency, shown: Shown) -> list[_Block]:
     else:
         extent += f" = {region.width * saliency.mpp[1] / 1000:.3g} x {region.height * saliency.mpp[0] / 1000:.3g} mm"
     place = f"{slide.name} | region at x {region.x}, y {region.y}, {extent}"
-    blur = f"{shown.blur_px[0]:.3g} px of the network's grid"
-    if saliency.mpp is not None:
-        blur = f"{recipe.blur_um:g} um ({blur})"
-    floor = f"percentile {recipe.floor_percentile:g}" if recipe.floor_percentile else f"{recipe.threshold:.0%} of the cap"
-    cap = f"percentile {recipe.cap_percentile:g}" if recipe.cap is None else f"{recipe.cap:.3g}, as given"
-    if recipe.cap is None and recipe.lacking:
-        cap += f" + {recipe.lacking:.3g}, which {saliency.target.name} lacks to be the answer"
-    blocks.append(_Block((place, f"blur {blur} | cap: {cap} | shown above {floor}"), _TEXT, _GREY))
+    blocks.append(_Block((place, " | ".join(how_shown(saliency, shown))), _TEXT, _GREY))
     warnings = list(prediction.warnings)
     if not prediction.trained and not warnings:
         warnings.append("The weights are random: the map says nothing about the tissue.")
@@ -357,7 +235,7 @@ def _colour_bar(canvas: Image.Image, shown: Shown, behind: tuple[int, int, int],
     ramp = np.repeat(np.linspace(1, 0, length, dtype=np.float32)[:, None], 34, axis=1)
     ramp = np.where(ramp >= shown.threshold, ramp, np.float32(0))
     rgb, alpha = colours(shown.recipe, ramp)
-    bar = _over(np.broadcast_to(np.array(behind, np.uint8), (length, 34, 3)), rgb * 255, alpha * shown.recipe.opacity)
+    bar = blend(np.broadcast_to(np.array(behind, np.uint8), (length, 34, 3)), rgb * 255, alpha * shown.recipe.opacity)
     canvas.paste(Image.fromarray(np.asarray(np.rint(bar), np.uint8)), corner)
     draw = ImageDraw.Draw(canvas)
     x, y = corner
@@ -377,12 +255,8 @@ def _colour_bar(canvas: Image.Image, shown: Shown, behind: tuple[int, int, int],
 
 
 def _scale_bar(draw: ImageDraw.ImageDraw, saliency: Saliency, width: int, y: int) -> None:
-    """Draw a bar of a round length, at most a quarter of the picture, in mm; in level-0 px if the mpp is unknown."""
+    """Draw the scale bar."""
     region, mpp = saliency.prediction.region, saliency.mpp
-    whole = region.width if mpp is None else region.width * mpp[1] / 1000
-    power = 10.0 ** math.floor(math.log10(whole / 4))
-    length = max(step * power for step in (1, 2, 5) if step * power <= whole / 4)
-    pixels = round(length / whole * width)
-    draw.rectangle((_MARGIN, y, _MARGIN + pixels, y + 9), fill=_INK)
-    text = f"{length:g} px of level 0 (mpp unknown)" if mpp is None else f"{length:g} mm"
+    length, text = scale_bar(region.width, None if mpp is None else mpp[1])
+    draw.rectangle((_MARGIN, y, _MARGIN + round(length / region.width * width), y + 9), fill=_INK)
     draw.text((_MARGIN, y + 34), text, _INK, _font(_TEXT), anchor="lm")

@@ -355,7 +355,7 @@ class PreparedRun:
                     back(partial(self._hand_out, writer.write, show))
                     writer.complete(prediction, target=target, std=std, glass=glass, evidence=evidence)
                     writers.append(writer)
-            return [*in_memory, *(writer.place() for writer in writers)]
+            return [replace(one, slide=self.slide) for one in (*in_memory, *(writer.place() for writer in writers))]
 
     def _hand_out(self, write: _WriteRows, show: Callable[..., None], y: int, rows: NDArray[np.float32]) -> None:
         """Write finished rows of the maps, without what was padded, and show them."""

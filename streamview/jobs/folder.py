@@ -71,10 +71,29 @@ class Job:
         StreamviewError
             When the folder cannot be read.
         """
-        records, damaged = self._records()
+        records, damaged = self.records()
         for stem, error in damaged.items():
             warnings.warn(f"{self.folder / 'slides' / stem}.json: {error}", JobWarning, stacklevel=1)
         return records
+
+    def records(self) -> tuple[list[SlideRecord], dict[str, str]]:
+        """Return the records of all slides, and the errors of those that cannot be read, by file stem.
+
+        Raises
+        ------
+        StreamviewError
+            When the folder cannot be read.
+        """
+        records, damaged = [], {}
+        with atomic.disk_errors(self.folder):
+            # hidden files belong to file managers or to writes in progress
+            paths = sorted(path for path in (self.folder / "slides").glob("*.json") if not path.name.startswith("."))
+        for path in paths:
+            try:
+                records.append(_read(path))
+            except _DAMAGED as error:
+                damaged[path.stem] = _damage(error)
+        return records, damaged
 
     def slide_id(self, name: str, source: str | None = None, identity: str | None = None, *, shared: bool = False) -> str:
         """Return the id that a slide has, or will have, in this job: its name, or ``name~digest`` if another slide has that name.
@@ -225,7 +244,7 @@ class Job:
         """
         path = self._slide_path(slide_id)
         if not path.exists():
-            records, damaged = self._records()
+            records, damaged = self.records()
             names = [*(record.slide_id for record in records), *damaged]
             raise StreamviewError(f"{self.folder}: has no slide {slide_id}, only {', '.join(names) or 'none at all'}")
         with self._changing(slide_id, setting_aside=False) as record:
@@ -270,23 +289,10 @@ class Job:
             When they cannot be written.
         """
         with self._locked("tables"):  # so that the last of two processes sees all records
-            records, damaged = self._records()
+            records, damaged = self.records()
             written = write_tables(self.folder, records, damaged)
             atomic.write_text(self.folder / "summary.md", summary(records, damaged))
         return [*written, self.folder / "summary.md"]
-
-    def _records(self) -> tuple[list[SlideRecord], dict[str, str]]:
-        """The records, and the errors of those that cannot be read, by file stem."""
-        records, damaged = [], {}
-        with atomic.disk_errors(self.folder):
-            # hidden files belong to file managers or to writes in progress
-            paths = sorted(path for path in (self.folder / "slides").glob("*.json") if not path.name.startswith("."))
-        for path in paths:
-            try:
-                records.append(_read(path))
-            except _DAMAGED as error:
-                damaged[path.stem] = _damage(error)
-        return records, damaged
 
     def _known(self, slide_id: str) -> SlideRecord | None:
         """The record of a slide; None if there is no readable one."""

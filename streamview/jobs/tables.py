@@ -26,7 +26,7 @@ from streamview.streaming.memory import return_freed_blocks
 if TYPE_CHECKING:
     import pyarrow
 
-__all__ = ["PATIENTS", "REGIONS", "SLIDES", "Column", "Kind", "Table", "to_csv", "to_parquet", "write_tables"]
+__all__ = ["PATIENTS", "REGIONS", "SLIDES", "Column", "Kind", "Row", "Table", "slide_row", "to_csv", "to_parquet", "write_tables"]
 
 Kind = Literal["text", "whole", "float32", "float64", "time"]
 Value = str | int | float | datetime | None
@@ -174,7 +174,7 @@ def write_tables(folder: Path, records: Sequence[SlideRecord], damaged: Mapping[
     StreamviewError
         If they cannot be written.
     """
-    whole = [_whole(record) for record in records] + [
+    whole = [slide_row(record) for record in records] + [
         {"slide_id": stem, "status": "failed", "error": text} for stem, text in damaged.items()
     ]
     tables = {"predictions": _regions(records, damaged), "slides": _table(SLIDES, whole)}
@@ -280,8 +280,8 @@ def _rows(record: SlideRecord) -> Iterable[Row]:
         yield slide | failed | {"source": record.source}
 
 
-def _whole(record: SlideRecord) -> Row:
-    """The slide's row: of several answers the last one."""
+def slide_row(record: SlideRecord) -> Row:
+    """Return the row of a slide in the table of slides: of several answers the last one."""
     row = _named(record) | {"run_id": record.run_id, "source": record.source, "error": record.error}
     groups = by_policy(record)
     if record.error is not None:  # an earlier answer, if any, is in the table of regions

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 from numpy.lib.mixins import NDArrayOperatorsMixin
 from numpy.typing import NDArray
 
-from streamview.notebook import card, image, png, table
+from streamview.errors import SlideError
+from streamview.notebook import card, image, png, svg_image, table
 from streamview.results.prediction import RESEARCH_USE, Prediction, Target
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from streamview.results.display import Preset
+    from streamview.slides import Slide
 
 __all__ = ["REDUCTIONS", "LazyPlane", "Method", "Pixels", "Plane", "Saliency", "SaliencyMap", "halve", "level0_mpp"]
 
@@ -23,6 +30,9 @@ REDUCTIONS: Mapping[Method, str] = {
     "evidence": "the head's linear layer applied to the last features before pooling",
     "patches": "probability (of a regression: output) of each patch, an image of its own to the network; NaN where none was computed",
 }
+
+
+_SMALL_PICTURE = 512  # px a side of a picture in a notebook
 
 
 class Pixels(Protocol):
@@ -211,6 +221,8 @@ class Saliency:
         Maps by method.
     path
         The stored file; None in memory.
+    slide
+        The slide that was read, for pictures while it is open; None in results from files, and not part of copies.
 
     Examples
     --------
@@ -229,6 +241,10 @@ class Saliency:
     glass: tuple[int, int, int]
     maps: dict[Method, SaliencyMap]
     path: Path | None = None
+    slide: Slide | None = field(default=None, repr=False)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Saliency, (self.prediction, self.target, self.std, self.glass, self.maps, self.path)
 
     @property
     def mpp(self) -> tuple[float, float] | None:
@@ -246,24 +262,90 @@ class Saliency:
         """The logit, or difference of logits, whose gradient the maps show."""
         return self.prediction.score_of(self.target)
 
+    def plot(self, ax: Axes | None = None, preset: Preset | None = None, slide: Slide | None = None) -> Axes:
+        """Draw a map for a paper: tissue and colours as pixels, outlines, colour bar, scale bar and text as vectors.
+
+        The axes are in level-0 pixels and keep their size: the colour bar takes its room from them.
+
+        Parameters
+        ----------
+        ax
+            Axes to draw on; None: new ones, on a figure 85 mm wide.
+        preset
+            "evidence", "detail", "paper" or "patches"; None: the usual one for the network.
+        slide
+            Drawn under the map; None: the map alone.
+
+        Returns
+        -------
+        matplotlib.axes.Axes
+
+        Raises
+        ------
+        StreamviewError
+            If the saliency has no such map, or `slide` is not the slide that it explains.
+        SlideError
+            If the slide cannot be read.
+
+        Examples
+        --------
+        >>> import streamview
+        >>> with streamview.open_slide("slide.svs") as slide:
+        ...     result = streamview.saliency(streamview.load_model("demo"), slide)
+        ...     axes = result.plot(slide=slide)
+        >>> axes.figure.savefig("figure.pdf", dpi=300)
+        """
+        from streamview.results.plot import plot_saliency
+
+        return plot_saliency(self, ax, preset, slide)
+
     def _repr_png_(self) -> bytes:
         from streamview.results.display import draw_map
 
-        return png(draw_map(self))
+        overlaid = self._overlaid()
+        return png(draw_map(self) if overlaid is None else overlaid[0])
 
     def _repr_html_(self) -> str:
         from streamview.results.display import TITLES, draw_map, empty_reason, show, usual_recipe
+        from streamview.results.legend import colour_bar
 
         recipe = usual_recipe(self)
-        reason = empty_reason(self, show(self, recipe))
+        shown = show(self, recipe)
+        reason = empty_reason(self, shown)
         facts = [
             ("target", f"{self.target}, {self.prediction.answer_for(self.target)}"),
             ("shown", f"{TITLES[recipe.method]}, blurred by {recipe.blur_um:g} um"),
             ("maps", ", ".join(f"{method} {one.values.shape[1]} x {one.values.shape[0]} px" for method, one in self.maps.items())),
         ]
+        title, overlaid = f"{TITLES[recipe.method]} for {self.target}", self._overlaid()
+        if overlaid is None:
+            parts = [image(draw_map(self), title, "png")]
+        else:
+            legend = colour_bar(self, shown, overlaid[1], "colours", ink="#57606a")
+            parts = [
+                image(overlaid[0], f"{title} over the slide", "jpeg"),
+                f"<div>{svg_image(legend, 'Colour bar: share of the cap')}</div>",
+            ]
         notes = () if reason is None else (reason,)
-        picture = image(draw_map(self), f"{TITLES[recipe.method]} for {self.target}", "png")
-        return card(self.prediction.slide_name, table(facts), picture, notes=(*notes, *self.prediction.warnings, RESEARCH_USE))
+        return card(self.prediction.slide_name, table(facts), *parts, notes=(*notes, *self.prediction.warnings, RESEARCH_USE))
+
+    def _overlaid(self) -> tuple[NDArray[np.uint8], tuple[int, int, int]] | None:
+        """The map over its slide and the tissue's mean colour, where the slide is still open and little has to be read."""
+        from streamview.results.display import show, usual_recipe
+        from streamview.results.overlay import overlay
+        from streamview.slides.notebook import MOST_READ
+        from streamview.slides.thumbnail import pixels_read, thumbnail
+
+        region = self.prediction.region
+        factor = min(1.0, _SMALL_PICTURE / max(region.shape))
+        shape = max(1, round(region.height * factor)), max(1, round(region.width * factor))
+        if self.slide is None or pixels_read(self.slide, region, shape) > MOST_READ:
+            return None
+        try:
+            tissue = thumbnail(self.slide, region, shape)
+        except SlideError:  # closed
+            return None
+        return overlay(tissue, self, show(self, usual_recipe(self)), self.slide.background)
 
 
 def level0_mpp(prediction: Prediction, step: tuple[float, float]) -> tuple[float, float] | None:

@@ -332,7 +332,7 @@ class Prediction:
         return card(self.slide_name, table(facts), self._outputs(), notes=(*self.warnings, RESEARCH_USE))
 
     def _outputs(self) -> str:
-        """The largest outputs as an HTML table."""
+        """The largest outputs as an HTML table, with their probabilities as bars."""
         probabilities = self.probabilities
         order = np.argsort(-self.logits, kind="stable") if self.task == "class" else np.arange(len(self.logits))
         rows = [
@@ -341,8 +341,9 @@ class Prediction:
         ]
         if len(order) > _SHOWN_OUTPUTS:
             rows.append((f"... and {len(order) - _SHOWN_OUTPUTS} more", *("" for _ in rows[0][1:])))
-        header = ("output", "value") if probabilities is None else ("class", "logit", "probability")
-        return table(rows, header)
+        if probabilities is None:
+            return table(rows, ("output", "value"))
+        return table(rows, ("class", "logit", "probability", ""), probabilities[order[:_SHOWN_OUTPUTS]].tolist())
 
 
 def _region_to_dict(region: Region) -> dict[str, int]:

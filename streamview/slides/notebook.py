@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, cast
 
 from streamview.errors import SlideError
@@ -14,10 +13,10 @@ if TYPE_CHECKING:
 
     from streamview.slides.slide import Slide
 
-__all__ = ["NotebookSlide"]
+__all__ = ["MOST_READ", "NotebookSlide"]
 
 _SIDE = 256  # px of the thumbnail's longer side
-_READ = 2**24  # px of a level that are read for it at most
+MOST_READ = 2**24  # px of a level that are read for a picture at most
 
 
 class NotebookSlide:
@@ -56,15 +55,15 @@ def _facts(slide: Slide) -> list[tuple[str, str]]:
 def _picture(slide: Slide) -> tuple[NDArray[np.uint8] | None, str | None]:
     """The thumbnail, or why there is none: reading it must take little, and a closed slide still shows its facts."""
     from streamview.geometry import Region
-    from streamview.slides.thumbnail import thumbnail
+    from streamview.slides.thumbnail import pixels_read, thumbnail
 
     height, width = slide.shape
     step = max(height, width, _SIDE) / _SIDE
-    fine = [level for level in slide.levels if max(level.downsample) <= step]
-    if math.prod((fine or slide.levels)[-1].shape) > _READ:
+    whole, shape = Region(0, 0, height, width), (max(1, round(height / step)), max(1, round(width / step)))
+    if pixels_read(slide, whole, shape) > MOST_READ:
         return None, "no thumbnail: the slide has no small level; build_pyramid makes some"
     try:
-        rgb = thumbnail(slide, Region(0, 0, height, width), (max(1, round(height / step)), max(1, round(width / step))))
+        rgb = thumbnail(slide, whole, shape)
     except SlideError as error:
         return None, f"no thumbnail: {error}"
     return rgb, None

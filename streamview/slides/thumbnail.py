@@ -12,9 +12,15 @@ from streamview.geometry import Region
 from streamview.progress import Progress, Report
 from streamview.slides import Slide
 
-__all__ = ["thumbnail"]
+__all__ = ["pixels_read", "thumbnail"]
 
 _STRIP_BYTES = 16 * 2**20
+
+
+def pixels_read(slide: Slide, region: Region, shape: tuple[int, int]) -> int:
+    """Count the pixels that `thumbnail` reads: many where a slide has no small level."""
+    (y, x) = slide.levels[_level(slide, (region.height / shape[0], region.width / shape[1]))].downsample
+    return math.ceil(region.height / y) * math.ceil(region.width / x)
 
 
 def thumbnail(slide: Slide, region: Region, shape: tuple[int, int], report: Report | None = None) -> NDArray[np.uint8]:
@@ -28,8 +34,7 @@ def thumbnail(slide: Slide, region: Region, shape: tuple[int, int], report: Repo
         When a part of the slide cannot be read.
     """
     step = region.height / shape[0], region.width / shape[1]
-    fine = [i for i, level in enumerate(slide.levels) if level.downsample[0] <= step[0] and level.downsample[1] <= step[1]]
-    index = max(fine, default=0)
+    index = _level(slide, step)
     level = slide.levels[index]
     ratio = step[0] / level.downsample[0], step[1] / level.downsample[1]
     start = region.y / level.downsample[0], region.x / level.downsample[1]
@@ -51,3 +56,9 @@ def thumbnail(slide: Slide, region: Region, shape: tuple[int, int], report: Repo
         picture[row : row + rows] = np.asarray(Image.fromarray(strip).resize((shape[1], rows), method, box))
         progress.advance(rows)
     return picture
+
+
+def _level(slide: Slide, step: tuple[float, float]) -> int:
+    """Index of the coarsest level that is as fine as a picture with this step, (y, x) in level-0 pixels; 0 if none is."""
+    fine = [i for i, level in enumerate(slide.levels) if level.downsample[0] <= step[0] and level.downsample[1] <= step[1]]
+    return max(fine, default=0)

@@ -233,12 +233,12 @@ def test_a_flight_ends_at_a_stated_field(size_um: float, mpp: float, canvas: flo
     from streamview_napari.panels.hotspots import field_around
 
     ring = np.array([[0, 0], [0, 1], [1, 1], [1, 0]]) * size_um / mpp + (1000.5, 2000.5)
-    field = field_around(Hotspot(Polygon(ring), 1.0, None, 0.5, 1.0, 3.0), (mpp, mpp), canvas)
+    field = field_around(Hotspot(Polygon(ring), 1.0, None, 0.5, 1.0, 3.0, (0.0, 0.0)), (mpp, mpp), canvas)
     assert (field.power, field.side) == pytest.approx((power, side))
     assert canvas / field.zoom == pytest.approx(side)
     np.testing.assert_allclose(field.centre, np.array((1000, 2000)) * mpp + size_um / 2)
     assert str(field) == f"{power:.2g}x, field {side:.0f} µm"
-    assert str(field_around(Hotspot(Polygon(ring), 1.0, None, 0.5, 1.0, 3.0), None, canvas)).endswith(" px")
+    assert str(field_around(Hotspot(Polygon(ring), 1.0, None, 0.5, 1.0, 3.0, (0.0, 0.0)), None, canvas)).endswith(" px")
 
 
 def test_a_class_that_is_not_of_interest_has_no_hotspots(shell: Any, qtbot: Any) -> None:
