@@ -236,6 +236,32 @@ class View(anywidget.AnyWidget):
         job.start()
         return job
 
+    def to_html(self, path: str | os.PathLike[str] = "review.html") -> Path:
+        """Write slide, maps and answers as one HTML file that needs nothing else, with a JSON file beside it.
+
+        Parameters
+        ----------
+        path
+            Of the HTML. An earlier report there is replaced; another file is not.
+
+        Returns
+        -------
+        pathlib.Path
+            The HTML.
+
+        Raises
+        ------
+        StreamviewError
+            When the view has no result, or the file exists and is no report.
+        """
+        from streamview.export.report import write_results
+
+        explained = {layer.saliency.prediction.identity for layer in self.layers}
+        results = [layer.saliency for layer in self.layers] + [each for each in self.predictions if each.identity not in explained]
+        if not results:
+            raise StreamviewError("the view has no result to report: run a network, or add a map")
+        return write_results(results, path, self.slide)[0]
+
     def close(self) -> None:
         """Stop its threads and remove it from the page; a slide that the view opened is closed."""
         for job in getattr(self, "_jobs", ()):

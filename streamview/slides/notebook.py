@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, cast
 
-from streamview.errors import SlideError
+from streamview.errors import SlideError, StreamviewError
 from streamview.notebook import card, image, png, table
 
 if TYPE_CHECKING:
@@ -23,6 +24,27 @@ class NotebookSlide:
     """What a class that is a `streamview.slides.Slide` inherits to be shown by notebooks."""
 
     __slots__ = ()
+
+    def view(self, height: str = "480px") -> Any:
+        """Show the slide as a widget to zoom and to run networks in; see `streamview_jupyter.view`.
+
+        Parameters
+        ----------
+        height
+            Of the widget, in CSS units.
+
+        Raises
+        ------
+        StreamviewError
+            When the packages of the extra ``jupyter`` are missing.
+        """
+        try:
+            jupyter = import_module("streamview_jupyter")
+            return jupyter.view(self, height)
+        except ModuleNotFoundError as error:
+            raise StreamviewError(
+                f"slide.view() needs {error.name}: pip install 'streamview[jupyter]', and start the kernel anew"
+            ) from None
 
     def _repr_html_(self) -> str:
         slide = cast("Slide", self)

@@ -186,6 +186,8 @@ def test_no_shortcut_reaches_the_notebook(tab: Any) -> None:
         tab.page.keyboard.press(key)
     assert tab.page.evaluate(cells) == before
     assert wait(lambda: float(tab.value("print(layer.opacity)")) == pytest.approx(opacity - 0.05))
+    tab.page.keyboard.press("0")
+    tab.page.wait_for_timeout(800)  # until it rests
     tab.page.keyboard.press("v")
     assert wait(lambda: tab.value("print(v.selection)") == "[0, 0, 2048, 1536]")  # after 0, all is in sight
     tab.page.keyboard.press("?")

@@ -1,3 +1,4 @@
+/* streamview_jupyter; built from sources 81643794e50f95df019ac45dbafc2b7a1e4e6e7bf694f994b8dec4f480f7dcbf */
 var nt=Object.create;var We=Object.defineProperty;var st=Object.getOwnPropertyDescriptor;var rt=Object.getOwnPropertyNames;var ot=Object.getPrototypeOf,at=Object.prototype.hasOwnProperty;var lt=(e,t)=>()=>{try{return t||e((t={exports:{}}).exports,t),t.exports}catch(s){throw t=0,s}};var ht=(e,t,s,o)=>{if(t&&typeof t=="object"||typeof t=="function")for(let i of rt(t))!at.call(e,i)&&i!==s&&We(e,i,{get:()=>t[i],enumerable:!(o=st(t,i))||o.enumerable});return e};var ct=(e,t,s)=>(s=e!=null?nt(ot(e)):{},ht(t||!e||!e.__esModule?We(s,"default",{value:e,enumerable:!0}):s,e));var Ke=lt((Ze,Le)=>{//! openseadragon 6.1.1
 //! Built on 2026-09-09
 //! Git commit: v6.1.1-0-201d4783
