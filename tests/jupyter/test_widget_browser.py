@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import time
 from ast import literal_eval
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import pytest
+
+from tests.support.lab import wait_for
 
 # Smaller than a tile of the finest level, so that every level is read
 _SLIDE = """
@@ -34,14 +35,6 @@ def tab(open_in: Callable[..., Any]) -> Iterator[Any]:
         yield tab
 
 
-def wait(condition: Callable[[], Any], seconds: float = 20) -> Any:
-    end = time.monotonic() + seconds
-    while not (value := condition()):
-        assert time.monotonic() < end, "nothing came in time"
-        time.sleep(0.1)
-    return value
-
-
 def overlay(tab: Any) -> Any:
     return tab.pixels(".sv-overlay")
 
@@ -50,7 +43,7 @@ def test_the_slide_is_what_the_kernel_reads(tab: Any) -> None:
     def settled() -> bool:
         return tab.page.evaluate("document.querySelector('.sv-stage .openseadragon-canvas canvas') !== null")
 
-    wait(settled)
+    wait_for(settled)
     tab.page.wait_for_timeout(1000)
     shown = tab.pixels(".sv-stage .openseadragon-canvas canvas")[..., :3].astype(float)
     height, width, _ = shown.shape
@@ -70,7 +63,7 @@ def test_a_drawn_region_reaches_python(tab: Any) -> None:
     tab.page.mouse.down()
     tab.page.mouse.move(box["x"] + 350, box["y"] + 300, steps=5)
     tab.page.mouse.up()
-    text = wait(lambda: (found := tab.value("print(v.selection)")) != "None" and found)
+    text = wait_for(lambda: (found := tab.value("print(v.selection)")) != "None" and found)
     _, _, width, height = literal_eval(text)
     assert 0 < width <= 2048
     assert 0 < height <= 1536
@@ -95,7 +88,7 @@ def test_a_run_completes_and_its_map_shows(tab: Any) -> None:
     tab.page.wait_for_selector(".sv-map h3:has-text('Class evidence')")
     assert "lesion" in tab.page.locator(".sv-answer h3").inner_text()
     assert "demo" in tab.page.locator(".sv-job-text").inner_text()
-    coloured = wait(lambda: (n := int((overlay(tab)[..., 3] > 0).sum())) > 200 and n)
+    coloured = wait_for(lambda: (n := int((overlay(tab)[..., 3] > 0).sum())) > 200 and n)
     assert coloured > 200
 
 
@@ -117,7 +110,7 @@ def test_colours_change_without_a_tile(tab: Any) -> None:
         "layer.outline = True",
     ):
         tab.value(change)
-        wait(lambda: not np.array_equal(overlay(tab), before))  # noqa: B023
+        wait_for(lambda: not np.array_equal(overlay(tab), before))  # noqa: B023
         before = overlay(tab)
     yellow = (np.abs(before[..., :3].astype(int) - (0xFF, 0xE1, 0x4A)).sum(-1) < 6) & (before[..., 3] > 250)
     assert yellow.sum() > 100  # the outline
@@ -126,12 +119,12 @@ def test_colours_change_without_a_tile(tab: Any) -> None:
     slider.focus()
     for _ in range(5):
         tab.page.keyboard.press("ArrowLeft")
-    assert wait(lambda: tab.value("print(round(layer.opacity, 2))") == "0.85")
+    assert wait_for(lambda: tab.value("print(round(layer.opacity, 2))") == "0.85")
     assert tab.value("print(made)") == "[]"
     tab.value("v._server._deliver = real")
     # another blur is computed by the kernel
     tab.value("layer.blur_um = 20")
-    assert wait(lambda: not np.array_equal(overlay(tab), before))
+    assert wait_for(lambda: not np.array_equal(overlay(tab), before))
 
 
 def test_the_colours_are_those_of_the_core(tab: Any) -> None:
@@ -162,7 +155,7 @@ print(*np.concatenate([np.rint(255 * rgb), np.rint(255 * alpha)[..., None]], -1)
 def test_the_raw_value_under_the_cursor_is_the_kernels(tab: Any) -> None:
     box = tab.page.locator(".sv-stage").bounding_box()
     tab.page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
-    text = wait(lambda: "raw" in (found := tab.page.locator(".sv-readout").inner_text()) and found)
+    text = wait_for(lambda: "raw" in (found := tab.page.locator(".sv-readout").inner_text()) and found)
     x, y, across, down = map(float, tab.value("print(*v.viewport)").split())
     raw = float(tab.value(f"print(layer.saliency.maps['evidence'] is not None and layer.source.raw({y + down / 2}, {x + across / 2}))"))
     assert float(text.split("raw ")[1]) == pytest.approx(raw, rel=0.02)
@@ -173,7 +166,7 @@ def test_cancel_stops_a_run(tab: Any) -> None:
     tab.value("from streamview import Compute; job = v.run(model, region='0,0,2048,1536', compute=Compute(tile=(64, 64)))")
     tab.page.get_by_role("button", name="Cancel").click()
     assert "cancelled" in tab.value("try: print(job.result(60))\nexcept streamview.StreamviewError as error: print(error)")
-    wait(lambda: tab.page.locator(".sv-job-text").inner_text() == "Cancelled")
+    wait_for(lambda: tab.page.locator(".sv-job-text").inner_text() == "Cancelled")
     assert tab.value("print(len(v.layers))") == "1"
 
 
@@ -185,11 +178,11 @@ def test_no_shortcut_reaches_the_notebook(tab: Any) -> None:
     for key in ("a", "b", "x", "d", "d", "m", "Enter", "0", "0", "ArrowUp", "["):
         tab.page.keyboard.press(key)
     assert tab.page.evaluate(cells) == before
-    assert wait(lambda: float(tab.value("print(layer.opacity)")) == pytest.approx(opacity - 0.05))
+    assert wait_for(lambda: float(tab.value("print(layer.opacity)")) == pytest.approx(opacity - 0.05))
     tab.page.keyboard.press("0")
     tab.page.wait_for_timeout(800)  # until it rests
     tab.page.keyboard.press("v")
-    assert wait(lambda: tab.value("print(v.selection)") == "[0, 0, 2048, 1536]")  # after 0, all is in sight
+    assert wait_for(lambda: tab.value("print(v.selection)") == "[0, 0, 2048, 1536]")  # after 0, all is in sight
     tab.page.keyboard.press("?")
     assert tab.page.locator(".sv-help").is_visible()
     tab.page.keyboard.press("Escape")
@@ -203,7 +196,7 @@ def test_a_hostile_name_stays_text(tab: Any) -> None:
         "from dataclasses import replace; p = layer.saliency.prediction\n"
         f"v._add_prediction(replace(p, model_name={_HOSTILE!r}, class_names=({_HOSTILE!r}, 'b')))"
     )
-    wait(lambda: _HOSTILE in tab.page.locator(".sv-answers").inner_text())
+    wait_for(lambda: _HOSTILE in tab.page.locator(".sv-answers").inner_text())
     assert tab.page.locator(".sv-root img").count() == 0
     assert tab.page.evaluate("window.attacked") is None
 
@@ -215,11 +208,11 @@ def test_two_views_of_one_slide_and_a_closed_one(tab: Any) -> None:
     tab.run(1)
     tab.ready(3)
     tab.value("v.goto(x=300, y=900, mpp=0.5)")
-    wait(
+    wait_for(
         lambda: tab.value("print(v.viewport is not None and w.viewport is not None and abs(v.viewport[0] - w.viewport[0]) < 40)") == "True"
     )
     tab.value("w.close(); v.close()")
-    wait(lambda: tab.page.locator(".sv-root").count() == 0)
+    wait_for(lambda: tab.page.locator(".sv-root").count() == 0)
     assert tab.value("print([t.name for t in threading.enumerate() if t.name.startswith('streamview tiles')])") == "[]"
 
 

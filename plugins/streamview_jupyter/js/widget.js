@@ -61,6 +61,7 @@ class SlideView {
     /** @type {number | undefined} */
     this.asking = undefined;
     this.opened = false;
+    this.sized = false; // whether it was in sight once: a notebook opens what is far below without a size
     this.pictured = false;
     const { slide } = this;
     this.stage = element("div", { class: "sv-stage", tabindex: 0, role: "application", "aria-label": `Slide ${slide.name}. Arrows move, plus and minus zoom, question mark lists all keys.` });
@@ -111,6 +112,8 @@ class SlideView {
     this.viewer.addHandler("animation-finish", () => this.reportViewport());
     this.viewer.addHandler("open", () => {
       this.opened = true;
+      const item = /** @type {OpenSeadragon.Viewer} */ (this.viewer).world.getItemAt(0);
+      item.addHandler("fully-loaded-change", (/** @type {any} */ { fullyLoaded }) => (this.root.dataset.loaded = String(fullyLoaded)));
       this.follow();
       this.goto();
       this.reportViewport();
@@ -312,8 +315,11 @@ class SlideView {
 
   resized() {
     this.root.classList.toggle("sv-narrow", this.root.clientWidth < NARROW);
-    this.follow();
-    this.goto();
+    if (!this.sized && this.stage.clientWidth) {
+      this.sized = true;
+      this.follow();
+      this.goto();
+    }
     this.redraw();
   }
 
@@ -324,14 +330,14 @@ class SlideView {
     }
     const { y, x, scale, height, width } = this.sight();
     this.model.set("viewport", [x, y, width / scale, height / scale].map((number) => Math.round(number * 100) / 100));
-    this.reported = this.model.get("viewport");
+    this.reported = String(this.model.get("viewport"));
     this.model.save_changes();
   }
 
   /** Show what a linked view, or the kernel, has set. */
   follow() {
     const viewport = this.model.get("viewport");
-    if (!this.opened || !this.stage.clientWidth || !viewport || viewport === this.reported) return;
+    if (!this.opened || !this.stage.clientWidth || !viewport || String(viewport) === this.reported) return;
     const now = this.sight();
     const [x, y, width] = viewport;
     if (Math.abs(now.x - x) * now.scale < 1 && Math.abs(now.y - y) * now.scale < 1 && Math.abs(now.width / now.scale - width) * now.scale < 1) return;
