@@ -9,6 +9,7 @@ const COLLECT = 8; // ms in which requests are collected into one message
 const HELLO = 1000; // ms between two attempts to reach the kernel
 const ATTEMPTS = 12; // before the user is told
 const PATIENCE = 10000; // ms after which a tile is asked for again, and the kernel whether it listens
+const SILENCE = 20000; // ms without a word from the kernel after which it is asked
 
 export class KernelClient {
   /**
@@ -23,6 +24,7 @@ export class KernelClient {
     this.name = Array.from(crypto.getRandomValues(new Uint8Array(8)), (byte) => byte.toString(16).padStart(2, "0")).join("");
     this.ready = false;
     this.attempts = 0;
+    this.heard = performance.now();
     /** @type {Map<string, Pending>} */
     this.pending = new Map();
     /** @type {Set<string>} */
@@ -107,8 +109,13 @@ export class KernelClient {
     if (this.fresh.size) this.schedule();
   }
 
-  /** Ask again for what has not come. */
+  /** Ask again for what has not come, and after a silence whether the kernel is there. */
   check() {
+    if (this.ready && performance.now() - this.heard > SILENCE && document.visibilityState === "visible") {
+      this.attempts = ATTEMPTS - 3;
+      this.greet();
+      return;
+    }
     const late = performance.now() - PATIENCE;
     const missing = [...this.pending].filter(([key, { asked }]) => asked < late && !this.fresh.has(key));
     if (!this.ready || !missing.length) return;
@@ -125,6 +132,7 @@ export class KernelClient {
    * @param {DataView<ArrayBuffer>[]} buffers
    */
   receive(content, buffers) {
+    this.heard = performance.now();
     if (content.type === "welcome") {
       if (content.client !== this.name) return;
       clearTimeout(this.greeting);

@@ -183,7 +183,7 @@ class SlideView {
   setState(state) {
     const lost = state === "lost";
     this.notice.hidden = !lost;
-    this.notice.textContent = lost ? "The kernel does not answer. Run this cell again." : "";
+    this.notice.textContent = lost ? "The kernel does not answer: it is busy, or was started anew. If this stays, run this cell again." : "";
     if (lost) this.root.dataset.state = "lost";
     else if (this.client?.ready && this.pictured) this.root.dataset.state = "ready";
   }
