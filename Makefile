@@ -8,8 +8,8 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 PYTHON ?= python3
 BIN := .venv/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 PINS := pyproject.toml constraints.txt
-# What Qt and OpenGL need for a window without a screen or a graphics card
-DEBIAN := xvfb xauth libgl1 libegl1 libgl1-mesa-dri libopengl0 libglib2.0-0 libxkbcommon-x11-0 libdbus-1-3 libfontconfig1 libxcb-cursor0 \
+# What Qt and OpenGL need for a window without a screen or a graphics card, and the browser that the widget is tested in
+DEBIAN := chromium xvfb xauth libgl1 libegl1 libgl1-mesa-dri libopengl0 libglib2.0-0 libxkbcommon-x11-0 libdbus-1-3 libfontconfig1 libxcb-cursor0 \
 	libxcb-icccm4 libxcb-image0 libxcb-keysyms1 libxcb-randr0 libxcb-render-util0 libxcb-shape0 libxcb-xinerama0 libxcb-xkb1
 # Beside torch, numpy, scipy, pillow, tifffile, safetensors, tqdm, filelock, matplotlib, hypothesis and torchvision
 WHEELS := zarr numcodecs donfig google-crc32c imagecodecs openslide-python openslide-bin tifffile

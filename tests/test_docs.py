@@ -16,7 +16,12 @@ PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md"
 NAMES = [page.relative_to(ROOT).as_posix() for page in PAGES]
 # pages of the site that show a file from outside its folder
 INCLUDED = ["docs/contributing.md", "docs/changes.md"]
-PACKAGES = {"streamview": "streamview", "streamview_models": "models/streamview_models", "streamview_napari": "plugins/streamview_napari"}
+PACKAGES = {
+    "streamview": "streamview",
+    "streamview_models": "models/streamview_models",
+    "streamview_napari": "plugins/streamview_napari",
+    "streamview_jupyter": "plugins/streamview_jupyter",
+}
 
 
 def blocks(text):

@@ -1,4 +1,4 @@
-"""The wheel holds the three packages with all they read at run time, and nothing else."""
+"""The wheel holds the four packages with all they read at run time, and nothing else."""
 
 import re
 import subprocess
@@ -10,9 +10,13 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = {"streamview": ROOT / "streamview", "streamview_napari": ROOT / "plugins/streamview_napari"} | {
-    "streamview_models": ROOT / "models/streamview_models"
+PACKAGES = {
+    "streamview": ROOT / "streamview",
+    "streamview_napari": ROOT / "plugins/streamview_napari",
+    "streamview_jupyter": ROOT / "plugins/streamview_jupyter",
+    "streamview_models": ROOT / "models/streamview_models",
 }
+BUILDING = {"js", "node_modules", "package.json", "package-lock.json", "build.mjs", "tsconfig.json"}  # what the widget is built from
 
 
 @pytest.fixture(scope="module")
@@ -33,18 +37,18 @@ def test_the_wheel_holds_every_file_of_the_packages_and_nothing_else(wheel):
         f"{package}/{path.relative_to(home).as_posix()}"
         for package, home in PACKAGES.items()
         for path in home.rglob("*")
-        if path.is_file() and "__pycache__" not in path.parts
+        if path.is_file() and "__pycache__" not in path.parts and path.relative_to(home).parts[0] not in BUILDING
     }
     assert found == expected
     kinds = {Path(name).suffix for name in found} | {Path(name).name for name in found}
-    assert {".yaml", ".safetensors", "card.json", "py.typed"} <= kinds
+    assert {".yaml", ".safetensors", "card.json", "py.typed", "widget.js", "widget.css"} <= kinds
 
 
 def test_the_metadata_name_the_licence_the_extras_and_the_entry_points(wheel):
     (metadata,) = (name for name in wheel.namelist() if name.endswith(".dist-info/METADATA"))
     fields = Parser().parsestr(wheel.read(metadata).decode())
     assert (fields["Name"], fields["Requires-Python"], fields["License-Expression"]) == ("streamview", ">=3.11", "Apache-2.0")
-    assert set(fields.get_all("Provides-Extra")) == {"napari", "cluster", "tables", "models", "test", "docs", "all"}
+    assert set(fields.get_all("Provides-Extra")) == {"napari", "jupyter", "cluster", "tables", "models", "test", "docs", "all"}
     base = {requirement for requirement in fields.get_all("Requires-Dist") if "extra ==" not in requirement}
     assert not [requirement for requirement in base if requirement.lower().startswith(("napari", "pyside", "pyqt", "qt"))]
     points = wheel.read(metadata.replace("METADATA", "entry_points.txt")).decode()
