@@ -145,8 +145,8 @@ def _take_pictures(lab: Lab, browser: Any, folder: Path) -> None:
                 tab.page.evaluate(f"document.querySelector('.sv-root').style.width = '{width - 20}px'")
             tab.value("job = v.run(model, region=[1400, 900, 2048, 2048]); job.result(); v.goto(x=2424, y=1924, mpp=2.6)")
             tab.page.wait_for_timeout(2500)
-            name = f"jupyter-{theme}.png" if width > 400 else "jupyter-narrow.png"
-            tab.page.locator(".sv-root").screenshot(path=str(folder / name))
+            name = f"jupyter-{theme}.jpg" if width > 400 else "jupyter-narrow.jpg"
+            tab.page.locator(".sv-root").screenshot(path=str(folder / name), type="jpeg", quality=88)
 
 
 def _probe() -> Any:

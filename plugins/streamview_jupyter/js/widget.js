@@ -1,18 +1,15 @@
 // The view of one slide in a page: what is in sight, and what the user does.
 
 import { KernelClient } from "./client.js";
-import { colour } from "./colours.js";
 import { button, element } from "./dom.js";
 import { Panel, Progress, short } from "./panel.js";
+import { Scene } from "./scene.js";
 import { openSlide, Point } from "./slide.js";
 import { ValueTiles } from "./values.js";
 
 /** @typedef {import("./panel.js").Layer} Layer */
-/** @typedef {{ name: string, colour: string, points: [number, number][] }} Outlined */
 
 const SMALLEST = 8; // screen px that a drawn region must have
-const ANALYSED = "#4c8bf5";
-const SELECTED = "#ffffff";
 const PAN = 0.15; // of what is in sight, per key
 const STEP = 0.05; // of opacity, per key
 const QUIET = 80; // ms without a move of the mouse before the kernel is asked for the raw value
@@ -50,8 +47,6 @@ class SlideView {
     this.cursor = null;
     /** @type {[number, number, number, number] | null} */
     this.drawn = null;
-    /** @type {Map<number, import("./values.js").Plane>} */
-    this.planes = new Map();
     /** @type {Map<number, Record<string, any>>} */
     this.changes = new Map(); // of layers, by the user, that the kernel has not confirmed
     /** @type {(() => void)[]} */
@@ -65,9 +60,8 @@ class SlideView {
     this.pictured = false;
     const { slide } = this;
     this.stage = element("div", { class: "sv-stage", tabindex: 0, role: "application", "aria-label": `Slide ${slide.name}. Arrows move, plus and minus zoom, question mark lists all keys.` });
-    this.canvas = element("canvas", { class: "sv-overlay", "aria-hidden": "true" });
+    this.scene = new Scene(slide.mpp);
     this.glass = element("div", { class: "sv-glass", hidden: true });
-    this.scaleBar = element("div", { class: "sv-scale-bar" });
     this.notice = element("div", { class: "sv-notice", role: "alert", hidden: true });
     this.help = element("div", { class: "sv-help", role: "dialog", "aria-label": "Keys", hidden: true }, element("dl", {}, ...KEYS.flatMap(([key, text]) => [element("dt", { text: key }), element("dd", { text })])));
     this.readout = element("span", { class: "sv-readout" });
@@ -91,7 +85,7 @@ class SlideView {
       this.panelButton,
     );
     const heading = element("div", { class: "sv-heading" }, element("strong", { text: slide.name, title: slide.name }), tools);
-    const picture = element("div", { class: "sv-picture" }, this.stage, this.canvas, this.glass, this.scaleBar, this.help, this.notice);
+    const picture = element("div", { class: "sv-picture" }, this.stage, this.scene.canvas, this.glass, this.scene.scaleBar, this.help, this.notice);
     this.main = element("div", { class: "sv-main" }, picture, this.panel.root);
     const status = element("div", { class: "sv-status" }, this.readout, element("span", { class: "sv-notice-use", text: slide.notice }));
     this.root = element("div", { class: "sv-root", "data-state": "connecting" }, heading, this.progress.root, this.main, status, this.live);
@@ -104,7 +98,7 @@ class SlideView {
       (state) => this.setState(state),
       (content) => this.receive(content),
     );
-    this.values = new ValueTiles(this.client, () => this.redraw());
+    this.scene.values = new ValueTiles(this.client, () => this.redraw());
     this.viewer = openSlide(this.stage, this.slide, this.client, (text) => this.say(`A part of the slide could not be read: ${text}`));
     /** @type {any} */ (this.viewer).innerTracker.keyHandler = null; // keys are handled here
     /** @type {any} */ (this.viewer).innerTracker.keyDownHandler = null;
@@ -255,62 +249,7 @@ class SlideView {
   }
 
   draw() {
-    const sight = this.sight();
-    const { canvas } = this;
-    if (canvas.width !== sight.width || canvas.height !== sight.height) [canvas.width, canvas.height] = [sight.width, sight.height];
-    const context = /** @type {CanvasRenderingContext2D} */ (canvas.getContext("2d"));
-    context.clearRect(0, 0, sight.width, sight.height);
-    this.planes.clear();
-    for (const layer of this.layers) {
-      if (!layer.visible || this.mapsHidden) continue;
-      const plane = /** @type {ValueTiles} */ (this.values).plane(layer, sight);
-      this.planes.set(layer.number, plane);
-      const picture = new OffscreenCanvas(sight.width, sight.height);
-      /** @type {OffscreenCanvasRenderingContext2D} */ (picture.getContext("2d")).putImageData(colour(plane, layer), 0, 0);
-      context.drawImage(picture, 0, 0);
-    }
-    const place = (/** @type {number} */ x, /** @type {number} */ y) => /** @type {[number, number]} */ ([(x - sight.x) * sight.scale, (y - sight.y) * sight.scale]);
-    for (const layer of this.layers) {
-      if (!layer.visible || this.mapsHidden) continue;
-      const { step, origin, height, width } = layer.levels[0];
-      const [x, y] = [origin[1] - (step[1] - 1) / 2, origin[0] - (step[0] - 1) / 2];
-      this.rectangle(context, [...place(x, y), width * step[1] * sight.scale, height * step[0] * sight.scale], ANALYSED, 1.5);
-    }
-    for (const { points, colour: ink } of /** @type {Outlined[]} */ (this.model.get("_regions"))) {
-      context.beginPath();
-      for (const [x, y] of points) context.lineTo(...place(x, y));
-      context.closePath();
-      stroke(context, ink, 2);
-    }
-    const selection = this.drawn ?? this.model.get("selection");
-    if (selection) {
-      const [x, y, width, height] = selection;
-      this.rectangle(context, [...place(x, y), width * sight.scale, height * sight.scale], SELECTED, 2);
-    }
-    this.drawScaleBar(sight);
-  }
-
-  /**
-   * @param {CanvasRenderingContext2D} context
-   * @param {number[]} rectangle
-   * @param {string} ink
-   * @param {number} width
-   */
-  rectangle(context, [x, y, across, down], ink, width) {
-    context.beginPath();
-    context.rect(x, y, across, down);
-    stroke(context, ink, width);
-  }
-
-  /** @param {import("./values.js").Sight} sight */
-  drawScaleBar(sight) {
-    const mpp = this.slide.mpp?.[1];
-    const unit = mpp ?? 1;
-    const largest = (140 / sight.scale) * unit;
-    const power = 10 ** Math.floor(Math.log10(largest));
-    const length = power * (largest >= 5 * power ? 5 : largest >= 2 * power ? 2 : 1);
-    this.scaleBar.style.width = `${(length / unit) * sight.scale}px`;
-    this.scaleBar.textContent = mpp === undefined ? `${short(length)} px` : length >= 1000 ? `${short(length / 1000)} mm` : `${short(length)} µm`;
+    this.scene.draw(this.sight(), this.mapsHidden ? [] : this.layers.filter((layer) => layer.visible), this.model.get("_regions"), this.drawn ?? this.model.get("selection"));
   }
 
   resized() {
@@ -398,7 +337,7 @@ class SlideView {
     const parts = [`x ${Math.floor(x)}, y ${Math.floor(y)} px`];
     if (mpp) parts.push(`${((x * mpp[1]) / 1000).toFixed(3)}, ${((y * mpp[0]) / 1000).toFixed(3)} mm`);
     const layer = this.topmost();
-    const plane = layer && this.planes.get(layer.number);
+    const plane = layer && this.scene.planes.get(layer.number);
     if (layer && plane) {
       const value = plane.values[this.spot[0] * plane.width + this.spot[1]];
       if (value === value) parts.push(`${short(value)} ${layer.unit}, ${Math.round((100 * value) / (layer.cap || 1))}% of full colour${raw === undefined || raw === null ? "" : `, raw ${short(raw)}`}`);
@@ -562,20 +501,6 @@ class SlideView {
     const layer = this.topmost();
     if (layer) this.changeDisplay(layer.number, { opacity: Math.min(Math.max(layer.opacity + by, 0), 1) });
   }
-}
-
-/**
- * @param {CanvasRenderingContext2D} context
- * @param {string} ink
- * @param {number} width
- */
-function stroke(context, ink, width) {
-  context.strokeStyle = "#000000";
-  context.lineWidth = width + 2;
-  context.stroke();
-  context.strokeStyle = ink;
-  context.lineWidth = width;
-  context.stroke();
 }
 
 export default { render };
