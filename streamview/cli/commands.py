@@ -14,6 +14,7 @@ from streamview.cli.console import Bars, amount, say, warn
 from streamview.cli.evaluate import evaluate
 from streamview.cli.finetune import finetune
 from streamview.cli.info import info
+from streamview.cli.review import review
 from streamview.cli.run import predict, saliency
 from streamview.cli.talk import show_answer, show_cost, show_forecast
 from streamview.errors import StreamviewError
@@ -267,6 +268,7 @@ COMMANDS: Mapping[str, Callable[[Namespace, list[str]], int]] = {
     "verify": _verify,
     "models": _models,
     "jobs": _jobs,
+    "review": review,
     "doctor": _doctor,
     "view": _view,
 }

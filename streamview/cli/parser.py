@@ -164,11 +164,70 @@ def build_parser() -> argparse.ArgumentParser:
     report.add_argument("--slide", nargs="+", metavar="NAME", default=(), help="slides to show, by name (default: all)")
     _display(report)
 
+    _review(add("review", "make a review session of a job, see how far it is, and export it", "new job -o session.sqlite --readers a,b"))
+
     add("doctor", "check this machine and say what to do", "")
 
     view = add("view", "open a slide, or a job with its maps in place, in napari", "job")
     view.add_argument("path", metavar="SLIDE|JOB", help="a slide, a pyramid, a saved saliency map or a job folder")
     return parser
+
+
+def _review(parser: argparse.ArgumentParser) -> None:
+    """Add the actions on a review session."""
+    actions = parser.add_subparsers(
+        dest="action", metavar="new|status|export|pack|unpack|merge|recover", required=True, help="each has its own help"
+    )
+
+    def add(name: str, purpose: str, example: str) -> argparse.ArgumentParser:
+        return actions.add_parser(
+            name,
+            description=f"{purpose[0].upper()}{purpose[1:]}.",
+            epilog=f"example:\n  streamview review {name} {example}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+
+    new = add(
+        "new", "make a session of the slides of a job that have an answer", "job -o session.sqlite --readers a,b --design staged --seed 7"
+    )
+    new.add_argument("job", metavar="JOB", help="a job folder, by streamview saliency, whose maps readers see after their own verdict")
+    new.add_argument("-o", "--output", metavar="SESSION", required=True, help="the session's file; must not exist")
+    new.add_argument("--readers", metavar="NAME,...", required=True, help="the readers, or pseudonyms of theirs")
+    designs = (
+        "staged: alone, locked, then with the network's answer; concurrent: with it; crossover: both, in two periods (default: staged)"
+    )
+    new.add_argument("--design", choices=("staged", "concurrent", "crossover"), default="staged", help=designs)
+    new.add_argument("--seed", type=int, default=0, help="decides all orders (default: 0)")
+    new.add_argument(
+        "--truth", metavar="FILE.csv", help="slide_id,label: the slides to read and their true classes (default: the labels of the job)"
+    )
+    verdicts = 'JSON: {"verdicts": ["benign", "malignant"], "ordinal": false, "confidence": 5} (default: the classes of the network)'
+    new.add_argument("--verdicts", metavar="FILE.json", help=verdicts)
+    new.add_argument("--washout", type=float, metavar="DAYS", default=0.0, help="of a crossover, between its periods (default: 0)")
+
+    status = add("status", "say how far each reader is", "session.sqlite")
+    status.add_argument("session", metavar="SESSION", help="a session's file")
+
+    export = add("export", "write the verdicts as a table, without the names of slides", "session.sqlite -o verdicts.csv")
+    export.add_argument("session", metavar="SESSION", help="a session's file")
+    export.add_argument("-o", "--output", metavar="FILE.csv", required=True, help="the table; must not exist")
+    export.add_argument("--names", action="store_true", help="with the slides' names, their truth and all answers of the network")
+
+    pack = add("pack", "write a session as one zip with hashes; it names its slides", "session.sqlite -o session.zip")
+    pack.add_argument("session", metavar="SESSION", help="a session's file")
+    pack.add_argument("-o", "--output", metavar="FILE.zip", required=True, help="the zip; must not exist")
+
+    unpack = add("unpack", "write the session of a zip to a file", "session.zip -o session.sqlite")
+    unpack.add_argument("archive", metavar="FILE.zip", help="what `streamview review pack` has written")
+    unpack.add_argument("-o", "--output", metavar="SESSION", required=True, help="the session's file; must not exist")
+
+    merge = add("merge", "add what other files of the same session hold", "session.sqlite from-a.zip from-b.sqlite")
+    merge.add_argument("session", metavar="SESSION", help="a session's file, which grows")
+    merge.add_argument("others", metavar="OTHER", nargs="+", help="sessions or zips")
+
+    recover = add("recover", "save what can be read of a damaged session", "session.sqlite -o saved.sqlite")
+    recover.add_argument("session", metavar="SESSION", help="the damaged file, which is only read")
+    recover.add_argument("-o", "--output", metavar="SESSION", required=True, help="the new file; must not exist")
 
 
 def _finetune(parser: argparse.ArgumentParser) -> None:

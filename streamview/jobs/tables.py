@@ -26,7 +26,20 @@ from streamview.streaming.memory import return_freed_blocks
 if TYPE_CHECKING:
     import pyarrow
 
-__all__ = ["PATIENTS", "REGIONS", "SLIDES", "Column", "Kind", "Row", "Table", "slide_row", "to_csv", "to_parquet", "write_tables"]
+__all__ = [
+    "PATIENTS",
+    "REGIONS",
+    "SLIDES",
+    "Column",
+    "Kind",
+    "Row",
+    "Table",
+    "slide_row",
+    "text_cell",
+    "to_csv",
+    "to_parquet",
+    "write_tables",
+]
 
 Kind = Literal["text", "whole", "float32", "float64", "time"]
 Value = str | int | float | datetime | None
@@ -227,12 +240,16 @@ def to_parquet(table: Table, path: Path) -> None:
         pq.write_table(pa.Table.from_arrays(arrays, schema=schema), temporary)
 
 
+def text_cell(text: str) -> str:
+    """Return a text as a cell of CSV that no spreadsheet takes for a formula."""
+    return f"'{text}" if text.startswith(_FORMULA) else text
+
+
 def _cell(column: Column, value: Value) -> str:
     if value is None:
         return ""
     if column.kind == "text":
-        text = str(value)
-        return f"'{text}" if text.startswith(_FORMULA) else text
+        return text_cell(str(value))
     if isinstance(value, datetime):
         return value.strftime("%Y-%m-%dT%H:%M:%SZ")
     if column.kind == "float32":

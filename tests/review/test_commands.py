@@ -1,0 +1,149 @@
+"""``streamview review``: from a job to a session, its tables, and the files of several readers."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from streamview.cli import main
+from streamview.review import Session
+from streamview.review.bundle import merge, pack, unpack
+from streamview.review.tables import COLUMNS, write_verdicts
+from streamview.slides.synthetic import write_synthetic_slide
+from tests.review.test_session import CASES, WORDS
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("review")
+    (place / "slides").mkdir()
+    for seed, name in enumerate(("miller", "smith"), 5):
+        write_synthetic_slide(place / "slides" / f"{name}.svs", size=(256, 256), seed=seed)
+    (place / "slides" / "doe.svs").write_bytes(b"damaged")
+    main(["predict", "-i", str(place / "slides"), "-o", str(place / "job"), "-m", "demo", "--skip-errors", "--quiet"])
+    return place / "job"
+
+
+def test_a_session_of_a_job(job: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "s.sqlite"
+    assert main(["review", "new", str(job), "-o", str(path), "--readers", "a,b", "--seed", "5"]) == 0
+    assert "2 slides, staged, readers a, b" in capsys.readouterr().out
+    with Session(path) as session:
+        assert sorted(case.name for case in session.cases.values()) == ["miller.svs", "smith.svs"]  # not the damaged one
+        assert session.vocabulary.verdicts == ("normal", "lesion")
+        assert all(case.answer.startswith(("normal (p", "lesion (p")) for case in session.cases.values())
+        assert all(Path(case.source).exists() for case in session.cases.values())
+        reader = session.reader("a")
+        step = reader.current()
+        assert step is not None
+        reader.decide(step, "normal", 4, note="=HYPERLINK()", seconds=61)
+    assert main(["review", "status", str(path)]) == 0
+    assert "a: 1 of 4 verdicts, 1 min" in capsys.readouterr().out
+    assert main(["review", "export", str(path), "-o", str(tmp_path / "v.csv")]) == 0
+    text = (tmp_path / "v.csv").read_text()
+    assert not any(word in text for word in ("miller", "smith", "lesion (p", "normal (p"))
+    rows = list(csv.DictReader(io.StringIO(text)))
+    assert len(rows) == 8
+    assert rows[0]["note"] == "'=HYPERLINK()"
+    assert main(["review", "export", str(path), "-o", str(tmp_path / "n.csv"), "--names"]) == 0
+    assert "miller.svs" in (tmp_path / "n.csv").read_text()
+    assert main(["review", "export", str(path), "-o", str(tmp_path / "n.csv")]) == 1
+    assert "exists" in capsys.readouterr().err
+
+
+def test_the_truth_chooses_slides_and_verdicts_may_be_ones_own(job: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "t.csv").write_text("slide_id,label\nmiller.svs,lesion\n")
+    (tmp_path / "v.json").write_text(json.dumps({"verdicts": ["G1", "G2", "G3"], "ordinal": True, "confidence": 0}))
+    options = ["--truth", str(tmp_path / "t.csv"), "--verdicts", str(tmp_path / "v.json"), "--design", "concurrent"]
+    assert main(["review", "new", str(job), "-o", str(tmp_path / "s.sqlite"), "--readers", "a", *options]) == 0
+    with Session(tmp_path / "s.sqlite") as session:
+        assert [(case.name, case.truth) for case in session.cases.values()] == [("miller.svs", "lesion")]
+        assert session.vocabulary.ordinal
+        step = session.reader("a").current()
+        assert step is not None
+        session.reader("a").decide(step, "G2")
+    capsys.readouterr()
+    (tmp_path / "t.csv").write_text("slide_id,label\nother.svs,lesion\n")
+    assert main(["review", "new", str(job), "-o", str(tmp_path / "t.sqlite"), "--readers", "a", *options]) == 1
+    assert "has no slide other.svs" in capsys.readouterr().err
+    (tmp_path / "v.json").write_text("[]")
+    assert (
+        main(["review", "new", str(job), "-o", str(tmp_path / "t.sqlite"), "--readers", "a", "--verdicts", str(tmp_path / "v.json")]) == 1
+    )
+    assert "a vocabulary: expected" in capsys.readouterr().err
+    assert main(["review", "new", str(tmp_path), "-o", str(tmp_path / "t.sqlite"), "--readers", "a"]) == 1
+    assert "is not a job folder" in capsys.readouterr().err
+
+
+@pytest.fixture
+def session(tmp_path: Path) -> Any:
+    from streamview.review import create_session
+
+    with create_session(tmp_path / "s.sqlite", CASES, ["a", "b"], vocabulary=WORDS, seed=3) as session:
+        yield session
+
+
+def read_all(session: Session, name: str, verdict: str) -> None:
+    reader = session.reader(name)
+    while (step := reader.current()) is not None:
+        reader.open(step)
+        reader.decide(step, verdict, 3, seconds=10)
+
+
+def test_answers_are_in_the_table_when_all_are_done(session: Session) -> None:
+    read_all(session, "a", "lesion")
+    assert "0.98" not in write_verdicts(session)
+    assert write_verdicts(session, names=True).count("0.98") == 20
+    read_all(session, "b", "normal")
+    text = write_verdicts(session)
+    assert text.count("lesion (p = 0.98)") == 20
+    assert "patient" not in text
+    rows = list(csv.DictReader(io.StringIO(text)))
+    assert list(rows[0]) == list(COLUMNS)
+    assert [row["position"] for row in rows if row["reader"] == "a"] == [str(n) for n in range(1, 11)]
+    assert {row["seconds"] for row in rows} == {"10.0"}
+
+
+def test_two_copies_are_read_apart_and_merged(session: Session, tmp_path: Path) -> None:
+    zipped = pack(session.path, tmp_path / "s.zip")
+    far = unpack(zipped, tmp_path / "far.sqlite")
+    read_all(session, "a", "lesion")
+    with Session(far) as other:
+        read_all(other, "b", "normal")
+    events = len(session.store.events())
+    assert merge(session.path, pack(far, tmp_path / "far.zip")) == 20
+    assert merge(session.path, far) == 0
+    assert len(session.store.events()) == events + 20
+    assert all(reading.done for name in "ab" for reading in session.reader(name).readings().values())
+
+
+def test_what_is_not_this_session_is_refused(session: Session, tmp_path: Path) -> None:
+    from streamview.errors import StreamviewError
+    from streamview.review import create_session
+
+    with create_session(tmp_path / "other.sqlite", [replace(CASES[0], answer="x")], ["a"], vocabulary=WORDS):
+        pass
+    with pytest.raises(StreamviewError, match="another session"):
+        merge(session.path, tmp_path / "other.sqlite")
+    zipped = pack(session.path, tmp_path / "s.zip")
+    with zipfile.ZipFile(zipped) as archive:
+        manifest, data = archive.read("manifest.json"), bytearray(archive.read("session.sqlite"))
+    data[-1] ^= 1
+    with zipfile.ZipFile(tmp_path / "changed.zip", "w") as archive:
+        archive.writestr("manifest.json", manifest)
+        archive.writestr("session.sqlite", bytes(data))
+    with pytest.raises(StreamviewError, match="differs from the hash"):
+        unpack(tmp_path / "changed.zip", tmp_path / "new.sqlite")
+    assert not (tmp_path / "new.sqlite").exists()
+    (tmp_path / "text.zip").write_text("no zip")
+    with pytest.raises(StreamviewError, match="no packed session"):
+        unpack(tmp_path / "text.zip", tmp_path / "new.sqlite")
+    with pytest.raises(StreamviewError, match="exists"):
+        pack(session.path, zipped)
