@@ -54,7 +54,8 @@ def test_memory_is_that_of_all_workers(tmp_path: Path) -> None:
         on_cluster(tmp_path / "slides", tmp_path / "job", workers=4, memory="1GB")
 
 
-def test_a_scheduler_that_is_not_there(tmp_path: Path) -> None:
+def test_a_scheduler_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("streamview.cohort.cluster._ANSWERS_WITHIN", "1s")
     write_cohort(tmp_path / "slides", 1)
     with pytest.raises(StreamviewError, match="no Dask scheduler answers there"):
         on_cluster(tmp_path / "slides", tmp_path / "job", scheduler="tcp://127.0.0.1:1")
