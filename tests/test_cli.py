@@ -370,17 +370,17 @@ def test_slides_of_the_same_name_are_kept_apart(run: Run, synthetic_slide: Synth
 
 def test_saliency(run: Run, synthetic_slide: SyntheticSlide, tmp_path: Path) -> None:
     job = tmp_path / "job"
-    command = ["saliency", "-i", synthetic_slide.path, "-o", job, "-m", "demo", "--region", "600,300,700,513", "--target"]
+    command = ["saliency", "-i", synthetic_slide.path, "-o", job, "-m", "demo", "--region", "600,300,384,321", "--target"]
     status, out, err = run(*command, "lesion")
     assert status == 0
     for earlier, later in (("forecast: ", "prediction: "), ("prediction: ", "maps of lesion: "), ("picture: ", "took ")):
         assert out.index(earlier) < out.index(later)
     assert err.index("forward pass: ") < err.index("backward pass: ")
-    stored = job / "saliency/synthetic.svs/x600-y300-w700-h513.ome.zarr"
+    stored = job / "saliency/synthetic.svs/x600-y300-w384-h321.ome.zarr"
     maps = open_saliency(stored)
     assert maps.target.name == "lesion"
-    assert maps.maps["absolute"].values.shape == (513, 700)
-    assert sorted(path.name for path in stored.parent.iterdir()) == ["x600-y300-w700-h513-evidence.png", stored.name]
+    assert maps.maps["absolute"].values.shape == (321, 384)
+    assert sorted(path.name for path in stored.parent.iterdir()) == ["x600-y300-w384-h321-evidence.png", stored.name]
     (record,) = Job(job).slides()
     (result,) = record.regions
     (kept,) = result.maps
@@ -401,7 +401,7 @@ def test_saliency(run: Run, synthetic_slide: SyntheticSlide, tmp_path: Path) -> 
 
 def test_saliency_of_several_targets(run: Run, synthetic_slide: SyntheticSlide, tmp_path: Path) -> None:
     job = tmp_path / "job"
-    command = ["saliency", "-i", synthetic_slide.path, "-o", job, "-m", "demo", "--region", "600,300,700,513", "--target"]
+    command = ["saliency", "-i", synthetic_slide.path, "-o", job, "-m", "demo", "--region", "600,300,384,321", "--target"]
     status, out, err = run(*command, "lesion-normal", "all", "lesion")
     assert status == 0
     assert re.search(r"a few seconds for 3 targets; writes at most \d+ MB, [\d.]+ [GT]B are free", out)
@@ -410,7 +410,7 @@ def test_saliency_of_several_targets(run: Run, synthetic_slide: SyntheticSlide, 
     for named in (r"lesion-normal, score = [\d.]+", r"normal, p = 0\.\d+", r"lesion, p = [01]\.\d+"):
         assert re.search(rf"^maps of {named}: absolute, signed, evidence in ", out, re.MULTILINE)
     place = job / "saliency/synthetic.svs"
-    names = ["x600-y300-w700-h513-1v0-lesion-normal", "x600-y300-w700-h513-0-normal", "x600-y300-w700-h513-1-lesion"]
+    names = ["x600-y300-w384-h321-1v0-lesion-normal", "x600-y300-w384-h321-0-normal", "x600-y300-w384-h321-1-lesion"]
     assert sorted(path.name for path in place.iterdir()) == sorted(name + end for name in names for end in (".ome.zarr", "-evidence.png"))
     difference, normal, lesion = (open_saliency(place / f"{name}.ome.zarr") for name in names)
     assert (difference.target.index, difference.target.against, difference.target_probability) == (1, 0, None)
@@ -433,7 +433,7 @@ def test_saliency_of_several_targets(run: Run, synthetic_slide: SyntheticSlide, 
     assert err.startswith("error: target 'tumour': the model demo has normal, lesion; name one of them, or two as a-b")
     status, _, err = run(*command, "normal", "lesion", "--untrained")
     assert status == 1
-    assert "h513-0-normal.ome.zarr: holds maps of synthetic.svs by demo" in err
+    assert "h321-0-normal.ome.zarr: holds maps of synthetic.svs by demo" in err
 
 
 def test_a_full_disk_is_foreseen(run: Run, synthetic_slide: SyntheticSlide, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

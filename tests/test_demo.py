@@ -43,7 +43,7 @@ def test_the_demo_from_the_slide_file_to_the_figures(tmp_path: Path) -> None:
     told: list[str] = []
     forecasts = []
     for _ in range(2):  # again into the same folder, as `make demo` does
-        result = run_demo(tmp_path, size=768, tell=told.append, announce=lambda slide, ahead: forecasts.append((slide.name, ahead)))
+        result = run_demo(tmp_path, size=512, tell=told.append, announce=lambda slide, ahead: forecasts.append((slide.name, ahead)))
     assert [name for name, _ in forecasts] == ["synthetic.svs"] * 4
     assert len({path.name for path in tmp_path.iterdir()} ^ {"synthetic.svs", "synthetic.ome.zarr", "lesion.png", "job"}) == 0
     assert result.answer.prediction.label == "lesion"
@@ -56,13 +56,13 @@ def test_the_demo_from_the_slide_file_to_the_figures(tmp_path: Path) -> None:
     assert [path.name.rsplit("-", 1)[1] for path in result.answer.pictures] == ["evidence.png", "detail.png", "paper.png"]
     assert all(path.stat().st_size > 10_000 for path in result.answer.pictures)
     with open_slide(tmp_path / "synthetic.svs") as slide, open_slide(tmp_path / "synthetic.ome.zarr") as pyramid:
-        assert slide.shape == pyramid.shape == (768, 768)
+        assert slide.shape == pyramid.shape == (512, 512)
         assert slide.mpp == pyramid.mpp == (0.5, 0.5)
     (record,) = Job(result.job).slides()
     (region,) = record.regions
     stored = open_saliency(result.job / region.maps[0].path)
     assert stored.target.name == "lesion"
-    assert stored.maps["signed"].values.shape == (768, 768)
+    assert stored.maps["signed"].values.shape == (512, 512)
 
 
 def test_a_slide_too_small_for_a_lesion_is_refused(tmp_path: Path) -> None:

@@ -292,7 +292,7 @@ def test_ome_tiff_is_written_in_memory_independent_of_the_height(synthetic_slide
         return memory
 
     peak(1024)  # what is allocated once
-    assert peak(16384) < 1.3 * peak(4096)
+    assert peak(8192) < 1.3 * peak(2048)
 
 
 def test_nothing_is_replaced_and_nothing_half_written_stays(small_job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

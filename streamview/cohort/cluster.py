@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 __all__ = ["ModelChoice", "run_on_cluster"]
 
 _POLL = 0.5  # seconds between two looks at the tasks, at which a cancel is noticed
+_ANSWERS_WITHIN = "10s"  # a scheduler that is there
 _LEAST = 600 * 2**20  # bytes that a worker needs before its first step
 
 
@@ -161,7 +162,7 @@ def _client(workers: int | None, scheduler: str | None) -> Iterator[distributed.
         stack.enter_context(dask.config.set({"distributed.scheduler.allowed-failures": 1000}))  # the leases count them, per slide
         if scheduler is not None:
             try:
-                yield stack.enter_context(distributed.Client(scheduler, timeout="10s"))
+                yield stack.enter_context(distributed.Client(scheduler, timeout=_ANSWERS_WITHIN))
             except OSError as error:
                 raise StreamviewError(
                     f"--scheduler {scheduler}: no Dask scheduler answers there ({error}); start one, or name another"

@@ -214,7 +214,7 @@ def test_only_the_weights_that_are_trained_require_gradients():
 def test_networks_of_several_passes_train_too():
     """Squeeze-excitation in every stage: its weights stand between passes."""
     torch.manual_seed(0)
-    module = import_torchvision().models.get_model("mobilenet_v3_small", weights=None, num_classes=2)
+    module = import_torchvision().models.get_model("mobilenet_v3_small", weights=None, num_classes=2, width_mult=0.5)
     examples = [Example(picture(i, 96, 96), "ab"[i % 2], None, f"p{i}", f"s{i}") for i in range(4)]
     settings = Settings(train="all", learning_rate=1e-3, batch=2, epochs=1, validation=0)
     result = finetune(model_of(module), examples, settings, tile=(48, 96), force=True)

@@ -105,7 +105,9 @@ def test_the_answers_are_those_of_the_module(original: Path) -> None:
     assert exported.outputs == 2
 
 
-@pytest.mark.parametrize("name", ["resnet18", pytest.param("shufflenet_v2_x0_5", marks=pytest.mark.slow), "mobilenet_v3_small"])
+@pytest.mark.parametrize(
+    "name", ["resnet18", *(pytest.param(name, marks=pytest.mark.slow) for name in ("shufflenet_v2_x0_5", "mobilenet_v3_small"))]
+)
 def test_networks_of_torchvision(tmp_path: Path, name: str) -> None:
     module = import_torchvision().models.get_model(name, weights=None, num_classes=3).eval()
     exported = read_exported(export(module, tmp_path / "net.pt2", side=224))

@@ -270,7 +270,14 @@ def test_non_finite_and_misshapen_checkpoints(mine: str, tmp_path: Path) -> None
 
 
 @pytest.mark.filterwarnings("ignore:Mapping deprecated model name:UserWarning")
-@pytest.mark.parametrize("name", ["resnet18", "mobilenetv3_small_050", "xception", "inception_v4", "densenet121"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "resnet18",
+        "mobilenetv3_small_050",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("xception", "inception_v4", "densenet121")),
+    ],
+)
 def test_a_network_of_timm_with_a_checkpoint(tmp_path: Path, name: str) -> None:
     timm = import_timm()
     module = timm.create_model(name, num_classes=2).eval()
@@ -299,7 +306,14 @@ def test_untrained_networks_of_timm_and_torchvision_download_nothing(monkeypatch
         assert "comes without trained weights, and none are downloaded; give weights=FILE, or untrained=True" in refusal(spec)
 
 
-@pytest.mark.parametrize("name", ["squeezenet1_1", "shufflenet_v2_x0_5", "regnet_x_400mf", "mobilenet_v3_small"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "squeezenet1_1",
+        "shufflenet_v2_x0_5",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("regnet_x_400mf", "mobilenet_v3_small")),
+    ],
+)
 def test_a_network_of_torchvision_with_its_weights(tmp_path: Path, name: str) -> None:
     module = import_torchvision().models.get_model(name, weights=None, num_classes=3).eval()
     safetensors.torch.save_file(module.state_dict(), tmp_path / "w.safetensors")
@@ -348,7 +362,9 @@ def wsinfer(home: Path, architecture: str, module: nn.Module) -> Path:
 
 
 @pytest.mark.filterwarnings("ignore:Mapping deprecated model name:UserWarning")
-@pytest.mark.parametrize("architecture", ["resnet34", "inception_v4", "xception", "timm:resnet18"])
+@pytest.mark.parametrize(
+    "architecture", ["resnet34", "timm:resnet18", *(pytest.param(name, marks=pytest.mark.slow) for name in ("inception_v4", "xception"))]
+)
 def test_folders_of_wsinfer_open_unchanged(tmp_path: Path, architecture: str) -> None:
     module = import_timm().create_model(architecture.removeprefix("timm:"), num_classes=2).eval()
     home = wsinfer(tmp_path / "breast-tumor", architecture, module)

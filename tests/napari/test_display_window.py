@@ -35,7 +35,7 @@ SPOTS = ((150, 160, 40.0), (420, 380, 22.0))  # row, column and width in px of t
 def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A job whose maps have two round spots, on a grid of two level-0 pixels."""
     folder = tmp_path_factory.mktemp("job")
-    write_synthetic_slide(folder / "planted.svs", size=(2048, 2048), mpp=MPP, seed=3)
+    write_synthetic_slide(folder / "planted.svs", size=(1536, 1536), mpp=MPP, seed=3)
     rows, columns = np.mgrid[:640, :512]
     values = sum(np.exp(-((rows - y) ** 2 + (columns - x) ** 2) / 2 / width**2) for y, x, width in SPOTS)
     noise = np.random.default_rng(0).normal(size=values.shape)

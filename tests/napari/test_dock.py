@@ -19,7 +19,7 @@ pytestmark = REAL_WINDOW
 @pytest.fixture(scope="module")
 def slide_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("slide") / "planted.svs"
-    write_synthetic_slide(path, size=(768, 1024), mpp=0.5, seed=3)
+    write_synthetic_slide(path, size=(512, 640), mpp=0.5, seed=3)
     return path
 
 

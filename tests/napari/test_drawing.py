@@ -415,7 +415,7 @@ class TestManyRegions:
     pytestmark = REAL_WINDOW
 
     def test_those_that_nobody_touches_keep_their_numbers(self, window: Callable[[Any], Any], qtbot: Any) -> None:
-        """2000 on a slide of 100,000 px at 0.243 um/px, where float32 micrometres moved nine of ten."""
+        """500 on a slide of 100,000 px at 0.243 um/px, where float32 micrometres moved nine of ten."""
         import napari
         from napari.layers import Layer
         from streamview_napari.canvas.camera import fly_to
@@ -425,7 +425,7 @@ class TestManyRegions:
         viewer.add_layer(Layer.create(*slide_layer(Large(), path="/large.tif")))
         _, dock = viewer.window.add_plugin_dock_widget("streamview", "Panel")
         state, random = dock.state, np.random.default_rng(0)
-        places = [(2200 * (n // 45), 2200 * (n % 45)) for n in range(2000)]
+        places = [(2200 * (n // 45), 2200 * (n % 45)) for n in range(0, 2000, 4)]
         regions = [Region(*(np.add(place, random.integers(0, 900, 2))), *random.integers(64, 1200, 2)) for place in places]
         labels = tuple(Example("/large.tif", "lesion", region) for region in regions)
         state.label(labels)
@@ -433,7 +433,7 @@ class TestManyRegions:
         assert layer.data[0].dtype == np.float32
 
         # one is moved by the mouse
-        at = 1234
+        at = 308
         fly_to(viewer, regions[at], state.slide.mpp)
         viewer.layers.selection.active = layer
         layer.mode = "select"
@@ -455,8 +455,8 @@ class TestManyRegions:
         dock_labels.add_class("normal")
         hand.press(dock_labels.draw)
         hand.drag((y + 900, x + 900), (y + 1300, x + 1200))
-        assert [old is new for old, new in zip(after, state.labels, strict=False)] == [True] * 2000
-        assert len(state.labels) == 2001
+        assert [old is new for old, new in zip(after, state.labels, strict=False)] == [True] * 500
+        assert len(state.labels) == 501
 
 
 @pytest.mark.usefixtures("qapp")

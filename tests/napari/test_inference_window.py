@@ -100,14 +100,14 @@ def count_preparations(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return prepared
 
 
-def small_steps(monkeypatch: pytest.MonkeyPatch, pause: float = 0.0) -> list[Step]:
-    """Let the engine take steps of 32 rows, and perhaps its time over each; return the steps it has reported."""
+def small_steps(monkeypatch: pytest.MonkeyPatch, pause: Callable[[], float]) -> list[Step]:
+    """Let the engine take steps of 32 rows, and its time over each; return the steps it has reported."""
     explain, told = PreparedRun.explain, []
 
     def slowly(self: PreparedRun, targets: Any, plan: Any, outs: Any, report: Any, watch: Any) -> Any:
         def slowed(step: Step) -> None:
             told.append(step)
-            time.sleep(pause)
+            time.sleep(pause())
             report(step)
 
         return explain(self, targets, plan, outs, slowed, watch)
@@ -152,7 +152,8 @@ def test_draw_cancel_run_and_look_at_the_answer(
 ) -> None:
     viewer, dock = opened
     region = Region(128, 256, 384, 256)
-    told = small_steps(monkeypatch, pause=0.15)
+    pauses = [0.15]
+    told = small_steps(monkeypatch, pause=lambda: pauses[-1])
     panel = draw(viewer, dock, region, qtbot)
     prepared = count_preparations(monkeypatch)
     assert panel.extent.text() == "256 × 384 px · 0.13 × 0.19 mm"
@@ -185,6 +186,7 @@ def test_draw_cancel_run_and_look_at_the_answer(
     assert [layer.name for layer in viewer.layers if layer.visible] == ["planted.svs", "Regions"]
 
     # to the end, the map appearing on the way
+    pauses.append(0.04)
     panel.task.redraw.setInterval(20)
     panel.run.click()
     seen: list[np.ndarray] = []
@@ -295,7 +297,7 @@ def test_a_run_is_prepared_once_and_carries_out_the_forecast_that_was_shown(
     [
         (RuntimeError("mat1 and mat2 shapes cannot be multiplied\nsecond line"), "RuntimeError: mat1 and mat2 shapes cannot be multiplied"),
         (RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory"), "Memory ran out"),
-        (MemoryError(), "Memory ran out"),
+        pytest.param(MemoryError(), "Memory ran out", marks=pytest.mark.slow),
     ],
 )
 def test_errors_of_the_engine_reach_the_user_and_it_can_run_again(
@@ -355,7 +357,7 @@ def test_closing_the_window_stops_the_run_and_leaves_no_thread_or_file(
     viewer = view(path)
     dock = viewer.window.dock_widgets["Panel (streamview)"]
     qtbot.waitUntil(lambda: dock.state.loaded is not None, timeout=LIMIT)
-    told = small_steps(monkeypatch, pause=0.05)
+    told = small_steps(monkeypatch, pause=lambda: 0.05)
     panel = draw(viewer, dock, Region(0, 0, 512, 512), qtbot)
     assert handles()
     panel.run.click()
@@ -378,7 +380,7 @@ def test_removing_the_dock_stops_the_run_and_gives_the_keys_back(
 ) -> None:
     viewer, dock = opened
     assert "Shift+R" in {str(key) for key in viewer.keymap}
-    told = small_steps(monkeypatch, pause=0.05)
+    told = small_steps(monkeypatch, pause=lambda: 0.05)
     panel = draw(viewer, dock, Region(0, 0, 512, 512), qtbot)
     panel.run.click()
     qtbot.waitUntil(lambda: len(told) > 3, timeout=LIMIT)

@@ -105,7 +105,7 @@ class TestWindow:
                 found.problem.setText("What went wrong, and what to do.")
                 found.problem.show()
         bar = dock.tabs.tabBar()
-        for theme in ("light", "dark", "light"):
+        for theme in ("light", "dark"):
             dock.viewer.theme = theme
             seen, fields = {}, []
             for tab in range(dock.tabs.count()):
@@ -123,9 +123,9 @@ class TestWindow:
                     seen[type(widget).__name__, str(getattr(widget, "text", str)())[:30]] = contrast(text.getRgb(), ground.getRgb())
             assert len(seen) > 30
             assert {what: value for what, value in seen.items() if value < 4.5} == {}
-        light = panel.run.palette().color(panel.run.backgroundRole())
-        dock.viewer.theme = "dark"
-        assert panel.run.palette().color(panel.run.backgroundRole()) != light
+        dark = panel.run.palette().color(panel.run.backgroundRole())
+        dock.viewer.theme = "light"
+        assert panel.run.palette().color(panel.run.backgroundRole()) != dark
 
     def test_networks_with_random_weights_are_named_in_the_colour_of_warnings(self, dock: Any, qtbot: Any) -> None:
         from qtpy.QtCore import Qt

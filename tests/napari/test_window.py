@@ -27,7 +27,7 @@ REGION = Region(200, 304, 1280, 1024)
 def job(tmp_path: Path) -> tuple[Path, np.ndarray]:
     """A job whose maps are the slide's own lesion mask, on a grid of two level-0 pixels and, as evidence, of 32."""
     path = tmp_path / "planted.svs"
-    mask = write_synthetic_slide(path, size=(2048, 2048), mpp=MPP, seed=3)
+    mask = write_synthetic_slide(path, size=(1536, 1536), mpp=MPP, seed=3)
     inside = mask[REGION.y : REGION.y_stop, REGION.x : REGION.x_stop].astype(np.float32)
     fine = inside.reshape(640, 2, 512, 2).mean((1, 3))
     coarse = inside.reshape(40, 32, 32, 32).mean((1, 3))

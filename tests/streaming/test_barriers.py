@@ -80,8 +80,17 @@ UPS: dict[str, Callable[[int], nn.Module]] = {
 }
 
 
-@pytest.mark.parametrize("up", UPS)
-@pytest.mark.parametrize(("idiom", "size"), [("none", (36, 44)), ("pad", (37, 43)), ("pad", (39, 41)), ("size", (37, 43))])
+IDIOMS = [("none", (36, 44)), ("pad", (37, 43)), ("pad", (39, 41)), ("size", (37, 43))]
+
+
+@pytest.mark.parametrize(
+    ("up", "idiom", "size"),
+    [  # in each run every way up and every way to join, which by "size" needs no way up; before a release all pairs
+        pytest.param(up, *how, marks=() if (number == 0 if how[0] == "size" else (number + other) % 4 in (0, 1)) else pytest.mark.slow)
+        for number, up in enumerate(UPS)
+        for other, how in enumerate(IDIOMS)
+    ],
+)
 def test_u_net(up: str, idiom: str, size: tuple[int, int]) -> None:
     torch.manual_seed(0)
     network = UNet(UPS[up], idiom).double()
@@ -181,9 +190,16 @@ def _last(x: Tensor) -> Tensor:
     return x * (norm / (norm.mean(dim=-1, keepdim=True) + 1e-6)) + x
 
 
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(
+    ("form", "mode"),
+    [
+        pytest.param(form, mode, marks=() if MODES[number % 3] == mode else pytest.mark.slow)
+        for number, form in enumerate(FORMS)
+        for mode in MODES
+    ],
+)
 def test_form(form: str, mode: str, image: Tensor) -> None:
+    """In each run every form by one mode, and every mode by a third of the forms; the rest before a release."""
     torch.manual_seed(1)
     passes, run = FORMS[form]
     network = Net(run).double()
@@ -229,7 +245,16 @@ def test_without_gradients(mode: str, image: Tensor) -> None:
     assert not streamed(image).requires_grad
 
 
-@pytest.mark.parametrize("trained", [("c",), ("a",), ("one.bridge",), ("two.bridge.2", "group"), ("grn.scale",)])
+@pytest.mark.parametrize(
+    "trained",
+    [
+        ("c",),
+        ("one.bridge",),
+        pytest.param(("a",), marks=pytest.mark.slow),
+        pytest.param(("two.bridge.2", "group"), marks=pytest.mark.slow),
+        pytest.param(("grn.scale",), marks=pytest.mark.slow),
+    ],
+)
 def test_frozen_parts(trained: tuple[str, ...], image: Tensor) -> None:
     def run(m: Any, x: Tensor) -> Tensor:
         return m.c(m.two(m.grn(m.group(m.c(m.one(m.a(x)))))))

@@ -145,7 +145,16 @@ def test_pooling(form: str) -> None:
     check(network)
 
 
-@pytest.mark.parametrize("form", ["GeM", "CBAM", "max with indices", "max of max", "topk", "attention", "attention by matmul"])
+@pytest.mark.parametrize(
+    "form",
+    [
+        "GeM",
+        "max with indices",
+        "topk",
+        "attention",
+        *(pytest.param(form, marks=pytest.mark.slow) for form in ("CBAM", "max of max", "attention by matmul")),
+    ],
+)
 def test_pooling_by_torch_export(form: str) -> None:
     check(network_of(POOLING[form][1]), exported=True)
 

@@ -331,10 +331,9 @@ def test_blocks_must_divide_the_map() -> None:
 def test_nearest_is_that_of_torch_in_every_precision(mode: str, dtype: torch.dtype) -> None:
     """Torch computes the index in float32 or float64, and rounding decides it: for a factor of 3.7 at every size from 35 on."""
     for size, how in [
-        ((21, 9), {"scale_factor": 3.7}),
-        ((61, 90), {"scale_factor": 3.7}),
+        ((61, 20), {"scale_factor": 3.7}),
         ((20, 12), {"size": (148, 141)}),
-        ((41, 90), {"scale_factor": (1.3, 0.7)}),
+        ((41, 45), {"scale_factor": (1.3, 0.7)}),
     ]:
         network = nn.Sequential(nn.MaxPool2d(1), nn.Upsample(**how, mode=mode))
         image = torch.arange(size[0] * size[1]).remainder(251).view(1, 1, *size).to(dtype)

@@ -25,36 +25,42 @@ from tests.support.oracle import remembering
 MB = 2**20
 pytestmark = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peaks are read from Linux's /proc")
 
-# A process of its own for each run: the peak of resident memory never falls.
+# A process of its own for each run, as the peak of resident memory never falls: forked, so that torch is imported once.
 MEASURE = """
-import json, re, sys, torch
+import json, os, re, sys, torch
 sys.path.insert(0, {folder!r})
 from tests.support.networks import seed_network
 from torch.utils.flop_counter import FlopCounterMode
 from streamview.streaming import stream
 from streamview.streaming.memory import return_freed_blocks
 torch.set_num_threads(1)
-height, width, memory, train = {height}, {width}, {memory}, {train}
-network = seed_network(16, 4).requires_grad_(train).to(memory_format=torch.channels_last)
 def memory_of(field):  # ru_maxrss would include what the parent had before exec
     return int(re.search(field + r":\\s+(\\d+)", open("/proc/self/status").read())[1])
-def run(module, image):
-    out = module(image.requires_grad_(not train))
-    (out.sum().backward() if train else torch.autograd.grad(out.sum(), image))
-run(stream(network, memory={memory}), torch.rand(1, 3, 64, 64))
-image = torch.rand(1, 3, height, width).to(memory_format=torch.channels_last)
-return_freed_blocks()  # what the set-up freed would be used again
-before = memory_of("VmRSS")
-run(network if memory is None else stream(network, memory=memory), image)
-after = memory_of("VmHWM")
-print(json.dumps((after - before) * 1024))
+def measure(height, width, memory, train):
+    def run(module, image):
+        out = module(image.requires_grad_(not train))
+        (out.sum().backward() if train else torch.autograd.grad(out.sum(), image))
+    network = seed_network(16, 4).requires_grad_(train).to(memory_format=torch.channels_last)
+    run(stream(network, memory=memory), torch.rand(1, 3, 64, 64))
+    image = torch.rand(1, 3, height, width).to(memory_format=torch.channels_last)
+    return_freed_blocks()  # what the set-up freed would be used again
+    before = memory_of("VmRSS")
+    run(network if memory is None else stream(network, memory=memory), image)
+    print(json.dumps((memory_of("VmHWM") - before) * 1024), flush=True)
+for case in {cases}:
+    child = os.fork()
+    if not child:
+        measure(*case)
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0, case
 """
 
 
-def growth(height: int, width: int, memory: int | None, train: bool) -> int:
-    """Bytes by which a process of its own grows over a forward and a reverse pass."""
-    script = MEASURE.format(folder=str(Path(__file__).parents[2]), height=height, width=width, memory=memory, train=train)
-    return int(json.loads(subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True).stdout))
+def growths(*cases: tuple[int, int, int | None, bool]) -> list[int]:
+    """Bytes by which a process of its own grows over a forward and a reverse pass, for each height, width, memory and whether it trains."""
+    script = MEASURE.format(folder=str(Path(__file__).parents[2]), cases=cases)
+    told = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True).stdout
+    return [int(json.loads(line)) for line in told.splitlines()]
 
 
 def plan_for(height: int, width: int, memory: int, *, train: bool = False) -> Plan:
@@ -73,19 +79,21 @@ def plan_for(height: int, width: int, memory: int, *, train: bool = False) -> Pl
     ],
 )
 def test_a_budget_is_kept_whatever_the_height(train: bool, width: int, budget: int) -> None:
-    image = 2048 * width * 3 * 4  # the gradient of the image, which the caller asked for, is his
-    for height in (1024, 2048):
-        assert growth(height, width, budget, train) <= budget + image
-    assert growth(1024, width, None, train) > 2 * budget
+    heights = 768, 1536
+    image = heights[1] * width * 3 * 4  # the gradient of the image, which the caller asked for, is his
+    *within, conventional = growths(*((height, width, budget, train) for height in heights), (heights[0], width, None, train))
+    assert max(within) <= budget + image
+    assert conventional > 2 * budget
 
 
 @pytest.mark.parametrize(
     ("width", "budget"),
-    [(512, 150 * MB), pytest.param(1024, 300 * MB, marks=pytest.mark.slow), pytest.param(1024, 96 * MB, marks=pytest.mark.slow)],
+    [(512, 100 * MB), pytest.param(1024, 300 * MB, marks=pytest.mark.slow), pytest.param(1024, 96 * MB, marks=pytest.mark.slow)],
 )
 def test_peak_is_forecast(width: int, budget: int) -> None:
-    predicted = plan_for(2048, width, budget, train=True).peak_bytes
-    measured = growth(2048, width, budget, True)
+    height = 2 * width
+    predicted = plan_for(height, width, budget, train=True).peak_bytes
+    (measured,) = growths((height, width, budget, True))
     assert 0.8 * measured < predicted < 1.25 * measured
 
 
@@ -110,7 +118,7 @@ def averaging(network: torch.nn.Sequential) -> torch.nn.Sequential:
 
 
 @pytest.mark.parametrize("train", [False, True], ids=["saliency", "training"])
-@pytest.mark.parametrize("memory", ["21MB", pytest.param("26MB", marks=pytest.mark.slow), "40MB", "1GB"])
+@pytest.mark.parametrize("memory", ["21MB", *(pytest.param(memory, marks=pytest.mark.slow) for memory in ("26MB", "40MB")), "1GB"])
 def test_operations_are_forecast(memory: str, train: bool) -> None:
     network = averaging(seed_network(16, 4)).requires_grad_(train)
     image = torch.rand(1, 3, 512, 512, requires_grad=not train)
@@ -130,7 +138,7 @@ def test_operations_are_forecast(memory: str, train: bool) -> None:
 def test_smooth_activations_keep_maps_and_cost_half_more_where_they_do_not_fit() -> None:
     network = torch.nn.Sequential(*(torch.nn.GELU() if isinstance(m, torch.nn.ReLU) else m for m in seed_network(8, 4)))
     network.requires_grad_(False)
-    small, large = (stream(network, memory=memory).plan((1, 3, 1024, 1024), seconds=False) for memory in ("20MB", "1GB"))
+    small, large = (stream(network, memory=memory).plan((1, 3, 512, 512), seconds=False) for memory in ("10MB", "1GB"))
     assert small.keeps == large.keeps == "maps"
     assert large.overhead == 1
     assert 1.4 < small.overhead <= 1.505
@@ -207,9 +215,9 @@ def test_planning_counts_as_no_work() -> None:
 
 
 def test_wide_images_are_cut_into_tiles() -> None:
-    plan = plan_for(1024, 60_000, 400 * MB)
+    plan = plan_for(256, 60_000, 100 * MB)
     assert plan.tile[1] < 60_000
-    assert plan.peak_bytes <= 400 * MB
+    assert plan.peak_bytes <= 100 * MB
 
 
 def test_no_tensor_of_a_step_reaches_the_elements_where_torch_fails() -> None:
@@ -219,7 +227,7 @@ def test_no_tensor_of_a_step_reaches_the_elements_where_torch_fails() -> None:
 
 def test_refused_before_running() -> None:
     with pytest.raises(MemoryBudgetError, match=r"needs at least \d+ MB more memory .* budget leaves 1 MB: give more memory"):
-        plan_for(4096, 4096, MB)
+        plan_for(1024, 1024, MB)
 
 
 @pytest.mark.parametrize(("text", "amount"), [("2GB", 2**31), ("1.5 gb", 3 * 2**29), ("512MB", 2**29), (1000, 1000), ("3GiB", 3 * 2**30)])

@@ -278,8 +278,8 @@ def test_a_network_of_round_sizes() -> None:
 
 
 def test_a_given_step_has_borders_inside_the_windows(network: nn.Module) -> None:
-    for tile in ((300, 9999), (9999, 400), (17, 23), (300, 301)):
-        found = verify(network, 700, windows=1, tile=tile)
+    for tile in ((90, 9999), (9999, 120), (17, 23), (90, 91)):
+        found = verify(network, 210, windows=1, tile=tile)
         assert found.passed
         assert found.comparisons[0].tile == tile
     with pytest.raises(RegionError, match=r"no border between them: give a smaller tile"):
