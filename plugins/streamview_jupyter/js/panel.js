@@ -90,7 +90,7 @@ class MapControls {
     this.heat = this.check("Colours", "heat");
     this.outline = this.check("Outline", "outline");
     this.opacity = this.slider(grid, "Opacity", 0, 100, (value) => ({ opacity: value / 100 }), (value) => `${value}%`);
-    this.threshold = this.slider(grid, "Hide below", 0, 95, (value) => ({ threshold: value / 100 }), (value) => `${value}%`);
+    this.threshold = this.slider(grid, "Hide below", 0, 100, (value) => ({ threshold: value / 100 }), (value) => `${value}%`);
     this.cap = this.slider(grid, "Full colour at", -100, 100, (value) => ({ cap: this.capOf(value) }), (value) => short(this.capOf(value)));
     this.blur = this.slider(grid, "Blur", 0, 60, (value) => ({ blur_um: value / 2 }), (value) => `${value / 2} µm`, true);
     this.colormap = element("select", { id: `${this.id}-colours` }, ...PALETTES.map((name) => element("option", { value: name, text: name })));
@@ -140,7 +140,14 @@ class MapControls {
     });
     if (late) input.addEventListener("change", () => this.change(changes(input.valueAsNumber)));
     grid.append(element("label", { for: id, text: label }), input, output);
-    return { input, show };
+    /** @param {number} place @param {string} exact what the kernel has, which the slider may lie beside */
+    const set = (place, exact) => {
+      input.max = String(Math.max(max, Math.ceil(place)));
+      if (Math.round(place) !== input.valueAsNumber) input.value = String(Math.round(place));
+      output.textContent = exact;
+      input.setAttribute("aria-valuetext", exact);
+    };
+    return { set };
   }
 
   /** @param {Layer} layer */
@@ -152,12 +159,10 @@ class MapControls {
     this.answer.textContent = layer.answer;
     this.warnings.replaceChildren(...layer.warnings.map((text) => element("p", { class: "sv-warning", text })));
     for (const name of /** @type {const} */ (["visible", "heat", "outline"])) this[name].input.checked = layer[name];
-    const places = { opacity: 100 * layer.opacity, threshold: 100 * layer.threshold, blur: 2 * layer.blur_um, cap: (100 * Math.log((layer.cap || 1) / this.firstCap)) / Math.log(CAP_RANGE) };
-    for (const name of /** @type {const} */ (["opacity", "threshold", "cap", "blur"])) {
-      const { input, show } = this[name];
-      if (Math.round(places[name]) !== input.valueAsNumber) input.value = String(Math.round(places[name]));
-      show();
-    }
+    this.opacity.set(100 * layer.opacity, `${Math.round(100 * layer.opacity)}%`);
+    this.threshold.set(100 * layer.threshold, `${Math.round(100 * layer.threshold)}%`);
+    this.cap.set((100 * Math.log((layer.cap || 1) / this.firstCap)) / Math.log(CAP_RANGE), short(layer.cap));
+    this.blur.set(2 * layer.blur_um, `${short(layer.blur_um)} µm`);
     this.colormap.value = layer.colormap;
     this.drawLegend(layer);
   }
