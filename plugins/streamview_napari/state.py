@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from streamview.inspection.certificate import Certificate
     from streamview.labels.regions import Example
     from streamview.results import Method, Saliency
+    from streamview.results.shown_map import ShownMap
     from streamview.slides import Slide
     from streamview_napari.requests.models import Loaded
 
@@ -89,6 +90,7 @@ class State:
         """What the user can undo."""
         self._slide: Image | None = None
         self._map: Image | None = None
+        self._shown: ShownMap | None = None  # by that layer
         self._sources: set[str] = set()  # identities of the slides that were worked on
         self._selected: dict[str, Answer] = {}  # by the slide's identity, empty where no slide is open
         self._analysing: tuple[str, Region | None] = ("", None)
@@ -267,10 +269,12 @@ class State:
         return next((answer for answer in self.answers if answer.saliency is saliency), None)
 
     def select_map(self, layer: Image | None) -> None:
-        """Work on another map, and on the answer that it shows."""
-        if layer is self._map:
+        """Work on another map, and on the answer that it shows; a layer may show another map than it did."""
+        record = map_on(layer)
+        shown = None if record is None else record.shown
+        if layer is self._map and shown is self._shown:
             return
-        self._map = layer
+        self._map, self._shown = layer, shown
         answer = None if self.map is None else self.answer_of(self.map.saliency)
         if answer is not None and self.concerns(answer.source):
             self.select(answer)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import ctypes.util
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +52,9 @@ def opened(qapp: Any, own_settings: Path, computed: tuple[Path, Path]) -> Iterat
     qapp.processEvents()
 
 
-def click_the_cross(dock: Any, qtbot: Any, button: str) -> list[str]:
-    """Close the window as its cross does, and click on a button of what is asked; return what is asked."""
+def click_the_cross(dock: Any, qtbot: Any, button: str, close: Callable[[Any], None] | None = None) -> list[str]:
+    """Close the window as its cross does, or otherwise, and click on a button of what is asked; return what is asked."""
+    close = close or (lambda dock: ask_to_close(int(dock.window().winId())))
     from qtpy.QtCore import Qt, QTimer
     from qtpy.QtTest import QTest
     from qtpy.QtWidgets import QApplication, QMessageBox
@@ -67,9 +68,14 @@ def click_the_cross(dock: Any, qtbot: Any, button: str) -> list[str]:
             QTest.mouseClick(next(each for each in box.buttons() if each.text() == button), Qt.MouseButton.LeftButton)
 
     QTimer.singleShot(400, answer)
-    ask_to_close(int(dock.window().winId()))
+    close(dock)
     qtbot.wait(800)
     return asked
+
+
+def by_the_menu(dock: Any) -> None:
+    """What File > Close Window calls, if the window is the active one, which takes a window manager."""
+    dock.window().close(quit_app=False, confirm_need=True)
 
 
 class _ClientMessage(ctypes.Structure):
@@ -116,6 +122,48 @@ def test_a_window_with_results_that_are_not_kept_asks_once(
     assert result.source == str(computed[0])
     kept = open_saliency(tmp_path / "kept" / result.maps[0].path)
     assert kept.prediction.identity == open_saliency(computed[1]).prediction.identity
+
+
+def test_the_menu_asks_too_and_a_program_does_not(opened: Any, qtbot: Any) -> None:
+    state = opened.state
+    assert click_the_cross(opened, qtbot, "Cancel", by_the_menu) == ["1 result is neither exported nor kept, and would be deleted."]
+    assert not state.closed
+    assert len(click_the_cross(opened, qtbot, "Close", by_the_menu)) == 1
+    assert state.closed
+
+
+def test_a_program_that_closes_the_viewer_is_not_asked(opened: Any, qtbot: Any) -> None:
+    state = opened.state
+    assert click_the_cross(opened, qtbot, "Cancel", lambda dock: dock.viewer.close()) == []
+    assert state.closed
+
+
+def test_another_answer_is_followed_by_the_whole_panel(opened: Any, computed: tuple[Path, Path], tmp_path: Path, qtbot: Any) -> None:
+    """Display and hotspots are those of the answer whose row was clicked, although all answers share a layer."""
+    from qtpy.QtCore import Qt
+    from qtpy.QtTest import QTest
+    from streamview_napari.canvas.display import recipe_of
+    from streamview_napari.requests.answers import Answer, RunFacts
+
+    dock, sections = opened, {section.title: section for section in opened.sections}
+    with streamview.open_slide(computed[0]) as slide:
+        for number, target in enumerate(("lesion", "normal")):
+            region = Region(128 * number, 128, 256, 256)
+            saliency = streamview.saliency(streamview.load_model("demo"), slide, region, target=target, out=tmp_path / f"{target}.ome.zarr")
+            run = RunFacts("demo", False, str(computed[0]), target, Compute(tile=(64, 64)))
+            dock.state.answer(Answer(saliency.prediction, saliency, 1.0, (64, 64), run))
+    table, display, hotspots = sections["Result"].table, sections["Display"], sections["Hotspots"]
+    noted: list[str] = []
+    display.note_changed.connect(noted.append)
+    targets = [table.item(row, 2).text() for row in range(table.rowCount())]
+    for target in ("lesion", "normal", "lesion"):
+        row = max(row for row, text in enumerate(targets) if text == target)
+        at = table.visualItemRect(table.item(row, 0)).center()
+        QTest.mouseClick(table.viewport(), Qt.MouseButton.LeftButton, Qt.KeyboardModifier.NoModifier, at)
+        qtbot.waitUntil(lambda: dock.state.map.saliency.target.name == target, timeout=LIMIT)  # noqa: B023
+        qtbot.waitUntil(lambda: noted[-1:] == [target], timeout=LIMIT)  # noqa: B023
+        assert display.kind.checkedId() == (2 if recipe_of(dock.state.map_layer).outline else 1) == (2 if target == "lesion" else 1)
+        qtbot.waitUntil(lambda: (hotspots._of is not None) and hotspots._of[0] is dock.state.map.saliency, timeout=LIMIT)
 
 
 def test_what_was_exported_or_opened_closes_without_a_word(opened: Any, qtbot: Any, tmp_path: Path) -> None:

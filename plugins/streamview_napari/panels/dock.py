@@ -129,9 +129,9 @@ class Dock(QWidget):
         return bool(super().event(event))
 
     def eventFilter(self, watched: QObject, event: QEvent) -> bool:
-        """Stop the work when the window closes; a click on its cross may still be declined, here and in napari's dialogue."""
+        """Stop the work when the window closes; a click on its cross, or its menu, may still be declined, here and in napari's dialogue."""
         if watched is self._window and event.type() == QEvent.Type.Close:
-            if event.spontaneous():
+            if event.spontaneous() or self._is_whole():
                 if not self.state.closed and not may_close(self.state, self):
                     event.ignore()
                     return True
@@ -139,6 +139,11 @@ class Dock(QWidget):
             else:
                 self.close_work()
         return False
+
+    def _is_whole(self) -> bool:
+        """Whether the canvas is still in the window: a program that closes the viewer takes it out first, the menu does not."""
+        canvas = self._window.centralWidget() if isinstance(self._window, QMainWindow) else None
+        return canvas is not None and any(widget.isVisible() for widget in canvas.findChildren(QWidget))
 
     def _window_may_have_closed(self) -> None:
         if self._window is not None and not self._window.isVisible():
