@@ -133,8 +133,8 @@ def test_folders_are_free_or_go_on(tmp_path: Path) -> None:
 def test_progress_and_the_end_in_words(tmp_path: Path) -> None:
     history = History((1.0, 0.9, 0.8), (Epoch(0, 0, None, 1, None, 0), Epoch(1, 1e-4, 0.95, 0.9, None, 5)), 2)
     step = Step("fine-tuning", 30, 120, 10.0)
-    assert describe_training(step, None, 50) == "Fine-tuning, 25% · 30 s left at most"
-    assert describe_training(step, history, 50) == "Epoch 2 of 50, step 2 of 2 · 30 s left at most"
+    assert describe_training(step, None, 50) == "Fine-tuning, 25% · 30 s left for all epochs"
+    assert describe_training(step, history, 50) == "Epoch 2 of 50, step 2 of 2 · 30 s left for all epochs"
     assert describe_training(Step("fine-tuning", 0, 0, 0), None, 50) == "Fine-tuning, 0%"
     assert describe_end(None, tmp_path) == "Stopped. The base is unchanged, and nothing is kept."
     (tmp_path / "training.safetensors").touch()
@@ -156,7 +156,7 @@ def test_answers_before_and_after() -> None:
     ]
     said = describe_result(found, rows, Path("/out"))
     assert "Epoch 1 is kept, in out." in said
-    assert "Of 3 validation regions 1 became right, 1 wrong." in said
+    assert "Of 3 validation regions 2 were right before, 2 are now." in said
     assert "Research use only" in said
     assert "⚠ of no use" in describe_result(result(DEMO, [], warnings=("of no use",)), [], Path("/out"))
     assert "The base did best" in describe_result(result(DEMO, [], 0), [], Path("/out"))
@@ -199,7 +199,7 @@ def test_the_forecast_in_words(tmp_path: Path) -> None:
         forecast_finetuning(tuning)
     text = describe_forecast(forecast_finetuning(replace(tuning, force=True)))
     assert text.endswith("6 regions (3 patients) train, 2 (1) validate")
-    assert "at most, an epoch " in text
+    assert "for all epochs, an epoch " in text
     assert "peak memory" in text
 
 

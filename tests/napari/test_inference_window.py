@@ -207,7 +207,7 @@ def test_draw_cancel_run_and_look_at_the_answer(
     (answer,) = dock.state.answers
     assert answer.saliency is dock.state.result
     assert answer.prediction.region == region
-    assert not any(layer.visible for layer in viewer.layers if layer.name.startswith("Being computed"))
+    assert not any(layer.visible for layer in viewer.layers if layer.name.startswith(("Being computed", "For the next run")))
     shown = [layer.name for layer in dock.state.maps_of(dock.state.result) if layer.visible]
     assert shown == [f"Class evidence (extent): {answer.prediction.label}"]
     assert result.table.rowCount() == 1

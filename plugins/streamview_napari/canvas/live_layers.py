@@ -52,8 +52,9 @@ class LiveLayers:
     def hide(self) -> None:
         """Hide them: the run has ended."""
         self._drawn = None
-        for layer in self._layers.values():
+        for kind, layer in self._layers.items():
             layer.visible = False
+            layer.name = f"For the next run: {kind}"
 
     def _show(self, kind: str, layer_tuple: LayerTuple) -> None:
         from napari.layers import Layer

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 
-from qtpy.QtCore import QEvent, QSize, Qt, Signal
+from qtpy.QtCore import QEvent, QSize, Qt, QTimer, Signal
 from qtpy.QtGui import QResizeEvent, QShowEvent
 from qtpy.QtWidgets import QFrame, QHBoxLayout, QLabel, QScrollArea, QToolButton, QVBoxLayout, QWidget
 
@@ -114,7 +114,19 @@ class _Stack(QWidget):
         done = bool(super().event(event))
         if event.type() == QEvent.Type.LayoutRequest:
             self.laid_out.emit()
+            QTimer.singleShot(0, self, self._grow)
         return done
+
+    def resizeEvent(self, event: QResizeEvent) -> None:
+        """Wrap texts anew: a scroll bar that has appeared leaves less room for them."""
+        super().resizeEvent(event)
+        if event.size().width() != event.oldSize().width():
+            QTimer.singleShot(0, self, self._grow)
+
+    def _grow(self) -> None:
+        """Ask for what is needed when all that is inside has been laid out: what the area asked for before may have been less."""
+        if self.height() < self.heightForWidth(self.width()):
+            self.updateGeometry()
 
 
 class _Titled(QWidget):

@@ -177,7 +177,9 @@ class FinetuningSection(RunSection[TrainingForecast]):
         self.run.setEnabled(False)
         loaded, labels = self.state.loaded, self.state.labels
         obstacle = None if loaded is None else find_obstacle(labels, loaded.model.card)
-        self.obstacle.setText(f"Fewer than {CASES} patients of a class teach chance: {(obstacle or '').removeprefix('patients: ')}.")
+        self.obstacle.setText(
+            f"With fewer than {CASES} patients of a class the result mostly reflects chance: {(obstacle or '').removeprefix('patients: ')}."
+        )
         for widget in (self.obstacle, self.anyway):
             widget.setVisible(obstacle is not None)
         count = f"{len(labels)} labelled region{'s' * (len(labels) != 1)}" if labels else "labelled regions: draw some above"

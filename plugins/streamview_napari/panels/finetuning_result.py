@@ -41,9 +41,9 @@ class Outcome(QWidget):
         self._rows: list[Answers] = []
         self._state = state
         self.message = quiet_label()
-        self.figures = plain_table(["Validation", "Base", "Tuned", "Baseline"])
+        self.figures = plain_table(["Validation", "Base", "Tuned", "No network"])
         self.figures.setAccessibleName("Figures of base and tuned network")
-        self.figures.setToolTip("Of the validation regions. Baseline: what an answer without any network reaches.")
+        self.figures.setToolTip("Of the validation regions. No network: what the same answer for every region reaches.")
         self.figures.setSelectionMode(QTableWidget.SelectionMode.NoSelection)
         self.figures.setFocusPolicy(Qt.FocusPolicy.NoFocus)
         self.regions = plain_table(["Region of", "Truth", "Base", "Tuned"])

@@ -34,15 +34,21 @@ class Answers:
         The region.
     truth, before, after
         In words.
-    became
-        How the answer changed, where it did.
+    was_right, is_right
+        Whether they are.
     """
 
     example: Example
     truth: str
     before: str
     after: str
-    became: Literal["right", "wrong", ""]
+    was_right: bool
+    is_right: bool
+
+    @property
+    def became(self) -> Literal["right", "wrong", ""]:
+        """How the answer changed, where it did."""
+        return "" if self.was_right is self.is_right else "right" if self.is_right else "wrong"
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +78,7 @@ def compare(result: FinetuneResult) -> list[Answers]:
     for row in result.rows:
         truth = row.example.label
         (before, was), (after, now) = (_answer(logits, truth, card) for logits in (row.before, row.after))
-        became: Literal["right", "wrong", ""] = "" if was is now else "right" if now else "wrong"
-        rows.append(Answers(row.example, truth.replace(";", ", ") or "none", before, after, became))
+        rows.append(Answers(row.example, truth.replace(";", ", ") or "none", before, after, bool(was), bool(now)))
     return rows
 
 
@@ -81,8 +86,8 @@ def describe_result(result: FinetuneResult, rows: Sequence[Answers], out: Path) 
     """Say in a few lines what came out."""
     lines = [f"Epoch {result.best} is kept, in {out.name}." if result.best else f"The base did best; it is what {out.name} holds."]
     if rows and result.model.card.task != "regression":
-        right, wrong = (sum(row.became == word for row in rows) for word in ("right", "wrong"))
-        lines.append(f"Of {len(rows)} validation regions {right} became right, {wrong} wrong.")
+        before, after = sum(row.was_right for row in rows), sum(row.is_right for row in rows)
+        lines.append(f"Of {len(rows)} validation regions {before} were right before, {after} are now.")
     return "\n".join([*lines, *(f"⚠ {warning}" for warning in result.warnings), RESEARCH_USE])
 
 

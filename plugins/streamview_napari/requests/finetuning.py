@@ -190,7 +190,7 @@ def describe_forecast(forecast: TrainingForecast) -> str:
     epoch = "features computed once" if forecast.cached else f"an epoch {format_seconds(forecast.epoch_seconds)}"
     (regions, patients), (others, of) = forecast.train, forecast.validation
     return (
-        f"{seconds} at most, {epoch}, peak memory {memory} on {forecast.device}\n"
+        f"{seconds} for all epochs, {epoch}, peak memory {memory} on {forecast.device}\n"
         f"{regions} regions ({patients} patients) train, {f'{others} ({of})' if others else 'none'} validate"
     )
 
@@ -271,10 +271,10 @@ def is_begun(folder: Path) -> bool:
 
 
 def describe_training(step: Step, history: History | None, epochs: int) -> str:
-    """Say where a training is, and how long it will take at most: it may end before its last epoch."""
+    """Say where a training is, and how long all epochs will take: it may end before the last."""
     from streamview.streaming.run.timing import format_seconds
 
-    left = "" if step.remaining is None else f" · {format_seconds(step.remaining)} left at most"
+    left = "" if step.remaining is None else f" · {format_seconds(step.remaining)} left for all epochs"
     if history is None or not history.epochs:
         return f"{step.task[0].upper()}{step.task[1:]}, {step.done / max(step.total, 1):.0%}{left}"
     epoch = min(history.epochs[-1].number + 1, epochs)
