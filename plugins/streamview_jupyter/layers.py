@@ -9,7 +9,7 @@ from typing import Any
 import traitlets
 
 from streamview.results import Saliency
-from streamview.results.display import PALETTES, TITLES, Recipe, usual_recipe
+from streamview.results.display import PALETTES, TITLES, Glass, Recipe
 from streamview_jupyter.sources import LiveMap, MapValues
 
 __all__ = ["LiveLayer", "MapLayer"]
@@ -47,10 +47,11 @@ class MapLayer(traitlets.HasTraits):
     colormap = traitlets.Enum(list(PALETTES), default_value="teal-lime")
     blur_um = traitlets.Float(6.0, min=0, max=1000)
 
-    def __init__(self, number: int, saliency: Saliency, changed: Callable[[MapLayer, bool], None], recipe: Recipe | None = None) -> None:
-        recipe = recipe or usual_recipe(saliency)
+    def __init__(
+        self, number: int, saliency: Saliency, changed: Callable[[MapLayer, bool], None], recipe: Recipe, glass: Glass | None = None
+    ) -> None:
         self.number, self.saliency, self.epoch = number, saliency, 0
-        self.source = MapValues(saliency, recipe)
+        self.source = MapValues(saliency, recipe, glass)
         shown = self.source.shown.shown
         super().__init__(
             heat=recipe.heat,

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from streamview.geometry import Region
 from streamview.results import Saliency
-from streamview.results.display import Recipe
+from streamview.results.display import Glass, Recipe
 from streamview.results.shown_map import ShownMap
 from streamview.slides import Slide
 from streamview.slides.thumbnail import thumbnail
@@ -106,10 +106,13 @@ class MapValues:
     ----------
     saliency, recipe
         The map, and how it is blurred.
+    glass
+        Where the region is empty, and nothing is shown if the recipe says so; None: not known.
     """
 
-    def __init__(self, saliency: Saliency, recipe: Recipe) -> None:
+    def __init__(self, saliency: Saliency, recipe: Recipe, glass: Glass | None = None) -> None:
         self._shown = ShownMap(saliency, recipe)
+        self._shown.glass = glass
         self._lock = threading.Lock()  # what is blurred is kept
 
     @property
@@ -142,6 +145,9 @@ class MapValues:
         rows, columns = _bounds(tile, levels[tile.level].shape)
         with self._lock:
             values = np.array(self._shown.blurred(tile.level, rows, columns))
+            hidden = self._shown.hidden(tile.level, rows, columns)
+        if hidden is not None:
+            values[hidden] = 0
         return encode_values(values)
 
 

@@ -24,6 +24,7 @@ from streamview.labels.annotations import Annotation, read_annotations
 from streamview.networks import Model
 from streamview.results import RESEARCH_USE, Method, Prediction, Saliency
 from streamview.results.display import Preset, default_preset, usual_recipe
+from streamview.results.overlay import find_glass
 from streamview.slides import Slide, as_slide, open_slide
 from streamview_jupyter.jobs import Job
 from streamview_jupyter.layers import LiveLayer, MapLayer
@@ -109,7 +110,7 @@ class View(anywidget.AnyWidget):
         Raises
         ------
         StreamviewError
-            When the result is of another slide, or has no such map.
+            When the result is of another slide, or has no such map, or a part of the slide cannot be read.
         traitlets.TraitError
             When a value of `display` is out of its range.
         """
@@ -123,9 +124,10 @@ class View(anywidget.AnyWidget):
         if unknown:
             names = ", ".join(sorted(MapLayer.class_trait_names()))
             raise StreamviewError(f"unknown display setting {', '.join(unknown)}: expected some of {names}")
+        glass = find_glass(self.slide, result.prediction.region) if recipe.glass else None
         with self._changing:
             self._number += 1
-            layer = MapLayer(self._number, result, self._layer_changed, recipe)
+            layer = MapLayer(self._number, result, self._layer_changed, recipe, glass)
             for name, value in display.items():
                 setattr(layer, name, value)
             self._server.set_source(layer.number, layer.epoch, layer.source)
@@ -172,7 +174,7 @@ class View(anywidget.AnyWidget):
     def hotspots(self) -> tuple[Hotspot, ...]:
         """Areas that the topmost visible map shows, ranked; empty without one."""
         visible = [layer for layer in self.layers if layer.visible]
-        return find_hotspots(visible[-1].saliency, visible[-1].recipe) if visible else ()
+        return find_hotspots(visible[-1].saliency, visible[-1].recipe, glass=visible[-1].source.shown.glass) if visible else ()
 
     def goto(self, *, x: float, y: float, mpp: float | None = None) -> None:
         """Centre the view on a level-0 position.

@@ -124,10 +124,17 @@ class ShownMap:
         shares = self.blurred(level, rows, columns) * np.float32(FULL * (1 + 1e-6) / self.shown.cap)
         clipped: NDArray[np.float32] = np.nan_to_num(shares, copy=False).clip(0, FULL, out=shares)  # NaN: a patch that was not computed
         codes = clipped.astype(np.uint8)
-        if self.glass is not None and self.shown.recipe.glass:
-            (sy, sx), (oy, ox) = self.map.placed(level)
-            codes[self.glass.over(oy + sy * np.arange(*rows, dtype=float), ox + sx * np.arange(*columns, dtype=float))] = 0
+        hidden = self.hidden(level, rows, columns)
+        if hidden is not None:
+            codes[hidden] = 0
         return codes
+
+    def hidden(self, level: int, rows: tuple[int, int], columns: tuple[int, int]) -> NDArray[np.bool_] | None:
+        """Where a part of a level lies on glass, and the recipe hides that, bool; None where nothing is hidden."""
+        if self.glass is None or not self.shown.recipe.glass:
+            return None
+        (sy, sx), (oy, ox) = self.map.placed(level)
+        return self.glass.over(oy + sy * np.arange(*rows, dtype=float), ox + sx * np.arange(*columns, dtype=float))
 
     def raw(self, y: float, x: float) -> float | None:
         """The raw value at a level-0 position; None outside the map."""

@@ -16,6 +16,8 @@ import pytest
 pytest.importorskip("anywidget")
 
 import streamview_jupyter
+from streamview_jupyter.messages import Tile
+from streamview_jupyter.sources import decode_values
 
 import streamview
 from streamview import Compute
@@ -92,6 +94,19 @@ def test_a_layer_is_live(view: Any, result: Any) -> None:
     view.remove(layer)
     assert view.layers == ()
     assert view._layers == []
+
+
+def test_nothing_is_shown_on_glass(view: Any, result: Any) -> None:
+    """The paper's blur of 100 um reaches far over the edge of the tissue."""
+    layer = view.add_saliency(result, "paper")
+    shown = layer.source.shown
+    height, width = shown.map.levels[1].shape
+    values = decode_values(layer.source.tile(Tile(1, 0, 1, 0, 0)), (min(256, height), min(256, width)))
+    hidden = shown.hidden(1, (0, values.shape[0]), (0, values.shape[1]))
+    assert hidden.any()
+    assert not hidden.all()
+    assert (values[hidden] == 0).all()
+    assert (values[~hidden] > 0).any()
 
 
 def test_what_does_not_fit_is_refused(view: Any, result: Any) -> None:
@@ -185,7 +200,7 @@ def test_regions_hotspots_and_going_there(view: Any, result: Any, tmp_path: Path
 
     assert view.hotspots == ()
     layer = view.add_saliency(result)
-    expected = [(each.peak, each.area) for each in find_hotspots(result, layer.recipe)]
+    expected = [(each.peak, each.area) for each in find_hotspots(result, layer.recipe, glass=layer.source.shown.glass)]
     assert [(each.peak, each.area) for each in view.hotspots] == expected != []
     view.add_regions(write_hotspots(result, usual_recipe(result), tmp_path / "hotspots.geojson"))
     assert len(view._regions) >= len(view.hotspots)
