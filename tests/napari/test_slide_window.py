@@ -117,6 +117,7 @@ class TestWindow:
         assert panel.choice.isVisible()
         assert not panel.name.isVisible()
         assert panel.choice.currentText() == second.name
+        np.testing.assert_allclose(viewer.scene.camera.center[1:], np.mean(second.extent.world, 0)[-2:], rtol=0.02)  # it is seen whole
         click(panel.choice)
         settle(qtbot)
         key(panel.choice.view(), Qt.Key.Key_Up)

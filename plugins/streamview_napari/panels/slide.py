@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 from qtpy.QtCore import Qt, QTimer, Signal
 from qtpy.QtGui import QResizeEvent
@@ -109,6 +110,7 @@ class SlideSection(Section):
         self.stop.clicked.connect(self._cancel)
         self._work: Work | None = None
         self._dialog: MppDialog | None = None
+        self._shown: WeakSet[Image] = WeakSet()
         self._slides: list[Image | tuple[str, str]] = []  # as they are listed; of a job: its folder and the slide's id
         state.events.slide_changed.connect(self._show)
         for event in (viewer.layers.events.inserted, viewer.layers.events.removed):
@@ -128,8 +130,12 @@ class SlideSection(Section):
         self._list()
         if self._dialog is not None:
             self._dialog.reject()
-        if slide is None:
+        if layer is None or slide is None:
             return
+        if layer not in self._shown:  # a slide that comes after others is looked at whole, as the first is
+            if len(self._shown):
+                self.viewer.reset_view(layers=[layer])
+            self._shown.add(layer)
         self.name.write(slide.name)
         self.name.setToolTip(str(self.state.slide_path or slide.name))
         self.extent.setText(f"{describe_size(slide.shape, slide.mpp)}\n{describe_resolution(slide)}")
