@@ -1,4 +1,4 @@
-"""Execute the notebooks of this folder and save them with their outputs: ``python examples/execute.py [NAME ...]``, or ``make notebooks``.
+"""Execute the notebooks in ``examples`` and save them with their outputs: ``make notebooks``, or ``python docs/notebooks.py 01 04``.
 
 What differs from machine to machine is left out of what is saved: paths, times of execution, and views without their widget.
 """
@@ -16,9 +16,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-FOLDER = Path(__file__).parent
-ROOT = FOLDER.parent
-LIMIT = 800_000  # bytes of a notebook
+ROOT = Path(__file__).parents[1]
+FOLDER = ROOT / "examples"
+LIMIT = 700_000  # bytes of a notebook
 _VIEW = "application/vnd.jupyter.widget-view+json"
 _PALETTE = 256  # colours of a picture that is saved
 _TIMEOUT = 300  # s for a cell
@@ -58,7 +58,12 @@ def execute(path: Path, folder: Path) -> Any:
     }
     resources = {"metadata": {"path": str(folder)}}
     client = NotebookClient(
-        notebook, timeout=_TIMEOUT, kernel_name="python3", resources=resources, record_timing=False, store_widget_state=False
+        notebook,
+        timeout=_TIMEOUT,
+        kernel_name="python3",
+        resources=resources,
+        record_timing=False,
+        store_widget_state=False,
     )
     client.execute(env=environment)
     return notebook
@@ -147,7 +152,10 @@ def _small(picture: str) -> str:
     from PIL import Image
 
     with Image.open(io.BytesIO(base64.b64decode(picture))) as image:
-        small, file = image.convert("RGB").quantize(_PALETTE, dither=Image.Dither.NONE), io.BytesIO()
+        small, file = (
+            image.convert("RGB").quantize(_PALETTE, dither=Image.Dither.NONE),
+            io.BytesIO(),
+        )
     small.save(file, "png", optimize=True)
     return base64.b64encode(file.getvalue()).decode("ascii")
 
