@@ -17,7 +17,7 @@ WHEELS := zarr numcodecs donfig google-crc32c imagecodecs openslide-python opens
 # Compiled files are kept: each process that a test starts would otherwise compile everything anew.
 PYTEST := env -u PYTHONDONTWRITEBYTECODE OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
-.PHONY: help demo test test-slow lint bench bench-full docs dist gpu gpu-wheels screenshots debian clean
+.PHONY: help demo test test-slow lint bench bench-full docs notebooks dist gpu gpu-wheels screenshots debian clean
 
 help:  ## Show the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 13
@@ -45,6 +45,9 @@ bench-full: .venv/.test  ## Five networks at 1024 to 4096 px, then page and pict
 
 docs: .venv/.docs  ## The pages and the API reference as a site, docs/_build/index.html; a warning is an error
 	$(BIN)/python -m sphinx -q -W --keep-going -j 2 docs docs/_build
+
+notebooks: .venv/.test  ## Execute the notebooks in examples and save them with their outputs, to be looked at; five minutes
+	$(BIN)/python docs/notebooks.py
 
 dist: .venv/pyvenv.cfg $(PINS)  ## Source distribution and wheel, in dist/
 	$(BIN)/pip install -q -c constraints.txt hatchling

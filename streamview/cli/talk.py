@@ -128,7 +128,8 @@ class Talk:
         """The forecast of all slides."""
         self._bars.close()
         for name, reason in ahead.refused:
-            complain(f"will fail: {name}: {' '.join(reason.split())}")
+            named = reason if reason.startswith(f"{name}: ") else f"{name}: {reason}"  # most reasons name their slide
+            complain(f"will fail: {' '.join(named.split())}")
         say(f"forecast: {ahead}")
         if ahead.disk_bytes > ahead.disk_free:
             warn("the disk may be too small for the maps: free some space, write to another disk, or name fewer targets")
@@ -145,7 +146,9 @@ class Talk:
         elif left:
             warn(f"stopped at {run.failed[-1]} with {left} slides left: --skip-errors continues after a slide that fails")
         if self._counts["failed before"]:
-            warn(f"{self._counts['failed before']} slides failed before and nothing has changed: --retry-failed tries them again")
+            count = self._counts["failed before"]
+            failed = "1 slide" if count == 1 else f"{count} slides"
+            warn(f"{failed} failed before and nothing has changed: --retry-failed tries again")
         show_cost(run.seconds or 0.0)
         return 1 if run.failed else 0
 

@@ -381,3 +381,9 @@ class Branching(nn.Module):
 def test_refusals_name_the_layer_and_the_reason(network: nn.Module, message: str) -> None:
     with pytest.raises(NotStreamableError, match=message):
         stream(network)
+
+
+def test_a_refused_branch_prints_and_logs_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(NotStreamableError):
+        stream(Branching())
+    assert capfd.readouterr() == ("", "")

@@ -294,6 +294,16 @@ def _refuse_fake_quantisation(module: nn.Module) -> None:
             )
 
 
+@contextlib.contextmanager
+def _silent_export() -> Iterator[None]:
+    """Keep torch.export from logging and printing the graph at every attempt that a branch on the pixels makes fail."""
+    from torch.export import _trace  # imports half of torch's compiler
+
+    log = logging.getLogger("torch.fx.experimental.symbolic_shapes")
+    with mock.patch.object(log, "disabled", True), mock.patch.object(_trace, "print", create=True):
+        yield
+
+
 def quiet() -> AbstractContextManager[Any]:
     """Keep torch from showing the tracebacks of calls that fail on tensors without memory: these are asked for what fits."""
     return mock.patch.object(logging.getLogger("torch._subclasses.fake_tensor"), "disabled", True)
@@ -357,7 +367,7 @@ def _exported(module: nn.Module, channels: int) -> fx.GraphModule:
     example = torch.zeros(2, channels, *_EXAMPLE, dtype=first.dtype, device=first.device)
     dims = {0: torch.export.Dim.AUTO, 2: torch.export.Dim.AUTO, 3: torch.export.Dim.AUTO}
     # by default torch.export takes it that nothing depends on whether a length is one
-    with warnings.catch_warnings(), quiet(), _config.patch(backed_size_oblivious=True), _OwnSize():  # type: ignore[attr-defined]
+    with warnings.catch_warnings(), quiet(), _silent_export(), _config.patch(backed_size_oblivious=True), _OwnSize():  # type: ignore[attr-defined]
         warnings.simplefilter("ignore")
         exported = torch.export.export(module, (example,), dynamic_shapes=(dims,), strict=False)
     result = exported.module()
