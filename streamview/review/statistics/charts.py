@@ -53,13 +53,21 @@ def draw_lines(figure: mpl.Figure, comparison: Comparison, name: str = "") -> No
         colour, marker = (RED, "v") if line.harmed else (GREY, "o")
         axes.plot((0, 1), (line.unaided, line.aided), color=colour, marker=marker, markersize=4.5, linewidth=1.2, alpha=0.9, clip_on=False)
     means = comparison.unaided, comparison.aided
-    axes.plot(_MEAN, [mean.value for mean in means], color=BLUE, linewidth=2.6, marker="s", markersize=6, zorder=4)
+    axes.plot(
+        _MEAN,
+        [mean.value if mean.value is not None else np.nan for mean in means],
+        color=BLUE,
+        linewidth=2.6,
+        marker="s",
+        markersize=6,
+        zorder=4,
+    )
     for place, mean in zip(_MEAN, means, strict=True):
         if mean.low is not None and mean.high is not None:
             axes.vlines(place, mean.low, mean.high, color=BLUE, linewidth=1.6, zorder=4)
     low, high = _limits(comparison)
     axes.set(xlim=(-0.3, 1.75), ylim=(low, high))
-    _name_readers(axes, comparison, (high - low) / 24)
+    _name_readers(axes, comparison, 0.17 * (high - low) / (lines_size(comparison)[1] - 2.1))
     axes.set_xticks((0, 1), ("unaided", "aided"))
     axes.set_ylabel(label, fontsize=TEXT, color=INK)
     frame(axes)
@@ -145,7 +153,7 @@ def _limits(comparison: Comparison) -> tuple[float, float]:
 def _name_readers(axes: Axes, comparison: Comparison, apart: float) -> None:
     """Write each reader's name beside the aided end, names at least `apart` from each other."""
     lines = sorted(comparison.lines, key=lambda line: line.aided)
-    places = _spread([line.aided for line in lines], apart)
+    places = _spread([line.aided for line in lines], apart, axes.get_ylim()[0])
     for line, place in zip(lines, places, strict=True):
         colour = RED if line.harmed else INK
         text = f"{short(line.reader)}  {line.change.value:+.3f}"
@@ -157,15 +165,18 @@ def _name_readers(axes: Axes, comparison: Comparison, apart: float) -> None:
             color=colour,
             va="center",
             annotation_clip=False,
-            arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.5, "alpha": 0.5, "shrinkA": 1, "shrinkB": 3},
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
+            arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.5, "alpha": 0.5, "shrinkA": 1, "shrinkB": 3, "relpos": (0, 0.5)},
         )
 
 
-def _spread(values: Sequence[float], apart: float) -> list[float]:
-    """Move sorted values as little as needed, and no value above the largest one, so that neighbours are apart."""
+def _spread(values: Sequence[float], apart: float, lowest: float) -> list[float]:
+    """Move sorted values down as far as needed for neighbours to be apart, and up again where they fell below the lowest place."""
     places = list(values)
     for index in range(len(places) - 2, -1, -1):
         places[index] = min(places[index], places[index + 1] - apart)
+    for index in range(len(places)):
+        places[index] = max(places[index], places[index - 1] + apart if index else lowest)
     return places
 
 
