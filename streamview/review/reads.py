@@ -67,7 +67,7 @@ class Read:
 
 
 def group_reads(reads: Iterable[Read]) -> dict[tuple[str, Modality], dict[str, Read]]:
-    """Group reads by reader and modality, then by case; everything in the order of ids.
+    """Group reads by reader and modality, unaided first, then by case; readers and cases in the order of ids.
 
     Raises
     ------
@@ -75,7 +75,7 @@ def group_reads(reads: Iterable[Read]) -> dict[tuple[str, Modality], dict[str, R
         If a reader has two reads of one case in one modality.
     """
     groups: dict[tuple[str, Modality], dict[str, Read]] = {}
-    for read in sorted(reads, key=lambda read: (read.reader, read.modality, read.case)):
+    for read in sorted(reads, key=lambda read: (read.reader, read.modality != "unaided", read.case)):
         group = groups.setdefault((read.reader, read.modality), {})
         if read.case in group:
             raise ReviewError(f"{read.place}: two {read.modality} reads; expected one, so pass the final one alone")

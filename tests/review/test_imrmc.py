@@ -43,8 +43,8 @@ def test_a_file_is_written_line_by_line():
         "NM: 2",
         "BEGIN DATA:",
         "-1,c1,truth,1",
-        "r1,c1,aided,2.5",
         "r1,c1,unaided,1",
+        "r1,c1,aided,2.5",
     ]
 
 
@@ -86,6 +86,8 @@ BROKEN = [
     ("r1,c1,unaided,0.25", "r1, c1,unaided,0.25", "line 10: .*without spaces"),
     ("r1,c1,unaided,0.25", "r1,c1,Unaided,0.25", "line 10: modality 'Unaided'; expected unaided or aided"),
     ("r1,c1,unaided,0.25", "r1,c1,unaided,nan", "line 10: score 'nan'; expected a finite number"),
+    ("r1,c1,unaided,0.25", "r1,c1,unaided,1_0", "line 10: score '1_0'"),
+    ("r1,c1,unaided,0.25", "r1,c1,unaided,1e999", "line 10: score '1e999'"),
     ("r1,c1,unaided,0.25", "r1,c1,unaided,high", "line 10: score 'high'"),
     ("r1,c2,unaided,3", "r1,c1,unaided,3", "line 11: reader r1, case c1, modality unaided is also in line 10"),
 ]
@@ -122,7 +124,7 @@ def test_what_the_format_cannot_hold_is_refused(read, truth, message):
 
 def test_a_title_is_none_of_the_files_own_lines():
     read, truth = Read("r", "c", "aided", "a", 1), {"c": "a"}
-    for title in ("N0: 3", "BEGIN DATA:", "two\nlines"):
+    for title in ("N0: 3", "BEGIN DATA:", "two\nlines", "two\u2028lines"):
         with pytest.raises(ReviewError, match="title"):
             format_imrmc([read], truth, "a", title=title)
     with pytest.raises(ReviewError, match="no reads"):

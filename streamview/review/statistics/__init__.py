@@ -14,7 +14,8 @@ from streamview.review.statistics.agreement import (
 )
 from streamview.review.statistics.change import AiUse, Change, exact_mcnemar, measure_change, pool_changes
 from streamview.review.statistics.estimate import Estimate, Proportion
-from streamview.review.statistics.mrmc import Analysis, Comparison, ReaderLine, analyse, compare_modalities
+from streamview.review.statistics.model import Analysis, analyse
+from streamview.review.statistics.mrmc import Comparison, ReaderLine, compare_modalities
 
 __all__ = [
     "Agreement",

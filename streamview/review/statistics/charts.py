@@ -128,7 +128,10 @@ def draw_change(figure: mpl.Figure, change: Change, name: str = "") -> None:
 
 def _texts(comparison: Comparison) -> list[str]:
     """Scope, mean change and left-out cases, one line each."""
-    scope = f"{len(comparison.lines)} readers, {comparison.cases} cases"
+    readers, cases = len(comparison.lines), comparison.cases
+    scope = f"{readers} reader{'' if readers == 1 else 's'}, {cases} case{'' if cases == 1 else 's'}"
+    if comparison.measure != "accuracy":
+        scope += f" ({comparison.positives} positive)"
     if comparison.left_out:
         scope += f"; {len(comparison.left_out)} left out: of unknown truth, or not read by all both ways"
     p = "" if comparison.analysis is None else f", p = {format_figure(comparison.analysis.p)}"

@@ -19,6 +19,7 @@ __all__ = ["format_imrmc", "parse_imrmc"]
 
 _BEGIN = "BEGIN DATA:"
 _COUNTS = ("N0", "N1", "NR", "NM")
+_DECIMAL = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?")
 _TRUTH_READER = "-1"
 _TRUTH_MODALITIES = ("truth", "0")  # the program's own examples have 0
 _NAMES: Mapping[str, Modality] = MappingProxyType({"unaided": "unaided", "aided": "aided"})
@@ -58,7 +59,7 @@ def format_imrmc(reads: Iterable[Read], truth: Truth, positive: str | Collection
     r1,c1,aided,80
     <BLANKLINE>
     """
-    if "\n" in title or "\r" in title or re.match(rf"\s*({'|'.join(_COUNTS)}|{_BEGIN[:-1]}):", title):
+    if len(title.splitlines()) > 1 or re.match(rf"\s*({'|'.join(_COUNTS)}|{_BEGIN[:-1]}):", title):
         raise ReviewError(f"title {title!r}; expected one line that is none of the file's own")
     groups = group_reads(reads)
     ordered = [read for group in groups.values() for read in group.values()]
@@ -184,10 +185,7 @@ def _modality(number: int, name: str, modalities: Mapping[str, Modality]) -> Mod
 
 
 def _number(number: int, text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
+    value = float(text) if _DECIMAL.fullmatch(text) else math.nan
     if not math.isfinite(value):
         raise ReviewError(f"line {number}: score {text!r}; expected a finite number")
     return value
