@@ -9,7 +9,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streamview.evaluation.bootstrap import format_figure
-from streamview.evaluation.drawing import BLUE, FOOT, GREY, HEAD, INK, PALE, RED, SMALL, TEXT, frame, page, ramp, short, write_chart
+from streamview.evaluation.drawing import (
+    BLUE,
+    FOOT,
+    GREY,
+    HEAD,
+    INK,
+    PALE,
+    RED,
+    SMALL,
+    TEXT,
+    draw_matrix,
+    frame,
+    matrix_size,
+    page,
+    short,
+    write_chart,
+)
 from streamview.evaluation.metrics import Metrics
 
 if TYPE_CHECKING:
@@ -18,15 +34,13 @@ if TYPE_CHECKING:
 __all__ = ["chart_size", "draw_confusion", "draw_reliability", "draw_scatter", "write_chart"]
 
 _ACROSS = 3  # scatter plots per row
-_FEW = 6  # classes up to which the cells have room for a second number
 
 
 def chart_size(metrics: Metrics, what: str) -> tuple[float, float]:
     """Width and height in inches at which ``"confusion"``, ``"reliability"`` or ``"scatter"`` is legible."""
     count = len(metrics.outputs)
     if what == "confusion":
-        side = min(max(4.21, 0.62 * count + 2.0), 14.0)
-        return side + 1.9, side + HEAD + FOOT
+        return matrix_size(count)
     if what == "scatter":
         return 4.4 * min(count, _ACROSS) + 0.4, 4.9 * math.ceil(count / _ACROSS) + HEAD + FOOT
     return 5.6, 5.5
@@ -44,34 +58,9 @@ def draw_confusion(figure: mpl.Figure, metrics: Metrics, name: str = "") -> None
     name
         Name of the network, for the title.
     """
-    counts = np.array(metrics.confusion)
-    rows = counts.sum(1, keepdims=True)
-    shares = np.divide(counts, rows, out=np.zeros(counts.shape), where=rows > 0)
-    names = [short(output.name) for output in metrics.outputs]
     page(figure, "Answers by true class", name, [_scope(metrics), _accuracy(metrics), f"balanced accuracy {metrics.balanced_accuracy}"])
-    axes = figure.subplots()
-    image = axes.imshow(shares, cmap=ramp(), vmin=0, vmax=1)
-    size = min(15.0, 20 * (chart_size(metrics, "confusion")[0] - 3.4) / len(names))
-    for row, column in np.ndindex(*counts.shape):
-        ink = "white" if shares[row, column] > 0.55 else INK if counts[row, column] else GREY
-        axes.text(column, row, f"{counts[row, column]}", ha="center", va="center", fontsize=size, color=ink)
-        if len(names) <= _FEW:
-            axes.text(column, row + 0.3, f"{shares[row, column]:.0%}", ha="center", va="center", fontsize=min(SMALL, 0.6 * size), color=ink)
-    across = len(names) > 4 or max(map(len, names)) * len(names) > 40
-    ticks = range(len(names))
-    axes.set_xticks(ticks, names, rotation=40 if across else 0, ha="right" if across else "center", rotation_mode="anchor")
-    axes.set_yticks(ticks, [f"{label}  (n = {output.regions})" for label, output in zip(names, metrics.outputs, strict=True)])
-    axes.set_xlabel("answered class", fontsize=TEXT, color=INK)
-    axes.set_ylabel("true class", fontsize=TEXT, color=INK)
-    axes.tick_params(length=0, labelsize=TEXT if len(names) <= _FEW else SMALL, colors=INK)
-    for edge in range(1, len(names)):
-        axes.axhline(edge - 0.5, color="white", linewidth=1.5)
-        axes.axvline(edge - 0.5, color="white", linewidth=1.5)
-    axes.spines[:].set_visible(False)
-    bar = figure.colorbar(image, ax=axes, fraction=0.045, pad=0.03, format=lambda share, _: f"{share:.0%}")
-    bar.set_label("share of the true class", fontsize=SMALL, color=GREY)
-    bar.ax.tick_params(labelsize=SMALL, colors=GREY, length=2)
-    bar.outline.set_visible(False)
+    names = [output.name for output in metrics.outputs]
+    draw_matrix(figure, metrics.confusion, names, ("true class", "answered class", "share of the true class"))
 
 
 def draw_reliability(figure: mpl.Figure, metrics: Metrics, name: str = "") -> None:

@@ -14,6 +14,7 @@ from streamview.review.statistics.agreement import (
 )
 from streamview.review.statistics.change import AiUse, Change, exact_mcnemar, measure_change, pool_changes
 from streamview.review.statistics.estimate import Estimate, Proportion
+from streamview.review.statistics.imrmc import format_imrmc, parse_imrmc
 from streamview.review.statistics.model import Analysis, analyse
 from streamview.review.statistics.mrmc import Comparison, ReaderLine, compare_modalities
 
@@ -34,11 +35,13 @@ __all__ = [
     "compare_modalities",
     "exact_mcnemar",
     "fleiss_kappa",
+    "format_imrmc",
     "krippendorff_alpha",
     "measure_accuracy",
     "measure_agreement",
     "measure_auc",
     "measure_change",
     "measure_times",
+    "parse_imrmc",
     "pool_changes",
 ]

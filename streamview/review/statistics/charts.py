@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from streamview.evaluation.bootstrap import format_figure
-from streamview.evaluation.drawing import BLUE, FOOT, GREY, HEAD, INK, RED, SMALL, TEXT, frame, page, ramp, short
+from streamview.evaluation.drawing import BLUE, FOOT, GREY, HEAD, INK, RED, SMALL, TEXT, draw_matrix, frame, matrix_size, page, short
 from streamview.review.statistics.change import Change
 from streamview.review.statistics.estimate import Estimate
 from streamview.review.statistics.mrmc import Comparison
@@ -26,7 +26,6 @@ _SCOPES = {
     "readers": "other readers of these cases",
 }
 _MEAN = (-0.16, 1.16)  # where the mean stands beside the lines
-_FEW = 6  # classes up to which the cells have room for a second number
 
 
 def lines_size(comparison: Comparison) -> tuple[float, float]:
@@ -79,8 +78,7 @@ def draw_lines(figure: mpl.Figure, comparison: Comparison, name: str = "") -> No
 
 def change_size(change: Change) -> tuple[float, float]:
     """Width and height in inches at which `draw_change` is legible."""
-    side = min(max(4.21, 0.62 * len(change.classes) + 2.0), 14.0)
-    return side + 1.9, side + HEAD + FOOT + 0.15
+    return matrix_size(len(change.classes))
 
 
 def draw_change(figure: mpl.Figure, change: Change, name: str = "") -> None:
@@ -95,35 +93,10 @@ def draw_change(figure: mpl.Figure, change: Change, name: str = "") -> None:
     """
     from matplotlib.patches import Rectangle
 
-    counts = np.array(change.matrix)
-    rows = counts.sum(1, keepdims=True)
-    shares = np.divide(counts, rows, out=np.zeros(counts.shape), where=rows > 0)
-    names = [short(text) for text in change.classes]
     page(figure, "Verdicts before and after the AI", name, _change_texts(change))
-    axes = figure.subplots()
-    image = axes.imshow(shares, cmap=ramp(), vmin=0, vmax=1)
-    size = min(15.0, 20 * (change_size(change)[0] - 3.4) / len(names))
-    for row, column in np.ndindex(*counts.shape):
-        ink = "white" if shares[row, column] > 0.55 else INK if counts[row, column] else GREY
-        axes.text(column, row, f"{counts[row, column]}", ha="center", va="center", fontsize=size, color=ink)
-        if len(names) <= _FEW:
-            axes.text(column, row + 0.3, f"{shares[row, column]:.0%}", ha="center", va="center", fontsize=min(SMALL, 0.6 * size), color=ink)
-    for edge in range(1, len(names)):
-        axes.axhline(edge - 0.5, color="white", linewidth=1.5)
-        axes.axvline(edge - 0.5, color="white", linewidth=1.5)
-    for place in range(len(names)):
+    axes = draw_matrix(figure, change.matrix, change.classes, ("unaided verdict", "aided verdict", "share of the unaided verdict"))
+    for place in range(len(change.classes)):
         axes.add_patch(Rectangle((place - 0.48, place - 0.48), 0.96, 0.96, fill=False, edgecolor=GREY, linewidth=1.2))
-    across = len(names) > 4 or max(map(len, names)) * len(names) > 40
-    axes.set_xticks(range(len(names)), names, rotation=40 if across else 0, ha="right" if across else "center", rotation_mode="anchor")
-    axes.set_yticks(range(len(names)), [f"{text}  (n = {count})" for text, count in zip(names, rows.ravel(), strict=True)])
-    axes.set_xlabel("aided verdict", fontsize=TEXT, color=INK)
-    axes.set_ylabel("unaided verdict", fontsize=TEXT, color=INK)
-    axes.tick_params(length=0, labelsize=TEXT if len(names) <= _FEW else SMALL, colors=INK)
-    axes.spines[:].set_visible(False)
-    bar = figure.colorbar(image, ax=axes, fraction=0.045, pad=0.03, format=lambda share, _: f"{share:.0%}")
-    bar.set_label("share of the unaided verdict", fontsize=SMALL, color=GREY)
-    bar.ax.tick_params(labelsize=SMALL, colors=GREY, length=2)
-    bar.outline.set_visible(False)
 
 
 def _texts(comparison: Comparison) -> list[str]:
