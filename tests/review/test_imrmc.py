@@ -70,6 +70,7 @@ def test_what_was_written_is_read_again(scores, data):
 
 BROKEN = [
     ("BEGIN DATA:", "BEGIN:", "line 13: the file ends without a line 'BEGIN DATA:'"),
+    ("BEGIN DATA:", " BEGIN DATA: ", "line 13: the file ends without a line"),
     ("N0: 1\n", "", "line 6: no line 'N0'"),
     ("N1: 1", "N1: one", "line 4: 'N1: one'; expected a whole number"),
     ("N1: 1", "N0: 1", "line 4: N0 is also in line 3"),

@@ -106,7 +106,7 @@ def parse_imrmc(text: str, modalities: Mapping[str, Modality] = _NAMES) -> tuple
         The message names the line.
     """
     lines = text.splitlines()
-    begin = next((number for number, line in enumerate(lines) if line.strip() == _BEGIN), None)
+    begin = next((number for number, line in enumerate(lines) if line == _BEGIN), None)
     if begin is None:
         raise ReviewError(f"line {max(len(lines), 1)}: the file ends without a line {_BEGIN!r}; expected it in front of the data")
     stated = _stated(lines[:begin])
