@@ -20,6 +20,7 @@ __all__ = [
     "ModelError",
     "NotStreamableError",
     "RegionError",
+    "ReviewError",
     "SlideError",
     "SlideWarning",
     "StreamviewError",
@@ -125,6 +126,10 @@ class ModelError(StreamviewError):
 
 class LabelError(StreamviewError):
     """Labelled regions are missing, invalid, too few, or cannot be split."""
+
+
+class ReviewError(StreamviewError):
+    """A review session, its reads or its file are missing, contradictory, or too few for what is computed."""
 
 
 class TrainingError(StreamviewError):

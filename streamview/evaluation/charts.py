@@ -3,43 +3,46 @@
 from __future__ import annotations
 
 import math
-import os
-import textwrap
-from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from streamview.evaluation.bootstrap import format_figure
+from streamview.evaluation.drawing import (
+    BLUE,
+    FOOT,
+    GREY,
+    HEAD,
+    INK,
+    PALE,
+    RED,
+    SMALL,
+    TEXT,
+    draw_matrix,
+    frame,
+    matrix_size,
+    page,
+    short,
+    write_chart,
+)
 from streamview.evaluation.metrics import Metrics
-from streamview.files import atomic
-from streamview.results import RESEARCH_USE
 
 if TYPE_CHECKING:
     from matplotlib import figure as mpl
-    from matplotlib.axes import Axes
 
 __all__ = ["chart_size", "draw_confusion", "draw_reliability", "draw_scatter", "write_chart"]
 
-_INK, _GREY, _FAINT = "#1b1f24", "#57606a", "#e4e7eb"
-_BLUE, _PALE, _RED = "#2a6f97", "#a9cfe4", "#b3402a"
-_TEXT, _SMALL = 10, 8.5  # points
-_HEAD, _FOOT = 0.95, 0.34  # inches for title and footer
 _ACROSS = 3  # scatter plots per row
-_FEW = 6  # classes up to which the cells have room for a second number
-_LONGEST = 28  # characters of a name
 
 
 def chart_size(metrics: Metrics, what: str) -> tuple[float, float]:
     """Width and height in inches at which ``"confusion"``, ``"reliability"`` or ``"scatter"`` is legible."""
     count = len(metrics.outputs)
     if what == "confusion":
-        side = min(max(4.21, 0.62 * count + 2.0), 14.0)
-        return side + 1.9, side + _HEAD + _FOOT
+        return matrix_size(count)
     if what == "scatter":
-        return 4.4 * min(count, _ACROSS) + 0.4, 4.9 * math.ceil(count / _ACROSS) + _HEAD + _FOOT
+        return 4.4 * min(count, _ACROSS) + 0.4, 4.9 * math.ceil(count / _ACROSS) + HEAD + FOOT
     return 5.6, 5.5
 
 
@@ -55,36 +58,9 @@ def draw_confusion(figure: mpl.Figure, metrics: Metrics, name: str = "") -> None
     name
         Name of the network, for the title.
     """
-    counts = np.array(metrics.confusion)
-    rows = counts.sum(1, keepdims=True)
-    shares = np.divide(counts, rows, out=np.zeros(counts.shape), where=rows > 0)
-    names = [_short(output.name) for output in metrics.outputs]
-    _page(figure, "Answers by true class", name, [_scope(metrics), _accuracy(metrics), f"balanced accuracy {metrics.balanced_accuracy}"])
-    axes = figure.subplots()
-    image = axes.imshow(shares, cmap=_ramp(), vmin=0, vmax=1)
-    size = min(15.0, 20 * (chart_size(metrics, "confusion")[0] - 3.4) / len(names))
-    for row, column in np.ndindex(*counts.shape):
-        ink = "white" if shares[row, column] > 0.55 else _INK if counts[row, column] else _GREY
-        axes.text(column, row, f"{counts[row, column]}", ha="center", va="center", fontsize=size, color=ink)
-        if len(names) <= _FEW:
-            axes.text(
-                column, row + 0.3, f"{shares[row, column]:.0%}", ha="center", va="center", fontsize=min(_SMALL, 0.6 * size), color=ink
-            )
-    across = len(names) > 4 or max(map(len, names)) * len(names) > 40
-    ticks = range(len(names))
-    axes.set_xticks(ticks, names, rotation=40 if across else 0, ha="right" if across else "center", rotation_mode="anchor")
-    axes.set_yticks(ticks, [f"{label}  (n = {output.regions})" for label, output in zip(names, metrics.outputs, strict=True)])
-    axes.set_xlabel("answered class", fontsize=_TEXT, color=_INK)
-    axes.set_ylabel("true class", fontsize=_TEXT, color=_INK)
-    axes.tick_params(length=0, labelsize=_TEXT if len(names) <= _FEW else _SMALL, colors=_INK)
-    for edge in range(1, len(names)):
-        axes.axhline(edge - 0.5, color="white", linewidth=1.5)
-        axes.axvline(edge - 0.5, color="white", linewidth=1.5)
-    axes.spines[:].set_visible(False)
-    bar = figure.colorbar(image, ax=axes, fraction=0.045, pad=0.03, format=lambda share, _: f"{share:.0%}")
-    bar.set_label("share of the true class", fontsize=_SMALL, color=_GREY)
-    bar.ax.tick_params(labelsize=_SMALL, colors=_GREY, length=2)
-    bar.outline.set_visible(False)
+    page(figure, "Answers by true class", name, [_scope(metrics), _accuracy(metrics), f"balanced accuracy {metrics.balanced_accuracy}"])
+    names = [output.name for output in metrics.outputs]
+    draw_matrix(figure, metrics.confusion, names, ("true class", "answered class", "share of the true class"))
 
 
 def draw_reliability(figure: mpl.Figure, metrics: Metrics, name: str = "") -> None:
@@ -100,33 +76,33 @@ def draw_reliability(figure: mpl.Figure, metrics: Metrics, name: str = "") -> No
     bins = metrics.reliability
     edges = np.linspace(0, 1, len(bins) + 1)
     used = [entry for entry in bins if entry.count]
-    _page(
+    page(
         figure,
         "Confidence and accuracy",
         name,
         [_scope(metrics), _accuracy(metrics), f"expected calibration error {format_figure(metrics.ece)}"],
     )
     axes, below = figure.subplots(2, height_ratios=(3.2, 1), sharex=True)
-    axes.plot((0, 1), (0, 1), color=_GREY, linewidth=1, linestyle=(0, (4, 3)), zorder=2)
+    axes.plot((0, 1), (0, 1), color=GREY, linewidth=1, linestyle=(0, (4, 3)), zorder=2)
     tilted: dict[str, Any] = {"rotation": 45, "rotation_mode": "anchor", "transform_rotates_text": True, "va": "bottom"}
-    axes.text(0.08, 0.1, "as confident as right", fontsize=_SMALL, color=_GREY, **tilted)
+    axes.text(0.08, 0.1, "as confident as right", fontsize=SMALL, color=GREY, **tilted)
     shares = [0.0 if math.isnan(entry.accuracy) else entry.accuracy for entry in bins]
-    axes.bar(edges[:-1], shares, width=np.diff(edges), align="edge", color=_PALE, edgecolor="white", zorder=1)
+    axes.bar(edges[:-1], shares, width=np.diff(edges), align="edge", color=PALE, edgecolor="white", zorder=1)
     confidences, accuracies = [entry.confidence for entry in used], [entry.accuracy for entry in used]
-    axes.vlines(confidences, confidences, accuracies, color=_RED, linewidth=1.5, zorder=3, label="gap to their confidence")
-    axes.plot(confidences, accuracies, "o", color=_BLUE, markersize=6, zorder=4, clip_on=False, label="answers of similar confidence")
+    axes.vlines(confidences, confidences, accuracies, color=RED, linewidth=1.5, zorder=3, label="gap to their confidence")
+    axes.plot(confidences, accuracies, "o", color=BLUE, markersize=6, zorder=4, clip_on=False, label="answers of similar confidence")
     axes.set(xlim=(0, 1), ylim=(0, 1.02))
-    axes.set_ylabel("share answered right", fontsize=_TEXT, color=_INK)
-    axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 1), ncols=2, fontsize=_SMALL, frameon=False, labelcolor=_INK)
+    axes.set_ylabel("share answered right", fontsize=TEXT, color=INK)
+    axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 1), ncols=2, fontsize=SMALL, frameon=False, labelcolor=INK)
     counts = [entry.count for entry in bins]
-    bars = below.bar(edges[:-1], counts, width=np.diff(edges), align="edge", color=_GREY, edgecolor="white")
-    below.bar_label(bars, [str(count) if count else "" for count in counts], fontsize=_SMALL, color=_INK, padding=1)
+    bars = below.bar(edges[:-1], counts, width=np.diff(edges), align="edge", color=GREY, edgecolor="white")
+    below.bar_label(bars, [str(count) if count else "" for count in counts], fontsize=SMALL, color=INK, padding=1)
     below.set(ylim=(0, 1.25 * max(counts)), yticks=[])
     below.set_xticks(edges[::2])
-    below.set_xlabel("confidence of the answer (probability)", fontsize=_TEXT, color=_INK)
-    below.set_ylabel("answers" if metrics.task == "class" else "answers\n(region, class)", fontsize=_TEXT, color=_INK)
+    below.set_xlabel("confidence of the answer (probability)", fontsize=TEXT, color=INK)
+    below.set_ylabel("answers" if metrics.task == "class" else "answers\n(region, class)", fontsize=TEXT, color=INK)
     for part in (axes, below):
-        _frame(part)
+        frame(part)
 
 
 def draw_scatter(
@@ -144,7 +120,7 @@ def draw_scatter(
         (N, K): true and predicted values.
     """
     count = len(metrics.outputs)
-    _page(figure, "Values and truth", name, [_scope(metrics)])
+    page(figure, "Values and truth", name, [_scope(metrics)])
     plots = figure.subplots(math.ceil(count / _ACROSS), min(count, _ACROSS), squeeze=False).ravel()
     for axes in plots[count:]:
         axes.remove()
@@ -152,61 +128,14 @@ def draw_scatter(
         x, y = truth[:, number], np.asarray(values[:, number], np.float64)
         low, high = min(x.min(), y.min()), max(x.max(), y.max())
         room = 0.05 * (high - low) or 1.0
-        axes.plot((low - room, high + room), (low - room, high + room), color=_GREY, linewidth=1, linestyle=(0, (4, 3)))
-        axes.plot(x, y, "o", color=_BLUE, markersize=5, alpha=0.65, markeredgewidth=0)
+        axes.plot((low - room, high + room), (low - room, high + room), color=GREY, linewidth=1, linestyle=(0, (4, 3)))
+        axes.plot(x, y, "o", color=BLUE, markersize=5, alpha=0.65, markeredgewidth=0)
         axes.set(xlim=(low - room, high + room), ylim=(low - room, high + room), aspect="equal")
         text = f"Spearman's rho {output.spearman}\nmean absolute error {output.error}\nalways the median: {format_figure(output.baseline)}"
-        axes.set_title(f"{_short(output.name)}\n{text}", fontsize=_SMALL, color=_INK, loc="left")
-        axes.set_xlabel("truth", fontsize=_TEXT, color=_INK)
-        axes.set_ylabel("answered value", fontsize=_TEXT, color=_INK)
-        _frame(axes)
-
-
-def write_chart(path: str | os.PathLike[str], draw: Callable[[mpl.Figure], None], size: tuple[float, float]) -> Path:
-    """Write a chart as a PNG of 150 dots per inch, complete or not at all.
-
-    Parameters
-    ----------
-    path
-        The file.
-    draw
-        Draws on a figure.
-    size
-        Width and height in inches.
-
-    Raises
-    ------
-    StreamviewError
-        If the disk is full or the file cannot be written.
-    """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure as Page
-
-    path = Path(path)
-    page = Page(figsize=size, dpi=150, facecolor="white")
-    FigureCanvasAgg(page)
-    draw(page)
-    with atomic.replacing(path) as temporary:
-        page.savefig(temporary, format="png", metadata={"Description": RESEARCH_USE})
-    return path
-
-
-def _page(figure: mpl.Figure, title: str, name: str, lines: Sequence[str]) -> None:
-    """Set title, scope and research-use line, and leave room for the plots between them."""
-    height = figure.get_figheight()
-    figure.set_layout_engine("compressed", rect=(0.01, _FOOT / height, 0.98, 1 - (0.5 + 0.15 * len(lines) + _FOOT) / height))
-    shown = f"{title}: {_short(name)}" if name else title
-    figure.text(0.03, 1 - 0.14 / height, shown, fontsize=13, fontweight="bold", color=_INK, va="top")
-    figure.text(0.03, 1 - 0.4 / height, "\n".join(lines), fontsize=_SMALL, color=_GREY, va="top", linespacing=1.35)
-    figure.text(0.97, 0.1 / height, RESEARCH_USE, fontsize=_SMALL, color=_INK, ha="right", va="bottom")
-
-
-def _frame(axes: Axes) -> None:
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(_GREY)
-    axes.grid(color=_FAINT, linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.tick_params(labelsize=_SMALL, colors=_INK, length=3)
+        axes.set_title(f"{short(output.name)}\n{text}", fontsize=SMALL, color=INK, loc="left")
+        axes.set_xlabel("truth", fontsize=TEXT, color=INK)
+        axes.set_ylabel("answered value", fontsize=TEXT, color=INK)
+        frame(axes)
 
 
 def _scope(metrics: Metrics) -> str:
@@ -216,17 +145,4 @@ def _scope(metrics: Metrics) -> str:
 
 def _accuracy(metrics: Metrics) -> str:
     always = metrics.majority or "the more frequent"
-    return f"accuracy {metrics.accuracy}; always answering {_short(always)}: {format_figure(metrics.baseline)}"
-
-
-def _short(name: str) -> str:
-    return (
-        textwrap.shorten(name, _LONGEST, placeholder="…") if " " in name else name if len(name) <= _LONGEST else f"{name[: _LONGEST - 1]}…"
-    )
-
-
-def _ramp() -> Any:
-    """A colour map from white to blue on which black or white numbers stay legible."""
-    from matplotlib.colors import LinearSegmentedColormap
-
-    return LinearSegmentedColormap.from_list("white-blue", ["#f4f7f9", _PALE, _BLUE])
+    return f"accuracy {metrics.accuracy}; always answering {short(always)}: {format_figure(metrics.baseline)}"

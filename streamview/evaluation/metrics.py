@@ -26,7 +26,7 @@ from streamview.evaluation.bootstrap import (
 if TYPE_CHECKING:
     from streamview.networks.cards import ModelCard, Task
 
-__all__ = ["Bin", "Figure", "Metrics", "Output", "measure"]
+__all__ = ["Bin", "Figure", "Metrics", "Output", "measure", "plain"]
 
 _BINS = 10
 
@@ -178,8 +178,7 @@ class Metrics:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as plain JSON values; NaN becomes None."""
-        plain: dict[str, Any] = _plain(asdict(self))
-        return plain
+        return dict(plain(asdict(self)))
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
@@ -332,11 +331,12 @@ def _count(number: int, what: str) -> str:
     return f"{number} {what}{'' if number == 1 else 's'}"
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """Return a value as plain JSON: tuples become lists, numbers that are not finite None."""
     if isinstance(value, Mapping):
-        return {key: _plain(entry) for key, entry in value.items()}
+        return {key: plain(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(entry) for entry in value]
+        return [plain(entry) for entry in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

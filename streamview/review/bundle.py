@@ -11,7 +11,7 @@ import zipfile
 from contextlib import closing
 from pathlib import Path
 
-from streamview.errors import StreamviewError
+from streamview.errors import ReviewError
 from streamview.files import atomic
 from streamview.review.store import Store
 
@@ -26,12 +26,12 @@ def pack(session: str | os.PathLike[str], out: str | os.PathLike[str]) -> Path:
 
     Raises
     ------
-    StreamviewError
+    ReviewError
         When the session is damaged, or `out` exists or cannot be written.
     """
     out = Path(out)
     if out.exists():
-        raise StreamviewError(f"{out}: exists; choose another name")
+        raise ReviewError(f"{out}: exists; choose another name")
     with tempfile.TemporaryDirectory() as place, Store(session) as store, atomic.replacing(out) as temporary:
         store.check()
         snapshot = Path(place) / _SESSION
@@ -53,12 +53,12 @@ def unpack(archive: str | os.PathLike[str], out: str | os.PathLike[str]) -> Path
 
     Raises
     ------
-    StreamviewError
+    ReviewError
         When the zip is none of `pack`, its hash differs, or `out` exists.
     """
     out = Path(out)
     if out.exists():
-        raise StreamviewError(f"{out}: exists; choose another name, or merge the zip into it")
+        raise ReviewError(f"{out}: exists; choose another name, or merge the zip into it")
     with atomic.replacing(out) as temporary:
         _extract(Path(archive), temporary)
     with Store(out) as store:
@@ -71,7 +71,7 @@ def merge(session: str | os.PathLike[str], other: str | os.PathLike[str]) -> int
 
     Raises
     ------
-    StreamviewError
+    ReviewError
         When the other is of another session, or damaged. Nothing has then been added.
     """
     with tempfile.TemporaryDirectory() as place, Store(session) as store:
@@ -82,7 +82,7 @@ def merge(session: str | os.PathLike[str], other: str | os.PathLike[str]) -> int
         with Store(path) as source:
             source.check()
             if source.settings != store.settings:
-                raise StreamviewError(f"{Path(other).name}: is of another session than {store.path.name}; merge files of one session")
+                raise ReviewError(f"{Path(other).name}: is of another session than {store.path.name}; merge files of one session")
             return store.add_missing(source.events())
 
 
@@ -91,16 +91,16 @@ def _extract(archive: Path, out: Path) -> None:
         with zipfile.ZipFile(archive) as opened:
             manifest = json.loads(opened.read(_MANIFEST))
             if manifest.get("format") != _FORMAT:
-                raise StreamviewError(f"{archive.name}: is no packed session of this version")
+                raise ReviewError(f"{archive.name}: is no packed session of this version")
             if opened.getinfo(_SESSION).file_size > _LARGEST:
-                raise StreamviewError(f"{archive.name}: its session is larger than {_LARGEST // 2**30} GB")
+                raise ReviewError(f"{archive.name}: its session is larger than {_LARGEST // 2**30} GB")
             with opened.open(_SESSION) as source, out.open("wb") as target:
                 while block := source.read(2**20):
                     target.write(block)
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise StreamviewError(f"{archive.name}: is no packed session, or damaged: {error}") from error
+        raise ReviewError(f"{archive.name}: is no packed session, or damaged: {error}") from error
     if _sha256(out) != manifest["sha256"][_SESSION]:
-        raise StreamviewError(f"{archive.name}: its session differs from the hash in its manifest; fetch the file again")
+        raise ReviewError(f"{archive.name}: its session differs from the hash in its manifest; fetch the file again")
 
 
 def _sha256(path: Path) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from streamview.errors import StreamviewError
+from streamview.errors import ReviewError
 from streamview.files.tables import read_table
 from streamview.jobs import Job
 from streamview.jobs.aggregation import aggregate, by_policy
@@ -27,14 +27,14 @@ def job_cases(job: Job, truth: Mapping[str, str] | None = None) -> list[Case]:
 
     Raises
     ------
-    StreamviewError
+    ReviewError
         When no slide is left, or the truth names one that the job does not have.
     """
     records, _ = job.records()
     known = {record.slide_id for record in records}
     missing = sorted(set(truth or ()) - known)
     if missing:
-        raise StreamviewError(f"{job.folder}: has no slide {missing[0]}, which the table of the truth names")
+        raise ReviewError(f"{job.folder}: has no slide {missing[0]}, which the table of the truth names")
     cases = []
     for record in records:
         groups = by_policy(record) if record.error is None else []
@@ -53,7 +53,7 @@ def job_cases(job: Job, truth: Mapping[str, str] | None = None) -> list[Case]:
             )
         )
     if not cases:
-        raise StreamviewError(f"{job.folder}: no slide has an answer; compute some with `streamview saliency -i SLIDES -o {job.folder}`")
+        raise ReviewError(f"{job.folder}: no slide has an answer; compute some with `streamview saliency -i SLIDES -o {job.folder}`")
     return cases
 
 
@@ -62,7 +62,7 @@ def read_truth(path: str) -> dict[str, str]:
 
     Raises
     ------
-    StreamviewError
+    ReviewError
         When the file cannot be read, or lacks a column.
     """
     columns = ("slide_id", "label")

@@ -12,13 +12,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from streamview.errors import StreamviewError
+from streamview.errors import ReviewError
+from streamview.review.reads import Modality
 
 __all__ = ["DESIGNS", "Design", "Modality", "Step", "worklist"]
 
 Design = Literal["staged", "concurrent", "crossover"]
 DESIGNS: tuple[Design, ...] = get_args(Design)
-Modality = Literal["unaided", "aided"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,20 +62,20 @@ def worklist(design: Design, cases: Sequence[str], reader: int, readers: int, se
 
     Raises
     ------
-    StreamviewError
+    ReviewError
         When the design is unknown, or a crossover has fewer than two cases.
     """
     if design not in DESIGNS:
-        raise StreamviewError(f"the design {design!r}: expected one of {', '.join(DESIGNS)}")
+        raise ReviewError(f"the design {design!r}: expected one of {', '.join(DESIGNS)}")
     if not 0 <= reader < readers:
-        raise StreamviewError(f"reader {reader} of {readers}: expected a number from 0")
+        raise ReviewError(f"reader {reader} of {readers}: expected a number from 0")
     order = _shuffled(cases, f"{seed}/{reader}/1")
     if design == "concurrent":
         return tuple(Step(case, "aided") for case in order)
     if design == "staged":
         return tuple(Step(case, modality) for case in order for modality in get_args(Modality))
     if len(cases) < 2:
-        raise StreamviewError("a crossover: expected two cases or more")
+        raise ReviewError("a crossover: expected two cases or more")
     halves = _shuffled(cases, f"{seed}/halves")
     half = set(halves[: len(halves) // 2]) if reader % 2 == 0 else set(halves[len(halves) // 2 :])
     first = [Step(case, "aided" if case in half else "unaided", 1) for case in order]

@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from streamview.errors import StreamviewError
+from streamview.errors import ReviewError
 from streamview.review.design import Design, Step, worklist
 from streamview.review.store import Event, Store, new_event
 from streamview.review.vocabulary import Vocabulary
@@ -150,25 +150,25 @@ def create_session(
 
     Raises
     ------
-    StreamviewError
+    ReviewError
         When there are no cases or readers, two are alike, a case lacks the network's answer, or the file exists.
     """
     readers = [reader.strip() for reader in readers]
     if not cases or not readers:
-        raise StreamviewError(f"{len(cases)} cases and {len(readers)} readers: expected one of each or more")
+        raise ReviewError(f"{len(cases)} cases and {len(readers)} readers: expected one of each or more")
     if len(set(readers)) != len(readers) or not all(reader and reader.isprintable() and "," not in reader for reader in readers):
-        raise StreamviewError(f"the readers {', '.join(readers)}: expected different names without commas")
+        raise ReviewError(f"the readers {', '.join(readers)}: expected different names without commas")
     twice = {(case.source, case.slide_id) for case in cases}
     if len(twice) != len(cases):
-        raise StreamviewError("a slide is there twice: expected each once")
+        raise ReviewError("a slide is there twice: expected each once")
     without = [case.name for case in cases if not case.answer]
     if without:
-        raise StreamviewError(
+        raise ReviewError(
             f"{without[0]} has no answer of a network, which the design {design} shows: compute the answers first, with"
             " `streamview saliency -i SLIDES -o JOB`, and make the session of the job"
         )
     if washout_days < 0 or (washout_days and design != "crossover"):
-        raise StreamviewError(f"a washout of {washout_days:g} days: expected 0 or more, and a crossover")
+        raise ReviewError(f"a washout of {washout_days:g} days: expected 0 or more, and a crossover")
     order = worklist("concurrent", [f"{case.source}\n{case.slide_id}" for case in cases], 0, 1, seed)
     numbers = {step.case: number for number, step in enumerate(order, 1)}
     digits = max(3, len(str(len(cases))))
@@ -199,7 +199,7 @@ class Session:
 
     Raises
     ------
-    StreamviewError
+    ReviewError
         As `streamview.review.store.Store`.
     """
 
@@ -220,11 +220,11 @@ class Session:
 
         Raises
         ------
-        StreamviewError
+        ReviewError
             When the session has no such reader.
         """
         if name not in self.readers:
-            raise StreamviewError(f"{self.path.name}: has no reader {name}, only {', '.join(self.readers)}")
+            raise ReviewError(f"{self.path.name}: has no reader {name}, only {', '.join(self.readers)}")
         return Reader(self, name)
 
     def close(self) -> None:
@@ -280,13 +280,13 @@ class Reader:
 
         Raises
         ------
-        StreamviewError
+        ReviewError
             When it may not be read yet: its unaided verdict is missing, or the washout is not over.
         """
         with self.session.store.writing():
             reason = self._barred(step, self.readings())
             if reason is not None:
-                raise StreamviewError(reason)
+                raise ReviewError(reason)
             self._insert(step, "opened")
         return self.sight(step)
 
@@ -306,17 +306,17 @@ class Reader:
 
         Raises
         ------
-        StreamviewError
+        ReviewError
             When the vocabulary has no such verdict, the step may not be read, or its verdict is locked. Nothing is then stored.
         """
         self.session.vocabulary.check(verdict, confidence)
         if len(note) > _NOTE:
-            raise StreamviewError(f"a note of {len(note)} characters: expected {_NOTE} at most")
+            raise ReviewError(f"a note of {len(note)} characters: expected {_NOTE} at most")
         with self.session.store.writing():
             readings = self.readings()
             reason = self._barred(step, readings) or self._locked(step, readings)
             if reason is not None:
-                raise StreamviewError(reason)
+                raise ReviewError(reason)
             self._insert(step, "verdict", verdict=verdict, confidence=confidence, note=note, seconds=max(0.0, float(seconds)))
 
     def undo(self) -> Step | None:
@@ -324,7 +324,7 @@ class Reader:
 
         Raises
         ------
-        StreamviewError
+        ReviewError
             When the last verdict is locked, because the network's answer has been seen since.
         """
         with self.session.store.writing():
@@ -336,7 +336,7 @@ class Reader:
             step = _step(last)
             reason = self._locked(step, fold(events, self.steps))
             if reason is not None:
-                raise StreamviewError(reason)
+                raise ReviewError(reason)
             self._insert(step, "undo", of=last.id)
         return step
 
@@ -349,24 +349,24 @@ class Reader:
 
         Raises
         ------
-        StreamviewError
+        ReviewError
             When they have more than 20,000 points.
         """
         features = [dict(region) for region in regions]
         points = sum(len(ring) for feature in features for ring in feature.get("geometry", {}).get("coordinates", ()))
         if points > _POINTS:
-            raise StreamviewError(f"regions of {points} points: expected {_POINTS} at most; simplify them")
+            raise ReviewError(f"regions of {points} points: expected {_POINTS} at most; simplify them")
         self._store(step, "regions", features=features)
 
     def judge(self, step: Step, hotspot: int, right: bool) -> None:
         """Store whether a hotspot of the network is right, by its number in the list."""
         if self.sight(step).answer is None:
-            raise StreamviewError("hotspots are judged when they have been shown")
+            raise ReviewError("hotspots are judged when they have been shown")
         self._store(step, "hotspot", hotspot=int(hotspot), right=bool(right))
 
     def _store(self, step: Step, kind: str, **values: Any) -> None:
         if step not in self.steps:
-            raise StreamviewError(f"{self.name} does not read {step.case} {step.modality}")
+            raise ReviewError(f"{self.name} does not read {step.case} {step.modality}")
         self.session.store.add(new_event(self.name, kind, step.case, step.period, step.modality, **values))
 
     def _insert(self, step: Step, kind: str, **values: Any) -> None:

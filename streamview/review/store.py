@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from streamview.errors import StreamviewError
+from streamview.errors import ReviewError
 
 __all__ = ["Event", "Store", "recover"]
 
@@ -86,14 +86,14 @@ class Store:
 
     Raises
     ------
-    StreamviewError
+    ReviewError
         When the file is missing, is no session, is damaged, or is of a later version.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         if not self.path.is_file():
-            raise StreamviewError(f"{self.path.name}: no such session; make one with `streamview review new`")
+            raise ReviewError(f"{self.path.name}: no such session; make one with `streamview review new`")
         self.network = on_network(self.path)
         self._connection = self._connect()
         try:
@@ -115,7 +115,7 @@ class Store:
 
         Raises
         ------
-        StreamviewError
+        ReviewError
             When the file exists, or cannot be written.
         """
         path = Path(path)
@@ -135,13 +135,13 @@ class Store:
             try:
                 os.link(temporary, path)  # unlike a rename, this never replaces a session
             except FileExistsError:
-                raise StreamviewError(f"{path}: exists; choose another name, or open it") from None
+                raise ReviewError(f"{path}: exists; choose another name, or open it") from None
             except OSError:  # a file system without links
                 if path.exists():
-                    raise StreamviewError(f"{path}: exists; choose another name, or open it") from None
+                    raise ReviewError(f"{path}: exists; choose another name, or open it") from None
                 os.replace(temporary, path)
         except (sqlite3.Error, OSError) as error:
-            raise StreamviewError(f"{path}: cannot be written: {error}") from error
+            raise ReviewError(f"{path}: cannot be written: {error}") from error
         finally:
             temporary.unlink(missing_ok=True)
         return cls(path)
@@ -157,7 +157,7 @@ class Store:
 
         Raises
         ------
-        StreamviewError
+        ReviewError
             When the disk is full, or another process writes for longer than 20 s. Nothing has then been added.
         """
         rows = [_row(event) for event in events]
@@ -203,13 +203,13 @@ class Store:
 
         Raises
         ------
-        StreamviewError
+        ReviewError
             When a part of it is damaged.
         """
         with self._errors():
             found = [text for (text,) in self._connection.execute("PRAGMA integrity_check")]
         if found != ["ok"]:
-            raise StreamviewError(f"{self.path.name}: is damaged ({found[0]}); save what can be read with `streamview review recover`")
+            raise ReviewError(f"{self.path.name}: is damaged ({found[0]}); save what can be read with `streamview review recover`")
 
     def close(self) -> None:
         """Release the file."""
@@ -236,11 +236,11 @@ class Store:
         with self._errors():
             tables = {name for (name,) in self._connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
             if "migrations" not in tables:
-                raise StreamviewError(f"{self.path.name}: is no review session")
+                raise ReviewError(f"{self.path.name}: is no review session")
             done = {name for (name,) in self._connection.execute("SELECT name FROM migrations")}
             later = done - {migration.__name__ for migration in _MIGRATIONS}
             if later:
-                raise StreamviewError(f"{self.path.name}: was written by a later version of streamview; update this one")
+                raise ReviewError(f"{self.path.name}: was written by a later version of streamview; update this one")
             for migration in _MIGRATIONS:
                 if migration.__name__ not in done:
                     migration(self._connection)
@@ -251,7 +251,7 @@ class Store:
         try:
             yield
         except sqlite3.Error as error:
-            raise StreamviewError(f"{self.path.name}: {_explained(error)}") from error
+            raise ReviewError(f"{self.path.name}: {_explained(error)}") from error
 
 
 def new_event(reader: str, kind: str, case: str = "", period: int = 0, modality: str = "", **values: Any) -> Event:
@@ -264,12 +264,12 @@ def recover(damaged: str | os.PathLike[str], out: str | os.PathLike[str]) -> int
 
     Raises
     ------
-    StreamviewError
+    ReviewError
         When the settings cannot be read, or `out` exists.
     """
     damaged = Path(damaged)
     if not damaged.is_file():
-        raise StreamviewError(f"{damaged.name}: no such file")
+        raise ReviewError(f"{damaged.name}: no such file")
     events: list[Event] = []
     try:
         with closing(sqlite3.connect(f"{damaged.resolve().as_uri()}?mode=ro", uri=True)) as connection:
@@ -284,7 +284,7 @@ def recover(damaged: str | os.PathLike[str], out: str | os.PathLike[str]) -> int
                 except (sqlite3.Error, ValueError, TypeError, UnicodeError):
                     continue
     except (sqlite3.Error, ValueError) as error:
-        raise StreamviewError(f"{damaged.name}: nothing can be read of it: {error}; use a copy, or what readers exported") from error
+        raise ReviewError(f"{damaged.name}: nothing can be read of it: {error}; use a copy, or what readers exported") from error
     with Store.create(out, settings) as store:
         return store.add_missing(events)
 

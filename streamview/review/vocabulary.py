@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from streamview.errors import StreamviewError
+from streamview.errors import ReviewError
 
 __all__ = ["DISAGREEMENT", "Vocabulary"]
 
@@ -31,7 +31,7 @@ class Vocabulary:
 
     Raises
     ------
-    StreamviewError
+    ReviewError
         When there are none or too many, or two are alike, empty, too long or of several lines.
 
     Examples
@@ -48,29 +48,29 @@ class Vocabulary:
     def __post_init__(self) -> None:
         object.__setattr__(self, "verdicts", tuple(self.verdicts))
         if not 1 <= len(self.verdicts) <= _MOST:
-            raise StreamviewError(f"{len(self.verdicts)} verdicts: expected 1 to {_MOST}")
+            raise ReviewError(f"{len(self.verdicts)} verdicts: expected 1 to {_MOST}")
         for verdict in self.verdicts:
             if not verdict.strip() or verdict != verdict.strip() or len(verdict) > _LONGEST or not verdict.isprintable():
-                raise StreamviewError(f"the verdict {verdict!r}: expected a word or some, at most {_LONGEST} characters on one line")
+                raise ReviewError(f"the verdict {verdict!r}: expected a word or some, at most {_LONGEST} characters on one line")
         if len({verdict.casefold() for verdict in self.verdicts}) != len(self.verdicts):
-            raise StreamviewError(f"the verdicts {', '.join(self.verdicts)}: expected different ones")
+            raise ReviewError(f"the verdicts {', '.join(self.verdicts)}: expected different ones")
         if self.confidence not in (0, *range(2, 11)):
-            raise StreamviewError(f"confidence in {self.confidence} steps: expected 2 to 10, or 0 for none")
+            raise ReviewError(f"confidence in {self.confidence} steps: expected 2 to 10, or 0 for none")
 
     def check(self, verdict: str, confidence: int | None) -> None:
         """Check a verdict before it is stored.
 
         Raises
         ------
-        StreamviewError
+        ReviewError
             When it is none of these, or its confidence is missing or out of range.
         """
         if verdict not in self.verdicts:
-            raise StreamviewError(f"the verdict {verdict!r}: expected one of {', '.join(self.verdicts)}")
+            raise ReviewError(f"the verdict {verdict!r}: expected one of {', '.join(self.verdicts)}")
         if self.confidence and (confidence is None or not 1 <= confidence <= self.confidence):
-            raise StreamviewError(f"confidence {confidence}: expected 1 to {self.confidence}")
+            raise ReviewError(f"confidence {confidence}: expected 1 to {self.confidence}")
         if not self.confidence and confidence is not None:
-            raise StreamviewError(f"confidence {confidence}: this session asks for none")
+            raise ReviewError(f"confidence {confidence}: this session asks for none")
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as JSON can hold it."""
@@ -82,14 +82,14 @@ class Vocabulary:
 
         Raises
         ------
-        StreamviewError
+        ReviewError
             When a key is unknown or a value of the wrong type, or as `Vocabulary`.
         """
         verdicts: Any = values.get("verdicts")
         words = isinstance(verdicts, list | tuple) and all(isinstance(each, str) for each in verdicts)
         if not words or not set(values) <= {"verdicts", "ordinal", "confidence"}:
-            raise StreamviewError('a vocabulary: expected {"verdicts": ["benign", "malignant"], "ordinal": false, "confidence": 5}')
+            raise ReviewError('a vocabulary: expected {"verdicts": ["benign", "malignant"], "ordinal": false, "confidence": 5}')
         ordinal, confidence = values.get("ordinal", False), values.get("confidence", 5)
         if not isinstance(ordinal, bool) or type(confidence) is not int:
-            raise StreamviewError("a vocabulary: expected true or false for ordinal, and a whole number for confidence")
+            raise ReviewError("a vocabulary: expected true or false for ordinal, and a whole number for confidence")
         return cls(tuple(verdicts), ordinal, confidence)
