@@ -176,7 +176,7 @@ def build_parser() -> argparse.ArgumentParser:
 def _review(parser: argparse.ArgumentParser) -> None:
     """Add the actions on a review session."""
     actions = parser.add_subparsers(
-        dest="action", metavar="new|status|export|pack|unpack|merge|recover", required=True, help="each has its own help"
+        dest="action", metavar="new|status|stats|export|pack|unpack|merge|recover", required=True, help="each has its own help"
     )
 
     def add(name: str, purpose: str, example: str) -> argparse.ArgumentParser:
@@ -207,6 +207,16 @@ def _review(parser: argparse.ArgumentParser) -> None:
 
     status = add("status", "say how far each reader is", "session.sqlite")
     status.add_argument("session", metavar="SESSION", help="a session's file")
+
+    stats = add(
+        "stats", "compute what the reads are worth: agreement, change by the network, accuracy", "session.sqlite -o stats --positive lesion"
+    )
+    stats.add_argument("session", metavar="SESSION", help="a session's file")
+    stats.add_argument(
+        "-o", "--output", metavar="FOLDER", required=True, help="for statistics.json, charts and reads.imrmc; ids alone, no names"
+    )
+    positive = "verdicts that count as positive (default: the second of two)"
+    stats.add_argument("--positive", nargs="+", metavar="VERDICT", default=(), help=positive)
 
     export = add("export", "write the verdicts as a table, without the names of slides", "session.sqlite -o verdicts.csv")
     export.add_argument("session", metavar="SESSION", help="a session's file")

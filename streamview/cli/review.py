@@ -66,6 +66,16 @@ def _status(options: Namespace) -> int:
     return 0
 
 
+def _stats(options: Namespace) -> int:
+    from streamview.review import Session
+    from streamview.review.summary import write_summary
+
+    with Session(options.session) as session:
+        for path in write_summary(session, options.output, options.positive):
+            say(f"written: {path}")
+    return 0
+
+
 def _export(options: Namespace) -> int:
     from streamview.files import atomic
     from streamview.review import Session
@@ -117,6 +127,7 @@ def _count(number: int, thing: str) -> str:
 _ACTIONS: Mapping[str, Callable[[Namespace], int]] = {
     "new": _new,
     "status": _status,
+    "stats": _stats,
     "export": _export,
     "pack": _pack,
     "unpack": _unpack,

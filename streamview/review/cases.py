@@ -47,6 +47,7 @@ def job_cases(job: Job, truth: Mapping[str, str] | None = None) -> list[Case]:
                 source=record.source or "",
                 truth=record.label if truth is None else truth[record.slide_id],
                 answer=prediction.answer,
+                answered=prediction.label or "",
                 job=str(job.folder.resolve()),
                 slide_id=record.slide_id,
                 network=f"{prediction.model_name} {prediction.identity.weights_sha256[:12]}",

@@ -36,8 +36,8 @@ class Case:
         Um per level-0 pixel, where the slide does not state it.
     truth
         The true class; empty if unknown.
-    answer
-        The network's answer in words; empty if there is none.
+    answer, answered
+        The network's answer in words, and the class that it names; empty if there is none.
     job, slide_id
         The job that holds the answer and its maps, and the slide's id there; empty if there is none.
     network
@@ -51,6 +51,7 @@ class Case:
     mpp: float | None = None
     truth: str = ""
     answer: str = ""
+    answered: str = ""
     job: str = ""
     slide_id: str = ""
     network: str = ""

@@ -111,6 +111,59 @@ def test_answers_are_in_the_table_when_all_are_done(session: Session) -> None:
     assert {row["seconds"] for row in rows} == {"10.0"}
 
 
+def test_what_the_reads_are_worth(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Two readers of 24 slides: one follows the network, also where it is wrong; the other never does."""
+    from streamview.review import Case, create_session
+
+    classes = ("normal", "lesion")
+    names = [f"case-{number:02d}.svs" for number in range(24)]
+    cases = []
+    for number, name in enumerate(names):
+        truth, wrong = classes[number % 2], number in (3, 8)
+        answered = classes[(number + wrong) % 2]
+        cases.append(Case(name, f"/slides/{name}", truth=truth, answer=f"{answered} (p = 0.9)", answered=answered))
+    with create_session(tmp_path / "s.sqlite", cases, ["follower", "steady"], vocabulary=WORDS, seed=1) as session:
+        for name in session.readers:
+            reader = session.reader(name)
+            while (step := reader.current()) is not None:
+                case = session.cases[step.case]
+                number = names.index(case.name)
+                reader.open(step)
+                alone = classes[(number + (number % 5 == 1)) % 2]  # wrong in 5 of 24
+                verdict = case.answered if step.modality == "aided" and name == "follower" else alone
+                reader.decide(step, verdict, 1 + number % 5, seconds=10)
+    assert main(["review", "stats", str(tmp_path / "s.sqlite"), "-o", str(tmp_path / "stats"), "--positive", "lesion"]) == 0
+    assert sorted(path.name for path in (tmp_path / "stats").iterdir()) == ["change.png", "readers.png", "reads.imrmc", "statistics.json"]
+    text = (tmp_path / "stats" / "statistics.json").read_text()
+    assert "case-" not in text
+    found = json.loads(text)
+    follower, steady = found["change"]
+    assert (follower["reader"], follower["helped"], follower["harmed"]) == ("follower", 5, 2)
+    assert (steady["changed"], steady["helped"], steady["harmed"]) == (0, 0, 0)
+    assert found["agreement"]["unaided"]["fleiss"]["value"] == 1.0
+    assert found["comparison"]["cases"] == 24
+    assert (tmp_path / "stats" / "reads.imrmc").read_text().count("\n") > 24 + 96
+    capsys.readouterr()
+    assert main(["review", "stats", str(tmp_path / "s.sqlite"), "-o", str(tmp_path / "stats"), "--positive", "other"]) == 1
+    assert "other is no verdict of this session" in capsys.readouterr().err
+
+
+def test_without_truth_or_reads_it_says_why(session: Session) -> None:
+    from streamview.errors import StreamviewError
+    from streamview.review.summary import summarise
+
+    with pytest.raises(StreamviewError, match="no verdict yet"):
+        summarise(session)
+    reader = session.reader("a")
+    step = reader.current()
+    assert step is not None
+    reader.decide(step, "lesion", 3)
+    summary = summarise(session)
+    json.dumps(summary, allow_nan=False)
+    assert isinstance(summary["agreement"]["aided"], str)
+    assert summary["reads"] == 1
+
+
 def test_two_copies_are_read_apart_and_merged(session: Session, tmp_path: Path) -> None:
     zipped = pack(session.path, tmp_path / "s.zip")
     far = unpack(zipped, tmp_path / "far.sqlite")
