@@ -144,7 +144,7 @@ def test_from_drawing_to_using_the_tuned_network_and_back(
     assert tune.folder.text() == str(tmp_path / "demo-tuned")
 
     # a preset, the forecast, and only whoever insists trains on so few
-    panel.wait(lambda: "Fewer than 10 patients" in tune.obstacle.text())
+    panel.wait(lambda: "fewer than 10 patients" in tune.obstacle.text())
     assert not tune.run.isEnabled()
     tune.controls["preset"].value = "careful"
     assert tune.controls["learning_rate"].native.text() == "0.0001"
