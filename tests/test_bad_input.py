@@ -354,6 +354,7 @@ def test_whatever_the_file_system_refuses_is_one_line(tmp_path: Path, monkeypatc
         atomic.write_text(tmp_path / "a.txt", "text")
 
 
+@pytest.mark.slow
 def test_a_limit_on_the_size_of_files_is_one_line(synthetic_slide: SyntheticSlide, tmp_path: Path) -> None:
     limit = "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)); "
     script = limit + "from streamview.cli import main; sys.exit(main())"
@@ -374,6 +375,7 @@ def test_an_image_that_one_stands_in_has_a_name(synthetic_slide: SyntheticSlide,
     assert [record.slide_id for record in Job(tmp_path / "job").slides()] == ["a::b.ome.zarr"]
 
 
+@pytest.mark.slow
 def test_slides_of_any_name_and_a_job_with_colons(
     synthetic_slide: SyntheticSlide, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

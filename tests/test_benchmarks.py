@@ -129,6 +129,7 @@ def test_the_picture_is_drawn(tmp_path):
     assert (tmp_path / "picture.png").stat().st_size > 1000
 
 
+@pytest.mark.slow
 def test_a_case_is_measured():
     small = Case("resnet18", 128, "saliency")
     found = {row["contestant"]: row for row in measure(small, ["conventional", "streamview least"], equal=False, repeat=2, known=[])}

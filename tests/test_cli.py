@@ -490,6 +490,7 @@ def test_models_lists_what_a_user_chooses_by(run: Run) -> None:
         assert f"{short} = {name}" in out
 
 
+@pytest.mark.slow
 def test_models_inspect_says_whether_a_network_streams(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     forms = ("timm:NAME", "torchvision:NAME", "package.module:function", "FILE.pt2", "a folder")
     assert all(form in run("models")[1].splitlines()[-1] for form in forms)
@@ -515,6 +516,7 @@ def test_models_inspect_says_whether_a_network_streams(run: Run, tmp_path: Path,
     assert err.startswith("error: model 'no_such_network' is unknown")
 
 
+@pytest.mark.slow
 def test_models_inspect_takes_names_without_weights(run: Run) -> None:
     import_timm()
     status, out, _ = run("models", "inspect", "timm:resnet10t")

@@ -71,6 +71,7 @@ def test_a_slide_too_small_for_a_lesion_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_the_command_prints_what_a_user_needs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["demo", "-o", str(tmp_path / "out"), "--size", "512", "--untrained"]) == 0
     out, err = capsys.readouterr()

@@ -237,6 +237,7 @@ def test_once_in_a_backward_pass(
         assert distance(found.maps[method].values, saliency_map.values) < 1e-4
 
 
+@pytest.mark.slow
 def test_nothing_smaller_is_left(model: Model, pixels: NDArray[np.uint8], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     state = {name: tensor.clone() for name, tensor in model.module.state_dict().items()}
     model.captures.graph(model.module, channels=3)  # checked while there is memory
@@ -402,6 +403,7 @@ print((peak_memory() - before) // 2**20)
 """
 
 
+@pytest.mark.slow
 def test_a_picture_takes_less_than_what_is_set_aside_beside_the_steps(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", PICTURE, str(tmp_path / "picture.png")], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -35,6 +35,7 @@ def on_cluster(folder: Path, job: Path, **options: Any) -> list[Outcome]:
     return outcomes
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of Dask's own, about ports and loops
 def test_two_workers_give_the_files_of_one_process(tmp_path: Path) -> None:
     folder = tmp_path / "slides"

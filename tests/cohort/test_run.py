@@ -137,6 +137,7 @@ def test_the_forecast_of_a_cohort_writes_nothing_and_names_who_will_fail(tmp_pat
     assert not (tmp_path / "job").exists()
 
 
+@pytest.mark.slow
 def test_one_terminal_waits_for_the_other(tmp_path: Path) -> None:
     folder, job = tmp_path / "slides", tmp_path / "job"
     write_cohort(folder, 5, broken=1)

@@ -352,6 +352,7 @@ def test_an_export_shows_its_progress_and_is_cancelled(shell: Any, qtbot: Any, t
     assert [path.name for path in tmp_path.iterdir()] == ["planted-lesion-evidence.ome.tif"]
 
 
+@pytest.mark.slow
 def test_two_results_of_one_region_are_compared(shell: Any) -> None:
     from napari.layers import Layer
     from streamview_napari.canvas.layers import saliency_layers

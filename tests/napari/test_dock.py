@@ -161,6 +161,7 @@ def test_at_1280_by_800_only_tables_scroll(window: Callable[[Any], Any], slide_p
     assert too_high(dock) == 0
 
 
+@pytest.mark.slow
 def test_on_a_tall_screen_all_that_fits_is_open(window: Callable[[Any], Any], slide_path: Path, qtbot: Any) -> None:
     _, dock = open_dock(window, slide_path, qtbot, (1600, 1400))
     run_whole(dock, qtbot)
@@ -173,6 +174,7 @@ def test_on_a_tall_screen_all_that_fits_is_open(window: Callable[[Any], Any], sl
     assert is_open(dock, "Display")
 
 
+@pytest.mark.slow
 def test_what_runs_is_in_sight(window: Callable[[Any], Any], slide_path: Path, qtbot: Any) -> None:
     from qtpy.QtCore import Qt
     from qtpy.QtTest import QTest

@@ -463,6 +463,7 @@ class TestManyRegions:
 class TestTable:
     pytestmark = REAL_WINDOW
 
+    @pytest.mark.slow
     def test_rows_are_told_apart_and_names_can_be_read(
         self, window: Callable[[Any], Any], tmp_path: Path, qtbot: Any, screenshots: Path
     ) -> None:

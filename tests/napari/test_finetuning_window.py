@@ -203,6 +203,7 @@ def test_from_drawing_to_using_the_tuned_network_and_back(
     assert other.dock.state.slide.name == "b.svs"
 
 
+@pytest.mark.slow
 def test_stop_leaves_the_base_as_it_was_and_go_on_goes_on(
     panel: Panel, tmp_path: Path, own_settings: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -70,6 +70,7 @@ def test_the_window_is_as_large_as_the_screen_and_the_slide_fits_beside_the_dock
     assert viewer.scene.camera.zoom == looked
 
 
+@pytest.mark.slow
 def test_a_sample_opens_with_its_panel(window: Callable[[Any], Any], qtbot: Any) -> None:
     import napari
 

@@ -151,6 +151,7 @@ def test_tab_goes_down_the_panel(opened: tuple[Any, Any], qtbot: Any) -> None:
     assert [place.y() // 12 for place in places] == sorted(place.y() // 12 for place in places)
 
 
+@pytest.mark.slow
 def test_the_control_that_keys_act_on_is_framed(opened: tuple[Any, Any], qtbot: Any) -> None:
     from streamview_napari.panels.theme import colours
 

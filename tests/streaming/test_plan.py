@@ -70,6 +70,7 @@ def plan_for(height: int, width: int, memory: int, *, train: bool = False) -> Pl
     return make_plan(Call(bind(graph, (height, width)), 1, torch.float32, needs, weights), memory=memory)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("train", "width", "budget"),
     [
@@ -135,6 +136,7 @@ def test_operations_are_forecast(memory: str, train: bool) -> None:
     assert plan.keeps == ("maps" if train else "bits")
 
 
+@pytest.mark.slow
 def test_smooth_activations_keep_maps_and_cost_half_more_where_they_do_not_fit() -> None:
     network = torch.nn.Sequential(*(torch.nn.GELU() if isinstance(m, torch.nn.ReLU) else m for m in seed_network(8, 4)))
     network.requires_grad_(False)
@@ -144,6 +146,7 @@ def test_smooth_activations_keep_maps_and_cost_half_more_where_they_do_not_fit()
     assert 1.4 < small.overhead <= 1.505
 
 
+@pytest.mark.slow
 def test_little_memory_takes_segments_then_a_file() -> None:
     budgets = (200, 100, 24)
     plans = [plan_for(16384, 1024, budget * MB) for budget in budgets]
@@ -214,6 +217,7 @@ def test_planning_counts_as_no_work() -> None:
     assert counts[0] == counts[1]
 
 
+@pytest.mark.slow
 def test_wide_images_are_cut_into_tiles() -> None:
     plan = plan_for(256, 60_000, 100 * MB)
     assert plan.tile[1] < 60_000
