@@ -25,7 +25,7 @@ _ROOT = Path(__file__).parents[2]
 _PACKAGES = ("anywidget", "jupyterlab", "notebook", "playwright")
 _FLAGS = [
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update",
-    "--disable-sync",
+    "--disable-sync", "--disable-dev-shm-usage",
 ]  # fmt: skip
 _KERNEL = "window.jupyterapp?.shell?.currentWidget?.sessionContext?.session?.kernel"
 
