@@ -104,9 +104,10 @@ class TileServer:
                         continue
                     self._threads.discard(threading.current_thread())
                     return
+            start = time.monotonic()
             encoded = self._make(tile)
             if encoded is not None:
-                began = began if batch else time.monotonic()
+                began = began if batch else start  # a tile that took long is sent at once
                 batch.append((tile, encoded))
 
     def _next(self) -> Tile | None:

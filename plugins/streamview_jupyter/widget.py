@@ -362,17 +362,20 @@ class View(anywidget.AnyWidget):
 
     def _job_changed(self, job: Job) -> None:
         description = job.description
-        if job.done or job.state in ("done", "failed", "cancelled"):
+        if job.state in ("done", "failed", "cancelled"):
             with self._changing:
                 if self._live is not None:
                     self._server.set_source(self._live.number, self._live.epoch, None)
                     self._live = None
                     self._describe_layers()
         result = job.finished
-        if isinstance(result, Saliency):
-            self.add_saliency(result)
-        elif result is not None:
-            self._add_prediction(result)
+        try:
+            if isinstance(result, Saliency):
+                self.add_saliency(result)
+            elif result is not None:
+                self._add_prediction(result)
+        except StreamviewError as error:  # the result is there, but a part of the slide cannot be read to show it
+            description |= {"state": "failed", "text": str(error)}
         self._job = description
 
     def _add_prediction(self, prediction: Prediction) -> None:
@@ -385,8 +388,7 @@ class View(anywidget.AnyWidget):
         with self._changing:
             if not len(signed):  # all begins, or begins anew
                 self._number += 1
-                shape = signed.shape[1]
-                live = LiveMap((round(strip.prediction.shape[0]), shape), strip.step, strip.origin)
+                live = LiveMap((strip.prediction.shape[0], signed.shape[1]), strip.step, strip.origin)
                 self._live = LiveLayer(self._number, live, strip.target.name)
                 self._server.set_source(self._number, 0, live)
                 return

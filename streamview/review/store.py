@@ -207,9 +207,9 @@ class Store:
             When a part of it is damaged.
         """
         with self._errors():
-            found = [text for (text,) in self._connection.execute("PRAGMA integrity_check")]
-        if found != ["ok"]:
-            raise ReviewError(f"{self.path.name}: is damaged ({found[0]}); save what can be read with `streamview review recover`")
+            problems = [text for (text,) in self._connection.execute("PRAGMA integrity_check")]
+        if problems != ["ok"]:
+            raise ReviewError(f"{self.path.name}: is damaged ({problems[0]}); save what can be read with `streamview review recover`")
 
     def close(self) -> None:
         """Release the file."""
@@ -296,12 +296,12 @@ def on_network(path: Path) -> bool:
     except OSError:
         return str(path.absolute()).startswith(("\\\\", "//"))
     place = str(path.resolve())
-    found = max(
+    mount = max(
         (fields for fields in mounts if len(fields) > 2 and (place + "/").startswith(fields[1].rstrip("/") + "/")),
         key=lambda fields: len(fields[1]),
         default=None,
     )
-    return found is not None and found[2] in _NETWORK
+    return mount is not None and mount[2] in _NETWORK
 
 
 _INSERT = "INSERT INTO events (id, reader, kind, at, case_id, period, modality, payload) VALUES (?, ?, ?, ?, ?, ?, ?, ?)"

@@ -181,6 +181,15 @@ def test_every_tile_comes_once_and_in_batches(server: TileServer, sent: list[Any
     assert len(source.made) == 100
 
 
+def test_a_tile_does_not_wait_for_a_slow_one(server: TileServer, sent: list[Any]) -> None:
+    server.set_source(0, 0, _Counted(0.3))
+    start = time.monotonic()
+    server.wait_for("a", tuple(Tile(0, 0, 5, 0, column) for column in range(6)))
+    eventually(lambda: sent)
+    assert time.monotonic() - start < 0.55  # the next would be there after 0.6 s
+    eventually(lambda: len(numbers(sent)) == 6)
+
+
 def test_what_is_out_of_sight_is_not_made(server: TileServer, sent: list[Any]) -> None:
     source = _Counted(0.02)
     server.set_source(0, 0, source)

@@ -166,6 +166,16 @@ def test_cancelled_and_failed_runs_say_so(view: Any, model: Any, monkeypatch: py
     view.run(model)  # and the view is ready for another
 
 
+def test_a_result_that_cannot_be_shown_is_said_and_kept(view: Any, model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> Any:
+        raise StreamviewError("row 7 cannot be read")
+
+    monkeypatch.setattr("streamview_jupyter.widget.find_glass", refuse)
+    assert view.run(model, target="lesion").result(60).target.name == "lesion"
+    assert (view._job["state"], view._job["text"]) == ("failed", "row 7 cannot be read")
+    assert view.layers == ()
+
+
 def test_closing_stops_the_run_and_all_threads(slide: Any, model: Any) -> None:
     before = set(threading.enumerate())
     view = slide.view()

@@ -110,7 +110,7 @@ def _draw_map(
     without = no_hotspots(saliency)
     if without is not None:
         notes.append(without)
-    found = find_hotspots(saliency, recipe, max(round(_SPOTS * share), 1), glass) if without is None and shown.cap > 0 else ()
+    hotspots = find_hotspots(saliency, recipe, max(round(_SPOTS * share), 1), glass) if without is None and shown.cap > 0 else ()
     return MapView(
         target=saliency.target,
         answer=saliency.prediction.answer_for(saliency.target),
@@ -122,7 +122,7 @@ def _draw_map(
         outline=outline,
         legend=colour_bar(saliency, shown, behind, name),
         how=how_shown(saliency, shown),
-        spots=tuple(_draw_spot(spot, layer, slide, saliency) for spot in found),
+        spots=tuple(_draw_spot(spot, layer, slide, saliency) for spot in hotspots),
         notes=tuple(notes),
     )
 

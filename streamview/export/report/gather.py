@@ -236,15 +236,15 @@ def _read_run(job: Job, run_id: str) -> Mapping[str, Any]:
 
 def _certificates(job: Job, weights_sha256: str) -> tuple[Certified, ...]:
     """What the job's certificates say of these weights; those that cannot be read are left out."""
-    found = []
+    certificates = []
     for path in sorted((job.folder / "certificates").glob("*.json")):
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
             if values["weights_sha256"] == weights_sha256:
-                found.append(Certified(values["passed"] is True, str(values["verdict"]), str(values["pixels"])))
+                certificates.append(Certified(values["passed"] is True, str(values["verdict"]), str(values["pixels"])))
         except _DAMAGED:
             continue
-    return tuple(found)
+    return tuple(certificates)
 
 
 def _text(value: object) -> str | None:
