@@ -266,13 +266,13 @@ class Reader:
         readings = self.readings()
         start = 0 if after is None else self.steps.index(after) + 1
         order = self.steps[start:] + self.steps[:start]
-        return next((step for step in order if not readings[step].done and self._barred(step, readings) is None), None)
+        return next((step for step in order if not readings[step].done and self.barred(step, readings) is None), None)
 
-    def sight(self, step: Step) -> Sight:
-        """What may be seen in a step: the network's answer only if it is aided and, in a staged design, the verdict before is locked."""
+    def sight(self, step: Step, readings: Mapping[Step, Reading] | None = None) -> Sight:
+        """What may be seen in a step: the network's answer only if it is aided and, in a staged design, the verdict before is given."""
         case = self.session.cases[step.case]
         blind = Sight(f"slide {self._places[step.case]} of {len(self._places)}", case.source, case.mpp)
-        if step.modality == "unaided" or self._barred(step, self.readings()) is not None:
+        if step.modality == "unaided" or self.barred(step, readings or self.readings()) is not None:
             return blind
         return replace(blind, answer=case.answer, job=case.job or None, slide_id=case.slide_id or None)
 
@@ -285,11 +285,36 @@ class Reader:
             When it may not be read yet: its unaided verdict is missing, or the washout is not over.
         """
         with self.session.store.writing():
-            reason = self._barred(step, self.readings())
+            reason = self.barred(step, self.readings())
             if reason is not None:
                 raise ReviewError(reason)
             self._insert(step, "opened")
         return self.sight(step)
+
+    def last_opened(self) -> Step | None:
+        """The step that was opened last; None before the first."""
+        return next((_step(event) for event in reversed(self.session.store.events(self.name)) if event.kind == "opened"), None)
+
+    def barred(self, step: Step, readings: Mapping[Step, Reading]) -> str | None:
+        """Say why a step may not be read yet; None if it may. `readings` as `readings` returns them."""
+        if step not in readings:
+            return f"{self.name} does not read {step.case} {step.modality}"
+        if self.session.design == "staged" and step.modality == "aided" and not readings[replace(step, modality="unaided")].done:
+            return "the network's answer is shown after your own verdict"
+        if step.period == 2:
+            first = [reading for other, reading in readings.items() if other.period == 1]
+            if not all(reading.done for reading in first):
+                return "the second period begins when all slides of the first are read"
+            until = max(datetime.fromisoformat(reading.decided_at) for reading in first) + self.session.washout
+            if datetime.now(UTC) < until:
+                return f"the second period begins on {until:%Y-%m-%d}: {self.session.washout.days} days of washout after the first"
+        return None
+
+    def locked(self, step: Step, readings: Mapping[Step, Reading]) -> str | None:
+        """Say why a verdict can no longer be changed; None if it can."""
+        if self.session.design != "staged" or step.modality == "aided":
+            return None
+        return "this verdict is locked: the network's answer has been seen" if readings[replace(step, modality="aided")].opened else None
 
     def decide(self, step: Step, verdict: str, confidence: int | None = None, *, note: str = "", seconds: float = 0.0) -> None:
         """Store a verdict; when this returns it is on the disk.
@@ -315,7 +340,7 @@ class Reader:
             raise ReviewError(f"a note of {len(note)} characters: expected {_NOTE} at most")
         with self.session.store.writing():
             readings = self.readings()
-            reason = self._barred(step, readings) or self._locked(step, readings)
+            reason = self.barred(step, readings) or self.locked(step, readings)
             if reason is not None:
                 raise ReviewError(reason)
             self._insert(step, "verdict", verdict=verdict, confidence=confidence, note=note, seconds=max(0.0, float(seconds)))
@@ -335,7 +360,7 @@ class Reader:
             if last is None:
                 return None
             step = _step(last)
-            reason = self._locked(step, fold(events, self.steps))
+            reason = self.locked(step, fold(events, self.steps))
             if reason is not None:
                 raise ReviewError(reason)
             self._insert(step, "undo", of=last.id)
@@ -373,27 +398,6 @@ class Reader:
     def _insert(self, step: Step, kind: str, **values: Any) -> None:
         """Add an event within the transaction that is open."""
         self.session.store.insert(new_event(self.name, kind, step.case, step.period, step.modality, **values))
-
-    def _barred(self, step: Step, readings: Mapping[Step, Reading]) -> str | None:
-        """Say why a step may not be read yet; None if it may."""
-        if step not in readings:
-            return f"{self.name} does not read {step.case} {step.modality}"
-        if self.session.design == "staged" and step.modality == "aided" and not readings[replace(step, modality="unaided")].done:
-            return "the network's answer is shown after your own verdict"
-        if step.period == 2:
-            first = [reading for other, reading in readings.items() if other.period == 1]
-            if not all(reading.done for reading in first):
-                return "the second period begins when all slides of the first are read"
-            until = max(datetime.fromisoformat(reading.decided_at) for reading in first) + self.session.washout
-            if datetime.now(UTC) < until:
-                return f"the second period begins on {until:%Y-%m-%d}: {self.session.washout.days} days of washout after the first"
-        return None
-
-    def _locked(self, step: Step, readings: Mapping[Step, Reading]) -> str | None:
-        """Say why a verdict can no longer be changed; None if it can."""
-        if self.session.design != "staged" or step.modality == "aided":
-            return None
-        return "this verdict is locked: the network's answer has been seen" if readings[replace(step, modality="aided")].opened else None
 
 
 def fold(events: Iterable[Event], steps: Sequence[Step]) -> dict[Step, Reading]:
