@@ -172,6 +172,13 @@ class State:
             self.events.answers_changed.emit()
             self.events.answer_selected.emit(self.selected, None)
 
+    def forget_answers(self) -> None:
+        """Forget all answers; no map is worked on any more."""
+        self.answers.clear()
+        self._selected.clear()
+        self.events.answers_changed.emit()
+        self.events.answer_selected.emit(None, None)
+
     @property
     def folder(self) -> Path:
         """Where results lie until they are exported: a temporary folder, removed on closing."""

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from napari import Viewer
     from napari.components import ViewerModel
 
-__all__ = ["add_layers", "fill_screen", "run", "view"]
+__all__ = ["add_layers", "fill_screen", "review", "run", "run_review", "view"]
 
 
 def view(path: str | os.PathLike[str], *, show: bool = True) -> Viewer:
@@ -88,6 +88,53 @@ def add_layers(viewer: ViewerModel, path: str) -> None:
     place_overlays(viewer)
     viewer.reset_view()
     describe(viewer)
+
+
+def review(path: str | os.PathLike[str], reader: str | None = None, *, show: bool = True) -> Viewer:
+    """Open a window as large as the screen on a review session; the caller runs ``napari.run()``.
+
+    Parameters
+    ----------
+    path
+        The session's file.
+    reader
+        Who reads; None: asked for in the window where there are several.
+    show
+        Whether the window is shown.
+
+    Raises
+    ------
+    ReviewError
+        When the file is no session, or has no such reader.
+    """
+    from streamview.review import Session
+
+    with Session(path) as session:
+        if reader is not None:
+            session.reader(reader)
+    import napari
+
+    viewer = napari.Viewer(title="streamview review", show=show)
+    if show:
+        fill_screen(viewer)
+    _, dock = viewer.window.add_plugin_dock_widget("streamview", "Review")
+    dock.reading.open_session(path, reader)
+    return viewer
+
+
+def run_review(path: str | os.PathLike[str], reader: str | None = None) -> None:
+    """Open the window of `review` and return when it is closed.
+
+    Raises
+    ------
+    ReviewError
+        As `review`.
+    """
+    import napari
+
+    viewer = review(path, reader)
+    del viewer  # napari keeps it
+    napari.run()
 
 
 def run(path: str | os.PathLike[str]) -> None:

@@ -176,7 +176,10 @@ def build_parser() -> argparse.ArgumentParser:
 def _review(parser: argparse.ArgumentParser) -> None:
     """Add the actions on a review session."""
     actions = parser.add_subparsers(
-        dest="action", metavar="new|status|stats|export|pack|unpack|merge|recover", required=True, help="each has its own help"
+        dest="action",
+        metavar="new|read|status|stats|export|annotate|pack|unpack|merge|recover",
+        required=True,
+        help="each has its own help",
     )
 
     def add(name: str, purpose: str, example: str) -> argparse.ArgumentParser:
@@ -205,6 +208,10 @@ def _review(parser: argparse.ArgumentParser) -> None:
     new.add_argument("--verdicts", metavar="FILE.json", help=verdicts)
     new.add_argument("--washout", type=float, metavar="DAYS", default=0.0, help="of a crossover, between its periods (default: 0)")
 
+    read = add("read", "read a session in napari, from where the reader left off", "session.sqlite --reader a")
+    read.add_argument("session", metavar="SESSION", help="a session's file")
+    read.add_argument("--reader", metavar="NAME", help="who reads (default: asked for in the window)")
+
     status = add("status", "say how far each reader is", "session.sqlite")
     status.add_argument("session", metavar="SESSION", help="a session's file")
 
@@ -222,6 +229,18 @@ def _review(parser: argparse.ArgumentParser) -> None:
     export.add_argument("session", metavar="SESSION", help="a session's file")
     export.add_argument("-o", "--output", metavar="FILE.csv", required=True, help="the table; must not exist")
     export.add_argument("--names", action="store_true", help="with the slides' names, their truth and all answers of the network")
+
+    export.add_argument(
+        "--regions", metavar="FOLDER", help="also what the readers have drawn, as GeoJSON for QuPath, a file a slide and reader"
+    )
+
+    annotate = add(
+        "annotate", "add the annotations of a file to what a reader has drawn", "session.sqlite C007.geojson --reader a --case C007"
+    )
+    annotate.add_argument("session", metavar="SESSION", help="a session's file")
+    annotate.add_argument("annotations", metavar="FILE", help="QuPath's GeoJSON or ASAP's XML, in level-0 pixels")
+    annotate.add_argument("--reader", metavar="NAME", required=True, help="who drew it")
+    annotate.add_argument("--case", metavar="ID", required=True, help="the slide, by its id in the session")
 
     pack = add("pack", "write a session as one zip with hashes; it names its slides", "session.sqlite -o session.zip")
     pack.add_argument("session", metavar="SESSION", help="a session's file")

@@ -52,6 +52,18 @@ def _new(options: Namespace) -> int:
     return 0
 
 
+def _read(options: Namespace) -> int:
+    from streamview.system.doctor import check_window
+
+    check = check_window()
+    if not check.ok:
+        raise StreamviewError(f"cannot open a window: {check.found}; {check.remedy}")
+    from streamview_napari.view import run_review
+
+    run_review(options.session, options.reader)
+    return 0
+
+
 def _status(options: Namespace) -> int:
     from streamview.review import Session
 
@@ -79,14 +91,27 @@ def _stats(options: Namespace) -> int:
 def _export(options: Namespace) -> int:
     from streamview.files import atomic
     from streamview.review import Session
+    from streamview.review.annotations import export_regions
     from streamview.review.tables import write_verdicts
 
     path = Path(options.output)
     if path.exists():
         raise StreamviewError(f"{path}: exists; choose another name")
     with Session(options.session) as session:
+        regions = [] if options.regions is None else export_regions(session, options.regions)
         atomic.write_text(path, write_verdicts(session, names=options.names))
-    say(f"written: {path}")
+    for written in (path, *regions):
+        say(f"written: {written}")
+    return 0
+
+
+def _annotate(options: Namespace) -> int:
+    from streamview.review import Session
+    from streamview.review.annotations import import_regions
+
+    with Session(options.session) as session:
+        count = import_regions(session, options.reader, options.case, options.annotations)
+    say(f"{options.case}: {_count(count, 'region')} added for {options.reader}")
     return 0
 
 
@@ -126,9 +151,11 @@ def _count(number: int, thing: str) -> str:
 
 _ACTIONS: Mapping[str, Callable[[Namespace], int]] = {
     "new": _new,
+    "read": _read,
     "status": _status,
     "stats": _stats,
     "export": _export,
+    "annotate": _annotate,
     "pack": _pack,
     "unpack": _unpack,
     "merge": _merge,

@@ -1,9 +1,9 @@
-"""The one dock: tabs of sections, those without content hidden."""
+"""The dock: tabs of sections, those without content hidden."""
 
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from qtpy.QtCore import QCoreApplication, QEvent, QObject, QSize, QTimer
 from qtpy.QtWidgets import QLabel, QMainWindow, QPushButton, QTabWidget, QVBoxLayout, QWidget
@@ -29,14 +29,8 @@ from streamview_napari.state import State
 if TYPE_CHECKING:
     from napari.components import ViewerModel
 
-__all__ = ["TABS", "Dock"]
+__all__ = ["Dock"]
 
-TABS: dict[str, tuple[type[Section], ...]] = {
-    "Analyse": (SlideSection, InferenceSection, ResultSection, DisplaySection, HotspotSection, ExportSection),
-    "Train": (LabelsSection, FinetuningSection),
-    "Review": (),
-}
-"""The sections of each tab, from top to bottom; a tab without any is not shown."""
 _WIDTH = 340  # px
 
 
@@ -49,15 +43,23 @@ class Dock(QWidget):
         The viewer; napari puts it in by this name.
     """
 
+    TABS: ClassVar[dict[str, tuple[type[Section], ...]]] = {
+        "Analyse": (SlideSection, InferenceSection, ResultSection, DisplaySection, HotspotSection, ExportSection),
+        "Train": (LabelsSection, FinetuningSection),
+    }
+    """The sections of each tab, from top to bottom."""
+    HINT: ClassVar[str] = "Open a slide: drag it here, or File > Open."
+    """What is said while there is no slide; empty: nothing, and no slide is taken."""
+
     def __init__(self, napari_viewer: ViewerModel) -> None:
         super().__init__()
         self._window: QWidget | None = None
         self._docked = False
         self.viewer = napari_viewer
         self.state = State(napari_viewer)
-        sections = {title: [section(napari_viewer, self.state) for section in tab] for title, tab in TABS.items()}
+        sections = {title: [section(napari_viewer, self.state) for section in tab] for title, tab in self.TABS.items()}
         self.sections = [section for tab in sections.values() for section in tab]
-        self.hint = QLabel("Open a slide: drag it here, or File > Open.")
+        self.hint = QLabel(self.HINT)
         self.hint.setWordWrap(True)
         self.sheet: KeySheet | None = None
         self._shortcuts = [shortcut for section in self.sections for shortcut in section.shortcuts()]
@@ -76,11 +78,10 @@ class Dock(QWidget):
     def _lay_out(self, sections: dict[str, list[Section]]) -> None:
         self.tabs = QTabWidget()
         for title, tab in sections.items():
-            if tab:
-                column = Column(tab)
-                column.wanted.connect(partial(self.tabs.setCurrentWidget, column))
-                self.tabs.addTab(column, title)
-        self.tabs.tabBar().setAccessibleName("Analyse or train")
+            column = Column(tab)
+            column.wanted.connect(partial(self.tabs.setCurrentWidget, column))
+            self.tabs.addTab(column, title)
+        self.tabs.tabBar().setAccessibleName(" or ".join(sections).capitalize())
         keys = QPushButton("Keys")
         keys.setToolTip("What the keys do; key ?")
         keys.clicked.connect(self.show_keys)
@@ -102,7 +103,7 @@ class Dock(QWidget):
         return QSize(_WIDTH + 20, 700)
 
     def _show_hint(self, layer: Any) -> None:
-        self.hint.setVisible(layer is None)
+        self.hint.setVisible(layer is None and bool(self.HINT))
 
     def show_keys(self) -> None:
         """Show what the keys do."""
@@ -125,8 +126,17 @@ class Dock(QWidget):
             self._window.installEventFilter(self)
             canvas = self._window.centralWidget() if isinstance(self._window, QMainWindow) else None
             inside = [] if canvas is None else [canvas, *canvas.findChildren(QWidget)]
-            Drops(self.viewer, [self, *(widget for widget in inside if widget.acceptDrops())], self)
+            if self.HINT:
+                Drops(self.viewer, [self, *(widget for widget in inside if widget.acceptDrops())], self)
+            self._replace_others(self._window)
         return bool(super().event(event))
+
+    def _replace_others(self, window: QWidget) -> None:
+        """Close the other dock of this plugin: both would work on the same layers, and that for analysis names a session's slides."""
+        for other in window.findChildren(Dock):
+            if other is not self and not other.state.closed:
+                self.viewer.window.remove_dock_widget(other)
+                other.deleteLater()
 
     def eventFilter(self, watched: QObject, event: QEvent) -> bool:
         """Stop the work when the window closes; a click on its cross, or its menu, may still be declined, here and in napari's dialogue."""

@@ -30,12 +30,13 @@ def bind(viewer: ViewerModel, shortcuts: Sequence[Shortcut], widget: QWidget) ->
         Of the same window. Keys that napari cannot tell apart, such as ``?``, are Qt's, and work while it is shown.
     """
     for shortcut in shortcuts:
-        key = getattr(settings().keys, shortcut.name)
-        if key and _known(key):
+        key = _key(shortcut)
+        if _taken_by_napari(shortcut):
             viewer.bind_key(key, _action(shortcut), overwrite=True)
         elif key:
             keys = QShortcut(QKeySequence(key), widget)
-            keys.setKeys([QKeySequence(key), QKeySequence(f"Shift+{key}")])  # with Shift or without, as keyboards have it
+            if not shortcut.key:
+                keys.setKeys([QKeySequence(key), QKeySequence(f"Shift+{key}")])  # with Shift or without, as keyboards have it
             keys.activated.connect(shortcut.press)
 
 
@@ -44,15 +45,21 @@ def unbind(viewer: ViewerModel, shortcuts: Sequence[Shortcut], widget: QWidget) 
     from napari.utils.key_bindings import coerce_keybinding
 
     for shortcut in shortcuts:
-        key = getattr(settings().keys, shortcut.name)
-        if key and _known(key):
-            viewer.keymap.pop(coerce_keybinding(key), None)
+        if _taken_by_napari(shortcut):
+            viewer.keymap.pop(coerce_keybinding(_key(shortcut)), None)
     for keys in widget.findChildren(QShortcut):
         keys.deleteLater()
 
 
-def _known(key: str) -> bool:
-    """Whether napari has a name for a key; all others are the same to it."""
+def _key(shortcut: Shortcut) -> str:
+    return shortcut.key or str(getattr(settings().keys, shortcut.name))
+
+
+def _taken_by_napari(shortcut: Shortcut) -> bool:
+    """Whether napari binds the key: one of the settings that it has a name for; all others are the same to it."""
+    key = _key(shortcut)
+    if not key or shortcut.key:
+        return False
     from app_model.types import KeyCode
     from napari.utils.key_bindings import coerce_keybinding
 
@@ -81,13 +88,13 @@ class KeySheet(QDialog):
         grid = QGridLayout()
         grid.setHorizontalSpacing(16)
         grid.setVerticalSpacing(6)
-        keys = settings().keys
         for row, shortcut in enumerate(shortcuts):
-            key = QLabel(getattr(keys, shortcut.name) or "–")
+            key = QLabel(_key(shortcut) or "–")
             key.setStyleSheet("font-family: monospace; font-weight: bold;")
             grid.addWidget(key, row, 0)
             grid.addWidget(QLabel(shortcut.text), row, 1)
         column = QVBoxLayout(self)
         column.setContentsMargins(16, 14, 16, 14)
         column.addLayout(grid)
-        column.addWidget(quiet_label("To change them: File > Preferences > streamview."))
+        if not all(shortcut.key for shortcut in shortcuts):
+            column.addWidget(quiet_label("To change those of the canvas: File > Preferences > streamview."))

@@ -54,12 +54,15 @@ class Shortcut:
         Called without arguments.
     release
         Called when the key is let go; None where that means nothing.
+    key
+        Fixed, and acts wherever the focus is but in a text that is written; empty: that of the setting, on the canvas.
     """
 
     name: str
     text: str
     press: Callable[[], Any]
     release: Callable[[], Any] | None = None
+    key: str = ""
 
 
 class Section(QWidget):

@@ -29,6 +29,8 @@ Role = Literal[
     "badge",  # a remark on a map
     "run",  # the button that starts the work
     "choice",  # one of several buttons of which one is down
+    "verdict",  # the same, large
+    "confidence",  # the same, narrow
     "link",  # a button that is seldom used
     "progress",  # bars: of progress,
     "likeliest",  # of the likeliest class,
@@ -174,7 +176,10 @@ _SHEET = """
 QPushButton[role="link"] {{ background: transparent; color: {quiet}; padding: 0; text-decoration: underline; }}
 QPushButton[role="link"]:hover {{ color: {text}; }}
 QPushButton[role="choice"] {{ border-radius: 0; padding: 4px; }}
-QPushButton[role="choice"]:checked, QPushButton[role="run"] {{ background: {run_ground}; color: {run_text}; }}
+QPushButton[role="verdict"] {{ border-radius: 3px; padding: 4px 8px; text-align: left; }}
+QPushButton[role="confidence"] {{ border-radius: 3px; padding: 4px 0; }}
+QPushButton[role="choice"]:checked, QPushButton[role="verdict"]:checked, QPushButton[role="confidence"]:checked,
+QPushButton[role="run"] {{ background: {run_ground}; color: {run_text}; }}
 QPushButton[role="run"] {{ font-weight: bold; padding: 5px; border-radius: 3px; }}
 QPushButton[role="run"]:hover {{ background: {run_hover}; }}
 QPushButton[role="run"]:disabled {{ background: {idle_ground}; color: {idle_text}; border: 0; }}
