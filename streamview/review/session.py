@@ -336,8 +336,7 @@ class Reader:
             When the vocabulary has no such verdict, the step may not be read, or its verdict is locked. Nothing is then stored.
         """
         self.session.vocabulary.check(verdict, confidence)
-        if len(note) > _NOTE:
-            raise ReviewError(f"a note of {len(note)} characters: expected {_NOTE} at most")
+        self._check_note(note)
         with self.session.store.writing():
             readings = self.readings()
             reason = self.barred(step, readings) or self.locked(step, readings)
@@ -370,6 +369,22 @@ class Reader:
         """Store the time spent with a step, and what was in sight, for when it is opened again."""
         self._store(step, "rest", seconds=max(0.0, float(seconds)), view=None if view is None else [float(number) for number in view])
 
+    def remark(self, step: Step, note: str) -> None:
+        """Store the note of a step, in place of the one before.
+
+        Raises
+        ------
+        ReviewError
+            When it is too long, or the step may not be read or is locked.
+        """
+        self._check_note(note)
+        with self.session.store.writing():
+            readings = self.readings()
+            reason = self.barred(step, readings) or self.locked(step, readings)
+            if reason is not None:
+                raise ReviewError(reason)
+            self._insert(step, "note", note=note)
+
     def draw(self, step: Step, regions: Iterable[Mapping[str, Any]]) -> None:
         """Store the regions of a step, all of them, as GeoJSON features in level-0 px.
 
@@ -389,6 +404,10 @@ class Reader:
         if self.sight(step).answer is None:
             raise ReviewError("hotspots are judged when they have been shown")
         self._store(step, "hotspot", hotspot=int(hotspot), right=bool(right))
+
+    def _check_note(self, note: str) -> None:
+        if len(note) > _NOTE:
+            raise ReviewError(f"a note of {len(note)} characters: expected {_NOTE} at most")
 
     def _store(self, step: Step, kind: str, **values: Any) -> None:
         if step not in self.steps:
@@ -424,6 +443,8 @@ def fold(events: Iterable[Event], steps: Sequence[Step]) -> dict[Step, Reading]:
         elif event.kind == "verdict" and event.id not in gone:
             confidence = values["confidence"]
             reading = replace(reading, verdict=values["verdict"], confidence=confidence, note=values["note"], decided_at=event.at)
+        elif event.kind == "note":
+            reading = replace(reading, note=values["note"])
         elif event.kind == "rest" and values["view"] is not None:
             reading = replace(reading, view=tuple(values["view"]))
         elif event.kind == "regions":

@@ -228,6 +228,11 @@ class Sitting:
             self.reader.rest(self.step, self._seconds, view)
             self._seconds = 0.0
 
+    def remark(self, note: str) -> None:
+        """Store the note of this step, as `Reader.remark`."""
+        self.act()
+        self.reader.remark(self._expect_step(), note)
+
     def draw(self, regions: Iterable[Mapping[str, Any]]) -> None:
         """Store the regions of this step, as `Reader.draw`."""
         self.act()

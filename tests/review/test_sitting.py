@@ -78,6 +78,22 @@ def test_a_verdict_can_be_corrected_until_the_answer_is_shown(session: Session) 
     assert (sheet.sight.title, sheet.reading.verdict, sheet.before) == ("slide 1 of 5", None, "normal")
 
 
+def test_a_note_can_be_written_before_and_after_the_verdict(session: Session) -> None:
+    sitting = Sitting(session.reader("a"))
+    sitting.remark("cells")
+    assert sitting.sheet().reading.note == "cells"
+    sitting.decide("normal", 4, "cells")
+    sitting.remark("many cells")
+    assert (sitting.sheet().reading.note, sitting.sheet().rows[0].noted) == ("many cells", True)
+    step = sitting.step
+    sitting.reveal()
+    assert step is not None
+    with pytest.raises(ReviewError, match="locked"):
+        sitting.reader.remark(step, "late")
+    with pytest.raises(ReviewError, match="2001 characters"):
+        sitting.remark("x" * 2001)
+
+
 def test_going_elsewhere_never_shows_the_answer(session: Session) -> None:
     sitting = Sitting(session.reader("a"))
     sitting.decide("normal", 4)

@@ -109,10 +109,11 @@ class ReadingSection(Section):
         set_role(self.go, "run")
         self.go.clicked.connect(self.go_on)
         self.note_line = QLineEdit()
-        self.note_line.setPlaceholderText("Note, before the verdict")
+        self.note_line.setPlaceholderText("Note")
         self.note_line.setAccessibleName("Note")
         self.note_line.setMaxLength(2000)
         self.note_line.textEdited.connect(self._acted)
+        self.note_line.editingFinished.connect(self._noted)
         self.previous = self._button("‹ Previous", "The slide before. Key p", lambda: self.step(-1))
         self.next = self._button("Next ›", "The slide after. Key n", lambda: self.step(1))
         self.next_undone = self._button("Next open", "The next slide that is still to be read. Key u", self.find_undone)
@@ -175,7 +176,7 @@ class ReadingSection(Section):
             Shortcut("", "Next slide", lambda: self.step(1), key="n"),
             Shortcut("", "Previous slide", lambda: self.step(-1), key="p"),
             Shortcut("", "Next slide that is still to be read", self.find_undone, key="u"),
-            Shortcut("", "Show the network's answer; then keep your verdict", self.go_on, key="Return"),
+            Shortcut("", "Show the network's answer; then keep your verdict", self._enter, key="Return"),
             Shortcut("", "Take the last verdict back", self.undo, key="z"),
             Shortcut("", "Show or hide the network's map", self.map_shown.toggle, key="o"),
             Shortcut("", "Draw around an area", self.draw.toggle, key="d"),
@@ -305,6 +306,18 @@ class ReadingSection(Section):
         self._acted()
         if self.verdicts is not None:
             self.verdicts.press(digit)
+
+    def _enter(self) -> None:
+        """Go on; where a note is written, only end that."""
+        if self.note_line.hasFocus():
+            self.note_line.clearFocus()
+        else:
+            self.go_on()
+
+    def _noted(self) -> None:
+        note = self.note_line.text().strip()
+        if self.sitting is not None and note != self._sheet.reading.note:
+            self._do(lambda sitting: sitting.remark(note), redraw=False)
 
     def _forget_choice(self) -> None:
         if self.verdicts is not None:
