@@ -25,7 +25,7 @@ class Read:
     reader, case
         Their ids.
     modality
-        ``"unaided"``: before or without the AI's output. ``"aided"``: with it.
+        ``"unaided"``: before or without the network's output. ``"aided"``: with it.
     verdict
         The answered class.
     score

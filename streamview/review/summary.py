@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Collection
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from streamview.errors import ReviewError
 from streamview.evaluation.drawing import write_chart
+from streamview.export.report.content import Picture
 from streamview.files import atomic
 from streamview.results import RESEARCH_USE
 from streamview.review.reads import Modality, Read
+from streamview.review.report import statistics_page, statistics_table
 from streamview.review.session import Reading, Session
 from streamview.review.statistics import (
     Change,
@@ -96,14 +99,14 @@ def summarise(session: Session, positive: Collection[str] = ()) -> dict[str, Any
 
 
 def write_summary(session: Session, folder: str | os.PathLike[str], positive: Collection[str] = ()) -> list[Path]:
-    """Write ``statistics.json``, and where they can be computed ``change.png``, ``readers.png`` and ``reads.imrmc``, into a folder.
+    """Write the statistics as JSON, CSV and HTML, and where they can be computed ``change.png``, ``readers.png`` and ``reads.imrmc``.
 
     Parameters
     ----------
     session, positive
         As for `summarise`.
     folder
-        Made where it is missing; earlier files of these names are replaced, each completely or not at all.
+        Where to; made where it is missing; earlier files of these names are replaced, each completely or not at all.
 
     Returns
     -------
@@ -121,19 +124,33 @@ def write_summary(session: Session, folder: str | os.PathLike[str], positive: Co
     reads, truth, positive = _input(session, positive)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    written = [folder / "statistics.json"]
+    written = [folder / "statistics.json", folder / "statistics.csv"]
     atomic.write_text(written[0], json.dumps(summary, indent=2, ensure_ascii=False, allow_nan=False))
+    atomic.write_text(written[1], statistics_table(summary))
+    charts = []
     changes = _value(lambda: pool_changes(_changes(session, reads)))
     if isinstance(changes, Change):
         written.append(write_chart(folder / "change.png", partial(draw_change, change=changes), change_size(changes)))
+        charts.append(
+            (_picture(written[-1]), "Verdicts before and after the network's answer, all readers; the figures are in the tables below.")
+        )
     comparison = _value(lambda: compare_modalities(reads, truth, positive=positive)) if positive else None
     if isinstance(comparison, Comparison):
         written.append(write_chart(folder / "readers.png", partial(draw_lines, comparison=comparison), lines_size(comparison)))
+        charts.insert(0, (_picture(written[-1]), "A line for each reader from unaided to aided; the figures are in the tables below."))
     text = _value(lambda: format_imrmc(reads, truth, positive, title=f"streamview review session {session.id}")) if positive else None
     if isinstance(text, str):
         written.append(folder / "reads.imrmc")
         atomic.write_text(written[-1], text)
+    written.append(folder / "statistics.html")
+    atomic.write_text(written[-1], statistics_page(summary, charts, datetime.now(UTC)))
     return written
+
+
+def _picture(path: Path) -> Picture:
+    data = path.read_bytes()
+    width, height = (int.from_bytes(data[place : place + 4]) for place in (16, 20))  # of the first chunk of every PNG
+    return Picture(data, "png", (height, width))
 
 
 _NO_POSITIVE = "no positive verdicts are named"

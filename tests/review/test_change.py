@@ -1,4 +1,4 @@
-"""Changes by the AI: counted by hand, and McNemar's test against statsmodels."""
+"""Changes by the network: counted by hand, and McNemar's test against statsmodels."""
 
 import json
 
@@ -12,14 +12,14 @@ from streamview.review.statistics import exact_mcnemar, measure_change, pool_cha
 # case: truth, AI, unaided, aided
 CASES = {
     "helped": ("b", "b", "a", "b"),
-    "ignored a right AI": ("b", "b", "a", "a"),
+    "ignored a right network": ("b", "b", "a", "a"),
     "harmed": ("a", "b", "a", "b"),
-    "ignored a wrong AI": ("a", "b", "a", "a"),
-    "agreed with a wrong AI": ("a", "b", "b", "b"),
+    "ignored a wrong network": ("a", "b", "a", "a"),
+    "agreed with a wrong network": ("a", "b", "b", "b"),
     "from wrong to wrong": ("a", "c", "b", "c"),
-    "harmed, not by the AI's answer": ("a", "b", "a", "c"),
+    "harmed, not by the network's answer": ("a", "b", "a", "c"),
     "unknown": (None, "b", "a", "b"),
-    "without an answer of the AI": ("a", None, "a", "a"),
+    "without an answer of the network": ("a", None, "a", "a"),
 }
 
 

@@ -133,7 +133,14 @@ def test_what_the_reads_are_worth(tmp_path: Path, capsys: pytest.CaptureFixture[
                 verdict = case.answered if step.modality == "aided" and name == "follower" else alone
                 reader.decide(step, verdict, 1 + number % 5, seconds=10)
     assert main(["review", "stats", str(tmp_path / "s.sqlite"), "-o", str(tmp_path / "stats"), "--positive", "lesion"]) == 0
-    assert sorted(path.name for path in (tmp_path / "stats").iterdir()) == ["change.png", "readers.png", "reads.imrmc", "statistics.json"]
+    assert sorted(path.name for path in (tmp_path / "stats").iterdir()) == [
+        "change.png",
+        "readers.png",
+        "reads.imrmc",
+        "statistics.csv",
+        "statistics.html",
+        "statistics.json",
+    ]
     text = (tmp_path / "stats" / "statistics.json").read_text()
     assert "case-" not in text
     found = json.loads(text)

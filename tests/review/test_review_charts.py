@@ -41,7 +41,7 @@ def test_every_reader_has_a_line_and_harmed_ones_are_marked():
     assert len(figure.axes[0].collections) == 2
     assert lines(figure, BLUE)[0].get_ydata() == pytest.approx([result.unaided.value, result.aided.value])
     assert all(f"reader-{n}" in texts(figure) for n in range(6))
-    assert f"lower with the AI ({len(result.harmed)})" in texts(figure)
+    assert f"lower with the network ({len(result.harmed)})" in texts(figure)
     assert "95 % intervals, for other readers and cases" in texts(figure)
 
 

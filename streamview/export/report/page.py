@@ -15,30 +15,52 @@ from streamview.export.report.sections import STATUSES, chosen, per_cent, slide_
 from streamview.results import RESEARCH_USE
 from streamview.system.versions import versions
 
-__all__ = ["GENERATOR", "page"]
+__all__ = ["GENERATOR", "document", "page"]
 
 GENERATOR = "streamview report"
 
 
 def page(slides: Sequence[ReportSlide], title: str, written: datetime) -> str:
     """Return a report as HTML: a table of the slides, and a section for each."""
-    style, script = _read("report.css"), _read("report.js")
     places = [f"slide-{number}" for number in range(1, len(slides) + 1)]
     around = [None, *places, None]
     sections = [slide_section(slide, places[n], around[n], around[n + 2]) for n, slide in enumerate(slides)]
+    first = tag("section", _table(slides, places), id="slides", aria_label="All slides")
+    return document(title, _lead(slides), "To the table of slides", joined(first, *sections), written, GENERATOR, _read("report.js"))
+
+
+def document(title: str, lead: str, skip: str, main: Markup, written: datetime, generator: str, script: str = "") -> str:
+    """Return an HTML page that needs nothing else, in the look of a report.
+
+    Parameters
+    ----------
+    title, lead
+        Heading and first sentence.
+    skip
+        Text of the link past the heading, for who uses the keyboard.
+    main
+        What it shows.
+    written
+        When, in UTC.
+    generator
+        The command that writes it.
+    script
+        What runs in it.
+    """
+    style = _read("report.css")
     policy = (
         f"default-src 'none'; img-src data:; style-src '{_hash(style)}'; script-src '{_hash(script)}'; base-uri 'none'; form-action 'none'"
     )
     return Template(_read("report.html")).substitute(
         policy=policy,
-        generator=GENERATOR,
+        generator=generator,
         title=joined(title),
         style=style,
         script=script,
         note=joined(RESEARCH_USE),
-        lead=joined(_lead(slides)),
-        table=_table(slides, places),
-        sections=joined(*sections),
+        lead=joined(lead),
+        skip=joined(skip),
+        main=main,
         written=joined(f"Written {written:%Y-%m-%d %H:%M} UTC by streamview {versions()['streamview']}."),
     )
 

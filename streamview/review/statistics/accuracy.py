@@ -1,4 +1,4 @@
-"""Accuracy and reading time of each reader, with and without the AI."""
+"""Accuracy and reading time of each reader, with and without the network."""
 
 from __future__ import annotations
 

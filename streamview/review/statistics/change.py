@@ -1,4 +1,4 @@
-"""What readers changed after they saw the AI's output, and whether it helped."""
+"""What readers changed after they saw the network's output, and whether it helped."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ __all__ = ["AiUse", "Change", "exact_mcnemar", "measure_change", "pool_changes"]
 
 @dataclass(frozen=True, slots=True)
 class AiUse:
-    """What a reader did where the AI contradicted the unaided verdict; cases of known truth.
+    """What a reader did where the network contradicted the unaided verdict; cases of known truth.
 
     Parameters
     ----------
     followed_right, ignored_right
-        The AI was right: the aided verdict is the AI's, or is not.
+        The network was right: the aided verdict is the network's, or is not.
     followed_wrong, ignored_wrong
-        The AI was wrong: the aided verdict is the AI's, or is not.
+        The network was wrong: the aided verdict is the network's, or is not.
     """
 
     followed_right: int = 0
@@ -35,12 +35,12 @@ class AiUse:
 
     @property
     def automation_bias(self) -> Proportion:
-        """Contradictions by a wrong AI that the reader followed, out of all contradictions by a wrong AI."""
+        """Contradictions by a wrong network that the reader followed, out of all contradictions by a wrong network."""
         return Proportion(self.followed_wrong, self.followed_wrong + self.ignored_wrong)
 
     @property
     def ignored(self) -> Proportion:
-        """Contradictions by a right AI that the reader did not follow, out of all contradictions by a right AI."""
+        """Contradictions by a right network that the reader did not follow, out of all contradictions by a right network."""
         return Proportion(self.ignored_right, self.followed_right + self.ignored_right)
 
     def to_dict(self) -> dict[str, Any]:
@@ -50,7 +50,7 @@ class AiUse:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """Verdicts of one reader, or of all, without and with the AI.
+    """Verdicts of one reader, or of all, without and with the network.
 
     Parameters
     ----------
@@ -67,7 +67,7 @@ class Change:
     unknown
         Number of verdicts for cases of unknown truth.
     ai
-        None without the AI's answers.
+        None without the network's answers.
     p
         P value of McNemar's exact test of `helped` against `harmed`. None for all readers together, whose verdicts for one case depend
         on each other.
@@ -113,7 +113,7 @@ def measure_change(
     truth
         True class of each case; cases without one are counted as `Change.unknown`.
     ai
-        The AI's class for each case; None: nothing is said of how its answers were used.
+        The network's class for each case; None: nothing is said of how its answers were used.
     classes
         Order of the classes; without it, that of their names. Verdicts beyond it are added behind.
 

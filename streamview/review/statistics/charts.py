@@ -46,7 +46,7 @@ def draw_lines(figure: mpl.Figure, comparison: Comparison, name: str = "") -> No
         Name of the network, for the title.
     """
     label = _LABELS[comparison.measure]
-    page(figure, f"{label[0].upper()}{label[1:]} without and with the AI", name, _texts(comparison))
+    page(figure, f"{label[0].upper()}{label[1:]} without and with the network", name, _texts(comparison))
     axes = figure.subplots()
     for line in comparison.lines:
         colour, marker = (RED, "v") if line.harmed else (GREY, "o")
@@ -93,7 +93,7 @@ def draw_change(figure: mpl.Figure, change: Change, name: str = "") -> None:
     """
     from matplotlib.patches import Rectangle
 
-    page(figure, "Verdicts before and after the AI", name, _change_texts(change))
+    page(figure, "Verdicts before and after the network", name, _change_texts(change))
     axes = draw_matrix(figure, change.matrix, change.classes, ("unaided verdict", "aided verdict", "share of the unaided verdict"))
     for place in range(len(change.classes)):
         axes.add_patch(Rectangle((place - 0.48, place - 0.48), 0.96, 0.96, fill=False, edgecolor=GREY, linewidth=1.2))
@@ -164,7 +164,7 @@ def _legend(axes: Axes, comparison: Comparison) -> None:
         Line2D([], [], color=GREY, marker="o", label="a reader"),
     ]
     if comparison.harmed:
-        entries.append(Line2D([], [], color=RED, marker="v", label=f"lower with the AI ({len(comparison.harmed)})"))
+        entries.append(Line2D([], [], color=RED, marker="v", label=f"lower with the network ({len(comparison.harmed)})"))
     axes.legend(
         handles=entries,
         loc="lower left",
@@ -184,6 +184,6 @@ def _change_texts(change: Change) -> list[str]:
     texts.append(f"{change.helped} became right, {change.harmed} became wrong{test}")
     if change.ai is not None:
         bias, ignored = change.ai.automation_bias, change.ai.ignored
-        followed = f"a contradicting AI was followed where wrong in {bias.part} of {bias.whole}"
+        followed = f"a contradicting network was followed where wrong in {bias.part} of {bias.whole}"
         texts.append(f"{followed}, ignored where right in {ignored.part} of {ignored.whole}")
     return texts

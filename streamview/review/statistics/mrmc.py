@@ -27,7 +27,7 @@ _ORDER: tuple[Modality, Modality] = ("unaided", "aided")
 
 @dataclass(frozen=True, slots=True)
 class ReaderLine:
-    """One reader's figure without and with the AI.
+    """One reader's figure without and with the network.
 
     Parameters
     ----------
@@ -46,7 +46,7 @@ class ReaderLine:
 
     @property
     def harmed(self) -> bool:
-        """Whether the figure is lower with the AI."""
+        """Whether the figure is lower with the network."""
         return self.aided < self.unaided
 
     def to_dict(self) -> dict[str, Any]:
@@ -93,7 +93,7 @@ class Comparison:
 
     @property
     def harmed(self) -> tuple[str, ...]:
-        """Readers whose figure is lower with the AI."""
+        """Readers whose figure is lower with the network."""
         return tuple(line.reader for line in self.lines if line.harmed)
 
     def to_dict(self) -> dict[str, Any]:
