@@ -172,7 +172,9 @@ def _accuracy(reader: Mapping[str, Any]) -> Iterator[Figure]:
 
 
 def _time(section: str, reader: str, time: Mapping[str, Any]) -> Figure:
-    return Figure(section, time["modality"], reader, "median reading time, s", time["median"], time["lower"], time["upper"], time["reads"])
+    note = "" if time["reads"] else "no reading has a time"
+    measure = "median reading time, s"
+    return Figure(section, time["modality"], reader, measure, time["median"], time["lower"], time["upper"], time["reads"], note)
 
 
 def _comparison(comparison: Mapping[str, Any]) -> Iterator[Figure]:
