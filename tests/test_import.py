@@ -39,3 +39,7 @@ def test_every_public_name_is_there() -> None:
         assert getattr(streamview, name) is not None
     with pytest.raises(AttributeError, match="nothing_of_the_kind"):
         streamview.nothing_of_the_kind  # noqa: B018
+
+
+def test_a_session_and_its_statistics_load_no_network() -> None:
+    assert "torch" not in loaded_by("import streamview.review, streamview.review.statistics, streamview.review.sitting")

@@ -191,20 +191,29 @@ def _review(parser: argparse.ArgumentParser) -> None:
         )
 
     new = add(
-        "new", "make a session of the slides of a job that have an answer", "job -o session.sqlite --readers a,b --design staged --seed 7"
+        "new", "make a session of a job, or of slides without a network", "job -o session.sqlite --readers a,b --design staged --seed 7"
     )
-    new.add_argument("job", metavar="JOB", help="a job folder, by streamview saliency, whose maps readers see after their own verdict")
+    slides = (
+        "a job folder, by streamview saliency, whose maps readers see after their own verdict; or a slide, a folder or a table of slides"
+    )
+    new.add_argument("slides", metavar="JOB|SLIDES|CSV", help=slides)
     new.add_argument("-o", "--output", metavar="SESSION", required=True, help="the session's file; must not exist")
     new.add_argument("--readers", metavar="NAME,...", required=True, help="the readers, or pseudonyms of theirs")
     designs = (
-        "staged: alone, locked, then with the network's answer; concurrent: with it; crossover: both, in two periods (default: staged)"
+        "staged: alone, locked, then with the network's answer; concurrent: with it; crossover: both, in two periods; "
+        "unaided: alone, of slides without a job (default: staged for a job, else unaided)"
     )
-    new.add_argument("--design", choices=("staged", "concurrent", "crossover"), default="staged", help=designs)
+    new.add_argument("--design", choices=("staged", "concurrent", "crossover", "unaided"), help=designs)
     new.add_argument("--seed", type=int, default=0, help="decides all orders (default: 0)")
     new.add_argument(
-        "--truth", metavar="FILE.csv", help="slide_id,label: the slides to read and their true classes (default: the labels of the job)"
+        "--truth",
+        metavar="FILE.csv",
+        help="slide_id,label: the slides to read and their true classes (default: the labels of the job or table)",
     )
-    verdicts = 'JSON: {"verdicts": ["benign", "malignant"], "ordinal": false, "confidence": 5} (default: the classes of the network)'
+    verdicts = (
+        'JSON: {"verdicts": ["benign", "malignant"], "ordinal": false, "confidence": 5} '
+        "(default: the classes of the network, else the labels)"
+    )
     new.add_argument("--verdicts", metavar="FILE.json", help=verdicts)
     new.add_argument("--washout", type=float, metavar="DAYS", default=0.0, help="of a crossover, between its periods (default: 0)")
 

@@ -19,16 +19,21 @@ def review(options: Namespace, arguments: list[str]) -> int:
 
 
 def _new(options: Namespace) -> int:
+    from streamview.cohort.worklist import read_worklist
     from streamview.jobs import Job
-    from streamview.review import Vocabulary, create_session
-    from streamview.review.cases import class_names, job_cases, read_truth, usual_vocabulary
+    from streamview.review import Case, Vocabulary, create_session
+    from streamview.review.cases import class_names, job_cases, read_truth, slide_cases, usual_vocabulary
 
-    job = Job(options.job)
-    if not (job.folder / "slides").is_dir():
-        raise StreamviewError(f"{job.folder}: is not a job folder; give one written by streamview predict or saliency")
-    cases = job_cases(job, None if options.truth is None else read_truth(options.truth))
+    truth = None if options.truth is None else read_truth(options.truth)
+    job = Job(options.slides) if (Path(options.slides) / "slides").is_dir() else None
+    if job is not None:
+        cases, names = job_cases(job, truth), class_names(job)
+    else:
+        listed = [Case(each.name, each.source, each.mpp, each.label) for each in read_worklist([options.slides])]
+        cases = slide_cases(listed, truth)
+        names = tuple(sorted({case.truth for case in cases} - {""}))
     if options.verdicts is None:
-        vocabulary = usual_vocabulary(class_names(job))
+        vocabulary = usual_vocabulary(names)
     else:
         try:
             values = json.loads(Path(options.verdicts).read_text(encoding="utf-8"))
@@ -39,7 +44,7 @@ def _new(options: Namespace) -> int:
         options.output,
         cases,
         options.readers.split(","),
-        design=options.design,
+        design=options.design or ("unaided" if job is None else "staged"),
         seed=options.seed,
         vocabulary=vocabulary,
         washout_days=options.washout,

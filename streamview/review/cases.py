@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from streamview.errors import ReviewError
+from streamview.errors import ReviewError, StreamviewError
 from streamview.files.tables import read_table
 from streamview.jobs import Job
 from streamview.jobs.aggregation import aggregate, by_policy
 from streamview.review.session import Case
 from streamview.review.vocabulary import DISAGREEMENT, Vocabulary
+from streamview.slides import open_slide
 
-__all__ = ["class_names", "job_cases", "read_truth", "usual_vocabulary"]
+__all__ = ["class_names", "job_cases", "read_truth", "slide_cases", "usual_vocabulary"]
 
 
 def job_cases(job: Job, truth: Mapping[str, str] | None = None) -> list[Case]:
@@ -56,6 +58,33 @@ def job_cases(job: Job, truth: Mapping[str, str] | None = None) -> list[Case]:
     if not cases:
         raise ReviewError(f"{job.folder}: no slide has an answer; compute some with `streamview saliency -i SLIDES -o {job.folder}`")
     return cases
+
+
+def slide_cases(cases: Sequence[Case], truth: Mapping[str, str] | None = None) -> list[Case]:
+    """Return slides without a network's answer, each of which can be opened.
+
+    Parameters
+    ----------
+    cases
+        With names and sources.
+    truth
+        The true class by name, in place of theirs; slides that it does not name are left out.
+
+    Raises
+    ------
+    ReviewError
+        When the truth names a slide that is not there, or a slide cannot be opened.
+    """
+    missing = sorted(set(truth or ()) - {case.name for case in cases})
+    if missing:
+        raise ReviewError(f"there is no slide {missing[0]}, which the table of the truth names")
+    chosen = cases if truth is None else [replace(case, truth=truth[case.name]) for case in cases if case.name in truth]
+    for case in chosen:
+        try:
+            open_slide(case.source, mpp=case.mpp).close()
+        except StreamviewError as error:
+            raise ReviewError(f"{error}; a session is made of a job folder, or of slides that can all be opened") from error
+    return list(chosen)
 
 
 def read_truth(path: str) -> dict[str, str]:

@@ -1,7 +1,7 @@
 """Who reads what in which order, with or without the network's answer. Pure.
 
-A *step* is one reading of one case by one reader: ``unaided``, or ``aided`` with the network's answer in sight. Staged and concurrent
-designs have one period; a crossover has two, with each case once in each, aided in one and unaided in the other.
+A *step* is one reading of one case by one reader: ``unaided``, or ``aided`` with the network's answer in sight. A
+crossover has two periods, with each case once in each, aided in one and unaided in the other; the other designs have one.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from streamview.review.reads import Modality
 
 __all__ = ["DESIGNS", "Design", "Modality", "Step", "worklist"]
 
-Design = Literal["staged", "concurrent", "crossover"]
+Design = Literal["staged", "concurrent", "crossover", "unaided"]
 DESIGNS: tuple[Design, ...] = get_args(Design)
 
 
@@ -44,8 +44,8 @@ def worklist(design: Design, cases: Sequence[str], reader: int, readers: int, se
     """Return the steps of a reader in their order.
 
     Every reader has an order of their own, which depends on the seed alone. Staged: each case unaided, then at once aided. Concurrent: each
-    case aided. Crossover: half the cases aided in the first period and the others unaided, and the other way round in the second; readers
-    of even and odd number begin with different halves, so that every case is read both ways round.
+    case aided. Unaided: each case without the network. Crossover: half the cases aided in the first period and the others unaided, and the
+    other way round in the second; readers of even and odd number begin with different halves, so that every case is read both ways round.
 
     Parameters
     ----------
@@ -72,6 +72,8 @@ def worklist(design: Design, cases: Sequence[str], reader: int, readers: int, se
     order = _shuffled(cases, f"{seed}/{reader}/1")
     if design == "concurrent":
         return tuple(Step(case, "aided") for case in order)
+    if design == "unaided":
+        return tuple(Step(case, "unaided") for case in order)
     if design == "staged":
         return tuple(Step(case, modality) for case in order for modality in get_args(Modality))
     if len(cases) < 2:

@@ -141,7 +141,7 @@ def create_session(
     readers
         Their names, which are pseudonyms where the readers shall not be known.
     design
-        "staged", "concurrent" or "crossover"; see `streamview.review.design.worklist`.
+        "staged", "concurrent", "crossover" or "unaided", which needs no answers; see `streamview.review.design.worklist`.
     seed
         Decides every order.
     vocabulary
@@ -163,7 +163,7 @@ def create_session(
     if len(twice) != len(cases):
         raise ReviewError("a slide is there twice: expected each once")
     without = [case.name for case in cases if not case.answer]
-    if without:
+    if without and design != "unaided":
         raise ReviewError(
             f"{without[0]} has no answer of a network, which the design {design} shows: compute the answers first, with"
             " `streamview saliency -i SLIDES -o JOB`, and make the session of the job"

@@ -15,6 +15,7 @@ import pytest
 from streamview.cli import main
 from streamview.review import Session
 from streamview.review.bundle import merge, pack, unpack
+from streamview.review.sitting import Sitting
 from streamview.review.tables import COLUMNS, write_verdicts
 from streamview.slides.synthetic import write_synthetic_slide
 from tests.review.test_session import CASES, WORDS
@@ -79,7 +80,7 @@ def test_the_truth_chooses_slides_and_verdicts_may_be_ones_own(job: Path, tmp_pa
     )
     assert "a vocabulary: expected" in capsys.readouterr().err
     assert main(["review", "new", str(tmp_path), "-o", str(tmp_path / "t.sqlite"), "--readers", "a"]) == 1
-    assert "is not a job folder" in capsys.readouterr().err
+    assert "a session is made of a job folder, or of slides" in capsys.readouterr().err
 
 
 @pytest.fixture
@@ -207,3 +208,27 @@ def test_what_is_not_this_session_is_refused(session: Session, tmp_path: Path) -
         unpack(tmp_path / "text.zip", tmp_path / "new.sqlite")
     with pytest.raises(StreamviewError, match="exists"):
         pack(session.path, zipped)
+
+
+def test_slides_without_a_job_are_read_without_a_network(job: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    slides = job.parent / "slides"
+    table = tmp_path / "slides.csv"
+    table.write_text(f"path,label\n{slides / 'miller.svs'},benign\n{slides / 'smith.svs'},malignant\n")
+    path = tmp_path / "s.sqlite"
+    assert main(["review", "new", str(table), "-o", str(path), "--readers", "a"]) == 0
+    assert "2 slides, unaided, readers a" in capsys.readouterr().out
+    with Session(path) as session:
+        assert session.vocabulary.verdicts == ("benign", "malignant")
+        assert {case.truth for case in session.cases.values()} == {"benign", "malignant"}
+        reader = session.reader("a")
+        assert [step.modality for step in reader.steps] == ["unaided", "unaided"]
+        sitting = Sitting(reader)
+        sitting.decide("benign", 3)
+        assert not sitting.sheet().revealing
+        sitting.decide("malignant", 3)
+        assert sitting.sheet().message == "All slides are read. Thank you."
+    assert main(["review", "stats", str(path), "-o", str(tmp_path / "stats")]) == 0
+    assert main(["review", "new", str(table), "-o", str(tmp_path / "t.sqlite"), "--readers", "a", "--design", "staged"]) == 1
+    assert "has no answer of a network" in capsys.readouterr().err
+    assert main(["review", "new", str(slides), "-o", str(tmp_path / "u.sqlite"), "--readers", "a"]) == 0
+    assert "verdicts: agree, disagree, unsure" in capsys.readouterr().out

@@ -10,7 +10,7 @@ import numpy as np
 from napari.layers import Layer
 
 from streamview.review.session import Sight
-from streamview_napari.requests.review import ReadySlide, open_answers, open_slide_of
+from streamview_napari.canvas.ready_slide import ReadySlide, open_answers, open_slide_of
 
 if TYPE_CHECKING:
     from napari.components import ViewerModel
