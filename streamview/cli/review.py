@@ -32,6 +32,8 @@ def _new(options: Namespace) -> int:
         listed = [Case(each.name, each.source, each.mpp, each.label) for each in read_worklist([options.slides])]
         cases = slide_cases(listed, truth)
         names = tuple(sorted({case.truth for case in cases} - {""}))
+    if options.verdicts is None and job is None and len(names) < 2:
+        raise StreamviewError(f"{options.slides}: has no two labels; name the verdicts with --verdicts")
     if options.verdicts is None:
         vocabulary = usual_vocabulary(names)
     else:

@@ -230,5 +230,7 @@ def test_slides_without_a_job_are_read_without_a_network(job: Path, tmp_path: Pa
     assert main(["review", "stats", str(path), "-o", str(tmp_path / "stats")]) == 0
     assert main(["review", "new", str(table), "-o", str(tmp_path / "t.sqlite"), "--readers", "a", "--design", "staged"]) == 1
     assert "has no answer of a network" in capsys.readouterr().err
-    assert main(["review", "new", str(slides), "-o", str(tmp_path / "u.sqlite"), "--readers", "a"]) == 0
-    assert "verdicts: agree, disagree, unsure" in capsys.readouterr().out
+    assert main(["review", "new", str(slides), "-o", str(tmp_path / "u.sqlite"), "--readers", "a"]) == 1
+    assert "doe.svs: not a slide" in capsys.readouterr().err
+    assert main(["review", "new", str(slides / "smith.svs"), "-o", str(tmp_path / "u.sqlite"), "--readers", "a"]) == 1
+    assert "name the verdicts with --verdicts" in capsys.readouterr().err
