@@ -1,4 +1,4 @@
-"""A DICOM whole slide image made on the spot, by pydicom alone: TILED_FULL, RGB, without compression."""
+"""A DICOM whole slide image made on the spot, by pydicom alone: RGB, without compression."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ def write_dicom_slide(
     orientation: tuple[float, ...] = ROTATED,
     levels: int = 1,
     tile: int = 128,
+    sparse: bool = False,
 ) -> Path:
     """Write ``level-<n>.dcm``, each half the one before, and a label image, and return the path of level 0.
 
@@ -30,12 +31,14 @@ def write_dicom_slide(
     folder.mkdir(parents=True, exist_ok=True)
     for level in range(levels):
         factor = 2**level
-        _write(folder / f"level-{level}.dcm", pixels[::factor, ::factor], level, factor, spacing, offset, orientation, tile, "VOLUME")
-    _write(folder / "label.dcm", np.full((64, 64, 3), 200, np.uint8), 90, 1, spacing, offset, orientation, 64, "LABEL")
+        _write(
+            folder / f"level-{level}.dcm", pixels[::factor, ::factor], level, factor, spacing, offset, orientation, tile, "VOLUME", sparse
+        )
+    _write(folder / "label.dcm", np.full((64, 64, 3), 200, np.uint8), 90, 1, spacing, offset, orientation, 64, "LABEL", False)
     return folder / "level-0.dcm"
 
 
-def _write(path, pixels, number, factor, spacing, offset, orientation, tile, flavour) -> None:  # type: ignore[no-untyped-def]
+def _write(path, pixels, number, factor, spacing, offset, orientation, tile, flavour, sparse) -> None:  # type: ignore[no-untyped-def]
     height, width = pixels.shape[:2]
     down, across = -(-height // tile), -(-width // tile)
     padded = np.zeros((down * tile, across * tile, 3), np.uint8)
@@ -65,7 +68,9 @@ def _write(path, pixels, number, factor, spacing, offset, orientation, tile, fla
     )
     origin.ZOffsetInSlideCoordinateSystem = 0.0
     one.TotalPixelMatrixOriginSequence = [origin]
-    one.DimensionOrganizationType = "TILED_FULL"
+    one.DimensionOrganizationType = "TILED_SPARSE" if sparse else "TILED_FULL"
+    if sparse:
+        one.PerFrameFunctionalGroupsSequence = [_place(y, x) for y in range(0, down * tile, tile) for x in range(0, across * tile, tile)]
     organisation = Dataset()
     organisation.DimensionOrganizationUID = "1.2.3.5"
     one.DimensionOrganizationSequence = [organisation]
@@ -98,6 +103,14 @@ def _write(path, pixels, number, factor, spacing, offset, orientation, tile, fla
     one.file_meta = FileMetaDataset()
     one.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
     dcmwrite(path, one, enforce_file_format=True)
+
+
+def _place(y: int, x: int) -> Dataset:
+    """Where a tile lies in the total pixel matrix; openers need no more."""
+    frame, place = Dataset(), Dataset()
+    place.RowPositionInTotalImagePixelMatrix, place.ColumnPositionInTotalImagePixelMatrix = y + 1, x + 1
+    frame.PlanePositionSlideSequence = [place]
+    return frame
 
 
 def _code(value: str, scheme: str, meaning: str) -> Dataset:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import astuple
 from datetime import datetime
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from streamview.export.dicom.provenance import date, describe_algorithm, description, instance, make_uid, named_here, short
-from streamview.export.dicom.source import Source
+from streamview.export.dicom.source import Source, as_stated
 from streamview.export.hotspots import Hotspot
 from streamview.files import atomic
 from streamview.results import Saliency
@@ -64,8 +63,7 @@ def write_annotations(
         ann.Measurements(named_here("Peak, raw"), np.array([hotspot.peak_raw for hotspot in hotspots]), codes.UCUM.NoUnits),
     ]
     parts = (source.header.SOPInstanceUID, prediction.identity.key, str(saliency.target), astuple(recipe), [o.tolist() for o in outlines])
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # values of the slide that break the standard stay as they are
+    with as_stated():
         group = ann.AnnotationGroup(
             number=1,
             uid=make_uid("group", *parts),

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import copy
 import struct
-import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from streamview.errors import StreamviewError
 from streamview.export.dicom.provenance import date, description, instance, make_uid, short
-from streamview.export.dicom.source import Source
+from streamview.export.dicom.source import Source, as_stated
 from streamview.files import atomic
 from streamview.results import Method, Plane, Saliency
 from streamview.results.maps import SaliencyMap, halve
@@ -172,7 +172,8 @@ def _header(
 ) -> Dataset:
     """The instance without its pixels.
 
-    highdicom makes it of one empty tile: of a whole map it would hold three copies. The size is then set to the map's.
+    highdicom makes it of one empty tile, for a slide of that size: of a whole map it would hold three copies. The size is then set to the
+    map's.
     """
     import highdicom as hd
     from pydicom.sr.codedict import codes
@@ -195,10 +196,11 @@ def _header(
     slope = (_MOST - 1) / (high - low)
     first, last = ((edge - low) * slope + 1 if whole else edge for edge in window)
     measures = source.header.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # values of the slide that break the standard stay as they are
+    with as_stated():
+        tile = copy.deepcopy(source.header)
+        tile.TotalPixelMatrixRows, tile.TotalPixelMatrixColumns = rows, columns
         header = hd.pm.ParametricMap(
-            source_images=[source.header],
+            source_images=[tile],
             pixel_array=np.zeros((rows, columns), np.uint16 if whole else np.float32),
             contains_recognizable_visual_features=False,
             real_world_value_mappings=[mapping],
@@ -240,8 +242,7 @@ def _write(path: Path, header: Dataset, plane: Plane, dtype: np.dtype[np.generic
     tag, kind = (0x0008, b"OF") if dtype.kind == "f" else (0x0010, b"OW")
     length = header.NumberOfFrames * header.Rows * header.Columns * dtype.itemsize
     with path.open("wb") as file:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)
+        with as_stated():
             dcmwrite(file, header, enforce_file_format=True)
         file.write(struct.pack("<HH2sHI", 0x7FE0, tag, kind, 0, length + length % 2))
         for tile in _tiles(plane, (header.Rows, header.Columns)):

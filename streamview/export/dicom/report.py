@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 from datetime import datetime
@@ -14,7 +13,7 @@ import numpy as np
 from streamview import __version__
 from streamview.errors import StreamviewError
 from streamview.export.dicom.provenance import SCHEME, algorithm_parameters, date, instance, make_uid, named_here, short
-from streamview.export.dicom.source import Source
+from streamview.export.dicom.source import Source, as_stated
 from streamview.files import atomic
 from streamview.results import RESEARCH_USE, Prediction
 
@@ -106,8 +105,7 @@ def write_report(
             uid=make_uid("observer"), name="streamview", manufacturer_name="streamview", model_name=f"streamview {__version__}"
         ),
     )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # values of the slide that break the standard stay as they are
+    with as_stated():
         groups: list[Any] = [_answer(prediction, source, maps, common["sop_instance_uid"])]
         groups += [_verdict(one, number, source, common["sop_instance_uid"]) for number, one in enumerate(verdicts)]
         content = sr.MeasurementReport(
@@ -145,9 +143,9 @@ def _answer(prediction: Prediction, source: Source, maps: Sequence[Dataset], uid
             measurements.append(sr.Measurement(concept, float(probabilities[index]), codes.UCUM.NoUnits))
         concept = named_here(f"Logit of {name}" if prediction.task != "regression" else f"Output {name}")
         measurements.append(sr.Measurement(concept, float(prediction.logits[index]), codes.UCUM.NoUnits))
-    if prediction.label is not None:
-        labels = prediction.label.split("; ") if prediction.task == "multilabel" else [prediction.label]
-        evaluations = [sr.QualitativeEvaluation(codes.DCM.Finding, named_here(label or "none of the classes")) for label in labels]
+    label = prediction.label
+    if prediction.task == "multilabel" and label:
+        evaluations = [sr.QualitativeEvaluation(named_here("Class present"), named_here(name)) for name in label.split("; ")]
     identity = prediction.identity
     group = sr.PlanarROIMeasurementsAndQualitativeEvaluations(
         tracking_identifier=sr.TrackingIdentifier(make_uid("answer", uid), identifier=short(f"prediction {identity.key[:16]}")),
@@ -159,6 +157,7 @@ def _answer(prediction: Prediction, source: Source, maps: Sequence[Dataset], uid
             version=identity.weights_sha256,
             parameters=[f"{name} = {value}" for name, value in algorithm_parameters(prediction).items()],
         ),
+        finding_type=named_here(label) if prediction.task == "class" and label else None,
         measurements=measurements,
         qualitative_evaluations=evaluations,
     )
@@ -186,10 +185,8 @@ def _verdict(verdict: Verdict, number: int, source: Source, uid: str) -> Measure
         ),
         source_images=[sr.SourceImageForMeasurementGroup.from_source_image(source.header)],
         measurements=confidence,
-        qualitative_evaluations=[
-            sr.QualitativeEvaluation(codes.DCM.Finding, named_here(verdict.verdict)),
-            sr.QualitativeEvaluation(named_here("Reading"), named_here(verdict.modality)),
-        ],
+        finding_type=named_here(verdict.verdict),
+        qualitative_evaluations=[sr.QualitativeEvaluation(named_here("Reading"), named_here(verdict.modality))],
     )
     context = sr.RelationshipTypeValues.HAS_OBS_CONTEXT
     group[0].ContentSequence.extend(

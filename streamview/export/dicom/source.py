@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,11 +20,19 @@ from streamview.slides import open_slide
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
-__all__ = ["Source", "read_source"]
+__all__ = ["Source", "as_stated", "read_source"]
 
 _REMEDY = "DICOM files carry the identities of a DICOM slide, which are never invented: leave out the format dicom"
 _FRAME = ("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID", "ImageOrientationSlide")
 _MAY_BE_EMPTY = ("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "AccessionNumber", "StudyID", "StudyDate", "StudyTime")
+
+
+@contextmanager
+def as_stated() -> Iterator[None]:
+    """Let values of the slide that break the standard stay as they are, without the warnings that pydicom gives of each."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        yield
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -121,12 +131,12 @@ def _read_header(path: Path, uid: str) -> Dataset:
         from pydicom.errors import InvalidDicomError
     except ModuleNotFoundError as error:
         raise StreamviewError(f"DICOM export needs {error.name}: pip install 'streamview[dicom]'") from None
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # values of the slide that break the standard stay as they are
+    with as_stated():
         for candidate in (path, *sorted(other for other in path.parent.iterdir() if other.is_file() and other != path)):
             try:
                 if dcmread(candidate, specific_tags=["SOPInstanceUID"], stop_before_pixels=True).get("SOPInstanceUID") == uid:
                     header = dcmread(candidate, stop_before_pixels=True)
+                    header.pop("PerFrameFunctionalGroupsSequence", None)  # of a sparse slide, an item a tile
                     header.decode()
                     return header
             except InvalidDicomError:
