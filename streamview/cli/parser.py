@@ -229,6 +229,8 @@ def _review(parser: argparse.ArgumentParser) -> None:
     export.add_argument("session", metavar="SESSION", help="a session's file")
     export.add_argument("-o", "--output", metavar="FILE.csv", required=True, help="the table; must not exist")
     export.add_argument("--names", action="store_true", help="with the slides' names, their truth and all answers of the network")
+    reports = "write a DICOM report of each slide with its verdicts, for slides that are DICOM; needs --names; must not exist"
+    export.add_argument("--dicom", metavar="FOLDER", help=reports)
 
     pack = add("pack", "write a session as one zip with hashes; it names its slides", "session.sqlite -o session.zip")
     pack.add_argument("session", metavar="SESSION", help="a session's file")

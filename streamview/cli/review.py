@@ -84,7 +84,14 @@ def _export(options: Namespace) -> int:
     path = Path(options.output)
     if path.exists():
         raise StreamviewError(f"{path}: exists; choose another name")
+    if options.dicom is not None and not options.names:
+        raise StreamviewError("--dicom: reports name the patients of the slides, so give --names too, or leave out --dicom")
     with Session(options.session) as session:
+        if options.dicom is not None:
+            from streamview.review.dicom import write_reports
+
+            for report in write_reports(session, options.dicom):
+                say(f"written: {report}")
         atomic.write_text(path, write_verdicts(session, names=options.names))
     say(f"written: {path}")
     return 0

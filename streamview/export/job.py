@@ -7,13 +7,13 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Collection
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Literal
 
 from streamview.errors import StreamviewError
 from streamview.export.dicom import Source, Storage, read_source, write_dicom
+from streamview.export.dicom.provenance import run_time
 from streamview.export.geojson import write_hotspots
 from streamview.export.hotspots import no_hotspots
 from streamview.export.ometiff import write_ome_tiff
@@ -195,11 +195,7 @@ def _dicom_source(saliency: Saliency, result: RegionResult) -> Source:
 
 
 def _dicom(saliency: Saliency, recipe: Recipe, result: RegionResult, source: Source, storage: Storage, path: Path) -> None:
-    try:
-        created = datetime.strptime(result.run_id[:15], "%Y%m%d-%H%M%S")
-    except ValueError:  # not of a run of streamview's
-        created = datetime.now(UTC)
-    write_dicom(saliency, recipe, source, path, created, storage=storage, glass=_glass(saliency, recipe, result))
+    write_dicom(saliency, recipe, source, path, run_time(result.run_id), storage=storage, glass=_glass(saliency, recipe, result))
 
 
 def _picture(saliency: Saliency, recipe: Recipe, result: RegionResult, size: int, path: Path) -> str | None:

@@ -28,6 +28,7 @@ from streamview.export.job import export_job
 from streamview.geometry import Region
 from streamview.results import RESEARCH_USE, Saliency, SaliencyMap
 from streamview.results.maps import Plane
+from streamview.review import Session
 from streamview.slides import open_slide
 from tests.support.dicom import ROTATED, write_dicom_slide
 from tests.support.slides import SyntheticSlide
@@ -368,3 +369,27 @@ def test_real_slides_carry_maps_on_their_pixels(name: str, shared_data: Path, tm
         np.testing.assert_array_equal(onto_source(folder / "absolute-0.dcm", reference, shape), expected)
         for each in folder.iterdir():
             assert pydicom.dcmread(each).StudyInstanceUID == source.header.StudyInstanceUID
+
+
+def test_a_review_session_is_exported_as_reports(slide_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    job, session = tmp_path / "job", tmp_path / "session.sqlite"
+    make_job(job, slide_path, Region(212, 540, 600, 700), np.ones((600, 700), bool), 1)
+    assert main(["review", "new", str(job), "-o", str(session), "--readers", "a,b"]) == 0
+    with Session(session) as opened:
+        reader = opened.reader("b")
+        step = reader.current()
+        assert step is not None
+        reader.decide(step, "lesion", 4, seconds=9)
+    command = ["review", "export", str(session), "-o", str(tmp_path / "v.csv"), "--dicom", str(tmp_path / "reports")]
+    capsys.readouterr()
+    assert main(command) == 1
+    assert "give --names too" in capsys.readouterr().err
+    assert not (tmp_path / "v.csv").exists()
+    assert main([*command, "--names"]) == 0
+    (path,) = (tmp_path / "reports").iterdir()
+    assert path.name == f"{step.case}.dcm"
+    (group,) = hd.sr.srread(path).content.get_image_measurement_groups()
+    assert (group.tracking_identifier, group.finding_type.meaning) == ("verdict of b, unaided", "lesion")
+    assert [one.value for one in group.get_measurements()] == [4]
+    assert main([*command[:4], str(tmp_path / "w.csv"), *command[5:], "--names"]) == 1
+    assert "exists; choose another name" in capsys.readouterr().err

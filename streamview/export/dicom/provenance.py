@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import uuid
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from streamview import __version__
@@ -16,7 +16,18 @@ if TYPE_CHECKING:
     from highdicom.sr import CodedConcept
     from pydicom.dataset import Dataset
 
-__all__ = ["SCHEME", "algorithm_parameters", "date", "describe_algorithm", "description", "instance", "make_uid", "named_here", "short"]
+__all__ = [
+    "SCHEME",
+    "algorithm_parameters",
+    "date",
+    "describe_algorithm",
+    "description",
+    "instance",
+    "make_uid",
+    "named_here",
+    "run_time",
+    "short",
+]
 
 SCHEME = "99STREAMVIEW"
 _LONGEST = 64  # characters of a short text, a name and a UID
@@ -54,6 +65,14 @@ def instance(kind: str, number: int, series_number: int, created: datetime, *par
         if kind == "Report"
         else {"manufacturer_model_name": "streamview", "software_versions": __version__, "device_serial_number": "none"}
     )
+
+
+def run_time(run_id: str) -> datetime:
+    """Return when a run began, UTC to the second, as its name says; now if it is not a name that streamview gave."""
+    try:
+        return datetime.strptime(run_id[:15], "%Y%m%d-%H%M%S")
+    except ValueError:
+        return datetime.now(UTC).replace(microsecond=0, tzinfo=None)
 
 
 def date(dataset: Dataset, created: datetime) -> None:
