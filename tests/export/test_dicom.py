@@ -106,6 +106,8 @@ def test_a_planted_mask_lies_on_the_same_pixels_of_the_source(
         matrix = image.get_total_pixel_matrix(apply_real_world_transform=True, apply_voi_transform=False)
         assert image.DimensionOrganizationType == "TILED_FULL"
         assert ("FloatPixelData" in image, "PixelData" in image) == ((values == "float32"), (values == "uint16"))
+        window = image.SharedFunctionalGroupsSequence[0].FrameVOILUTSequence[0]  # the usual linear function allows no width below 1
+        assert (window.VOILUTFunction, window.WindowWidth > 0) == ("LINEAR_EXACT", True)
         assert (image.SOPInstanceUID, image.FrameOfReferenceUID) == (header.SOPInstanceUID, "1.2.3.3")
         # a coarser level covers the same area: its first pixel's corner is that of the finest
         assert matrix.shape == tuple(-(-side // (factor * 2**level)) for side in region.shape)
@@ -269,6 +271,19 @@ def test_the_report_says_what_was_answered_for_what_and_by_whom(slide_path: Path
     assert [item.referenced_sop_instance_uid for item in shown] == [one.SOPInstanceUID for one in maps]
     with pytest.raises(StreamviewError, match="expected unaided or aided"):
         Verdict("reader-1", "blind", "normal")  # type: ignore[arg-type]
+
+
+def test_a_report_of_several_classes_or_of_values(slide_path: Path, tmp_path: Path) -> None:
+    prediction, source = maps_of(slide_path, Region(212, 540, 600, 700), 1).prediction, read_source(slide_path)
+    said = {}
+    for task, logits in (("multilabel", (1, 2)), ("multilabel", (-1, -2)), ("regression", (0.5, 7))):
+        answer = replace(prediction, task=task, logits=np.array(logits, np.float32))
+        write_report(answer, source, tmp_path / "report.dcm", CREATED)
+        (group,) = hd.sr.srread(tmp_path / "report.dcm").content.get_planar_roi_measurement_groups()
+        assert group.finding_type is None
+        present = [one.value.meaning for one in group.get_qualitative_evaluations() if one.name.meaning == "Class present"]
+        said[task, logits] = (present, len(group.get_measurements()))
+    assert list(said.values()) == [(["normal", "lesion"], 4), ([], 4), ([], 2)]
 
 
 def test_identities_are_the_slides_and_the_bytes_the_same_each_time(slide_path: Path, tmp_path: Path) -> None:

@@ -204,7 +204,7 @@ def _header(
             pixel_array=np.zeros((rows, columns), np.uint16 if whole else np.float32),
             contains_recognizable_visual_features=False,
             real_world_value_mappings=[mapping],
-            voi_lut_transformations=[hd.VOILUTTransformation(window_center=(first + last) / 2, window_width=last - first)],
+            voi_lut_transformations=[hd.VOILUTTransformation((first + last) / 2, last - first, voi_lut_function="LINEAR_EXACT")],
             content_description=description(f"{saliency_map.method} of {saliency.target}", saliency.prediction),
             pixel_measures=hd.PixelMeasuresSequence(
                 pixel_spacing=(step[0] * source.spacing[0], step[1] * source.spacing[1]),

@@ -8,8 +8,8 @@ import uuid
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from streamview import __version__
 from streamview.results import RESEARCH_USE, Prediction
+from streamview.system.versions import versions
 
 if TYPE_CHECKING:
     from highdicom import AlgorithmIdentificationSequence
@@ -27,15 +27,21 @@ __all__ = [
     "named_here",
     "run_time",
     "short",
+    "version",
 ]
 
 SCHEME = "99STREAMVIEW"
 _LONGEST = 64  # characters of a short text, a name and a UID
 
 
+def version() -> str:
+    """Return the version of streamview; a source tree that was not installed has none."""
+    return versions().get("streamview", "unknown")
+
+
 def make_uid(*parts: object) -> str:
     """Return the UID of what `parts` determine, under the root 2.25: the same content has the same UID, other content another."""
-    return f"2.25.{uuid.uuid5(uuid.NAMESPACE_OID, json.dumps([__version__, *parts], sort_keys=True, default=str)).int}"
+    return f"2.25.{uuid.uuid5(uuid.NAMESPACE_OID, json.dumps([version(), *parts], sort_keys=True, default=str)).int}"
 
 
 def instance(kind: str, number: int, series_number: int, created: datetime, *parts: object) -> dict[str, Any]:
@@ -63,7 +69,7 @@ def instance(kind: str, number: int, series_number: int, created: datetime, *par
     } | (
         {}
         if kind == "Report"
-        else {"manufacturer_model_name": "streamview", "software_versions": __version__, "device_serial_number": "none"}
+        else {"manufacturer_model_name": "streamview", "software_versions": version(), "device_serial_number": "none"}
     )
 
 
@@ -99,7 +105,7 @@ def describe_algorithm(prediction: Prediction) -> AlgorithmIdentificationSequenc
         name=short(prediction.model_name),
         family=codes.DCM.ArtificialIntelligence,
         version=prediction.identity.weights_sha256,
-        source=f"streamview {__version__}",
+        source=f"streamview {version()}",
         parameters=algorithm_parameters(prediction),
     )
 

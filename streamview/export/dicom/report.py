@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from streamview import __version__
 from streamview.errors import StreamviewError
-from streamview.export.dicom.provenance import SCHEME, algorithm_parameters, date, instance, make_uid, named_here, short
+from streamview.export.dicom.provenance import SCHEME, algorithm_parameters, date, instance, make_uid, named_here, short, version
 from streamview.export.dicom.source import Source, as_stated
 from streamview.files import atomic
 from streamview.results import RESEARCH_USE, Prediction
@@ -102,7 +101,7 @@ def write_report(
     device = sr.ObserverContext(
         codes.DCM.Device,
         sr.DeviceObserverIdentifyingAttributes(
-            uid=make_uid("observer"), name="streamview", manufacturer_name="streamview", model_name=f"streamview {__version__}"
+            uid=make_uid("observer"), name="streamview", manufacturer_name="streamview", model_name=f"streamview {version()}"
         ),
     )
     with as_stated():
