@@ -64,6 +64,7 @@ def _convert(options: Namespace, arguments: list[str]) -> int:
 
 
 def _export(options: Namespace, arguments: list[str]) -> int:
+    from streamview.export.dicom import Storage
     from streamview.export.job import export_job
     from streamview.jobs import Job
     from streamview.results.display import DisplayChoice
@@ -84,6 +85,7 @@ def _export(options: Namespace, arguments: list[str]) -> int:
             out=options.output,
             display=DisplayChoice(options.display, options.blur, options.threshold),
             png_size=options.png_size,
+            storage=Storage(options.dicom_values, None if options.dicom_levels is None else tuple(options.dicom_levels)),
             tell=empty.append,
             report=bars,
         )

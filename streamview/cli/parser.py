@@ -150,12 +150,19 @@ def build_parser() -> argparse.ArgumentParser:
     export = add("export", "write a job's maps for other programs", "job --format ome-tiff geojson -o for-qupath")
     export.add_argument("job", metavar="JOB", help="a job folder with maps")
     forms = ("ome-zarr", "ome-tiff", "geojson", "png")
-    formats = "formats to write (default: all of maps); geojson: hotspots; table: the job's tables, written anew from its records"
-    export.add_argument("--format", nargs="+", choices=(*forms, "table"), default=forms, help=formats)
+    formats = (
+        "formats to write (default: all of maps but dicom); geojson: hotspots; dicom: maps, hotspots and report of slides that are DICOM; "
+    )
+    formats += "table: the job's tables, written anew from its records"
+    export.add_argument("--format", nargs="+", choices=(*forms, "dicom", "table"), default=forms, help=formats)
     export.add_argument("--slide", nargs="+", metavar="NAME", default=(), help="slides to export, by name (default: all)")
     export.add_argument("-o", "--output", metavar="FOLDER", help="output folder (default: export/ in the job); no file is replaced")
     _display(export)
     export.add_argument("--png-size", type=int, metavar="PX", default=2048, help="longest side of a picture, 1100 to 16384 (default: 2048)")
+    values = "values of maps as DICOM: raw, or in 65535 steps for readers without floats (default: float32)"
+    export.add_argument("--dicom-values", choices=("float32", "uint16"), default="float32", help=values)
+    levels = "levels of maps as DICOM, 0 the finest, each half the one before (default: all, down to 512 px)"
+    export.add_argument("--dicom-levels", nargs="+", type=_whole, metavar="N", help=levels)
 
     report = add("report", "write a job as one HTML page to read, print and send, and as JSON", "job -o review.html")
     report.add_argument("job", metavar="JOB", help="a job folder")
@@ -238,6 +245,8 @@ def _review(parser: argparse.ArgumentParser) -> None:
     export.add_argument("session", metavar="SESSION", help="a session's file")
     export.add_argument("-o", "--output", metavar="FILE.csv", required=True, help="the table; must not exist")
     export.add_argument("--names", action="store_true", help="with the slides' names, their truth and all answers of the network")
+    reports = "write a DICOM report of each slide with its verdicts, for slides that are DICOM; needs --names; must not exist"
+    export.add_argument("--dicom", metavar="FOLDER", help=reports)
 
     export.add_argument(
         "--regions", metavar="FOLDER", help="also what the readers have drawn, as GeoJSON for QuPath, a file a slide and reader"

@@ -99,15 +99,19 @@ def _export(options: Namespace) -> int:
     from streamview.files import atomic
     from streamview.review import Session
     from streamview.review.annotations import export_regions
+    from streamview.review.dicom import write_reports
     from streamview.review.tables import write_verdicts
 
     path = Path(options.output)
     if path.exists():
         raise StreamviewError(f"{path}: exists; choose another name")
+    if options.dicom is not None and not options.names:
+        raise StreamviewError("--dicom: reports name the patients of the slides, so give --names too, or leave out --dicom")
     with Session(options.session) as session:
         regions = [] if options.regions is None else export_regions(session, options.regions)
+        reports = [] if options.dicom is None else write_reports(session, options.dicom)
         atomic.write_text(path, write_verdicts(session, names=options.names))
-    for written in (path, *regions):
+    for written in (path, *regions, *reports):
         say(f"written: {written}")
     return 0
 

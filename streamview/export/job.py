@@ -9,9 +9,11 @@ import shutil
 from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
 from streamview.errors import StreamviewError
+from streamview.export.dicom import Source, Storage, read_source, write_dicom
+from streamview.export.dicom.provenance import run_time
 from streamview.export.geojson import write_hotspots
 from streamview.export.hotspots import no_hotspots
 from streamview.export.ometiff import write_ome_tiff
@@ -21,13 +23,14 @@ from streamview.jobs import Job, RegionResult, SlideRecord
 from streamview.jobs.maps import slide_maps
 from streamview.progress import Progress, Report
 from streamview.results import Method, Saliency, save_saliency
-from streamview.results.display import DisplayChoice, Preset, Recipe, empty_reason, show
+from streamview.results.display import DisplayChoice, Glass, Preset, Recipe, empty_reason, show
 from streamview.slides import open_slide
 
 __all__ = ["FORMATS", "Format", "export_job"]
 
-Format = Literal["ome-zarr", "ome-tiff", "geojson", "png"]
-FORMATS: tuple[Format, ...] = get_args(Format)
+Format = Literal["ome-zarr", "ome-tiff", "geojson", "png", "dicom"]
+FORMATS: tuple[Format, ...] = ("ome-zarr", "ome-tiff", "geojson", "png")
+"""Those of any slide, written by default; DICOM needs a DICOM slide."""
 _LONGEST = 120  # characters of a slide's name in a file name
 
 
@@ -39,6 +42,7 @@ def export_job(
     out: str | os.PathLike[str] | None = None,
     display: DisplayChoice = DisplayChoice(),
     png_size: int = 2048,
+    storage: Storage = Storage(),
     tell: Callable[[str], None] | None = None,
     report: Report | None = None,
 ) -> list[Path]:
@@ -52,7 +56,8 @@ def export_job(
         A job with maps from `streamview saliency`.
     formats
         ``"ome-zarr"``: a self-contained copy with all maps. ``"ome-tiff"``: one file per map. ``"geojson"``: hotspots, for maps of
-        a class of interest. ``"png"``: a picture, for which the slide is read again.
+        a class of interest. ``"png"``: a picture, for which the slide is read again. ``"dicom"``: a folder of maps, hotspots and
+        report, for slides that are DICOM.
     slides
         Names of the slides to export; default all.
     out
@@ -61,6 +66,8 @@ def export_job(
         How pictures and hotspots show the maps.
     png_size
         Longest side of a picture in px, 1100 to 16384.
+    storage
+        How DICOM stores maps.
     tell
         Called with the reason if a file shows nothing, or a map has no hotspots.
     report
@@ -76,7 +83,7 @@ def export_job(
     StreamviewError
         If there is nothing to export, no map has hotspots and nothing else is asked for, a file exists, or the disk is full.
     SlideError
-        If pictures are exported and the slide has moved, or is another one.
+        If pictures or DICOM are exported and the slide has moved, or is another one.
     """
     folder = job.folder / "export" if out is None else Path(out)
     atomic.check_output(folder)
@@ -89,6 +96,9 @@ def export_job(
             preset, recipe = display.recipe(saliency)
             reason = no_hotspots(saliency) if "geojson" in formats else None
             left_out += [] if reason is None else [f"{place.name}: {reason}"]
+            if "dicom" in formats:
+                source = _dicom_source(saliency, slide_map.result)
+                tasks[_named(place, ".dicom")] = partial(_dicom, saliency, recipe, slide_map.result, source, storage)
             for form in FORMATS:
                 if form in formats and (form != "geojson" or reason is None):
                     tasks |= _tasks(form, place, preset, recipe, saliency, slide_map.result, png_size)
@@ -162,13 +172,30 @@ def _ome_tiff(saliency: Saliency, method: Method, path: Path) -> None:
 
 def _hotspots(saliency: Saliency, recipe: Recipe, result: RegionResult, path: Path) -> str | None:
     """Write hotspots, without those on glass if the slide is still there; return the reason if there are none."""
-    glass = None
+    write_hotspots(saliency, recipe, path, _glass(saliency, recipe, result))
+    return empty_reason(saliency, show(saliency, recipe))
+
+
+def _glass(saliency: Saliency, recipe: Recipe, result: RegionResult) -> Glass | None:
     if recipe.glass and result.source is not None and os.path.exists(result.source):
         with open_slide(result.source) as slide:
             if slide.identity == saliency.prediction.identity.source:
-                glass = find_glass(slide, saliency.prediction.region)
-    write_hotspots(saliency, recipe, path, glass)
-    return empty_reason(saliency, show(saliency, recipe))
+                return find_glass(slide, saliency.prediction.region)
+    return None
+
+
+def _dicom_source(saliency: Saliency, result: RegionResult) -> Source:
+    """The slide of a map, checked before anything is written."""
+    if result.source is None or not os.path.exists(result.source):
+        name = saliency.prediction.slide_name if result.source is None else result.source
+        raise StreamviewError(f"{name}: is missing, but DICOM files refer to the slide; put it back, or leave out the format dicom")
+    source = read_source(result.source)
+    source.check(saliency)
+    return source
+
+
+def _dicom(saliency: Saliency, recipe: Recipe, result: RegionResult, source: Source, storage: Storage, path: Path) -> None:
+    write_dicom(saliency, recipe, source, path, run_time(result.run_id), storage=storage, glass=_glass(saliency, recipe, result))
 
 
 def _picture(saliency: Saliency, recipe: Recipe, result: RegionResult, size: int, path: Path) -> str | None:
