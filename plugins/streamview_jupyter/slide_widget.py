@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 from pathlib import Path
 from typing import Any
@@ -18,13 +17,12 @@ from streamview.results.overlay import find_glass
 from streamview.slides import Slide
 from streamview_jupyter.layers import MapLayer
 from streamview_jupyter.messages import SLIDE, ChangeDisplay, Hello, MessageError, RawValue, Request, Tiles, parse
-from streamview_jupyter.server import TileServer
+from streamview_jupyter.server import TileServer, explain
 from streamview_jupyter.sources import SlidePixels
 
 __all__ = ["SlideWidget"]
 
 _STATIC = Path(__file__).parent / "static"
-_LOG = logging.getLogger(__name__)
 
 
 class SlideWidget(anywidget.AnyWidget):
@@ -56,8 +54,8 @@ class SlideWidget(anywidget.AnyWidget):
     _esm = _STATIC / "widget.js"
     _css = _STATIC / "widget.css"
 
-    selection = traitlets.List(traitlets.Int(), None, allow_none=True, minlen=4, maxlen=4).tag(sync=True)
-    viewport = traitlets.List(traitlets.Float(), None, allow_none=True, minlen=4, maxlen=4).tag(sync=True)
+    selection: Any = traitlets.List(traitlets.Int(), None, allow_none=True, minlen=4, maxlen=4).tag(sync=True)
+    viewport: Any = traitlets.List(traitlets.Float(), None, allow_none=True, minlen=4, maxlen=4).tag(sync=True)
     cursor_value = traitlets.Float(None, allow_none=True)
     height = traitlets.Unicode("480px").tag(sync=True)
     theme = traitlets.Enum(["auto", "light", "dark"], "auto").tag(sync=True)
@@ -74,7 +72,7 @@ class SlideWidget(anywidget.AnyWidget):
         self.layers: tuple[MapLayer, ...] = ()
         self._number, self._epoch = 0, -1
         self._sending, self._changing = threading.Lock(), threading.RLock()
-        self._server = TileServer(self._post)
+        self._server = TileServer(self._post, self._explain)
         super().__init__(height=height, theme=theme)
         self.on_msg(self._receive)
 
@@ -162,11 +160,8 @@ class SlideWidget(anywidget.AnyWidget):
         """
         try:
             return self._answer(content)
-        except (StreamviewError, traitlets.TraitError) as error:
-            return {"type": "error", "text": str(error)}
-        except Exception:  # noqa: BLE001  # a shell's boundary: the browser is told, the log has the rest
-            _LOG.exception("unexpected internal error")
-            return {"type": "error", "text": "unexpected internal error; the log of the kernel has the details"}
+        except Exception as error:  # noqa: BLE001  # a shell's boundary
+            return {"type": "error", "text": self._explain(error)}
 
     def _answer(self, content: Any) -> dict[str, Any] | None:
         """Do what a message asks, and return the answer."""
@@ -189,6 +184,15 @@ class SlideWidget(anywidget.AnyWidget):
                     for name, value in request.changes.items():
                         setattr(layer, name, value)
         return None
+
+    def _explain(self, error: Exception) -> str:
+        """What the browser is told of an error that is being handled."""
+        return str(error) if isinstance(error, traitlets.TraitError) else explain(error)
+
+    def set_state(self, sync_data: dict[str, Any]) -> None:
+        """Take over what the browser has changed; not while another thread changes something, which would not reach the browser."""
+        with self._changing:
+            super().set_state(sync_data)
 
     def _receive(self, _: Any, content: Any, buffers: Any) -> None:
         answer = self.handle(content)
