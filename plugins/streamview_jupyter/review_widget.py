@@ -318,4 +318,4 @@ def _place(hotspot: Hotspot) -> dict[str, Any]:
     ring = hotspot.polygon.exterior
     (top, left), (bottom, right) = ring.min(0), ring.max(0)
     size = f"{hotspot.area:.0f} px²" if hotspot.area_mm2 is None else f"{hotspot.area_mm2:.3g} mm²"
-    return {"box": [float(left), float(top), float(right - left), float(bottom - top)], "text": f"{size}, {hotspot.mass:.0%} of the map"}
+    return {"box": [float(left), float(top), float(right - left), float(bottom - top)], "text": f"{size} · {hotspot.mass:.0%}"}

@@ -8,6 +8,7 @@ import { SlideView } from "./view.js";
 
 const REST = 2000; // ms after the last move until the view is stored
 const PATIENCE = 2500; // ms without an answer to an action after which the reader is told
+const SETTLE = 300; // ms in which a press was still meant for the slide before
 const SELECTED = "#ffffff";
 const KEYS = [
   ["1 to 9", "verdict; then 1 to 9 for the confidence, 0 for ten"],
@@ -36,6 +37,7 @@ export class ReviewView extends SlideView {
     /** @type {number | null} */
     this.hotspot = null;
     this.turn = -1;
+    this.turned = 0;
     this.busy = 0; // when the action was sent that has no answer yet
     this.due = 0; // when the network's answer comes
   }
@@ -92,6 +94,7 @@ export class ReviewView extends SlideView {
     this.busy = 0;
     if (sheet.turn !== this.turn) {
       this.turn = sheet.turn;
+      this.turned = performance.now();
       this.chosen = this.hotspot = null;
       clearTimeout(this.resting);
       if (this.focused()) this.stage.focus({ preventScroll: true });
@@ -144,7 +147,7 @@ export class ReviewView extends SlideView {
    * @param {number | null} confidence
    */
   decide(verdict, confidence) {
-    if (!this.sheet.title || this.sheet.message) return;
+    if (!this.sheet.title || this.sheet.message || performance.now() - this.turned < SETTLE) return;
     this.chosen = null;
     this.act("decide", { verdict, confidence });
     this.stage.focus({ preventScroll: true });

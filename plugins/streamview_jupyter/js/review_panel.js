@@ -27,7 +27,7 @@ export class ReviewPanel {
     this.stage = element("h3");
     this.answer = element("strong");
     this.before = element("span");
-    this.network = element("div", { class: "sv-network", hidden: true }, element("span", { text: "Network" }), this.answer, element("span", { text: "You, before" }), this.before);
+    this.network = element("div", { class: "sv-network" }, element("span", { text: "Network" }), this.answer, element("span", { text: "You, before" }), this.before);
     this.scale = element("span", { text: "Confidence, low to high" });
     this.list = element("div", { class: "sv-verdicts", role: "group", "aria-label": "Verdict" });
     this.hint = element("p", { class: "sv-hint", "aria-live": "polite" });
@@ -49,8 +49,9 @@ export class ReviewPanel {
     this.found = element("section", { "aria-label": "Hotspots", hidden: true }, element("h3", { text: "Hotspots" }), this.hotspots);
     this.display = element("details", { hidden: true }, element("summary", { text: "Display of the map" }), display);
     this.table = element("tbody");
-    const names = ["Slide", "Your verdict", "Network"].map((text) => element("th", { scope: "col", text }));
-    this.all = element("details", { open: true }, element("summary", { text: "All slides" }), element("div", { class: "sv-slides" }, element("table", {}, element("thead", {}, element("tr", {}, ...names)), this.table)));
+    const names = ["Slide", "You", "Network"].map((text) => element("th", { scope: "col", text }));
+    this.slides = element("div", { class: "sv-slides" }, element("table", {}, element("thead", {}, element("tr", {}, ...names)), this.table));
+    this.all = element("details", { open: true }, element("summary", { text: "All slides" }), this.slides);
     this.reading = element("div", {}, this.stage, this.network, element("div", { class: "sv-scales" }, element("span", { text: "Verdict" }), this.scale), this.list, this.hint, this.note, this.coming);
     const head = element("div", { class: "sv-place" }, this.place, this.open);
     this.root = element("section", { class: "sv-review", "aria-label": "Review" }, head, this.bar, this.reading, this.error, this.message, element("div", { class: "sv-ways" }, ...this.ways), this.found, this.display, this.all);
@@ -71,10 +72,9 @@ export class ReviewPanel {
     this.bar.style.setProperty("--done", `${(100 * (all - sheet.undone)) / Math.max(all, 1)}%`);
     this.reading.hidden = !reads;
     this.stage.textContent = sheet.stage;
-    this.network.hidden = sheet.answer === null;
-    this.answer.textContent = sheet.answer ?? "";
-    this.before.textContent = sheet.before;
-    this.network.classList.toggle("sv-alone", !sheet.before);
+    this.answer.textContent = this.answer.title = sheet.answer ?? "hidden";
+    this.before.textContent = sheet.before || "–";
+    this.network.classList.toggle("sv-blind", sheet.answer === null);
     this.setVerdicts(sheet, chosen);
     if (document.activeElement !== this.note && (/** @type {any} */ (this.note.getRootNode())).activeElement !== this.note) this.note.value = sheet.note;
     this.note.disabled = sheet.message !== "";
@@ -112,6 +112,7 @@ export class ReviewPanel {
       dots.forEach((dot, n) => {
         dot.disabled = locked;
         dot.classList.toggle("sv-full", sheet.confidence !== null && n < sheet.confidence && (stored || sheet.verdict === null));
+        dot.classList.toggle("sv-carried", sheet.verdict === null);
         dot.setAttribute("aria-pressed", String(stored && n + 1 === sheet.confidence));
       });
     });
@@ -129,11 +130,11 @@ export class ReviewPanel {
   createVerdict(verdict, key, steps) {
     const tag = element("span", { class: "sv-tag", text: "saved", hidden: true });
     const button = element("button", { type: "button", title: `${verdict} (${key})` }, element("kbd", { text: String(key), "aria-hidden": "true" }), element("span", { text: verdict }), tag);
-    button.addEventListener("click", () => this.deeds.choose(key));
+    button.addEventListener("click", ({ detail }) => detail > 1 || this.deeds.choose(key));
     const dots = Array.from({ length: steps }, (_, n) => {
       const label = `${verdict}, confidence ${n + 1} of ${steps}`;
       const dot = element("button", { type: "button", class: "sv-dot", title: label, "aria-label": label });
-      dot.addEventListener("click", () => this.deeds.decide(key, n + 1));
+      dot.addEventListener("click", ({ detail }) => detail > 1 || this.deeds.decide(key, n + 1)); // the second of a double click means nothing
       return dot;
     });
     const row = element("div", { class: "sv-verdict" }, button, element("div", { class: "sv-dots" }, ...dots));
@@ -148,7 +149,7 @@ export class ReviewPanel {
     this.found.hidden = !hotspots.length;
     this.hotspots.replaceChildren(
       ...hotspots.map(({ text, right }, number) => {
-        const go = element("button", { type: "button", class: "sv-link", text, title: "Go there (J and K go through them)" });
+        const go = element("button", { type: "button", class: "sv-link", text, title: "Area and share of the map; go there (J and K go through them)" });
         go.addEventListener("click", () => this.deeds.showHotspot(number));
         const calls = /** @type {const} */ ([[true, "Right", "Y"], [false, "Wrong", "X"]]).map(([value, label, key]) => {
           const call = press(label, `Hotspot ${number + 1} is ${label.toLowerCase()} (${key})`, () => this.deeds.act("judge", { hotspot: number, right: value }));
@@ -176,7 +177,8 @@ export class ReviewPanel {
         return row;
       }),
     );
-    this.table.querySelector(".sv-here")?.scrollIntoView?.({ block: "nearest" });
+    const [here, box] = [/** @type {HTMLElement | null} */ (this.table.querySelector(".sv-here")), this.slides];
+    if (here) box.scrollTop = here.offsetTop - box.clientHeight / 2; // the page stays where it is
   }
 }
 

@@ -314,7 +314,10 @@ export class SlideView {
     this.following = true;
     const viewer = /** @type {OpenSeadragon.Viewer} */ (this.viewer);
     const item = viewer.world.getItemAt(0);
-    viewer.viewport.fitBounds(item.imageToViewportRectangle(x, y, width, viewport[3]), false);
+    const { containerSize } = viewer.viewport; // of the last frame: the widget may have got its size after it
+    if (containerSize.x !== this.stage.clientWidth || containerSize.y !== this.stage.clientHeight)
+      viewer.viewport.resize(new Point(this.stage.clientWidth, this.stage.clientHeight), true);
+    viewer.viewport.fitBounds(item.imageToViewportRectangle(x, y, width, viewport[3]), !this.pictured);
   }
 
   goto() {
