@@ -147,7 +147,7 @@ export class ReviewView extends SlideView {
    * @param {number | null} confidence
    */
   decide(verdict, confidence) {
-    if (!this.sheet.title || this.sheet.message || performance.now() - this.turned < SETTLE) return;
+    if (!this.sheet.title || this.sheet.message) return;
     this.chosen = null;
     this.act("decide", { verdict, confidence });
     this.stage.focus({ preventScroll: true });
@@ -156,7 +156,7 @@ export class ReviewView extends SlideView {
   /** @param {number} verdict whose confidence comes next, unless there is one already or none is asked for */
   choose(verdict) {
     const { steps, confidence, title, message } = this.sheet;
-    if (!title || message) return;
+    if (!title || message || performance.now() - this.turned < SETTLE) return;
     if (!steps || confidence !== null) {
       this.decide(verdict, null);
       return;
