@@ -6,7 +6,8 @@
 
 The slide has 20,000 x 20,000 px in JPEG tiles. Tiles per second are those that the browser decodes, 512 px each, encoded anew each time, in
 turns over the widget's messages and over HTTP from the same kernel; then once more while the network runs on both cores.
-`--pictures` instead takes the pictures of the pages: the widget after a run, light and dark, and 320 px wide.
+`--pictures` instead takes the pictures of the pages: the widget after a run, light and dark, and 320 px wide; a review before the network's
+answer and with it.
 """
 
 from __future__ import annotations
@@ -43,6 +44,14 @@ v
 """
 
 
+_REVIEW = """
+import torch, streamview_jupyter
+torch.set_num_threads(1)
+r = streamview_jupyter.review("session.sqlite", "a", theme="{theme}")
+r
+"""
+
+
 def main() -> None:
     """Measure, or take the pictures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -57,6 +66,7 @@ def main() -> None:
             _measure(lab, browser)
         else:
             _take_pictures(lab, browser, options.pictures)
+            _take_pictures_of_a_review(lab, browser, options.pictures)
 
 
 def _made(folder: Path) -> Path:
@@ -147,6 +157,52 @@ def _take_pictures(lab: Lab, browser: Any, folder: Path) -> None:
             tab.page.wait_for_timeout(2500)
             name = f"jupyter-{theme}.jpg" if width > 400 else "jupyter-narrow.jpg"
             tab.page.locator(".sv-root").screenshot(path=str(folder / name), type="jpeg", quality=88)
+
+
+def _take_pictures_of_a_review(lab: Lab, browser: Any, folder: Path) -> None:
+    """A reader's own verdict, then the network's answer; in a dark theme, and in a narrow column."""
+    from tests.support.review import make_session
+
+    make_session(lab.folder, [f"patient-{number}" for number in range(5)], size=(1536, 2048))
+    with lab.open(browser, "review.ipynb", _REVIEW.format(theme="light"), size=(1280, 900)) as tab:
+        page = tab.page
+        tab.run(0)
+        tab.ready()
+        decide_twice(tab)
+        page.get_by_role("button", name="lesion, confidence 4 of 5").click()
+        page.wait_for_selector(".sv-coming:not([hidden])")
+        page.wait_for_timeout(700)
+        page.locator(".sv-root").screenshot(path=str(folder / "review-blind.jpg"), type="jpeg", quality=88)
+        page.wait_for_selector(".sv-hotspots li")
+        page.keyboard.press("j")
+        page.wait_for_timeout(2000)
+        page.locator(".sv-root").screenshot(path=str(folder / "review-aided.jpg"), type="jpeg", quality=88)
+        page.evaluate("document.querySelector('.sv-root').style.width = '340px'")
+        page.wait_for_timeout(1500)
+        page.locator(".sv-root").screenshot(path=str(folder / "review-narrow.jpg"), type="jpeg", quality=88)
+        tab.value("r.close()")
+    with lab.open(browser, "dark.ipynb", _REVIEW.format(theme="dark"), size=(1280, 900), scheme="dark") as tab:
+        tab.page.evaluate("window.jupyterapp.commands.execute('apputils:change-theme', { theme: 'JupyterLab Dark' })")
+        tab.run(0)
+        tab.ready()
+        tab.page.wait_for_selector(".sv-hotspots li")
+        tab.page.wait_for_timeout(1500)
+        tab.page.locator(".sv-root").screenshot(path=str(folder / "review-dark.jpg"), type="jpeg", quality=88)
+        tab.value("r.close()")
+
+
+def decide_twice(tab: Tab) -> None:
+    """Read a slide with the keys: an own verdict, the network's answer, the same verdict again."""
+    page = tab.page
+    page.locator(".sv-stage").focus()
+    for keys, state in (("24", "revealing"), (["Enter"], "aided"), ("2", "done")):
+        turn = page.get_attribute(".sv-root", "data-turn")
+        for key in keys:
+            page.keyboard.press(key)
+        if state == "revealing":
+            page.wait_for_selector(".sv-coming:not([hidden])")
+        else:
+            page.wait_for_function(f"document.querySelector('.sv-root').dataset.turn !== '{turn}'")
 
 
 def _probe() -> Any:

@@ -11,9 +11,10 @@ if TYPE_CHECKING:
 
     from streamview.results import Saliency
     from streamview.slides import Slide
+    from streamview_jupyter.review_widget import Review
     from streamview_jupyter.widget import View
 
-__all__ = ["compare", "link", "view"]
+__all__ = ["compare", "link", "review", "view"]
 
 
 def view(
@@ -53,6 +54,34 @@ def view(
 
     opened, owned = as_open_slide(slide, mpp)
     return View(opened, height, theme, owned=owned)
+
+
+def review(session: str | os.PathLike[str], reader: str, height: str = "560px", *, theme: str = "auto") -> Review:
+    """Read the slides of a review session in a notebook, from where the reader left off.
+
+    Parameters
+    ----------
+    session
+        The file that `streamview review new` made.
+    reader
+        One of its readers.
+    height
+        Of the slide, in CSS units.
+    theme
+        "auto" (that of the notebook), "light" or "dark".
+
+    Returns
+    -------
+    Review
+
+    Raises
+    ------
+    ReviewError
+        When the file is no session, or it has no such reader.
+    """
+    from streamview_jupyter.review_widget import Review
+
+    return Review(session, reader, height, theme)
 
 
 def link(first: View, second: View) -> None:

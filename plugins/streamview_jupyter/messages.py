@@ -10,7 +10,10 @@ from typing import Any, get_args
 from streamview.errors import StreamviewError
 from streamview.results.display import PALETTES
 
-__all__ = ["MOST_TILES", "SLIDE", "CancelJob", "ChangeDisplay", "Hello", "MessageError", "RawValue", "Request", "Tile", "Tiles", "parse"]
+__all__ = [
+    "MOST_TILES", "SLIDE", "CancelJob", "ChangeDisplay", "Hello", "MessageError", "RawValue", "Request", "Tile", "Tiles", "number", "parse",
+    "whole",
+]  # fmt: skip
 
 SLIDE = 0  # the number of the slide among the layers
 MOST_TILES = 256  # that one view may wait for
@@ -109,12 +112,12 @@ def parse(content: Any) -> Request:
         return Tiles(_client(content), _tiles(content.get("needed"), "needed"), _tiles(content.get("dropped"), "dropped"))
     if kind == "value":
         return RawValue(
-            _client(content), _whole(content.get("layer"), "layer"), _number(content.get("y"), "y"), _number(content.get("x"), "x")
+            _client(content), whole(content.get("layer"), "layer"), number(content.get("y"), "y"), number(content.get("x"), "x")
         )
     if kind == "display":
-        return ChangeDisplay(_whole(content.get("layer"), "layer"), _changes(content.get("changes")))
+        return ChangeDisplay(whole(content.get("layer"), "layer"), _changes(content.get("changes")))
     if kind == "cancel":
-        return CancelJob(_whole(content.get("job"), "job"))
+        return CancelJob(whole(content.get("job"), "job"))
     raise MessageError("a message of an unknown type: expected one of " + ", ".join(_name(each) for each in get_args(Request)))
 
 
@@ -138,20 +141,34 @@ def _tiles(tiles: Any, name: str) -> tuple[Tile, ...]:
 def _tile(numbers: Any) -> Tile:
     if not isinstance(numbers, list) or len(numbers) != 5:
         raise MessageError("a tile: expected [layer, epoch, level, row, column]")
-    layer, epoch, level, row, column = (_whole(number, "a tile's number") for number in numbers)
+    layer, epoch, level, row, column = (whole(each, "a tile's number") for each in numbers)
     return Tile(layer, epoch, level, row, column)
 
 
-def _whole(number: Any, name: str) -> int:
-    if type(number) is not int or not 0 <= number <= _LARGEST:
+def whole(value: Any, name: str) -> int:
+    """Return a whole number of a message.
+
+    Raises
+    ------
+    MessageError
+        When it is none, or negative, or too large.
+    """
+    if type(value) is not int or not 0 <= value <= _LARGEST:
         raise MessageError(f"{name}: expected a whole number from 0 to {_LARGEST}")
-    return number
+    return value
 
 
-def _number(number: Any, name: str, low: float = -_LARGEST, high: float = _LARGEST) -> float:
-    if isinstance(number, bool) or not isinstance(number, int | float) or not low <= number <= high:  # NaN is not between
+def number(value: Any, name: str, low: float = -_LARGEST, high: float = _LARGEST) -> float:
+    """Return a number of a message.
+
+    Raises
+    ------
+    MessageError
+        When it is none, or not from `low` to `high`.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:  # NaN is not between
         raise MessageError(f"{name}: expected a number from {low:g} to {high:g}")
-    return float(number)
+    return float(value)
 
 
 def _changes(changes: Any) -> dict[str, Any]:
@@ -162,11 +179,11 @@ def _changes(changes: Any) -> dict[str, Any]:
 
 def _change(name: Any, value: Any) -> Any:
     if name in ("opacity", "threshold"):
-        return _number(value, name, 0, 1)
+        return number(value, name, 0, 1)
     if name == "cap":
-        return _number(value, name, math.nextafter(0, 1), 1e30)
+        return number(value, name, math.nextafter(0, 1), 1e30)
     if name == "blur_um":
-        return _number(value, name, 0, 1000)
+        return number(value, name, 0, 1000)
     if name in ("visible", "heat", "outline"):
         if not isinstance(value, bool):
             raise MessageError(f"{name}: expected true or false")

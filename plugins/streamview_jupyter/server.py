@@ -13,7 +13,7 @@ from streamview.errors import StreamviewError
 from streamview_jupyter.messages import MOST_TILES, Tile
 from streamview_jupyter.sources import EncodedTile, Source
 
-__all__ = ["Send", "TileServer"]
+__all__ = ["Send", "TileServer", "explain"]
 
 Send = Callable[[dict[str, Any], list[bytes]], None]
 """Sends a message with its buffers to the browser, from any thread."""
@@ -26,6 +26,14 @@ _CLIENTS = 8  # views that may wait at a time; of more, those that asked last
 _LOG = logging.getLogger(__name__)
 
 
+def explain(error: Exception) -> str:
+    """Return what the browser is told of an error that is being handled; one that was not expected is logged."""
+    if isinstance(error, StreamviewError):
+        return str(error)
+    _LOG.error("unexpected internal error", exc_info=error)
+    return "unexpected internal error; the log of the kernel has the details"
+
+
 class TileServer:
     """The tiles of all layers of one widget.
 
@@ -33,10 +41,12 @@ class TileServer:
     ----------
     send
         Sends a message.
+    explain
+        What is said of an error, and logs it.
     """
 
-    def __init__(self, send: Send) -> None:
-        self._send = send
+    def __init__(self, send: Send, explain: Callable[[Exception], str] = explain) -> None:
+        self._send, self._explain = send, explain
         self._sources: dict[int, tuple[int, Source]] = {}
         self._waiting: OrderedDict[str, list[Tile]] = OrderedDict()
         self._kept: OrderedDict[Tile, EncodedTile] = OrderedDict()
@@ -134,12 +144,8 @@ class TileServer:
             return None
         try:
             encoded = source.tile(tile)
-        except StreamviewError as error:
-            self._fail(tile, str(error))
-            return None
-        except Exception:  # noqa: BLE001  # the thread is a shell's boundary: the view is told, the log has the rest
-            _LOG.exception("unexpected internal error")
-            self._fail(tile, "unexpected internal error; the log of the kernel has the details")
+        except Exception as error:  # noqa: BLE001  # the thread is a shell's boundary
+            self._fail(tile, self._explain(error))
             return None
         with self._lock:
             if self._sources.get(tile.layer, (None, None))[0] == epoch and tile not in self._kept:

@@ -6,7 +6,7 @@ import warnings
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from streamview.errors import ReviewError, SlideWarning, StreamviewError
+from streamview.errors import ReviewError, SlideWarning
 from streamview.jobs import Job
 from streamview.jobs.maps import slide_maps
 from streamview.slides import open_slide
@@ -46,7 +46,7 @@ class BlindSlide(SlideBase):
         """Read a region, as `streamview.slides.Slide.read`; an error does not say of which file."""
         try:
             return self._slide.read(region, out)
-        except (StreamviewError, OSError):
+        except Exception:  # noqa: BLE001  # whatever a file's reader raises may name the file
             raise ReviewError(_unreadable(self.name)) from None
 
     def close(self) -> None:
@@ -66,7 +66,7 @@ def open_blind(sight: Sight) -> BlindSlide:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", SlideWarning)
             return BlindSlide(open_slide(sight.source, mpp=sight.mpp), sight.title)
-    except (StreamviewError, OSError):
+    except Exception:  # noqa: BLE001  # as above
         raise ReviewError(_unreadable(sight.title)) from None
 
 
@@ -86,7 +86,7 @@ def open_maps(sight: Sight) -> list[Saliency]:
         job = Job(sight.job)
         records = [record for record in job.slides() if record.slide_id == sight.slide_id]
         groups = [[each.saliency for each in maps] for record in records for maps in slide_maps(job, record)]
-    except (StreamviewError, OSError):
+    except Exception:  # noqa: BLE001  # as above
         raise ReviewError(f"{sight.title}: the network's maps cannot be read; tell whoever leads the session") from None
     shown = [next((each for each in maps if each.target.name == each.prediction.usual_target.name), maps[0]) for maps in groups]
     return [replace(each, prediction=replace(each.prediction, slide_name=sight.title), path=None) for each in shown]

@@ -170,7 +170,7 @@ def test_a_result_that_cannot_be_shown_is_said_and_kept(view: Any, model: Any, m
     def refuse(*_: Any) -> Any:
         raise StreamviewError("row 7 cannot be read")
 
-    monkeypatch.setattr("streamview_jupyter.widget.find_glass", refuse)
+    monkeypatch.setattr("streamview_jupyter.slide_widget.find_glass", refuse)
     assert view.run(model, target="lesion").result(60).target.name == "lesion"
     assert (view._job["state"], view._job["text"]) == ("failed", "row 7 cannot be read")
     assert view.layers == ()

@@ -30,7 +30,7 @@ pytestmark = REAL_WINDOW
 
 @pytest.fixture(scope="module")
 def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_job(tmp_path_factory.mktemp("review"), side=512)
+    return make_job(tmp_path_factory.mktemp("review"))
 
 
 @pytest.fixture

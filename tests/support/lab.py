@@ -74,13 +74,21 @@ class Lab:
         size: tuple[int, int] = (1280, 900),
         scheme: str = "light",
         local: bool = False,
+        listen: bool = False,
     ) -> Iterator[Tab]:
-        """Open a notebook of these cells; what it asks of another machine, unless `local` of another port, is an error."""
+        """Open a notebook of these cells; what it asks of another machine, unless `local` of another port, is an error.
+
+        `listen` keeps all that the server sends over sockets, and the messages of the console, in `Tab.received`.
+        """
         self.notebook(name, *cells)
         context = browser.new_context(viewport={"width": size[0], "height": size[1]}, color_scheme=scheme)
         page = context.new_page()
         page.set_default_timeout(30_000)
         tab = Tab(page)
+
+        if listen:
+            page.on("websocket", lambda socket: socket.on("framereceived", tab.keep))
+            page.on("console", lambda message: tab.keep(message.text))
 
         def check(route: Any) -> None:
             if route.request.url.startswith((self.url, "data:", "blob:", *(["http://127.0.0.1:"] if local else []))):
@@ -178,10 +186,17 @@ class Tab:
         Of playwright.
     outside
         Addresses beyond this machine that were asked for, and were refused.
+    received
+        What came over sockets and to the console, if it is kept; see `Lab.open`.
     """
 
     page: Any
     outside: list[str] = field(default_factory=list)
+    received: list[str] = field(default_factory=list)
+
+    def keep(self, received: str | bytes) -> None:
+        """Add to `received`."""
+        self.received.append(received if isinstance(received, str) else received.decode("latin-1"))
 
     def run(self, cell: int, *, wait: bool = True) -> None:
         """Run a cell; `wait`: until the kernel is idle."""

@@ -2,7 +2,7 @@
 
 /** @typedef {[layer: number, epoch: number, level: number, row: number, column: number]} Tile */
 /** @typedef {{ data: Uint8Array<ArrayBuffer>, top: number }} Received */
-/** @typedef {{ tile: Tile, resolve: (received: Received) => void, reject: (error: Error) => void, asked: number }} Pending */
+/** @typedef {{ tile: Tile, promise: Promise<Received>, resolve: (received: Received) => void, reject: (error: Error) => void, asked: number, users: number }} Pending */
 
 const MOST = 256; // tiles of one message
 const COLLECT = 8; // ms in which requests are collected into one message
@@ -73,18 +73,28 @@ export class KernelClient {
    */
   request(tile) {
     const key = tile.join("/");
-    return new Promise((resolve, reject) => {
-      this.pending.set(key, { tile, resolve, reject, asked: performance.now() });
-      this.fresh.add(key);
-      this.dropped.delete(key);
-      this.schedule();
-    });
+    const pending = this.pending.get(key);
+    if (pending) {
+      pending.users += 1; // the slide and its small picture may need the same
+      return pending.promise;
+    }
+    /** @type {Pick<Pending, "resolve" | "reject">} */
+    const settle = { resolve() {}, reject() {} };
+    /** @type {Promise<Received>} */
+    const promise = new Promise((resolve, reject) => Object.assign(settle, { resolve, reject }));
+    this.pending.set(key, { tile, promise, ...settle, asked: performance.now(), users: 1 });
+    this.fresh.add(key);
+    this.dropped.delete(key);
+    this.schedule();
+    return promise;
   }
 
   /** @param {Tile} tile that is no longer needed */
   drop(tile) {
     const key = tile.join("/");
-    if (!this.pending.delete(key)) return;
+    const pending = this.pending.get(key);
+    if (!pending || --pending.users) return;
+    this.pending.delete(key);
     if (!this.fresh.delete(key)) this.dropped.set(key, tile);
     this.schedule();
   }

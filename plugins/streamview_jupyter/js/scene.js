@@ -13,9 +13,9 @@ const SELECTED = "#ffffff";
 const WIDEST = 140; // px of the scale bar
 
 export class Scene {
-  /** @param {[number, number] | null} mpp y, x */
-  constructor(mpp) {
-    this.mpp = mpp;
+  constructor() {
+    /** @type {[number, number] | null} y, x */
+    this.mpp = null;
     this.canvas = element("canvas", { class: "sv-overlay", "aria-hidden": "true" });
     this.scaleBar = element("div", { class: "sv-scale-bar" });
     /** @type {import("./values.js").ValueTiles | null} */
@@ -51,6 +51,13 @@ export class Scene {
     for (const { points, colour: ink } of regions) outline(context, sight, points, ink, 2);
     if (selection) rectangle(context, sight, selection, SELECTED, 2);
     this.drawScaleBar(sight);
+  }
+
+  clear() {
+    /** @type {CanvasRenderingContext2D} */ (this.canvas.getContext("2d")).clearRect(0, 0, this.canvas.width, this.canvas.height);
+    this.planes.clear();
+    this.scaleBar.textContent = "";
+    this.scaleBar.style.width = "0";
   }
 
   /** @param {Sight} sight */

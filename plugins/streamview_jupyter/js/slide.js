@@ -4,19 +4,19 @@ import OpenSeadragon from "openseadragon";
 
 export const { Point } = OpenSeadragon;
 
-/** @typedef {{ name: string, height: number, width: number, levels: number, mpp: [number, number] | null, background: number[] }} Slide */
+/** @typedef {{ name: string, epoch: number, height: number, width: number, levels: number, mpp: [number, number] | null, background: number[] }} Slide */
 
 const TILE = 512; // px
 const SLIDE = 0; // the number of the slide among the layers
 const FIRST = 8; // coarser levels are smaller than half a tile
 
 /**
- * @param {HTMLElement} element
- * @param {Slide} slide
+ * @param {OpenSeadragon.Viewer} viewer
+ * @param {Slide} slide shown in place of another
  * @param {import("./client.js").KernelClient} client
  * @param {(text: string) => void} failed
  */
-export function openSlide(element, slide, client, failed) {
+export function openSlide(viewer, slide, client, failed) {
   const source = new OpenSeadragon.TileSource(
     /** @type {any} */ ({
       width: slide.width,
@@ -28,11 +28,11 @@ export function openSlide(element, slide, client, failed) {
     }),
   );
   Object.assign(source, {
-    getTileUrl: (/** @type {number} */ level, /** @type {number} */ x, /** @type {number} */ y) => `kernel:${level}/${y}/${x}`,
+    getTileUrl: (/** @type {number} */ level, /** @type {number} */ x, /** @type {number} */ y) => `kernel:${slide.epoch}/${level}/${y}/${x}`,
     downloadTileStart(/** @type {any} */ context) {
-      const [level, row, column] = context.src.slice("kernel:".length).split("/").map(Number);
+      const [epoch, level, row, column] = context.src.slice("kernel:".length).split("/").map(Number);
       /** @type {import("./client.js").Tile} */
-      const tile = [SLIDE, 0, level, row, column];
+      const tile = [SLIDE, epoch, level, row, column];
       context.userData.tile = tile;
       client.request(tile).then(
         ({ data }) => context.finish(new Blob([data], { type: "image/jpeg" }), null, "rasterBlob"),
@@ -46,10 +46,15 @@ export function openSlide(element, slide, client, failed) {
       client.drop(context.userData.tile);
     },
   });
+  /** @type {any} */ (viewer).placeholderFillStyle = `rgb(${slide.background.join(",")})`;
+  viewer.open(/** @type {any} */ (source));
+}
+
+/** @param {HTMLElement} element */
+export function createViewer(element) {
   return OpenSeadragon(
     /** @type {any} */ ({
       element,
-      tileSources: source,
       drawer: "canvas",
       showNavigationControl: false,
       showNavigator: true,
@@ -65,7 +70,6 @@ export function openSlide(element, slide, client, failed) {
       maxImageCacheCount: 300,
       gestureSettingsMouse: { clickToZoom: false, dblClickToZoom: true },
       gestureSettingsPen: { clickToZoom: false },
-      placeholderFillStyle: `rgb(${slide.background.join(",")})`,
     }),
   );
 }
