@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import logging
+import threading
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -22,6 +26,10 @@ if TYPE_CHECKING:
     from streamview.slides import Slide
 
 __all__ = ["BlindSlide", "open_blind", "open_maps"]
+
+
+_LIBRARIES = ("zarr", "tifffile", "fsspec")  # whose logs name the files that they open
+_OPENING = threading.Lock()
 
 
 class BlindSlide(SlideBase):
@@ -63,7 +71,7 @@ def open_blind(sight: Sight) -> BlindSlide:
         When it cannot be opened; the text has the title alone.
     """
     try:
-        with warnings.catch_warnings():
+        with _unlogged(), warnings.catch_warnings():
             warnings.simplefilter("ignore", SlideWarning)
             return BlindSlide(open_slide(sight.source, mpp=sight.mpp), sight.title)
     except Exception:  # noqa: BLE001  # as above
@@ -83,13 +91,29 @@ def open_maps(sight: Sight) -> list[Saliency]:
     if sight.job is None:
         return []
     try:
-        job = Job(sight.job)
-        records = [record for record in job.slides() if record.slide_id == sight.slide_id]
-        groups = [[each.saliency for each in maps] for record in records for maps in slide_maps(job, record)]
+        with _unlogged():
+            job = Job(sight.job)
+            records = [record for record in job.slides() if record.slide_id == sight.slide_id]
+            groups = [[each.saliency for each in maps] for record in records for maps in slide_maps(job, record)]
     except Exception:  # noqa: BLE001  # as above
         raise ReviewError(f"{sight.title}: the network's maps cannot be read; tell whoever leads the session") from None
     shown = [next((each for each in maps if each.target.name == each.prediction.usual_target.name), maps[0]) for maps in groups]
     return [replace(each, prediction=replace(each.prediction, slide_name=sight.title), path=None) for each in shown]
+
+
+@contextmanager
+def _unlogged() -> Iterator[None]:
+    """Let the libraries that open files log nothing meanwhile, at whatever level: their logs name them."""
+    loggers = [logging.getLogger(name) for name in _LIBRARIES]
+    with _OPENING:
+        levels = [logger.level for logger in loggers]
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL + 1)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
 
 
 def _unreadable(title: str) -> str:

@@ -276,7 +276,7 @@ def test_nothing_is_said_before_its_stage(
     design: str,
 ) -> None:
     """Names and truth never, the network's answers not before their turn: in any text, layer, file, log or export."""
-    caplog.set_level(logging.INFO)  # below that zarr writes which files it opens
+    caplog.set_level(logging.DEBUG)
     truth = tmp_path / "truth.csv"
     truth.write_text("slide_id,label\n" + "".join(f"{name}.svs,carcinoma\n" for name in NAMES[:3]))
     path = make_session(job, tmp_path / "s.sqlite", "--design", design, "--truth", str(truth))
