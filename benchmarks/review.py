@@ -1,6 +1,6 @@
 """A review session in a real window: how long the next slide takes, and pictures for the page.
 
-``python -m benchmarks.review [--pictures FOLDER]``, under a screen. A reader reads 20 slides of 2048 px, staged; the time of each
+``python -m benchmarks.review [--pictures FOLDER]``, under a screen. A reader reads 20 slides of 1536 px, staged; the time of each
 next slide is from the press of the verdict until its first pixels are drawn.
 """
 
@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-SLIDES, SIDE = 20, 2048
+SLIDES, SIDE = 20, 1536
 SIZE = (1500, 980)  # of the window, px
 PATIENCE = 120.0  # s
 
