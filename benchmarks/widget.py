@@ -174,6 +174,7 @@ def _take_pictures_of_a_review(lab: Lab, browser: Any, folder: Path) -> None:
         page.wait_for_timeout(700)
         page.locator(".sv-root").screenshot(path=str(folder / "review-blind.jpg"), type="jpeg", quality=88)
         page.wait_for_selector(".sv-hotspots li")
+        page.mouse.move(10, 10)
         page.keyboard.press("j")
         page.wait_for_timeout(2000)
         page.locator(".sv-root").screenshot(path=str(folder / "review-aided.jpg"), type="jpeg", quality=88)
@@ -203,6 +204,7 @@ def decide_twice(tab: Tab) -> None:
             page.wait_for_selector(".sv-coming:not([hidden])")
         else:
             page.wait_for_function(f"document.querySelector('.sv-root').dataset.turn !== '{turn}'")
+            page.wait_for_timeout(400)  # sooner, a verdict is taken for a second press
 
 
 def _probe() -> Any:
