@@ -161,9 +161,9 @@ def _take_pictures(lab: Lab, browser: Any, folder: Path) -> None:
 
 def _take_pictures_of_a_review(lab: Lab, browser: Any, folder: Path) -> None:
     """A reader's own verdict, then the network's answer; in a dark theme, and in a narrow column."""
-    from tests.support.review import make_session
+    from tests.support.review import make_session_of
 
-    make_session(lab.folder, [f"patient-{number}" for number in range(5)], size=(1536, 2048))
+    make_session_of(lab.folder, [f"patient-{number}" for number in range(5)], size=(1536, 2048))
     with lab.open(browser, "review.ipynb", _REVIEW.format(theme="light"), size=(1280, 900)) as tab:
         page = tab.page
         tab.run(0)
@@ -174,6 +174,7 @@ def _take_pictures_of_a_review(lab: Lab, browser: Any, folder: Path) -> None:
         page.wait_for_timeout(700)
         page.locator(".sv-root").screenshot(path=str(folder / "review-blind.jpg"), type="jpeg", quality=88)
         page.wait_for_selector(".sv-hotspots li")
+        page.mouse.move(10, 10)
         page.keyboard.press("j")
         page.wait_for_timeout(2000)
         page.locator(".sv-root").screenshot(path=str(folder / "review-aided.jpg"), type="jpeg", quality=88)
@@ -203,6 +204,7 @@ def decide_twice(tab: Tab) -> None:
             page.wait_for_selector(".sv-coming:not([hidden])")
         else:
             page.wait_for_function(f"document.querySelector('.sv-root').dataset.turn !== '{turn}'")
+            page.wait_for_timeout(400)  # sooner, a verdict is taken for a second press
 
 
 def _probe() -> Any:

@@ -276,7 +276,7 @@ class Review(SlideWidget):
         for layer in layers:
             self._attach(layer)
         self._hotspots = hotspots[:_HOTSPOTS]
-        self._refresh(error)
+        self._refresh(error or self._review["error"])  # what was said of an action meanwhile stays
 
     def _description(self, sheet: Sheet, error: str) -> dict[str, Any]:
         """What the browser has to know beside the pixels; nothing that `Sitting.sheet` does not show."""

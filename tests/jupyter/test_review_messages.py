@@ -116,17 +116,17 @@ def test_a_whole_session_at_three_actions_a_slide(wire: Wire, session: Path) -> 
 
 
 def test_the_answer_comes_by_itself_unless_the_verdict_is_taken_back(wire: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("streamview_jupyter.review_widget.GRACE", 0.3)
+    monkeypatch.setattr("streamview_jupyter.review_widget.GRACE", 1.5)
     wire.act("decide", verdict=1, confidence=1)
     assert wire.act("undo")["revealing"] is False
     wire.act("decide", verdict=1, confidence=1)
     assert wire.act("go", way="next")["title"] == "slide 2 of 3"
     wire.act("decide", verdict=2, confidence=2)
     assert wire.act("hold")["countdown"] is None
-    time.sleep(0.6)
+    time.sleep(1.8)
     assert (wire.sheet["title"], wire.sheet["answer"]) == ("slide 2 of 3", None)
     assert wire.act("go", way="previous")["revealing"]
-    time.sleep(0.6)
+    time.sleep(1.8)
     assert wire.sheet["answer"] is None  # one who comes back decides when
     wire.act("decide", verdict=2, confidence=2)
     assert wait_for(lambda: wire.sheet["answer"])

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from streamview_napari.state import State
     from streamview_napari.tasks import Work
 
-__all__ = ["Field", "HotspotSection", "field_around"]
+__all__ = ["Field", "HotspotSection", "edges", "field_around"]
 
 _PERIOD = 400  # ms that the display must rest before hotspots are looked for
 _MOST = 200  # rows
@@ -149,7 +149,7 @@ class HotspotSection(Section):
             self._wait()
             return
         saliency, recipe, glass = record.saliency, record.recipe, record.shown.glass
-        if self._of is not None and self._of[0] is saliency and _edges(self._of[1]) == _edges(recipe) and self._of[2] is glass:
+        if self._of is not None and self._of[0] is saliency and edges(self._of[1]) == edges(recipe) and self._of[2] is glass:
             return
         reason = no_hotspots(saliency)
         if reason is not None:
@@ -211,6 +211,6 @@ class HotspotSection(Section):
             self.note(f"{self._count()}; {field}")
 
 
-def _edges(recipe: Recipe) -> tuple[object, ...]:
+def edges(recipe: Recipe) -> tuple[object, ...]:
     """What of a recipe decides which areas there are."""
     return recipe.method, recipe.blur_um, recipe.cap_percentile, recipe.threshold, recipe.floor_percentile, recipe.cap, recipe.glass

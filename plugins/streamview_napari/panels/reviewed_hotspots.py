@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from qtpy.QtCore import Signal
 from qtpy.QtWidgets import QHBoxLayout, QPushButton
 
-from streamview_napari.panels.hotspots import HotspotSection
+from streamview_napari.canvas.layers import first_recipe
+from streamview_napari.panels.hotspots import HotspotSection, edges
 
 if TYPE_CHECKING:
     from napari.components import ViewerModel
@@ -39,7 +40,10 @@ class ReviewedHotspots(HotspotSection):
     def call(self, right: bool) -> None:
         """Call the hotspot that was flown to right or wrong, and fly to the next."""
         row = self.table.currentRow()
-        if 0 <= row < len(self.hotspots):
+        if self._of is not None and edges(self._of[1]) != edges(first_recipe(self._of[0], self._of[1].method)):
+            self.problem.setText("Press Reset under Display first: hotspots are numbered as the usual display of the map shows them.")
+            self.problem.show()
+        elif 0 <= row < len(self.hotspots):
             self.called.emit(row + 1, right)
             self.step(1)
 
