@@ -23,6 +23,7 @@ torch.set_num_threads(1)
 r = streamview_jupyter.review("clinic/session.sqlite", "a")
 r
 """
+pytestmark = pytest.mark.slow  # a minute and a half; the same session by messages alone is always run
 _AXE = Path(streamview_jupyter.__file__).parent / "node_modules" / "axe-core" / "axe.min.js"
 
 

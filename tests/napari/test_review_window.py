@@ -263,7 +263,7 @@ def all_that_is_said(viewer: Any) -> Iterator[str]:
         yield from (layer.name, str(layer.metadata), str(layer.source), repr(layer.data))
 
 
-@pytest.mark.parametrize("design", ["staged", "crossover"])
+@pytest.mark.parametrize("design", ["staged", pytest.param("crossover", marks=pytest.mark.slow)])
 def test_nothing_is_said_before_its_stage(
     job: Path,
     tmp_path: Path,

@@ -35,8 +35,13 @@ def section(dock: Any, title: str) -> Any:
 def activate(dock: Any, qtbot: Any) -> None:
     """Make the dock's window the one that keys go to: without a window manager none is."""
     window = dock.window()
-    window.activateWindow()
-    qtbot.waitUntil(window.isActiveWindow, timeout=LIMIT)
+
+    def active() -> bool:
+        if not window.isActiveWindow():
+            window.activateWindow()  # again where the window of another test took the keys
+        return bool(window.isActiveWindow())
+
+    qtbot.waitUntil(active, timeout=LIMIT)
 
 
 def settle(qtbot: Any) -> None:
@@ -56,7 +61,12 @@ def key(widget: Any, key: Any, modifiers: Any = None) -> None:
     """Press and release a key in the control that has the focus; `widget` is of the same window."""
     from qtpy.QtCore import Qt
     from qtpy.QtTest import QTest
+    from qtpy.QtWidgets import QApplication
 
+    window, stop = widget.window(), time.monotonic() + 10
+    while QApplication.activeModalWidget() is None and not window.isActiveWindow() and time.monotonic() < stop:
+        window.activateWindow()  # the window of another test may have taken the keys
+        QApplication.processEvents()
     QTest.keyClick(widget.window().focusWidget() or widget, key, modifiers or Qt.KeyboardModifier.NoModifier)
 
 
