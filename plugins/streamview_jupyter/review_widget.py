@@ -48,7 +48,6 @@ class Review(SlideWidget):
         self._name = f"{Path(session).name}, reader {reader}"
         self._turn = self._performed = 0
         self._step: Step | None = None
-        self._notes: dict[Step, str] = {}
         self._hotspots: list[Hotspot] = []
         self._countdown: threading.Timer | None = None
         self._opened = OpenSlides()
@@ -157,7 +156,7 @@ class Review(SlideWidget):
             case Judge():
                 if action.hotspot >= len(self._hotspots):
                     raise MessageError(f"hotspot {action.hotspot + 1}: expected one of {len(self._hotspots)}")
-                sitting.judge(action.hotspot, action.right)
+                sitting.judge(action.hotspot + 1, action.right)
             case Draw():
                 self._draw(action.region)
             case Rest():
@@ -170,9 +169,7 @@ class Review(SlideWidget):
         if confidence is None and sitting.vocabulary.confidence:
             confidence = sheet.confidence
         self._stop_countdown()
-        sitting.decide(verdict, confidence, self._note(sheet))
-        if step is not None:
-            self._notes.pop(step, None)
+        sitting.decide(verdict, confidence, sheet.reading.note)
         if sitting.step == step and sitting.sheet().revealing:
             self._countdown = threading.Timer(GRACE, self._submit, (self._count_down, self._turn))
             self._countdown.daemon = True
@@ -193,21 +190,10 @@ class Review(SlideWidget):
         if self.viewport is not None:
             self._sitting.rest(self.viewport)
 
-    def _note(self, sheet: Sheet) -> str:
-        return sheet.reading.note if self._step is None else self._notes.get(self._step, sheet.reading.note)
-
     def _write(self, text: str) -> None:
-        """Keep a note for the verdict to come, or store it with the one that is there."""
-        sheet = self._sitting.sheet()
-        if self._step is None or text == self._note(sheet):
-            return
-        if sheet.message:
-            raise ReviewError(sheet.message)
-        reading = sheet.reading
-        if reading.verdict is None:
-            self._notes[self._step] = text
-        else:
-            self._sitting.decide(reading.verdict, reading.confidence, text)
+        """Store a note, with or without a verdict."""
+        if self._step is not None and text != self._sitting.sheet().reading.note:
+            self._sitting.remark(text)
 
     def _draw(self, region: tuple[int, int, int, int] | None) -> None:
         drawn = list(self._sitting.sheet().reading.regions)
@@ -293,13 +279,13 @@ class Review(SlideWidget):
             "steps": vocabulary.confidence,
             "verdict": reading.verdict,
             "confidence": sheet.confidence,
-            "note": self._note(sheet),
+            "note": sheet.reading.note,
             "before": sheet.before,
             "answer": None if sheet.sight is None else sheet.sight.answer,
             "revealing": sheet.revealing,
             "countdown": GRACE if self._countdown is not None else None,
             "rows": [[row.title, row.verdict, row.noted, row.done, row.answer, row.current] for row in sheet.rows],
-            "hotspots": [_place(hotspot) | {"right": reading.hotspots.get(place)} for place, hotspot in enumerate(self._hotspots)],
+            "hotspots": [_place(hotspot) | {"right": reading.hotspots.get(number)} for number, hotspot in enumerate(self._hotspots, 1)],
         }
 
 

@@ -400,7 +400,7 @@ class Reader:
         self._store(step, "regions", features=features)
 
     def judge(self, step: Step, hotspot: int, right: bool) -> None:
-        """Store whether a hotspot of the network is right, by its number in the list."""
+        """Store whether a hotspot of the network is right, by its number in the list of the usual display, from 1."""
         if self.sight(step).answer is None:
             raise ReviewError("hotspots are judged when they have been shown")
         self._store(step, "hotspot", hotspot=int(hotspot), right=bool(right))

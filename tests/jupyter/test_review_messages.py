@@ -157,7 +157,7 @@ def test_notes_regions_hotspots_and_the_view_are_stored(wire: Wire, session: Pat
     wire.act("draw", region=None)
     wire.act("rest", view=[1.5, 2, 30, 40])
     wire.act("decide", verdict=1, confidence=3)
-    wire.act("note", text="small focus, no mitoses")  # of a verdict that is there: stored at once
+    wire.act("note", text="small focus, no mitoses")
     wire.review.viewport = [5.0, 6.0, 70.0, 80.0]
     wire.act("reveal")
     assert wire.sheet["note"] == ""
@@ -175,8 +175,9 @@ def test_notes_regions_hotspots_and_the_view_are_stored(wire: Wire, session: Pat
     assert [len(each) for each in drawn] == [1, 2, 1]
     assert drawn[-1][0]["geometry"]["coordinates"][0][0] == [10, 20]
     assert [values["view"] for kind, _, values in stored if kind == "rest" and values["view"]][:2] == [[1.5, 2, 30, 40], [5, 6, 70, 80]]
-    assert [values["note"] for kind, _, values in stored if kind == "verdict"][:2] == ["small focus", "small focus, no mitoses"]
-    assert ("hotspot", "aided", {"hotspot": 0, "right": False}) in stored
+    assert next(values["note"] for kind, _, values in stored if kind == "verdict") == "small focus"
+    assert [values["note"] for kind, _, values in stored if kind == "note"] == ["small focus", "small focus, no mitoses"]
+    assert ("hotspot", "aided", {"hotspot": 1, "right": False}) in stored
 
 
 def test_it_goes_on_where_it_was(session: Path) -> None:
