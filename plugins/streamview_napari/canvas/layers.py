@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import textwrap
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -67,6 +68,7 @@ _COARSEST = 2048  # px: a slide's pyramid is continued, by averaging on the fly,
 _OVERVIEW = 8192**2  # px of a slide's coarsest level up to which that level is averaged whole
 _PART = 4096**2  # px that are averaged for a part of a slide whose coarsest level is larger; what needs more stays blank
 _BLANK = 225  # grey level
+_CAPTION = 60  # characters of a line of a caption
 
 
 class SlideLevel:
@@ -287,7 +289,7 @@ def caption(saliency: Saliency, shown: Shown) -> str:
     ]
     # looked for only where it can be: to blur the map once more takes time
     reason = empty_reason(saliency, shown) if shown.cap <= 0 or recipe.cap is not None else None
-    return "\n".join(lines if reason is None else [*lines, reason])
+    return "\n".join(lines if reason is None else [*lines, *textwrap.wrap(reason, _CAPTION)])
 
 
 def _source(regions: tuple[RegionResult, ...]) -> list[tuple[Slide, str]]:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ReaderRegions"]
 
-_COLOUR = "#ffe14a"
+_COLOUR = "#3ad1ff"  # not that of the outline of a map
 _WIDTH_PX = 3.0  # of the screen
 _AREAS = {"polygon", "rectangle", "ellipse"}
 

@@ -88,7 +88,7 @@ class KeySheet(QDialog):
         grid = QGridLayout()
         grid.setHorizontalSpacing(16)
         grid.setVerticalSpacing(6)
-        for row, shortcut in enumerate(shortcuts):
+        for row, shortcut in enumerate(shortcut for shortcut in shortcuts if shortcut.text):
             key = QLabel(_key(shortcut) or "–")
             key.setStyleSheet("font-family: monospace; font-weight: bold;")
             grid.addWidget(key, row, 0)

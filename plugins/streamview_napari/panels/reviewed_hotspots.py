@@ -11,6 +11,7 @@ from qtpy.QtWidgets import QHBoxLayout, QPushButton
 
 from streamview_napari.canvas.layers import first_recipe
 from streamview_napari.panels.hotspots import HotspotSection, edges
+from streamview_napari.panels.section import show_row
 
 if TYPE_CHECKING:
     from napari.components import ViewerModel
@@ -29,7 +30,7 @@ class ReviewedHotspots(HotspotSection):
     def __init__(self, viewer: ViewerModel, state: State) -> None:
         self._calls: Mapping[int, bool] = {}
         super().__init__(viewer, state)
-        row = QHBoxLayout()
+        self._buttons = row = QHBoxLayout()
         for text, right in (("Right", True), ("Wrong", False)):
             button = QPushButton(text)
             button.setToolTip(f"Call the hotspot that you flew to {text.lower()}, and fly to the next.")
@@ -57,4 +58,5 @@ class ReviewedHotspots(HotspotSection):
 
     def _list(self, *arguments: Any, **options: Any) -> None:
         super()._list(*arguments, **options)
+        show_row(self._buttons, bool(self.hotspots))
         self.show_calls(self._calls)

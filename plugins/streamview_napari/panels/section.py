@@ -49,7 +49,7 @@ class Shortcut:
     name
         Of the setting in ``napari.yaml``, under ``keys``, that holds the key.
     text
-        For the sheet of keys, in a few words.
+        For the sheet of keys, in a few words; empty: it is not listed, as another says it too.
     press
         Called without arguments.
     release
