@@ -216,6 +216,7 @@ def test_two_views_of_one_slide_and_a_closed_one(tab: Any) -> None:
     assert tab.value("print([t.name for t in threading.enumerate() if t.name.startswith('streamview tiles')])") == "[]"
 
 
+@pytest.mark.slow
 def test_notebook_7_shows_it_too_and_a_restart_is_noticed(open_in: Callable[..., Any]) -> None:
     with open_in("seven.ipynb", _SLIDE, app="notebook", scheme="dark") as tab:
         tab.run(0)

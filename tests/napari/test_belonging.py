@@ -148,6 +148,7 @@ def test_an_answer_of_another_network_is_marked(opened: tuple[Any, Any], compute
     assert "not the chosen one" in result.table.item(0, 0).toolTip()
 
 
+@pytest.mark.slow
 def test_a_result_takes_over_the_layer_of_the_last_one(opened: tuple[Any, Any], computed: dict[str, Path]) -> None:
     viewer, dock = opened
     answer(dock, computed["a.ome.zarr"])
@@ -162,6 +163,7 @@ def test_a_result_takes_over_the_layer_of_the_last_one(opened: tuple[Any, Any], 
     assert dock.state.map.saliency is dock.state.answers[0].saliency
 
 
+@pytest.mark.slow
 def test_the_second_slide_of_a_job_is_offered_and_opens_with_its_maps(
     window: Callable[[Any], Any], computed: dict[str, Path], tmp_path: Path
 ) -> None:

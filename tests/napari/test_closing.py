@@ -132,6 +132,7 @@ def test_the_menu_asks_too_and_a_program_does_not(opened: Any, qtbot: Any) -> No
     assert state.closed
 
 
+@pytest.mark.slow
 def test_a_program_that_closes_the_viewer_is_not_asked(opened: Any, qtbot: Any) -> None:
     state = opened.state
     assert click_the_cross(opened, qtbot, "Cancel", lambda dock: dock.viewer.close()) == []

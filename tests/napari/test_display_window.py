@@ -241,6 +241,7 @@ def test_a_flight_ends_at_a_stated_field(size_um: float, mpp: float, canvas: flo
     assert str(field_around(Hotspot(Polygon(ring), 1.0, None, 0.5, 1.0, 3.0, (0.0, 0.0)), None, canvas)).endswith(" px")
 
 
+@pytest.mark.slow
 def test_a_class_that_is_not_of_interest_has_no_hotspots(shell: Any, qtbot: Any) -> None:
     hotspots, layer = shell.hotspots, shell.state.map_layer
     qtbot.waitUntil(lambda: hotspots.table.rowCount() == len(SPOTS), timeout=10_000)

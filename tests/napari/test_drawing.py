@@ -369,6 +369,7 @@ class TestOnTheCanvas:
         assert opened.drawn() == []
         opened.key("Z", control=True)  # nothing is left to undo
 
+    @pytest.mark.slow
     def test_regions_belong_to_their_slide(self, opened: Window) -> None:
         opened.press(opened.run.draw)
         drag_over(opened, FIRST)
@@ -414,6 +415,7 @@ class Large(SlideBase):
 class TestManyRegions:
     pytestmark = REAL_WINDOW
 
+    @pytest.mark.slow
     def test_those_that_nobody_touches_keep_their_numbers(self, window: Callable[[Any], Any], qtbot: Any) -> None:
         """500 on a slide of 100,000 px at 0.243 um/px, where float32 micrometres moved nine of ten."""
         import napari

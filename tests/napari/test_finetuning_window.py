@@ -259,6 +259,7 @@ def test_stop_leaves_the_base_as_it_was_and_go_on_goes_on(
     assert not found.restore.isVisibleTo(found)
 
 
+@pytest.mark.slow
 def test_errors_of_the_core_reach_the_user_and_labels_stay(panel: Panel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tune = panel.tune
     panel.draw("a.svs", {"normal": LEFT})

@@ -116,6 +116,7 @@ def test_a_dropped_slide_opens_at_once(
     assert not opens_here(str(second))
 
 
+@pytest.mark.slow
 def test_preferences_open_and_hold_the_panel(window: Callable[[Any], Any], slide_path: Path, qtbot: Any) -> None:
     from napari._qt.dialogs.preferences_dialog import PreferencesDialog
 

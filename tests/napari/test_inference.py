@@ -290,8 +290,7 @@ def test_a_giant_of_one_level_is_never_read_whole() -> None:
 def test_the_manifest_names_what_there_is() -> None:
     manifest = PluginManifest.from_file(str(Path(streamview_napari.__file__).with_name("napari.yaml")))
     manifest.validate_imports()
-    (widget,) = manifest.contributions.widgets or ()
-    assert widget.display_name == "Panel"
+    assert [widget.display_name for widget in manifest.contributions.widgets or ()] == ["Panel", "Review"]
     groups = manifest.contributions.configurations or {}
     assert set(groups) == {"panel", "keys"}
     keys = [found.default for found in groups["keys"].properties.values()]

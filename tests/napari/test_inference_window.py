@@ -59,6 +59,7 @@ def open_dock(window: Callable[[Any], Any], path: Path, qtbot: Any) -> tuple[Any
     return viewer, dock
 
 
+@pytest.mark.slow
 def test_a_scale_bar_that_the_user_hid_stays_hidden_with_the_next_slide(opened: tuple[Any, Any]) -> None:
     viewer, dock = opened
     bar = viewer.canvas.overlays.scale_bar
@@ -375,6 +376,7 @@ def test_closing_the_window_stops_the_run_and_leaves_no_thread_or_file(
     assert not folder.exists()
 
 
+@pytest.mark.slow
 def test_removing_the_dock_stops_the_run_and_gives_the_keys_back(
     opened: tuple[Any, Any], qtbot: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -512,6 +514,7 @@ def test_keys_sheet_and_settings(opened: tuple[Any, Any], qtbot: Any, tmp_path: 
     assert pressed == ["run"]
 
 
+@pytest.mark.slow
 def test_memory_and_precision_are_chosen_by_hand_and_a_bound_that_is_none_waits(opened: tuple[Any, Any], qtbot: Any) -> None:
     from qtpy.QtCore import Qt
     from qtpy.QtTest import QTest
