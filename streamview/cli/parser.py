@@ -260,6 +260,10 @@ def _finetune(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-class-weights", action="store_true", help="do not weight the loss by inverse class frequency")
     parser.add_argument("--no-flips", action="store_true", help="do not rotate and mirror training regions")
     parser.add_argument("--jitter", type=float, metavar="SHARE", help="colour jitter of training regions, such as 0.05; 0: none")
+    augment = "also rotate freely, deform, shift contrast, saturation and hue, and cut out, as in the paper"
+    parser.add_argument("--augment", choices=("none", "paper"), default="none", help=f"{augment} (default: none)")
+    start = "train from scratch: random weights (he), or those scaled to unit variance of every layer (lsuv); default: the base's weights"
+    parser.add_argument("--initialise", choices=("he", "lsuv"), help=start)
     parser.add_argument("--seed", type=int, metavar="N", help="seed of split, order, augmentation and new head (default: 0)")
     parser.add_argument("--new-head", action="store_true", help="replace the head by a new one for the labels of the table")
     parser.add_argument("--force", action="store_true", help="train even if a label has fewer than ten patients")
