@@ -48,7 +48,7 @@ docs: .venv/.docs  ## The pages and the API reference as a site, docs/_build/ind
 	$(BIN)/python -m sphinx -q -W --keep-going -j 2 docs docs/_build
 
 camelyon16-tiles: .venv/.test  ## Train and measure the network camelyon16-tiles on TILES, a folder of tiles; half an hour
-	OMP_NUM_THREADS=1 PYTHONPATH=models $(BIN)/python -m experiments.camelyon16_tiles --tiles $(TILES) -o camelyon16-tiles
+	OMP_NUM_THREADS=1 $(BIN)/python -m experiments.camelyon16_tiles --tiles $(TILES) -o camelyon16-tiles
 
 notebooks: .venv/.test  ## Execute the notebooks in examples and save them with their outputs, to be looked at; five minutes
 	$(BIN)/python docs/notebooks.py

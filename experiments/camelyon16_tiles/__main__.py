@@ -2,7 +2,7 @@
 
     python -m experiments.camelyon16_tiles --tiles ../shared/data/camelyon16_tiles -o FOLDER [--weights FILE]
 
-FOLDER then holds ``weights.safetensors``, ``results.json``, ``table.md`` and ``figure.png``. The two trainings, of the network and of the
+FOLDER then holds ``weights.safetensors``, ``results.json``, ``table.md`` and ``figure.jpg``. The two trainings, of the network and of the
 one that calibrates it, are kept there too: the command goes on after the last one that is done.
 """
 
@@ -49,10 +49,10 @@ def main() -> None:
         _save(network, weights)
     model = load_model("camelyon16-tiles", weights=weights, card=folder("camelyon16-tiles") / "card.json")
     slides = compose_slides(load_tiles(options.tiles, [TEST]), options.slides, seed=64)
-    figures = measure_network(model, slides, tell=_tell)
+    figures = measure_network(model, load_model("camelyon16-tiles", untrained=True), slides, tell=_tell)
     (options.output / "results.json").write_text(json.dumps(plain(asdict(figures)), indent=1), encoding="utf-8")
     (options.output / "table.md").write_text(table(figures), encoding="utf-8")
-    draw_slides(model, slides).savefig(options.output / "figure.png")
+    draw_slides(model, slides).savefig(options.output / "figure.jpg", pil_kwargs={"quality": 85})
     print(table(figures))
 
 

@@ -33,7 +33,7 @@ MAPS: Mapping[str, Recipe] = {
     "largest gradient, blur 6 um": Recipe("absolute", blur_um=6.0, threshold=0.0),
     "largest gradient, preset paper": PRESETS["paper"],
 }
-BASELINES = ("edges, blur 6 um", "random")
+BASELINES = ("class evidence of random weights", "edges, blur 6 um", "random")
 _EXTENT = (8, 8)  # tiles
 
 
@@ -83,13 +83,15 @@ def compose_slides(tiles: Tiles, count: int, seed: int) -> list[Slide]:
     return slides
 
 
-def measure_network(model: Model, slides: Sequence[Slide], *, tell: Callable[[str], None]) -> Figures:
+def measure_network(model: Model, untrained: Model, slides: Sequence[Slide], *, tell: Callable[[str], None]) -> Figures:
     """Answer and explain every slide.
 
     Parameters
     ----------
     model
         Of the classes normal and tumour.
+    untrained
+        The same network with random weights.
     slides
         Composed slides.
     tell
@@ -100,7 +102,9 @@ def measure_network(model: Model, slides: Sequence[Slide], *, tell: Callable[[st
         saliency = streamview.saliency(model, slide.pixels, target="tumour", mpp=MPP)
         logits.append(saliency.prediction.logits)
         if slide.lesion.any():
-            for name, result in _localise_all(saliency, slide).items():
+            control = streamview.saliency(untrained, slide.pixels, target="tumour", mpp=MPP)
+            results = _localise_maps(saliency, slide.lesion) | _localise_baselines(control, slide)
+            for name, result in results.items():
                 found[name].append(result)
         normal, tumour = saliency.prediction.logits
         tell(f"slide {number + 1} of {len(slides)}: lesion {slide.lesion.mean():.1%}, margin {tumour - normal:.2f}")
@@ -157,19 +161,24 @@ def shown_map(saliency: Saliency, recipe: Recipe, lesion: Mask) -> tuple[NDArray
     return values, lesion[np.ix_(rows, columns)]
 
 
-def _localise_all(saliency: Saliency, slide: Slide) -> dict[str, Localisation]:
-    results = {}
-    for name, recipe in MAPS.items():
-        recipe = usual_recipe(saliency) if recipe is PRESETS["evidence"] else recipe
-        shown = localise(*shown_map(saliency, recipe, slide.lesion))
-        # many pixels reach the cap, one of them is the largest
-        uncapped = replace(recipe, cap_percentile=100.0, threshold=0.0, floor_percentile=0.0, lacking=0.0)
-        whole = localise(*shown_map(saliency, uncapped, slide.lesion))
-        results[name] = replace(whole, energy=shown.energy)
-    grey = slide.pixels[::2, ::2].mean(-1)
+def _localise_maps(saliency: Saliency, lesion: Mask) -> dict[str, Localisation]:
+    recipes = {name: usual_recipe(saliency) if recipe is PRESETS["evidence"] else recipe for name, recipe in MAPS.items()}
+    return {name: _localise(saliency, recipe, lesion) for name, recipe in recipes.items()}
+
+
+def _localise_baselines(control: Saliency, slide: Slide) -> dict[str, Localisation]:
+    grey, lesion = slide.pixels[::2, ::2].mean(-1), slide.lesion[::2, ::2]
     edges = ndimage.gaussian_filter(np.hypot(*(ndimage.sobel(grey, axis) for axis in (0, 1))), 6.0 / (2 * MPP))
     noise = np.random.default_rng(0).random(grey.shape)
-    return results | {name: localise(values, slide.lesion[::2, ::2]) for name, values in zip(BASELINES, (edges, noise), strict=True)}
+    results = _localise(control, PRESETS["evidence"], slide.lesion), localise(edges, lesion), localise(noise, lesion)
+    return dict(zip(BASELINES, results, strict=True))
+
+
+def _localise(saliency: Saliency, recipe: Recipe, lesion: Mask) -> Localisation:
+    shown = localise(*shown_map(saliency, recipe, lesion))
+    # many pixels reach the cap, one of them is the largest
+    uncapped = replace(recipe, cap_percentile=100.0, threshold=0.0, floor_percentile=0.0, lacking=0.0)
+    return replace(localise(*shown_map(saliency, uncapped, lesion)), energy=shown.energy)
 
 
 def _figures(results: Sequence[Localisation], bootstrap: Bootstrap) -> tuple[Figure, Figure, Figure]:

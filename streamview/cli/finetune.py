@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 __all__ = ["finetune"]
 
 _NAMED = 20  # labels up to which each is listed with its count
-_CONTROLS = ("train", "learning_rate", "weight_decay", "batch", "epochs", "patience", "validation", "optimiser", "decay", "jitter", "initialise", "seed")
+_CONTROLS = (
+    "train", "learning_rate", "weight_decay", "batch", "epochs", "patience", "validation", "optimiser", "decay", "jitter", "seed",
+    "initialise",
+)  # fmt: skip
 
 
 def finetune(options: Namespace, arguments: list[str]) -> int:

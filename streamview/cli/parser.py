@@ -37,6 +37,8 @@ def build_parser() -> argparse.ArgumentParser:
 
     demo = add("demo", "make a synthetic slide with a planted lesion, predict and explain it; needs no download", "-o demo-output")
     demo.add_argument("-o", "--output", metavar="FOLDER", default="demo-output", help="output folder (default: demo-output)")
+    own = "a slide of H&E-stained tissue to predict and explain instead, by the network camelyon16-tiles; not for diagnosis"
+    demo.add_argument("-i", "--slide", metavar="SLIDE", help=own)
     demo.add_argument("--size", type=int, metavar="PX", default=4096, help="side of the slide in px, 512 or more (default: 4096)")
     _machine(demo)
     _precision(demo)

@@ -126,7 +126,7 @@ def test_the_command_writes_weights_table_and_figure(tiles, tmp_path, monkeypatc
     out = tmp_path / "out"
     monkeypatch.setattr("sys.argv", ["x", "--tiles", str(tmp_path / "tiles"), "-o", str(out), "--slides", "4"])
     command.main()
-    assert {path.name for path in out.iterdir()} == {"weights.safetensors", "results.json", "table.md", "figure.png"}
+    assert {path.name for path in out.iterdir()} == {"weights.safetensors", "results.json", "table.md", "figure.jpg"}
     results = json.loads((out / "results.json").read_text())
     assert results["metrics"]["outputs"][1]["auc"]["value"] >= 0.5
     assert (out / "table.md").read_text() in capsys.readouterr().out

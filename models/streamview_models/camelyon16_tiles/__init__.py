@@ -12,7 +12,7 @@ __all__ = ["build"]
 def build(outputs: int = 2, *, width: int = 16) -> nn.Sequential:
     """Build the network, which maps (N, 3, H, W) of any H, W >= 48 px to (N, outputs).
 
-    Seven 3x3 convolutions (padding 1, ReLU) in four blocks that each end in a 2x2 max-pool (total stride 16), a 1x1 convolution
+    Six 3x3 convolutions (padding 1, ReLU) in four blocks that each end in a 2x2 max-pool (total stride 16), a seventh, a 1x1 convolution
     to one map, its mean over 3x3 positions, then the maximum of the whole map. So the map before the maximum is, but for a factor, the
     class evidence, and a few odd cells do not decide.
 
