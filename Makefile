@@ -6,6 +6,7 @@ MAKEFLAGS += --no-print-directory
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 PYTHON ?= python3
+TILES ?= ../shared/data/camelyon16_tiles
 BIN := .venv/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 PINS := pyproject.toml constraints.txt
 # What Qt and OpenGL need for a window without a screen or a graphics card, and the browser that the widget is tested in
@@ -17,7 +18,7 @@ WHEELS := zarr numcodecs donfig google-crc32c imagecodecs openslide-python opens
 # Compiled files are kept: each process that a test starts would otherwise compile everything anew.
 PYTEST := env -u PYTHONDONTWRITEBYTECODE OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
-.PHONY: help demo test test-slow lint bench bench-full docs notebooks dist gpu gpu-wheels screenshots debian clean
+.PHONY: help demo test test-slow lint bench bench-full docs notebooks dist camelyon16-tiles gpu gpu-wheels screenshots debian clean
 
 help:  ## Show the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 13
@@ -46,6 +47,9 @@ bench-full: .venv/.test  ## Five networks at 1024 to 4096 px, then page and pict
 docs: .venv/.docs  ## The pages and the API reference as a site, docs/_build/index.html; a warning is an error
 	$(BIN)/python -m sphinx -q -W --keep-going -j 2 docs docs/_build
 
+camelyon16-tiles: .venv/.test  ## Train and measure the network camelyon16-tiles on TILES, a folder of tiles; half an hour
+	OMP_NUM_THREADS=1 $(BIN)/python -m experiments.camelyon16_tiles --tiles $(TILES) -o camelyon16-tiles
+
 notebooks: .venv/.test  ## Execute the notebooks in examples and save them with their outputs, to be looked at; five minutes
 	$(BIN)/python docs/notebooks.py
 
@@ -69,7 +73,7 @@ screenshots: .venv/.test debian  ## The pictures of the napari window in docs/im
 	env -u QT_QPA_PLATFORM LIBGL_ALWAYS_SOFTWARE=1 xvfb-run -a -s "-screen 0 1720x1300x24" $(BIN)/python -m benchmarks.screenshots
 
 clean:  ## Remove the environment and all that the targets made
-	rm -rf .venv .pytest_cache .hypothesis .mypy_cache .ruff_cache demo-output docs/_build dist wheels benchmarks/.lightstream
+	rm -rf .venv .pytest_cache .hypothesis .mypy_cache .ruff_cache demo-output docs/_build dist wheels benchmarks/.lightstream camelyon16-tiles
 
 # Without a virtual screen the tests of real windows skip themselves. QT_QPA_PLATFORM=offscreen cannot draw a canvas.
 on_screen = if command -v xvfb-run >/dev/null; then \

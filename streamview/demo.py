@@ -1,7 +1,12 @@
-"""The demo: a synthetic slide with a planted lesion, its prediction and maps, and how well each map finds the lesion."""
+"""The demo: a synthetic slide with a planted lesion, its prediction and maps, and how well each map finds the lesion.
+
+On a slide of real tissue, where no lesion is known, prediction and maps of the square with most tissue, by the network that was trained
+on tissue.
+"""
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -13,6 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy import sparse
 
+from streamview.cohort.policy import RegionPolicy
 from streamview.cohort.run import run_slides
 from streamview.cohort.settings import Settings
 from streamview.cohort.work import Ahead, Answer, Outcome, Work
@@ -29,10 +35,12 @@ from streamview.slides import Slide, open_slide
 from streamview.slides.pyramid import build_pyramid
 from streamview.slides.synthetic import write_synthetic_slide
 
-__all__ = ["DemoResult", "Localisation", "localise", "run_demo", "share_inside"]
+__all__ = ["DemoResult", "Localisation", "localise", "run_demo", "run_demo_on", "share_inside"]
 
 _SMALLEST = 512  # px: on a smaller slide the lesion is only a few cells
 _TARGET = "lesion"
+_TISSUE = "camelyon16-tiles"
+_DISPLAYS: tuple[Preset, ...] = ("evidence", "detail", "paper")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +70,9 @@ class DemoResult:
     job
         The job folder.
     lesion_share
-        Share (0..1) of the slide's area that is lesion.
+        Share (0..1) of the slide's area that is lesion; NaN where no lesion is known.
     localisation
-        How much of each map lies on the lesion.
+        How much of each map lies on the lesion; empty where none is known.
     seconds
         Time taken.
     """
@@ -135,15 +143,52 @@ def run_demo(
 
     job = Job(folder / "job")
     answers: list[Answer] = []
-    displays: tuple[Preset, ...] = ("evidence", "detail", "paper")
     predicted = Settings(compute=compute)
-    explained = Settings("maps", targets=(_TARGET,), displays=displays, compute=compute)
+    explained = Settings("maps", targets=(_TARGET,), displays=_DISPLAYS, compute=compute)
     for said, settings in (("\npredicting", predicted), ("\nexplaining the prediction", explained)):
         tell(said)
         work = Work(model, job, new_run_id(), settings, redo=True, announce=announce, answered=answers.append, report=report)
         run_slides(work, read_worklist([slide_path]), command=command, told=_give_up)
     (maps,) = answers[-1].maps
     return DemoResult(answers[-1], job.folder, float(lesion.mean()), localise(maps, lesion), time.monotonic() - start)
+
+
+def run_demo_on(
+    slide_path: str | os.PathLike[str],
+    folder: str | os.PathLike[str],
+    *,
+    tell: Callable[[str], None],
+    announce: Callable[[Slide, Ahead], None],
+    report: Report | None = None,
+    compute: Compute = Compute(),
+    command: Sequence[str] = ("demo",),
+) -> DemoResult:
+    """Predict and explain the square of a slide with most tissue, by the network `camelyon16-tiles`.
+
+    Parameters
+    ----------
+    slide_path
+        A slide of H&E-stained tissue, scanned at 0.53 um/px or finer.
+    folder
+        Receives ``job``.
+    tell, announce, report, compute, command
+        As for `run_demo`.
+
+    Raises
+    ------
+    StreamviewError
+        As `run_demo`, or if the slide cannot be read, has no tissue, or its mpp is unknown or coarser.
+    """
+    start = time.monotonic()
+    job = Job(Path(folder) / "job")
+    atomic.check_output(Path(folder))
+    model = load_model(_TISSUE)
+    tell(f"explaining the square with most tissue by {_TISSUE}: {model.card.use}")
+    answers: list[Answer] = []
+    settings = Settings("maps", displays=_DISPLAYS, policy=RegionPolicy("grid", most=1).on(model.card), compute=compute)
+    work = Work(model, job, new_run_id(), settings, redo=True, announce=announce, answered=answers.append, report=report)
+    run_slides(work, read_worklist([slide_path]), command=command, told=_give_up)
+    return DemoResult(answers[-1], job.folder, math.nan, (), time.monotonic() - start)
 
 
 def localise(saliency: Saliency, lesion: NDArray[np.bool_]) -> tuple[Localisation, ...]:

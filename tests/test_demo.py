@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 
 from streamview.cli import main
-from streamview.demo import run_demo, share_inside
+from streamview.demo import run_demo, run_demo_on, share_inside
 from streamview.errors import StreamviewError
 from streamview.jobs import Job
 from streamview.results import SaliencyMap, open_saliency
 from streamview.slides import open_slide
+from tests.support.slides import SyntheticSlide
 
 
 def a_map(values: np.ndarray, step: float = 1.0, origin: float = 0.0) -> SaliencyMap:
@@ -88,3 +89,25 @@ def test_the_command_prints_what_a_user_needs(tmp_path: Path, capsys: pytest.Cap
     assert "warning: The weights are random" in err
     assert "forward pass: " in err
     assert "backward pass: " in err
+
+
+def test_a_slide_of_tissue_is_explained_by_the_network_that_knows_tissue(synthetic_slide: SyntheticSlide, tmp_path: Path) -> None:
+    told: list[str] = []
+    result = run_demo_on(synthetic_slide.path, tmp_path / "out", tell=told.append, announce=lambda slide, ahead: None)
+    prediction = result.answer.prediction
+    assert (prediction.model_name, prediction.class_names) == ("camelyon16-tiles", ("normal", "tumour"))
+    assert "not for diagnosis" in told[0]
+    assert any("not for diagnosis" in warning for warning in prediction.warnings)
+    assert math.isnan(result.lesion_share)
+    assert result.localisation == ()
+    assert [path.name.rsplit("-", 1)[1] for path in result.answer.pictures] == ["evidence.png", "detail.png", "paper.png"]
+
+
+def test_the_demo_on_a_slide_from_the_command_line(
+    synthetic_slide: SyntheticSlide, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["demo", "-i", str(synthetic_slide.path), "-o", str(tmp_path / "out")]) == 0
+    printed = capsys.readouterr().out
+    assert "tumour" in printed
+    assert "lesion covers" not in printed
+    assert main(["demo", "-i", str(tmp_path / "absent.svs"), "-o", str(tmp_path / "out")]) != 0

@@ -11,13 +11,14 @@ from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 
-from streamview_models import camelyon17, demo, imagenette, resnet, tupac16
+from streamview_models import camelyon16_tiles, camelyon17, demo, imagenette, resnet, tupac16
 from streamview_models.layers import Builder
 
 __all__ = ["ALIASES", "MODELS", "Builder", "folder"]
 
 _FAMILIES: dict[str, dict[str, Builder]] = {
     "demo": {"demo": demo.build},
+    "camelyon16_tiles": {"camelyon16-tiles": camelyon16_tiles.build},
     "imagenette": {"imagenette": imagenette.build},
     "tupac16": {
         "tupac16-2048": partial(tupac16.build, layers=22),

@@ -7,6 +7,7 @@ import json
 import time
 from argparse import Namespace
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -232,22 +233,20 @@ def _view(options: Namespace, arguments: list[str]) -> int:
 
 
 def _demo(options: Namespace, arguments: list[str]) -> int:
-    from streamview.demo import run_demo
+    from streamview.demo import run_demo, run_demo_on
     from streamview.inference.compute import Compute
 
     with Bars() as bars:
-        result = run_demo(
-            options.output,
-            size=options.size,
-            untrained=options.untrained,
-            compute=Compute(options.device, options.memory, precision=options.precision),
-            tell=say,
-            announce=show_forecast,
-            report=bars,
-            command=arguments,
-        )
+        compute = Compute(options.device, options.memory, precision=options.precision)
+        own, synthetic = partial(run_demo_on, options.slide), partial(run_demo, size=options.size, untrained=options.untrained)
+        how = synthetic if options.slide is None else own
+        result = how(options.output, compute=compute, tell=say, announce=show_forecast, report=bars, command=arguments)
     say("")
     show_answer(result.answer)
+    if options.slide is not None:
+        say(f"job: {result.job} (view it: streamview view {result.job})")
+        show_cost(result.seconds)
+        return 0
     say(f"slide, pyramid and job: {options.output} (view them: streamview view {result.job})")
     say(f"\nthe lesion covers {result.lesion_share:.2%} of the slide; share of each map's positive mass inside, and ratio to that area:")
     for row in result.localisation:

@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 __all__ = ["finetune"]
 
 _NAMED = 20  # labels up to which each is listed with its count
-_CONTROLS = ("train", "learning_rate", "weight_decay", "batch", "epochs", "patience", "validation", "optimiser", "decay", "jitter", "seed")
+_CONTROLS = (
+    "train", "learning_rate", "weight_decay", "batch", "epochs", "patience", "validation", "optimiser", "decay", "jitter", "seed",
+    "initialise",
+)  # fmt: skip
 
 
 def finetune(options: Namespace, arguments: list[str]) -> int:
@@ -90,13 +93,14 @@ def finetune(options: Namespace, arguments: list[str]) -> int:
 
 def _settings(options: Namespace) -> Settings:
     """The preset, changed by the options."""
-    from streamview.finetuning import PRESETS
+    from streamview.finetuning import PAPER, PRESETS
 
     changes = {name: getattr(options, name) for name in _CONTROLS if getattr(options, name) is not None}
     if "train" in changes:
         changes["train"] = changes["train"].replace("-", " ")
     changes |= {"class_weights": False} if options.no_class_weights else {}
     changes |= {"flips": False} if options.no_flips else {}
+    changes |= {"augmentation": PAPER} if options.augment == "paper" else {}
     return replace(PRESETS[options.preset], **changes)
 
 

@@ -37,6 +37,8 @@ def build_parser() -> argparse.ArgumentParser:
 
     demo = add("demo", "make a synthetic slide with a planted lesion, predict and explain it; needs no download", "-o demo-output")
     demo.add_argument("-o", "--output", metavar="FOLDER", default="demo-output", help="output folder (default: demo-output)")
+    own = "a slide of H&E-stained tissue to predict and explain instead, by the network camelyon16-tiles; not for diagnosis"
+    demo.add_argument("-i", "--slide", metavar="SLIDE", help=own)
     demo.add_argument("--size", type=int, metavar="PX", default=4096, help="side of the slide in px, 512 or more (default: 4096)")
     _machine(demo)
     _precision(demo)
@@ -297,6 +299,10 @@ def _finetune(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-class-weights", action="store_true", help="do not weight the loss by inverse class frequency")
     parser.add_argument("--no-flips", action="store_true", help="do not rotate and mirror training regions")
     parser.add_argument("--jitter", type=float, metavar="SHARE", help="colour jitter of training regions, such as 0.05; 0: none")
+    augment = "also rotate freely, deform, shift contrast, saturation and hue, and cut out, as in the paper"
+    parser.add_argument("--augment", choices=("none", "paper"), default="none", help=f"{augment} (default: none)")
+    start = "train from scratch: random weights (he), or those scaled to unit variance of every layer (lsuv); default: the base's weights"
+    parser.add_argument("--initialise", choices=("he", "lsuv"), help=start)
     parser.add_argument("--seed", type=int, metavar="N", help="seed of split, order, augmentation and new head (default: 0)")
     parser.add_argument("--new-head", action="store_true", help="replace the head by a new one for the labels of the table")
     parser.add_argument("--force", action="store_true", help="train even if a label has fewer than ten patients")

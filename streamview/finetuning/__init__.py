@@ -14,11 +14,13 @@ if TYPE_CHECKING:
     from streamview.finetuning.forecast import TrainingForecast, forecast_training
     from streamview.finetuning.history import Epoch, History
     from streamview.finetuning.publication import Compared
-    from streamview.finetuning.settings import PRESETS, Optimiser, Part, Settings
+    from streamview.finetuning.settings import PAPER, PRESETS, Augmentation, Optimiser, Part, Settings
     from streamview.finetuning.training import FinetuneResult, Watch, finetune
 
 __all__ = [
+    "PAPER",
     "PRESETS",
+    "Augmentation",
     "Compared",
     "Epoch",
     "FinetuneResult",
@@ -33,7 +35,9 @@ __all__ = [
 ]
 
 _HOMES = {
+    "PAPER": "settings",
     "PRESETS": "settings",
+    "Augmentation": "settings",
     "Compared": "publication",
     "Epoch": "history",
     "FinetuneResult": "training",

@@ -13,7 +13,7 @@ import os
 import struct
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from torch import Tensor
 from streamview.errors import TrainingError
 from streamview.files import atomic
 from streamview.finetuning.history import Epoch, History
+from streamview.finetuning.settings import Settings
 from streamview.networks.hashing import hash_tensors
 
 __all__ = [
@@ -258,7 +259,8 @@ def _refuse_base(folder: Path, making: Mapping[str, Any], file_sha256: str) -> N
 
 def _differences(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """The differing inputs of two runs, in words: settings with both values, hashes without."""
-    before, after = ({**making, **making["settings"]} for making in (earlier, now))
+    defaults = json.loads(json.dumps(asdict(Settings())))  # of settings that an earlier version did not have
+    before, after = ({**making, **defaults, **making["settings"]} for making in (earlier, now))
     changed = [key for key in after if key != "settings" and before.get(key) != after[key]]
     return [f"other {key}" if key in _HASHED else f"{key.replace('_', ' ')} {before.get(key)}, now {after[key]}" for key in changed]
 

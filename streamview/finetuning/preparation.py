@@ -16,7 +16,7 @@ from torch import nn
 from streamview.errors import LabelError, MemoryBudgetError, RegionError, SlideError
 from streamview.finetuning.objective import Objective, make_objective
 from streamview.finetuning.parts import choose_weights, head_dropout
-from streamview.finetuning.settings import Settings
+from streamview.finetuning.settings import Augmentation, Settings
 from streamview.finetuning.split import CASES, Split, divide, scarcity
 from streamview.labels.regions import Example, find_targets, identify_slides, labels_digest, unite_slides
 from streamview.networks import Model, as_model
@@ -201,7 +201,7 @@ def prepare(
     features = _feature_bytes(module, shapes) * (_SIDES if settings.flips else 1)
     limit = None if memory is None else parse_bytes(memory, total_memory(where))
     room = free_memory_of(where) // 4 if limit is None else limit // 4
-    cached = settings.train == "head" and settings.jitter == 0 and features <= room
+    cached = settings.train == "head" and settings.jitter == 0 and settings.augmentation == Augmentation() and features <= room
     return Prepared(
         base, module, names, tuple(head_dropout(module)), tuple(examples), targets, shapes, split, objective, settings, where, tile,
         making, cached, kept_bytes + (features if cached else 0), limit, doubt,

@@ -10,12 +10,57 @@ from typing import Literal, NoReturn, get_args
 
 from streamview.errors import TrainingError
 
-__all__ = ["PRESETS", "Optimiser", "Part", "Settings"]
+__all__ = ["PAPER", "PRESETS", "Augmentation", "Initialisation", "Optimiser", "Part", "Settings"]
 
 Part = Literal["head", "last stage", "all"]
 """The trained part: everything after the streamed part; also every layer at the coarsest resolution; every weight."""
 
 Optimiser = Literal["adam", "sgd"]
+
+Initialisation = Literal["base", "he", "lsuv"]
+
+
+@dataclass(frozen=True, slots=True)
+class Augmentation:
+    """How strongly training regions are augmented; every strength is drawn evenly up to its limit, anew for each region and epoch.
+
+    Parameters
+    ----------
+    rotate
+        Whether regions are turned by any angle around their middle; what comes in from outside is mirrored at the border.
+    elastic
+        Standard deviation of an elastic deformation, px of the network's grid, at most.
+    contrast, saturation
+        Each is scaled by up to ``1 - x`` to ``1 + x``.
+    hue
+        Largest turn of the hue, as a share of the full circle.
+    cutout
+        Largest side of the square that is cut out, as a share of the region's shorter side (DeVries and Taylor 2017,
+        https://arxiv.org/abs/1708.04552).
+
+    Raises
+    ------
+    TrainingError
+        If a strength is negative, or a share 1 or more.
+    """
+
+    rotate: bool = False
+    elastic: float = 0.0
+    contrast: float = 0.0
+    saturation: float = 0.0
+    hue: float = 0.0
+    cutout: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.elastic < math.inf:
+            raise TrainingError(f"elastic {self.elastic!r}: expected px, 0 or more")
+        for name in ("contrast", "saturation", "hue", "cutout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise TrainingError(f"{name} {getattr(self, name)!r}: expected a share of 0 or more, below 1")
+
+
+PAPER = Augmentation(rotate=True, elastic=8.0, contrast=0.1, saturation=0.1, hue=0.02, cutout=0.25)
+"""All of the paper's augmentations; it does not state their strengths."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +94,11 @@ class Settings:
         Whether training regions are rotated by quarter turns and mirrored at random.
     jitter
         Colour jitter of training regions: brightness and every channel are scaled by random factors in ``1 - jitter`` to ``1 + jitter``.
+    initialise
+        Weights to start from: those of the base (``"base"``), He's (``"he"``), or He's scaled to unit variance over ten batches of the
+        training regions (``"lsuv"``). The latter two train from scratch, and need ``train="all"``.
+    augmentation
+        What else is done to training regions: free rotation, elastic deformation, contrast, saturation, hue, cutout; default nothing.
     seed
         Seed of split, order, augmentation, dropout and a new head.
 
@@ -70,13 +120,15 @@ class Settings:
     class_weights: bool = True
     flips: bool = True
     jitter: float = 0.05
+    initialise: Initialisation = "base"
+    augmentation: Augmentation = Augmentation()
     seed: int = 0
 
     def __post_init__(self) -> None:
         def refuse(name: str, expected: str) -> NoReturn:
             raise TrainingError(f"{name.replace('_', ' ')} {getattr(self, name)!r}: expected {expected}")
 
-        for name, kinds in (("train", get_args(Part)), ("optimiser", get_args(Optimiser))):
+        for name, kinds in (("train", get_args(Part)), ("optimiser", get_args(Optimiser)), ("initialise", get_args(Initialisation))):
             if getattr(self, name) not in kinds:
                 refuse(name, ", ".join(kinds[:-1]) + f" or {kinds[-1]}")
         if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
@@ -88,6 +140,8 @@ class Settings:
                 refuse(name, f"a whole number of {least} or more")
         if not 0 <= self.validation <= 0.5:
             refuse("validation", "a share of the patients, 0 to 0.5")
+        if self.initialise != "base" and self.train != "all":
+            refuse("train", f"all, as no weights of the base are kept (initialise {self.initialise!r})")
         if not 0 < self.decay <= 1:
             refuse("decay", "a factor above 0, at most 1")
         if not 0 <= self.jitter < 1:

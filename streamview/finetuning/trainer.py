@@ -17,6 +17,7 @@ from streamview.errors import ModelError, TrainingError
 from streamview.evaluation import Metrics, measure
 from streamview.finetuning.checkpoint import Checkpoint
 from streamview.finetuning.history import Epoch, History
+from streamview.finetuning.initialisation import he_weights, unit_variance
 from streamview.finetuning.preparation import Prepared
 from streamview.finetuning.settings import Settings
 from streamview.finetuning.split import batches
@@ -31,6 +32,7 @@ __all__ = ["Trainer"]
 
 _OPEN = 16  # slides kept open
 _MOMENTUM = 0.9
+_INITIAL_BATCHES = 10  # that unit variance is measured on, as in the paper
 _UNIT = 128 * 128  # px per unit of progress
 
 
@@ -107,8 +109,18 @@ class Trainer:
         return len(self.history.losses) >= (self.history.epochs[-1].number + 1) * self.history.per_epoch
 
     def begin(self) -> None:
-        """Validate the base network."""
+        """Draw the first weights if they are not those of the base, and validate the network."""
+        self._initialise()
         self._end(Epoch(0, 0.0, None, None, None, 0.0))
+
+    def _initialise(self) -> None:
+        prepared, settings = self.prepared, self.prepared.settings
+        if settings.initialise != "base":
+            he_weights(prepared.module, torch.Generator().manual_seed(settings.seed))
+        if settings.initialise == "lsuv":
+            drawn = batches(prepared.split, settings.batch, settings.seed, 1)[:_INITIAL_BATCHES]
+            images = [self._pixels(index, PLAIN) for batch in drawn for index in batch]
+            unit_variance(prepared.module, images, memory=self._budget, tile=prepared.tile)
 
     def step(self) -> None:
         """One optimiser step over a batch, region by region.
@@ -126,7 +138,8 @@ class Trainer:
         self._optimiser.zero_grad()
         total = 0.0
         for index in batch:
-            logits = self._answer(index, vary(settings, epoch + 1, index), drawing=f"{settings.seed} {epoch + 1} {index}")
+            variation = vary(settings, epoch + 1, index, prepared.shapes[index])
+            logits = self._answer(index, variation, drawing=f"{settings.seed} {epoch + 1} {index}")
             loss = prepared.objective.loss(logits, targets[index]) / share
             if not loss.isfinite():
                 raise self._not_finite(f"the loss of {prepared.examples[index]} is {loss.item()}")
@@ -199,13 +212,16 @@ class Trainer:
 
     def _image(self, streamed: Streamed, index: int, variation: Variation) -> tuple[LazyImage, Callable[[], None]]:
         """A region as the engine reads it, and a callback that counts the engine's steps."""
-        prepared, example = self.prepared, self.prepared.examples[index]
-        sampler = Sampler(self._slides.open(example), example.region, prepared.base.card.mpp)
-        image = lazy_image(sampler, prepared.base.card, variation, prepared.dtype, prepared.device)
+        prepared, image = self.prepared, self._pixels(index, variation)
         passes = 2 if torch.is_grad_enabled() and prepared.settings.train != "head" else 1
         steps = streamed.plan(image.shape, image_gradient=False, seconds=False).steps * passes
         ends = (passes * self._units(index) * (step + 1) // steps - passes * self._units(index) * step // steps for step in range(steps))
         return image, lambda: self._progress.advance(next(ends, 0))
+
+    def _pixels(self, index: int, variation: Variation) -> LazyImage:
+        prepared, example = self.prepared, self.prepared.examples[index]
+        sampler = Sampler(self._slides.open(example), example.region, prepared.base.card.mpp)
+        return lazy_image(sampler, prepared.base.card, variation, prepared.dtype, prepared.device)
 
     def _units(self, index: int) -> int:
         """Units of progress of one pass over a region."""

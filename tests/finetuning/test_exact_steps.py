@@ -164,9 +164,9 @@ def test_a_turned_region_is_the_turned_image():
 
 def test_variations_are_drawn_by_seed_epoch_and_region():
     settings = Settings(jitter=0.2, seed=4)
-    drawn = [vary(settings, epoch, index) for epoch in range(1, 9) for index in range(8)]
-    assert drawn == [vary(settings, epoch, index) for epoch in range(1, 9) for index in range(8)]
+    drawn = [vary(settings, epoch, index, (64, 64)) for epoch in range(1, 9) for index in range(8)]
+    assert drawn == [vary(settings, epoch, index, (64, 64)) for epoch in range(1, 9) for index in range(8)]
     assert {(v.turns, v.mirrored) for v in drawn} == set(itertools.product(range(4), (False, True)))
     assert len({v.tint for v in drawn}) == len(drawn)
     assert all(0.8**2 <= factor <= 1.2**2 for v in drawn for factor in v.tint)
-    assert vary(replace(settings, flips=False, jitter=0), 1, 1) == PLAIN_VARIATION
+    assert vary(replace(settings, flips=False, jitter=0), 1, 1, (64, 64)) == PLAIN_VARIATION
