@@ -11,6 +11,7 @@ from PIL import Image
 from streamview_models.camelyon16_tiles import build
 
 from experiments.camelyon16_tiles import __main__ as command
+from experiments.camelyon16_tiles.calibrate import margins_on
 from experiments.camelyon16_tiles.compose import GLASS, SIDE, Stock, Tiles, compose_slide, compose_training_region, load_tiles
 from experiments.camelyon16_tiles.train import Recipe, Stage, input_tensor, train
 
@@ -123,10 +124,12 @@ def test_the_command_writes_weights_table_and_figure(tiles, tmp_path, monkeypatc
     write_tiles(tmp_path / "tiles", tiles, ("tumor_001", "tumor_004", "tumor_064"))
     quick = replace(Recipe(), windows=Stage(6, 6, (96,), (0.2, 0.7)), regions=Stage(1, 2, (128,), (0.1, 0.5)), steps=8, learning_rate=1e-2)
     monkeypatch.setattr(command, "Recipe", lambda: quick)
+    monkeypatch.setattr(command, "margins_on", lambda network, tiles, count, seed: margins_on(network, tiles, 4, seed))
     out = tmp_path / "out"
     monkeypatch.setattr("sys.argv", ["x", "--tiles", str(tmp_path / "tiles"), "-o", str(out), "--slides", "4"])
     command.main()
-    assert {path.name for path in out.iterdir()} == {"weights.safetensors", "results.json", "table.md", "figure.jpg"}
+    kept = {"trained.safetensors", "trained-on-two-thirds.safetensors"}
+    assert {path.name for path in out.iterdir()} == kept | {"weights.safetensors", "results.json", "table.md", "figure.jpg"}
     results = json.loads((out / "results.json").read_text())
     assert results["metrics"]["outputs"][1]["auc"]["value"] >= 0.5
     assert (out / "table.md").read_text() in capsys.readouterr().out
