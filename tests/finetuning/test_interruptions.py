@@ -47,6 +47,7 @@ def whole(tmp_path_factory):
     return (out / "weights.safetensors").read_bytes(), len(calls)
 
 
+@pytest.mark.slow
 def test_stopped_again_and_again_it_comes_to_the_same_weights(whole, tmp_path):
     weights, calls = whole
     out, draw, stops = tmp_path / "tuned", random.Random(3), 0

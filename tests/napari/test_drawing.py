@@ -275,6 +275,7 @@ class TestOnTheCanvas:
         assert (example.label, near(example.region, SECOND)) == ("lesion", True)
         assert not opened.labels.message.isVisibleTo(opened.labels)
 
+    @pytest.mark.slow
     def test_escape_ends_drawing_also_in_the_midst_of_a_drag_and_from_the_dock(self, opened: Window) -> None:
         opened.press(opened.run.draw)
         assert opened.layer().mode == "add_rectangle"

@@ -127,6 +127,7 @@ class TestWindow:
         dock.viewer.theme = "light"
         assert panel.run.palette().color(panel.run.backgroundRole()) != dark
 
+    @pytest.mark.slow
     def test_networks_with_random_weights_are_named_in_the_colour_of_warnings(self, dock: Any, qtbot: Any) -> None:
         from qtpy.QtCore import Qt
         from qtpy.QtGui import QColor

@@ -77,6 +77,7 @@ def seen(network: nn.Module, side: int) -> tuple[int, int]:
 
 @settings(max_examples=25, deadline=None)
 @given(chains())
+@pytest.mark.slow
 def test_the_receptive_field_is_that_of_the_gradient(network: nn.Sequential) -> None:
     found = streamability(network)
     (cut,) = found.cuts
