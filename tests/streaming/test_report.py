@@ -167,7 +167,7 @@ def test_the_sides_are_those_that_run(name: str) -> None:
 
 def test_multiples_of_a_stride_are_said() -> None:
     assert str(streamability(Hourglass()).sides) == "sides that 4 divides, from 4 px on"
-    found = streamability(SIDES["flattened"])
+    found = streamability(SIDES["flattened"].eval())
     assert str(found.sides) == "sides of 22 to 25 px only: a layer has a fixed number of positions"
     assert any("PatchEncoder(module, size=22)" in text for text in found.advice)
 
