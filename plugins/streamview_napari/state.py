@@ -174,10 +174,11 @@ class State:
 
     def forget_answers(self) -> None:
         """Forget all answers; no map is worked on any more."""
-        self.answers.clear()
-        self._selected.clear()
-        self.events.answers_changed.emit()
-        self.events.answer_selected.emit(None, None)
+        if self.answers:
+            self.answers.clear()
+            self._selected.clear()
+            self.events.answers_changed.emit()
+            self.events.answer_selected.emit(None, None)
 
     @property
     def folder(self) -> Path:

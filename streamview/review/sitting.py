@@ -222,9 +222,9 @@ class Sitting:
         step = self._next(readings)
         return None if step is None or step == self.step else self.reader.sight(step, readings)
 
-    def rest(self, view: Sequence[float] | None) -> None:
+    def rest(self, view: Sequence[float] | None = None) -> None:
         """Store the time until now and what is in sight, ``(x, y, width, height)`` in level-0 px, so that nothing is lost by a crash."""
-        if self.step is not None:
+        if self.step is not None and (view is not None or self._seconds):
             self.reader.rest(self.step, self._seconds, view)
             self._seconds = 0.0
 
@@ -257,7 +257,7 @@ class Sitting:
     def _leave(self) -> None:
         if self.step is not None:
             self.act()
-            self.rest(None)
+            self.rest()
 
     def _expect_step(self) -> Step:
         if self.step is None:
@@ -307,12 +307,12 @@ class Sitting:
 
     def _row(self, slide: tuple[str, int], readings: Mapping[Step, Reading]) -> Row:
         steps = self._steps[slide]
-        given = [readings[step] for step in steps if readings[step].done]
+        decided = [readings[step] for step in steps if readings[step].done]
         answers = [self.reader.sight(step, readings).answer for step in steps if readings[step].opened]
         return Row(
             self.reader.sight(steps[0], readings).title,
-            given[-1].verdict or "" if given else "",
-            any(reading.note for reading in given),
+            decided[-1].verdict or "" if decided else "",
+            any(readings[step].note for step in steps),
             self._done(slide, readings),
             next((answer for answer in answers if answer is not None), ""),
             self.step is not None and _slide(self.step) == slide,

@@ -144,6 +144,11 @@ def test_a_whole_session(
     assert not reading.state.map_layer.visible
     key(window, Qt.Key.Key_O)
     assert reading.state.map_layer.visible
+    reading._turned = time.monotonic()  # as if the answer had come at this moment: a press is not meant for it
+    key(window, Qt.Key.Key_2)
+    key(window, Qt.Key.Key_Return)
+    assert reading.sitting.sheet().reading.verdict is None
+    reading._turned = 0.0  # the moment is over
     started = time.monotonic()
     key(window, Qt.Key.Key_2)  # another verdict, with the confidence of the one before
     wait_for_slide(reading, qtbot)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -37,8 +36,6 @@ class ReviewedSlide:
         Of the window.
     shown
         Called with the slide's layer when it is there.
-    answered
-        Called when the network's answer is on the canvas, too.
     failed
         Called with what went wrong, in words that name no slide.
     """
@@ -49,16 +46,16 @@ class ReviewedSlide:
         state: State,
         *,
         shown: Callable[[Image], None],
-        answered: Callable[[], None],
         failed: Callable[[str], None],
     ) -> None:
         self._viewer, self._state = viewer, state
-        self._shown, self._answered, self._failed = shown, answered, failed
+        self._shown, self._failed = shown, failed
         self._wanted: Sight | None = None
         self._on_canvas: ReadySlide | None = None
         self._answers_of: Sight | None = None  # whose maps are on the canvas, or being read
         self._coming: dict[Place, Work] = {}
         self._ready: dict[Place, ReadySlide] = {}
+        self._next: Place | None = None  # of the slide to have ready
         self._view: Sequence[float] | None = None
         self.layer: Image | None = None
 
@@ -88,9 +85,10 @@ class ReviewedSlide:
 
     def prepare(self, sight: Sight | None) -> None:
         """Have the next slide ready; what else was made ready is let go."""
-        for place in [place for place in self._ready if sight is None or place != _place(sight)]:
+        self._next = None if sight is None else _place(sight)
+        for place in [place for place in self._ready if place != self._next]:
             self._let_go(self._ready.pop(place))
-        if sight is not None and _place(sight) not in self._ready:
+        if sight is not None and self._next not in self._ready:
             self._open(sight)
 
     def view(self) -> tuple[float, float, float, float] | None:
@@ -116,8 +114,10 @@ class ReviewedSlide:
             self._coming.pop(place, None)
             if self._wanted is not None and place == _place(self._wanted) and self.layer is None:
                 self._put(ready)
-            else:
+            elif place == self._next:
                 self._ready[place] = ready
+            else:
+                self._let_go(ready)
 
         def failed(text: str) -> None:
             self._coming.pop(place, None)
@@ -156,7 +156,6 @@ class ReviewedSlide:
             if self._answers_of == sight and self._on_canvas is slide:
                 for answer, ready in reversed(answers):  # the first is worked on
                     self._state.answer(answer, ready)
-                self._answered()
 
         def failed(text: str) -> None:
             if self._answers_of == sight:
@@ -175,18 +174,14 @@ class ReviewedSlide:
     def _let_go(self, ready: ReadySlide) -> None:
         """Close a slide when no thread reads it any more, without waiting for that."""
 
-        def close(report: Report, ready: ReadySlide = ready) -> None:
-            record = ready.layer[1]["metadata"]["streamview"]
-            record.tiles.stop()
+        def close(report: Report | None = None) -> None:
+            ready.layer[1]["metadata"]["streamview"].tiles.stop()
             ready.slide.close()
 
         if self._state.closed:
-            close(lambda step: None)
+            close()
         else:
-            self._state.start(close, done=lambda nothing: None, failed=partial(self._ignore))
-
-    def _ignore(self, text: str) -> None:
-        """A file that cannot be closed is nothing that a reader can mend."""
+            self._state.start(close, done=lambda nothing: None, failed=lambda text: None)  # no reader can mend a file that stays open
 
 
 def _place(sight: Sight) -> Place:

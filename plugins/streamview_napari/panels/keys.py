@@ -35,6 +35,7 @@ def bind(viewer: ViewerModel, shortcuts: Sequence[Shortcut], widget: QWidget) ->
             viewer.bind_key(key, _action(shortcut), overwrite=True)
         elif key:
             keys = QShortcut(QKeySequence(key), widget)
+            keys.setAutoRepeat(False)
             if not shortcut.key:
                 keys.setKeys([QKeySequence(key), QKeySequence(f"Shift+{key}")])  # with Shift or without, as keyboards have it
             keys.activated.connect(shortcut.press)

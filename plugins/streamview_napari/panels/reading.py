@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -20,6 +21,7 @@ from qtpy.QtWidgets import (
     QProgressBar,
     QPushButton,
     QTableWidgetItem,
+    QVBoxLayout,
     QWidget,
 )
 
@@ -48,6 +50,7 @@ _ROWS = 8  # of the table before it scrolls
 _NUMBER, _NOTED = 0, 2  # its narrow columns
 _SETTLED = 2000  # ms that the view must rest before it is stored
 _KEPT_EVERY = 20_000  # ms after which the time is stored
+_MOMENT = 0.3  # s
 _NOTHING = Sheet(None, "", "", Reading(), None, "", False, 0, ())
 
 
@@ -66,7 +69,8 @@ class ReadingSection(Section):
         self.verdicts: VerdictButtons | None = None
         self._shown: Step | None = None  # whose note is in the line
         self._sheet = _NOTHING
-        self._slide = ReviewedSlide(viewer, state, shown=self._slide_shown, answered=self._answered, failed=self._fail)
+        self._turned = 0.0  # when another step came into sight, s of the monotonic clock
+        self._slide = ReviewedSlide(viewer, state, shown=self._slide_shown, failed=self._fail)
         self._regions = ReaderRegions(viewer, self._drawn)
         self._build_opening()
         self._build_reading()
@@ -75,7 +79,7 @@ class ReadingSection(Section):
         self._settled = QTimer(self, singleShot=True, interval=_SETTLED)
         self._settled.timeout.connect(self._rest)
         self._kept = QTimer(self, interval=_KEPT_EVERY)
-        self._kept.timeout.connect(self._rest)
+        self._kept.timeout.connect(self._keep_time)
         viewer.scene.camera.events.center.connect(self._moved)
         viewer.scene.camera.events.zoom.connect(self._moved)
         viewer.cursor.events.position.connect(self._acted)
@@ -138,29 +142,19 @@ class ReadingSection(Section):
         moves, tools = QHBoxLayout(), QHBoxLayout()
         for button in (self.previous, self.next, self.next_undone):
             moves.addWidget(button)
-        for widget in (self.undo_button, self.draw, self.map_shown):
-            tools.addWidget(widget)
-        parts: list[QWidget | QHBoxLayout] = [self.place, self.progress, self.stage, self.answer, self.verdict_place, self.go]
-        for part in (*parts, self.message, self.note_line, moves, tools, self.table, self.problem, self.leave):
-            self._add(part)
-        self._parts = [
-            self.place,
-            self.progress,
-            self.stage,
-            self.answer,
-            self.go,
-            self.message,
-            self.note_line,
-            self.table,
-            self.leave,
-        ]
-        self._parts += [self.previous, self.next, self.next_undone, self.undo_button, self.draw, self.map_shown]
-
-    def _add(self, part: QWidget | QHBoxLayout) -> None:
-        if isinstance(part, QWidget):
-            self.column.addWidget(part)
-        else:
-            self.column.addLayout(part)
+        for tool in (self.undo_button, self.draw, self.map_shown):
+            tools.addWidget(tool)
+        self.desk = QWidget()
+        desk = QVBoxLayout(self.desk)
+        desk.setContentsMargins(0, 0, 0, 0)
+        parts = (self.place, self.progress, self.stage, self.answer, self.verdict_place, self.go, self.message, self.note_line)
+        for part in (*parts, moves, tools, self.table, self.leave):
+            if isinstance(part, QWidget):
+                desk.addWidget(part)
+            else:
+                desk.addLayout(part)
+        self.column.addWidget(self.desk)
+        self.column.addWidget(self.problem)
 
     def _button(self, text: str, tip: str, act: Callable[[], None]) -> QPushButton:
         button = QPushButton(text)
@@ -242,6 +236,7 @@ class ReadingSection(Section):
         for timer in (self._grace, self._settled, self._kept):
             timer.stop()
         if self.sitting is not None:
+            self._noted()
             self._rest()
             self._try(self.sitting.close)
         self._regions.clear()
@@ -260,8 +255,7 @@ class ReadingSection(Section):
         reading = self.sitting is not None
         self.open_button.setVisible(not reading)
         show_row(self.reader_row, self.session is not None and not reading)
-        for part in self._parts:
-            part.setVisible(reading)
+        self.desk.setVisible(reading)
 
     # What a reader does
 
@@ -305,15 +299,19 @@ class ReadingSection(Section):
 
     def _press(self, digit: int) -> None:
         self._acted()
-        if self.verdicts is not None:
+        if self.verdicts is not None and self._has_looked():
             self.verdicts.press(digit)
 
     def _enter(self) -> None:
         """Go on; where a note is written, only end that."""
         if self.note_line.hasFocus():
             self.note_line.clearFocus()
-        else:
+        elif self._has_looked():
             self.go_on()
+
+    def _has_looked(self) -> bool:
+        """Whether what is in sight was there for a moment: a key pressed twice was not meant for the step that the first press brought."""
+        return time.monotonic() - self._turned > _MOMENT
 
     def _noted(self) -> None:
         note = self.note_line.text().strip()
@@ -327,9 +325,9 @@ class ReadingSection(Section):
 
     def _drawn(self, areas: list[np.ndarray[Any, Any]]) -> None:
         """Store the areas; those with holes, which came from elsewhere and are not on the canvas, stay."""
-        if self.verdicts is None:
+        if self.session is None:
             return
-        verdicts = self.verdicts.vocabulary.verdicts
+        verdicts = self.session.vocabulary.verdicts
         with_holes = [region for region in self._sheet.reading.regions if not is_plain(region)]
         features = region_features([Polygon(area) for area in areas], self._sheet.reading.verdict or "region", verdicts)
         self._do(lambda sitting: sitting.draw([*with_holes, *features]), redraw=False)
@@ -373,9 +371,7 @@ class ReadingSection(Section):
         self.progress.setValue(done)
         self.stage.setText(sheet.stage)
         self._show_answer(sheet)
-        self.verdicts.show_given(
-            sheet.reading.verdict, sheet.reading.confidence, sheet.confidence, enabled=sheet.sight is not None and not sheet.message
-        )
+        self.verdicts.show_given(sheet.reading.verdict, sheet.reading.confidence, sheet.confidence)
         sure = "" if sheet.confidence is None else f", {sheet.confidence}"
         self.go.setText("Show the network's answer (Enter)" if sheet.revealing else f"Keep {sheet.before}{sure} (Enter)")
         self.go.setVisible(sheet.revealing or bool(sheet.before and not sheet.reading.done))
@@ -383,11 +379,19 @@ class ReadingSection(Section):
         self._list(sheet)
         self.hotspots_called.emit(sheet.reading.hotspots)
         if self.sitting.step != self._shown:
-            self._shown = self.sitting.step
+            self._shown, self._turned = self.sitting.step, time.monotonic()
             self.note_line.setText(sheet.reading.note)
             self.draw.setChecked(False)
         if redraw:
             self._slide.show(sheet.sight, sheet.reading.view)
+        self._allow()
+
+    def _allow(self) -> None:
+        """Take a verdict and a note only of a slide that is there, and while they are not locked."""
+        allowed = self._slide.layer is not None and not self._sheet.message
+        for widget in (self.verdicts, self.note_line, self.go, self.draw):
+            if widget is not None:
+                widget.setEnabled(allowed)
 
     def _show_answer(self, sheet: Sheet) -> None:
         answer = None if sheet.sight is None else sheet.sight.answer
@@ -399,15 +403,12 @@ class ReadingSection(Section):
     def _show_waiting(self, verdict: str) -> None:
         """Say what is waited for."""
         text = self._sheet.message
-        if verdict:
-            text = f"{verdict}: how sure, 1 to {self._sheet_confidence()}? Esc to choose anew"
+        if verdict and self.session is not None:
+            text = f"{verdict}: how sure, 1 to {self.session.vocabulary.confidence}? Esc to choose anew"
         elif self._grace.isActive():
             text = f"Stored. The network's answer follows in {GRACE:g} s; z takes your verdict back."
         self.message.setText(text)
         self.message.setVisible(bool(text))
-
-    def _sheet_confidence(self) -> int:
-        return 0 if self.verdicts is None else self.verdicts.vocabulary.confidence
 
     def _list(self, sheet: Sheet) -> None:
         self.table.setRowCount(len(sheet.rows))
@@ -427,11 +428,9 @@ class ReadingSection(Section):
 
     def _slide_shown(self, layer: Image) -> None:
         self._regions.show(layer, [region_ring(region) for region in self._sheet.reading.regions if is_plain(region)])
+        self._allow()
         if self.sitting is not None:
             self._slide.prepare(self.sitting.upcoming())
-
-    def _answered(self) -> None:
-        self._show_map(self.map_shown.isChecked())
 
     def _map_selected(self, layer: Any) -> None:
         if self.sitting is not None and layer is not None:
@@ -459,3 +458,7 @@ class ReadingSection(Section):
         if self.sitting is not None and self.sitting.step is not None:
             sitting, view = self.sitting, self._slide.view()
             self._try(lambda: sitting.rest(view))
+
+    def _keep_time(self) -> None:
+        if self.sitting is not None:
+            self._try(self.sitting.rest)

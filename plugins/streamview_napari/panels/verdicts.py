@@ -69,7 +69,7 @@ class VerdictButtons(QWidget):
         grid.addWidget(step, row, confidence)
         return step
 
-    def show_given(self, verdict: str | None, confidence: int | None, usual: int | None, *, enabled: bool) -> None:
+    def show_given(self, verdict: str | None, confidence: int | None, usual: int | None) -> None:
         """Show what is stored.
 
         Parameters
@@ -78,8 +78,6 @@ class VerdictButtons(QWidget):
             Of this step; None before.
         usual
             The confidence of a verdict that is given without one; None: it must be given.
-        enabled
-            Whether a verdict may be given now.
         """
         self._usual = usual
         self._await("")
@@ -87,7 +85,6 @@ class VerdictButtons(QWidget):
             button.setChecked(word == verdict)
             for number, step in enumerate(steps, 1):
                 step.setChecked(word == verdict and number == confidence)
-        self.setEnabled(enabled)
 
     def press(self, digit: int) -> None:
         """Take a digit from 1: a verdict, or the confidence of the one that waits for it."""
