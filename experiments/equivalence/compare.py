@@ -1,0 +1,98 @@
+"""Train a network conventionally and by streaming, from the same start on the same batches."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+import streamview
+
+__all__ = ["Comparison", "compare_trainings"]
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Two trainings from the same start.
+
+    Parameters
+    ----------
+    precision
+        Of weights, activations and gradients: ``"float64"`` or ``"float32"``.
+    conventional, streamed
+        The loss of every step.
+    weights
+        After the last step, the largest difference of a weight.
+    moved
+        From the first to the last step, the largest change of a weight.
+    """
+
+    precision: str
+    conventional: tuple[float, ...]
+    streamed: tuple[float, ...]
+    weights: float
+    moved: float
+
+    @property
+    def loss(self) -> float:
+        """The largest difference of a loss, as a share of the conventional one."""
+        return max(abs(one - other) / one for one, other in zip(self.conventional, self.streamed, strict=True))
+
+
+def compare_trainings(
+    network: nn.Module,
+    batches: Iterator[tuple[Tensor, Tensor]],
+    *,
+    steps: int,
+    tile: tuple[int, int],
+    rate: float,
+    tell: Callable[[str], None],
+) -> Comparison:
+    """Train two copies of a network by stochastic gradient descent (weight decay 1e-6), one of them by streaming.
+
+    Parameters
+    ----------
+    network
+        The start, which is not changed; its type is the precision of both.
+    batches
+        Images and classes; both copies see the same.
+    steps
+        Number of optimiser steps.
+    tile
+        Rows and columns of a step of the streaming engine, px.
+    rate
+        Learning rate.
+    tell
+        Called with a line every ten steps.
+    """
+    copies = copy.deepcopy(network), copy.deepcopy(network)
+    modules = copies[0], streamview.stream(copies[1], tile=tile)
+    optimisers = [torch.optim.SGD(module.parameters(), rate, weight_decay=1e-6) for module in copies]
+    start = next(network.parameters())
+    losses: list[tuple[float, ...]] = []
+    for number, (images, classes) in enumerate(islice(batches, steps), 1):
+        images, classes = images.to(start), classes.to(start.device)
+        losses.append(tuple(_step(module, optimiser, images, classes) for module, optimiser in zip(modules, optimisers, strict=True)))
+        if number % 10 == 0:
+            tell(f"{str(start.dtype).removeprefix('torch.')}, step {number} of {steps}: loss {losses[-1][0]:.6f}, {losses[-1][1]:.6f}")
+    conventional, streamed = zip(*losses, strict=True)
+    precision = str(start.dtype).removeprefix("torch.")
+    return Comparison(precision, conventional, streamed, _difference(*copies), _difference(network, copies[0]))
+
+
+def _step(module: nn.Module, optimiser: torch.optim.Optimizer, images: Tensor, classes: Tensor) -> float:
+    loss = cross_entropy(module(images), classes)
+    optimiser.zero_grad()
+    loss.backward()  # type: ignore[no-untyped-call]
+    optimiser.step()
+    return loss.item()
+
+
+def _difference(one: nn.Module, other: nn.Module) -> float:
+    pairs = zip(one.parameters(), other.parameters(), strict=True)
+    return max(float((first - second).abs().max()) for first, second in pairs)
