@@ -12,23 +12,20 @@ import json
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from experiments.camelyon16_tiles.__main__ import TEST, TRAINING
 from experiments.camelyon16_tiles.compose import load_tiles
+from experiments.charts import draw_trend
 from experiments.resolution.data import SHARES, Slides, compose_slides
 from experiments.resolution.networks import mpp_of, trained_networks
 from experiments.shell import count, new_folder, tell
 from experiments.statistics import compare, measure
 from experiments.training import lower_resolution, outputs
 from streamview.evaluation.bootstrap import Figure, area_under_curve
-from streamview.evaluation.drawing import BLUE, GREY, INK, RED, TEXT, frame, page, write_chart
-
-if TYPE_CHECKING:
-    from matplotlib import figure as mpl
+from streamview.evaluation.drawing import write_chart
 
 KINDS = ("any", *SHARES)
 Row = Mapping[str, tuple[Figure, float | None]]
@@ -57,7 +54,10 @@ def main() -> None:
     record = {"sizes": slides.sizes, "margins": {mpp_of(factor): values.tolist() for factor, values in margins.items()}}
     (folder / "results.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
     (folder / "table.md").write_text(table(rows), encoding="utf-8")
-    write_chart(folder / "trend.png", lambda figure: draw_trend(figure, rows, len(slides.sizes)), (7.2, 4.6))
+    lines = {f"{kind} lesion": {mpp_of(factor): row[kind][0] for factor, row in rows.items()} for kind in SHARES}
+    text = f"{len(slides.sizes)} composed slides of a source slide that no training saw; bars: 95 % bootstrap intervals"
+    area = "area under the ROC curve"
+    write_chart(folder / "trend.png", lambda figure: draw_trend(figure, "Lesions by resolution", text, area, lines, 0.5), (7.2, 4.6))
     print(table(rows), end="")
 
 
@@ -92,28 +92,6 @@ def table(rows: Mapping[int, Row]) -> str:
         cells = [f"{figure}" + ("" if p is None else f", p = {p:.2g}") for figure, p in row.values()]
         lines.append(f"| {mpp_of(factor):.3g} | {' | '.join(cells)} |")
     return "\n".join([*lines, ""])
-
-
-def draw_trend(figure: mpl.Figure, rows: Mapping[int, Row], slides: int) -> None:
-    """Draw the area under the ROC curve by resolution, a line for each size of lesion."""
-    text = f"{slides} composed slides of a source slide that no training saw; bars: 95 % bootstrap intervals"
-    page(figure, "Area under the ROC curve by resolution", "", [text])
-    axes = figure.subplots()
-    places = np.arange(len(rows))
-    axes.axhline(0.5, color=GREY, linewidth=1, linestyle=(0, (4, 3)))
-    axes.text(places[-1] + 0.32, 0.505, "chance", fontsize=TEXT, color=GREY, ha="right", va="bottom")
-    for shift, kind, colour in zip((-0.06, 0.0, 0.06), SHARES, (RED, INK, BLUE), strict=True):
-        areas = [row[kind][0] for row in rows.values()]
-        values = np.array([area.value for area in areas])
-        spread = np.abs(np.array([[area.low, area.high] for area in areas]).T - values)
-        axes.errorbar(places + shift, values, spread, color=colour, marker="o", capsize=3, linewidth=1.5, label=f"{kind} lesion")
-    axes.set_xticks(places, [f"{mpp_of(factor):.3g}" for factor in rows])
-    axes.set_xlim(-0.35, len(rows) - 0.65)
-    axes.set_ylim(min(0.45, axes.get_ylim()[0]), 1.02)
-    axes.set_xlabel("resolution of network and slide, um per px", fontsize=TEXT, color=INK)
-    axes.set_ylabel("area under the ROC curve", fontsize=TEXT, color=INK)
-    axes.legend(fontsize=TEXT, frameon=False, labelcolor=INK, loc="lower right", bbox_to_anchor=(1, 0.06))
-    frame(axes)
 
 
 if __name__ == "__main__":
