@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
+from typing import Literal
 
 import numpy as np
 import torch
@@ -60,12 +62,13 @@ def train(
     stages: Sequence[Stage],
     loss: Callable[[Tensor, Tensor], Tensor],
     *,
+    initialise: Literal["he", "lsuv"],
     rate: float,
     decay: float,
     seed: int,
     tell: Callable[[str], None],
 ) -> None:
-    """Train a network from scratch, in place: LSUV on ten batches of the first stage, then Adam with weight decay 1e-6.
+    """Train a network from scratch, in place, by Adam with weight decay 1e-6.
 
     Parameters
     ----------
@@ -75,6 +78,8 @@ def train(
         In order.
     loss
         Of outputs and targets of a batch.
+    initialise
+        Weights to start from: He's, or those scaled to unit variance on ten batches of the first stage.
     rate, decay
         Learning rate of each stage's first epoch, and its factor from epoch to epoch.
     seed
@@ -85,8 +90,8 @@ def train(
     rng = np.random.default_rng(seed)
     torch.manual_seed(seed)  # of dropout
     he_weights(network, torch.Generator().manual_seed(seed))
-    first = stages[0]
-    unit_variance(network.eval(), [input_tensor(images) for images, _ in list(_batches(first, rng))[:_INITIAL_BATCHES]])
+    if initialise == "lsuv":
+        unit_variance(network.eval(), [input_tensor(images) for images, _ in islice(_batches(stages[0], rng), _INITIAL_BATCHES)])
     streamed = streamview.stream(network.train())
     optimiser = torch.optim.Adam(network.parameters(), rate, weight_decay=1e-6)
     start = time.monotonic()

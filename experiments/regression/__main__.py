@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from streamview_models.tupac16 import build
+from streamview_models.layers import table2_network
 from torch.nn.functional import huber_loss
 
 from experiments.camelyon16_tiles.__main__ import TEST, TRAINING
@@ -55,10 +55,10 @@ def main() -> None:
     answers = {}
     for factor, layers in LAYERS.items():
         tell(f"{MPP * factor:.3g} um/px, {layers} layers")
-        network = build(1, width=WIDTH, layers=layers)
+        network = table2_network(layers, 1, WIDTH, batch_norm=True, dropout=None)
         targets = torch.from_numpy(training.values).float()[:, None]
         stage = Stage(lower_resolution(training.pixels, factor), targets, BATCH, options.epochs)
-        train(network, [stage], huber_loss, rate=RATE, decay=DECAY, seed=0, tell=tell)
+        train(network, [stage], huber_loss, initialise="he", rate=RATE, decay=DECAY, seed=0, tell=tell)
         answers[factor] = outputs(network, lower_resolution(test.pixels, factor))[:, 0]
     rows = compare_resolutions(answers, test)
     folder: Path = options.output

@@ -54,7 +54,7 @@ def trained_networks(
             network.load_state_dict(safetensors.torch.load_file(file))
         else:
             tell(f"{mpp_of(factor):.3g} um/px, {LAYERS[factor]} layers")
-            train(network, _stages(pixels, epochs, factor), cross_entropy, rate=_RATE, decay=_DECAY, seed=0, tell=tell)
+            train(network, _stages(pixels, epochs, factor), cross_entropy, initialise="lsuv", rate=_RATE, decay=_DECAY, seed=0, tell=tell)
             safetensors.torch.save_file({name: tensor.contiguous() for name, tensor in network.state_dict().items()}, file)
         networks[factor] = network.eval()
     return networks

@@ -16,6 +16,7 @@ from torch import nn
 from streamview.errors import LabelError, MemoryBudgetError, RegionError, SlideError
 from streamview.finetuning.objective import Objective, make_objective
 from streamview.finetuning.parts import choose_weights, head_dropout
+from streamview.finetuning.ranks import current_ranks
 from streamview.finetuning.settings import Augmentation, Settings
 from streamview.finetuning.split import CASES, Split, divide, scarcity
 from streamview.labels.regions import Example, find_targets, identify_slides, labels_digest, unite_slides
@@ -121,7 +122,8 @@ class Prepared:
         """
         return_freed_blocks()  # memory freed earlier would count against the limit
         if self.limit_bytes is None:
-            return max(1, free_memory_of(self.device) // 2 - self.kept_bytes)
+            sharing = current_ranks().count if self.device.type == "cpu" else 1  # processes that share the memory
+            return max(1, free_memory_of(self.device) // (2 * sharing) - self.kept_bytes)
         needed = self.base_bytes() + self.kept_bytes + self.reserve
         if needed >= self.limit_bytes:
             remedy = "give more memory, or train a smaller part"

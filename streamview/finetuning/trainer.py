@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self
@@ -19,6 +20,7 @@ from streamview.finetuning.checkpoint import Checkpoint
 from streamview.finetuning.history import Epoch, History
 from streamview.finetuning.initialisation import he_weights, unit_variance
 from streamview.finetuning.preparation import Prepared
+from streamview.finetuning.ranks import Ranks
 from streamview.finetuning.settings import Settings
 from streamview.finetuning.split import batches
 from streamview.finetuning.variation import PLAIN, Variation, lazy_image, vary
@@ -60,10 +62,12 @@ class Trainer:
         Bytes by which a pass may grow, unless the checkpoint has one; None: as much as fits.
     report
         Called after every step of the engine.
+    ranks
+        The processes that train together; all of them call the same methods in the same order.
     """
 
-    def __init__(self, prepared: Prepared, checkpoint: Checkpoint | None, budget: int | None, report: Report | None) -> None:
-        self.prepared = prepared
+    def __init__(self, prepared: Prepared, checkpoint: Checkpoint | None, budget: int | None, report: Report | None, ranks: Ranks) -> None:
+        self.prepared, self._ranks = prepared, ranks
         self._budget = (budget or prepared.budget()) if checkpoint is None else checkpoint.budget
         # one per mode of the head's dropout, so that switching it captures nothing again
         self._streams: dict[bool, Streamed] = {}
@@ -121,6 +125,7 @@ class Trainer:
             drawn = batches(prepared.split, settings.batch, settings.seed, 1)[:_INITIAL_BATCHES]
             images = [self._pixels(index, PLAIN) for batch in drawn for index in batch]
             unit_variance(prepared.module, images, memory=self._budget, tile=prepared.tile)
+        self._ranks.copy_from_first([*prepared.trained.values()])  # the same, but for rounding on another machine
 
     def step(self) -> None:
         """One optimiser step over a batch, region by region.
@@ -136,22 +141,33 @@ class Trainer:
         targets = {index: torch.as_tensor(prepared.targets[index], device=prepared.device) for index in batch}
         share = sum(prepared.objective.share(target) for target in targets.values())
         self._optimiser.zero_grad()
-        total = 0.0
-        for index in batch:
-            variation = vary(settings, epoch + 1, index, prepared.shapes[index])
-            logits = self._answer(index, variation, drawing=f"{settings.seed} {epoch + 1} {index}")
-            loss = prepared.objective.loss(logits, targets[index]) / share
-            if not loss.isfinite():
-                raise self._not_finite(f"the loss of {prepared.examples[index]} is {loss.item()}")
-            loss.backward()
-            total += loss.item()
+        losses, problem = self._accumulate(batch, targets, share, epoch)
+        gathered = self._ranks.gather((losses, problem))
+        for _, problem in gathered:
+            if problem:
+                raise self._not_finite(problem)
+        self._ranks.add_gradients(list(prepared.trained.values()))
         for name, parameter in prepared.trained.items():
             if parameter.grad is not None and not parameter.grad.isfinite().all():
                 raise self._not_finite(f"the gradient of {name} is not finite")
         for group in self._optimiser.param_groups:
             group["lr"] = settings.rate(epoch + 1)
         self._optimiser.step()
+        total = sum(losses for losses, _ in gathered)
         self.history = History((*history.losses, total), history.epochs, history.per_epoch)
+
+    def _accumulate(self, batch: Sequence[int], targets: Mapping[int, Tensor], share: float, epoch: int) -> tuple[float, str]:
+        """Add the gradients of this rank's part of a batch; return its part of the loss, and what went wrong."""
+        prepared, settings, total = self.prepared, self.prepared.settings, 0.0
+        for index in self._ranks.part(batch):
+            variation = vary(settings, epoch + 1, index, prepared.shapes[index])
+            logits = self._answer(index, variation, drawing=f"{settings.seed} {epoch + 1} {index}")
+            loss = prepared.objective.loss(logits, targets[index]) / share
+            if not loss.isfinite():
+                return total, f"the loss of {prepared.examples[index]} is {loss.item()}"
+            loss.backward()
+            total += loss.item()
+        return total, ""
 
     def end_epoch(self) -> None:
         """Validate the network after an epoch, and keep its weights if they are the best."""
@@ -175,21 +191,27 @@ class Trainer:
         indices = prepared.split.validation
         if not indices:
             return None, None, []
+        answers: list[list[float]] = [[]] * len(indices)
+        for part in self._ranks.gather(self._answers(self._ranks.part(range(len(indices))))):
+            for place, logits in part.items():
+                answers[place] = logits
         loss = share = 0.0
-        answers = []
-        for index in indices:
-            with torch.no_grad():
-                logits = self._answer(index, PLAIN)
-            target = torch.as_tensor(prepared.targets[index], device=prepared.device)
-            if not logits.isfinite().all():
-                raise self._not_finite(f"the answer for {prepared.examples[index]} is {logits[0].tolist()}")
-            loss += float(prepared.objective.loss(logits, target))
+        for index, logits in zip(indices, answers, strict=True):
+            if not all(map(math.isfinite, logits)):
+                raise self._not_finite(f"the answer for {prepared.examples[index]} is {logits}")
+            target = torch.as_tensor(prepared.targets[index])
+            loss += float(prepared.objective.loss(torch.tensor([logits], dtype=torch.float64), target))
             share += prepared.objective.share(target)
-            answers.append(logits[0].double().cpu().tolist())
         cases = [prepared.examples[index].case for index in indices]
         training = prepared.targets[list(prepared.split.train)]
         metrics = measure(answers, prepared.targets[list(indices)], cases, prepared.base.card, reference=training, resamples=0)
         return loss / share, metrics, answers
+
+    def _answers(self, places: Sequence[int]) -> dict[int, list[float]]:
+        """Logits of the validation regions at some places of their list."""
+        indices = self.prepared.split.validation
+        with torch.no_grad():
+            return {place: self._answer(indices[place], PLAIN)[0].double().cpu().tolist() for place in places}
 
     def _answer(self, index: int, variation: Variation, drawing: str | None = None) -> Tensor:
         """Logits (1, K) of a region; with `drawing`, its seed, the head's dropout is active."""
@@ -231,7 +253,7 @@ class Trainer:
     def _work(self) -> int:
         """Units of progress from here to the last epoch."""
         split, settings = self.prepared.split, self.prepared.settings
-        training, validation = (sum(map(self._units, part)) for part in (split.train, split.validation))
+        training, validation = (sum(map(self._units, part)) // self._ranks.count for part in (split.train, split.validation))
         left = settings.epochs - max(0, len(self.history.epochs) - 1)
         if self.prepared.cached:
             return training * (8 if settings.flips else 1) + validation + left * (len(split.train) + len(split.validation))

@@ -16,6 +16,7 @@ from streamview.finetuning.forecast import TrainingForecast
 from streamview.finetuning.history import History
 from streamview.finetuning.preparation import prepare
 from streamview.finetuning.publication import Compared, Tuned, compare, publish
+from streamview.finetuning.ranks import current_ranks
 from streamview.finetuning.settings import Settings
 from streamview.finetuning.trainer import Trainer
 from streamview.labels.regions import Example
@@ -87,6 +88,9 @@ def finetune(
     Every region is streamed as one image: the gradients are those of conventional training on whole regions, in the memory of a step.
     BatchNorm keeps the statistics of the base, so a batch accumulated region by region equals the batch computed at once.
 
+    Where `torch.distributed` has been initialised, as under ``torchrun``, all its processes call this alike, and each takes one of every
+    so many regions of a batch: the result is that of one process, but for rounding. Rank 0 writes the folder.
+
     Parameters
     ----------
     model
@@ -153,7 +157,8 @@ def finetune(
     >>> result.after.regions, isinstance(result.model, streamview.Model)
     (2, True)
     """
-    folder = None if out is None else Path(out)
+    ranks = current_ranks()
+    folder = Path(out) if out is not None and ranks.first else None
     if folder is not None:
         check_folder(folder, restart=restart)
     prepared = prepare(model, examples, settings, memory=memory, tile=tile, device=device, force=force, new_head=new_head)
@@ -167,7 +172,8 @@ def finetune(
             if restart:
                 discard_checkpoint(folder)
             checkpoint = read_checkpoint(folder, prepared.making, model.file_sha256)
-        trainer = stack.enter_context(Trainer(prepared, checkpoint, None if ahead is None else ahead.budget_bytes, report))
+        checkpoint = ranks.from_first(checkpoint)
+        trainer = stack.enter_context(Trainer(prepared, checkpoint, None if ahead is None else ahead.budget_bytes, report, ranks))
         save = _Saver(folder, trainer, save_seconds)
         if checkpoint is not None:
             tell(f"resuming after {len(trainer.history.losses)} optimiser steps, in epoch {len(trainer.history.epochs)}")

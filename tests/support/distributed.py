@@ -1,0 +1,38 @@
+"""A fine-tuning by several processes, run by the tests: ``torchrun --nproc-per-node 2 -m tests.support.distributed OUT SECONDS``."""
+
+import hashlib
+import os
+import sys
+import time
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from streamview.finetuning import Settings, finetune
+from tests.support.finetuning import model_of, separable, small_network
+
+SETTINGS = Settings(batch=5, epochs=2, patience=0, learning_rate=1e-3, validation=0.25, initialise="lsuv")
+"""A batch of five is not divided evenly, and the last of an epoch is one region alone."""
+
+
+def train(out, **how):
+    """Train in float64 on pictures that are made anew."""
+    torch.manual_seed(5)
+    module = small_network(dropout=0.3).double()
+    return finetune(model_of(module), separable(16), SETTINGS, out=out, force=True, tile=(32, 32), save_seconds=0, **how)
+
+
+def digest(module: torch.nn.Module) -> str:
+    """Hash of all weights."""
+    return hashlib.sha256(b"".join(tensor.numpy().tobytes() for tensor in module.state_dict().values())).hexdigest()
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo")
+    out, pause, rank = Path(sys.argv[1]), float(sys.argv[2]), dist.get_rank()
+    (out / f"pid-{rank}").write_text(str(os.getpid()))
+    result = train(out / "tuned", watch=lambda history: time.sleep(pause))
+    (out / f"rank-{rank}").write_text(digest(result.model.module))
+    dist.destroy_process_group()
