@@ -48,7 +48,18 @@ def test_the_metadata_name_the_licence_the_extras_and_the_entry_points(wheel):
     (metadata,) = (name for name in wheel.namelist() if name.endswith(".dist-info/METADATA"))
     fields = Parser().parsestr(wheel.read(metadata).decode())
     assert (fields["Name"], fields["Requires-Python"], fields["License-Expression"]) == ("streamview", ">=3.11", "Apache-2.0")
-    assert set(fields.get_all("Provides-Extra")) == {"napari", "jupyter", "cluster", "tables", "models", "dicom", "test", "docs", "all"}
+    assert set(fields.get_all("Provides-Extra")) == {
+        "napari",
+        "jupyter",
+        "cluster",
+        "tables",
+        "models",
+        "dicom",
+        "tensorboard",
+        "test",
+        "docs",
+        "all",
+    }
     base = {requirement for requirement in fields.get_all("Requires-Dist") if "extra ==" not in requirement}
     assert not [requirement for requirement in base if requirement.lower().startswith(("napari", "pyside", "pyqt", "qt"))]
     points = wheel.read(metadata.replace("METADATA", "entry_points.txt")).decode()

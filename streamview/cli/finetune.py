@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import time
 from argparse import Namespace
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +17,7 @@ from streamview.cli.talk import show_cost
 from streamview.errors import Cancelled
 
 if TYPE_CHECKING:
-    from streamview.finetuning import Epoch, FinetuneResult, History, Settings
+    from streamview.finetuning import Epoch, FinetuneResult, History, Settings, Watch
 
 __all__ = ["finetune"]
 
@@ -27,7 +29,22 @@ _CONTROLS = (
 
 
 def finetune(options: Namespace, arguments: list[str]) -> int:
-    """Fine-tune a network on labelled regions."""
+    """Fine-tune a network on labelled regions, alone or as one of several processes, of which the first alone speaks."""
+    if not options.distributed:
+        return _finetune(options)
+    from streamview.finetuning.ranks import joined
+    from streamview.system.machine import find_device
+
+    with ExitStack() as stack:
+        ranks = stack.enter_context(joined(find_device(options.device).type))
+        if not ranks.first:
+            nowhere = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
+            stack.enter_context(redirect_stdout(nowhere))
+            stack.enter_context(redirect_stderr(nowhere))
+        return _finetune(options)
+
+
+def _finetune(options: Namespace) -> int:
     from streamview import finetuning
     from streamview.finetuning.checkpoint import check_folder
     from streamview.labels.regions import count_labels, read_labels
@@ -57,7 +74,7 @@ def finetune(options: Namespace, arguments: list[str]) -> int:
     }
     forecast = finetuning.forecast_training(model, examples, settings, **how)
     say(f"forecast: {forecast}")
-    with Bars() as bars:
+    with Bars() as bars, _events(options.tensorboard) as record:
         shown = 0
 
         def watch(history: History) -> None:
@@ -68,6 +85,7 @@ def finetune(options: Namespace, arguments: list[str]) -> int:
                     bars.close()
                     say(_line(epoch, settings.epochs))
             shown = len(history.epochs)
+            record(history)
 
         try:
             result = finetuning.finetune(
@@ -86,9 +104,24 @@ def finetune(options: Namespace, arguments: list[str]) -> int:
             if os.path.isdir(options.output):
                 complain(f"the best network so far is in {options.output}; the same command resumes from there")
             raise
-    _show(result)
+    if result.out is not None:  # this process has written it
+        _show(result, os.path.relpath(result.out))
     show_cost(time.monotonic() - start)
     return 0
+
+
+@contextmanager
+def _events(folder: str | None) -> Iterator[Watch]:
+    """What records the history for TensorBoard, if it is wanted."""
+    from streamview.finetuning.ranks import current_ranks
+
+    if folder is None or not current_ranks().first:
+        yield lambda history: None
+    else:
+        from streamview.finetuning.events import event_writer
+
+        with event_writer(folder) as watch:
+            yield watch
 
 
 def _settings(options: Namespace) -> Settings:
@@ -114,7 +147,7 @@ def _line(epoch: Epoch, of: int) -> str:
     return line
 
 
-def _show(result: FinetuneResult) -> None:
+def _show(result: FinetuneResult, out: str) -> None:
     """Print the metrics of the base and the tuned network."""
     for title, metrics in (("the base", result.before), ("the tuned network", result.after)):
         if metrics is not None:
@@ -124,6 +157,4 @@ def _show(result: FinetuneResult) -> None:
         say(f"\nkept: epoch {result.best} of {epoch}, which has the lowest validation loss")
     for warning in result.warnings:
         warn(warning)
-    assert result.out is not None
-    out = os.path.relpath(result.out)
     say(f"tuned network: {out} (use: streamview predict -i slide.svs -o job -m {out}; curves: {os.path.join(out, 'curves.png')})")

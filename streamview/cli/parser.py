@@ -307,6 +307,9 @@ def _finetune(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--new-head", action="store_true", help="replace the head by a new one for the labels of the table")
     parser.add_argument("--force", action="store_true", help="train even if a label has fewer than ten patients")
     parser.add_argument("--restart", action="store_true", help="start over, discarding an earlier run in the folder")
+    parser.add_argument("--tensorboard", metavar="FOLDER", help="also write losses and metrics as TensorBoard's event files")
+    together = "train as one of the processes that torchrun has started, each with its share of every batch"
+    parser.add_argument("--distributed", action="store_true", help=together)
     _machine(parser)
     _tile(parser)
 
