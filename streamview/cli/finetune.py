@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from streamview.cli.console import Bars, complain, say, warn
 from streamview.cli.run import parse_tile
 from streamview.cli.talk import show_cost
-from streamview.errors import Cancelled
+from streamview.errors import Cancelled, TrainingError
 
 if TYPE_CHECKING:
     from streamview.finetuning import Epoch, FinetuneResult, History, Settings, Watch
@@ -32,12 +32,10 @@ def finetune(options: Namespace, arguments: list[str]) -> int:
     """Fine-tune a network on labelled regions, alone or as one of several processes, of which the first alone speaks."""
     if not options.distributed:
         return _finetune(options)
-    from streamview.finetuning.ranks import joined
     from streamview.system.machine import find_device
 
     with ExitStack() as stack:
-        ranks = stack.enter_context(joined(find_device(options.device).type))
-        if not ranks.first:
+        if stack.enter_context(_joined(find_device(options.device).type)) != 0:
             nowhere = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
             stack.enter_context(redirect_stdout(nowhere))
             stack.enter_context(redirect_stderr(nowhere))
@@ -108,6 +106,24 @@ def _finetune(options: Namespace) -> int:
         _show(result, os.path.relpath(result.out))
     show_cost(time.monotonic() - start)
     return 0
+
+
+@contextmanager
+def _joined(kind: str) -> Iterator[int]:
+    """Join the processes that torchrun has started, on CUDA with a GPU for each; the number of this one."""
+    import torch
+    from torch import distributed
+
+    if not distributed.is_available() or not distributed.is_torchelastic_launched():
+        command = "torchrun --nproc-per-node 2 -m streamview.cli finetune --distributed ..."
+        raise TrainingError(f"this process was not started by torchrun; run `{command}`")
+    if kind == "cuda":
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    distributed.init_process_group("nccl" if kind == "cuda" else "gloo")
+    try:
+        yield distributed.get_rank()
+    finally:
+        distributed.destroy_process_group()
 
 
 @contextmanager

@@ -7,9 +7,7 @@ nothing is sent.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -17,9 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from streamview.errors import TrainingError
-
-__all__ = ["Ranks", "current_ranks", "joined"]
+__all__ = ["Ranks", "current_ranks"]
 
 T = TypeVar("T")
 
@@ -89,29 +85,3 @@ def current_ranks() -> Ranks:
     if dist.is_available() and dist.is_initialized():
         return Ranks(dist.get_rank(), dist.get_world_size())
     return Ranks()
-
-
-@contextmanager
-def joined(kind: str) -> Iterator[Ranks]:
-    """Join the processes that ``torchrun`` has started.
-
-    Parameters
-    ----------
-    kind
-        Type of the device: on ``"cuda"`` each process of a machine takes a GPU of its own.
-
-    Raises
-    ------
-    TrainingError
-        If this process was not started by ``torchrun``.
-    """
-    if not dist.is_available() or not dist.is_torchelastic_launched():
-        command = "`torchrun --nproc-per-node 2 -m streamview.cli finetune --distributed ...`"
-        raise TrainingError(f"this process was not started by torchrun; run {command}")
-    if kind == "cuda":
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("nccl" if kind == "cuda" else "gloo")
-    try:
-        yield current_ranks()
-    finally:
-        dist.destroy_process_group()
