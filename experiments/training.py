@@ -37,12 +37,15 @@ class Stage:
         Images of an optimiser step.
     epochs
         How often every image is seen, each time turned by quarters and mirrored at random.
+    rate
+        Learning rate of the first epoch.
     """
 
     images: NDArray[np.uint8]
     targets: Tensor
     batch: int
     epochs: int
+    rate: float
 
 
 def lower_resolution(pixels: NDArray[np.uint8], factor: int) -> NDArray[np.uint8]:
@@ -63,7 +66,6 @@ def train(
     loss: Callable[[Tensor, Tensor], Tensor],
     *,
     initialise: Literal["he", "lsuv"],
-    rate: float,
     decay: float,
     seed: int,
     tell: Callable[[str], None],
@@ -80,8 +82,8 @@ def train(
         Of outputs and targets of a batch.
     initialise
         Weights to start from: He's, or those scaled to unit variance on ten batches of the first stage.
-    rate, decay
-        Learning rate of each stage's first epoch, and its factor from epoch to epoch.
+    decay
+        Factor of the learning rate from epoch to epoch.
     seed
         Of weights and order.
     tell
@@ -93,12 +95,12 @@ def train(
     if initialise == "lsuv":
         unit_variance(network.eval(), [input_tensor(images) for images, _ in islice(_batches(stages[0], rng), _INITIAL_BATCHES)])
     streamed = streamview.stream(network.train())
-    optimiser = torch.optim.Adam(network.parameters(), rate, weight_decay=1e-6)
+    optimiser = torch.optim.Adam(network.parameters(), weight_decay=1e-6)
     start = time.monotonic()
     for number, stage in enumerate(stages, 1):
         for epoch in range(stage.epochs):
             for group in optimiser.param_groups:
-                group["lr"] = rate * decay**epoch
+                group["lr"] = stage.rate * decay**epoch
             losses = []
             for images, targets in _batches(stage, rng):
                 value = loss(streamed(input_tensor(images)), targets)

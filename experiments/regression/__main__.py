@@ -57,8 +57,8 @@ def main() -> None:
         tell(f"{MPP * factor:.3g} um/px, {layers} layers")
         network = table2_network(layers, 1, WIDTH, batch_norm=True, dropout=None)
         targets = torch.from_numpy(training.values).float()[:, None]
-        stage = Stage(lower_resolution(training.pixels, factor), targets, BATCH, options.epochs)
-        train(network, [stage], huber_loss, initialise="he", rate=RATE, decay=DECAY, seed=0, tell=tell)
+        stage = Stage(lower_resolution(training.pixels, factor), targets, BATCH, options.epochs, RATE)
+        train(network, [stage], huber_loss, initialise="he", decay=DECAY, seed=0, tell=tell)
         answers[factor] = outputs(network, lower_resolution(test.pixels, factor))[:, 0]
     rows = compare_resolutions(answers, test)
     folder: Path = options.output

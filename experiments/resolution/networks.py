@@ -20,7 +20,7 @@ __all__ = ["LAYERS", "mpp_of", "trained_networks"]
 LAYERS: Mapping[int, int] = {4: 13, 2: 16, 1: 19}
 """Layers by the factor of the resolution: a block more for each doubling, so that the last map covers the same field."""
 _WIDTH = 8
-_RATE, _DECAY = 1e-3, 0.85
+_RATES, _BATCHES, _DECAY = (1e-3, 1e-4), (32, 16), 0.9
 
 
 def mpp_of(factor: int) -> float:
@@ -54,7 +54,7 @@ def trained_networks(
             network.load_state_dict(safetensors.torch.load_file(file))
         else:
             tell(f"{mpp_of(factor):.3g} um/px, {LAYERS[factor]} layers")
-            train(network, _stages(pixels, epochs, factor), cross_entropy, initialise="lsuv", rate=_RATE, decay=_DECAY, seed=0, tell=tell)
+            train(network, _stages(pixels, epochs, factor), cross_entropy, initialise="lsuv", decay=_DECAY, seed=0, tell=tell)
             safetensors.torch.save_file({name: tensor.contiguous() for name, tensor in network.state_dict().items()}, file)
         networks[factor] = network.eval()
     return networks
@@ -65,7 +65,6 @@ _COMPOSERS = (compose_windows, compose_regions)
 
 def _stages(pixels: Sequence, epochs: tuple[int, int], factor: int) -> list[Stage]:
     stages = []
-    for images, count, batch in zip(pixels, epochs, (32, 16), strict=True):
-        labels = torch.arange(len(images)) % 2
-        stages.append(Stage(lower_resolution(images, factor), labels, batch, count))
+    for images, count, batch, rate in zip(pixels, epochs, _BATCHES, _RATES, strict=True):
+        stages.append(Stage(lower_resolution(images, factor), torch.arange(len(images)) % 2, batch, count, rate))
     return stages
