@@ -120,7 +120,7 @@ def compose_slide(
         distance = ((y - centre[0]) * aspect) ** 2 + ((x - centre[1]) / aspect) ** 2
         inside = np.kron(tissue, np.ones((grid, grid), np.bool_))
         distance[~inside] = np.inf
-        count = max(grid**2, round(share * inside.sum()))
+        count = max(1, round(share * inside.sum()))
         lesion = distance <= np.partition(distance, count - 1, axis=None)[count - 1]
     lesion = np.kron(lesion, np.ones((SIDE // grid, SIDE // grid), np.bool_))
     pixels = np.full((rows * SIDE, columns * SIDE, 3), GLASS, np.uint8)
