@@ -18,7 +18,7 @@ WHEELS := zarr numcodecs donfig google-crc32c imagecodecs openslide-python opens
 # Compiled files are kept: each process that a test starts would otherwise compile everything anew.
 PYTEST := env -u PYTHONDONTWRITEBYTECODE OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
-.PHONY: help demo test test-slow lint bench bench-full docs notebooks dist camelyon16-tiles gpu gpu-wheels screenshots debian clean
+.PHONY: help demo test test-slow lint bench bench-full docs notebooks dist camelyon16-tiles equivalence resolution regression gpu gpu-wheels screenshots debian clean
 
 help:  ## Show the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 13
@@ -50,6 +50,17 @@ docs: .venv/.docs  ## The pages and the API reference as a site, docs/_build/ind
 camelyon16-tiles: .venv/.test  ## Train and measure the network camelyon16-tiles on TILES, a folder of tiles; half an hour
 	OMP_NUM_THREADS=1 $(BIN)/python -m experiments.camelyon16_tiles --tiles $(TILES) -o camelyon16-tiles
 
+# Experiments of the paper, at a size for two cores; IMAGES is any folder with a folder of images for each class, such as Imagenette's
+IMAGES ?= $(TILES)
+equivalence: .venv/.test  ## Streamed and conventional training of the same network on IMAGES; a quarter of an hour
+	OMP_NUM_THREADS=1 $(BIN)/python -m experiments.equivalence --images $(IMAGES) -o experiments-output/equivalence
+
+resolution: .venv/.test  ## Lesions of three sizes at three resolutions, on composed slides of TILES; half an hour
+	OMP_NUM_THREADS=1 $(BIN)/python -m experiments.resolution --tiles $(TILES) -o experiments-output/resolution
+
+regression: .venv/.test  ## A value in the finest detail at three resolutions, on composed slides of TILES; a quarter of an hour
+	OMP_NUM_THREADS=1 $(BIN)/python -m experiments.regression --tiles $(TILES) -o experiments-output/regression
+
 notebooks: .venv/.test  ## Execute the notebooks in examples and save them with their outputs, to be looked at; five minutes
 	$(BIN)/python docs/notebooks.py
 
@@ -73,7 +84,7 @@ screenshots: .venv/.test debian  ## The pictures of the napari window in docs/im
 	env -u QT_QPA_PLATFORM LIBGL_ALWAYS_SOFTWARE=1 xvfb-run -a -s "-screen 0 1720x1300x24" $(BIN)/python -m benchmarks.screenshots
 
 clean:  ## Remove the environment and all that the targets made
-	rm -rf .venv .pytest_cache .hypothesis .mypy_cache .ruff_cache demo-output docs/_build dist wheels benchmarks/.lightstream camelyon16-tiles
+	rm -rf .venv .pytest_cache .hypothesis .mypy_cache .ruff_cache demo-output docs/_build dist wheels benchmarks/.lightstream camelyon16-tiles experiments-output
 
 # Without a virtual screen the tests of real windows skip themselves. QT_QPA_PLATFORM=offscreen cannot draw a canvas.
 on_screen = if command -v xvfb-run >/dev/null; then \

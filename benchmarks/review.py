@@ -31,8 +31,8 @@ def main() -> None:
         os.environ["NAPARI_CONFIG"] = str(Path(place) / "settings.yaml")
         session = make(Path(place))
         times, actions = read(session, options.pictures)
-    found = f"median {statistics.median(times):.2f} s, longest {max(times):.2f} s"
-    print(f"next slide, from the verdict to its first pixels, {len(times)} times: {found}")
+    spread = f"median {statistics.median(times):.2f} s, longest {max(times):.2f} s"
+    print(f"next slide, from the verdict to its first pixels, {len(times)} times: {spread}")
     print(f"actions: {actions / SLIDES:.1f} a slide, with the mouse")
 
 

@@ -166,6 +166,8 @@ class Review(SlideWidget):
     def _decide(self, verdict: str, confidence: int | None) -> None:
         sitting, step = self._sitting, self._sitting.step
         sheet = sitting.sheet()
+        if self.slide is None and sheet.sight is not None:
+            raise ReviewError(f"{sheet.sight.title} is not shown, and a verdict is of what was seen; go on with another")
         if confidence is None and sitting.vocabulary.confidence:
             confidence = sheet.confidence
         self._stop_countdown()

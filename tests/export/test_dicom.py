@@ -254,12 +254,12 @@ def test_the_report_says_what_was_answered_for_what_and_by_whom(slide_path: Path
     texts = " ".join(str(item.value) for item in answer[0].ContentSequence if item.ValueType == "TEXT")
     assert all(each in texts for each in (RESEARCH_USE, "random", "ab" * 32, saliency.prediction.identity.key, "trained = no"))
     groups = report.content.get_image_measurement_groups()
-    said = []
+    measured = []
     for group in groups:
         (reading,) = (one.value.meaning for one in group.get_qualitative_evaluations() if one.name.meaning == "Reading")
         (reader,) = [item.value for item in group[0].ContentSequence if item.ValueType == "PNAME"]
-        said.append((str(reader), reading, group.finding_type.meaning, [one.value for one in group.get_measurements()]))
-    assert said == [("reader-1", "unaided", "normal", [2]), ("reader-1", "aided", "Läsion", [])]
+        measured.append((str(reader), reading, group.finding_type.meaning, [one.value for one in group.get_measurements()]))
+    assert measured == [("reader-1", "unaided", "normal", [2]), ("reader-1", "aided", "Läsion", [])]
     evidence = {
         instance.ReferencedSOPInstanceUID
         for study in report.CurrentRequestedProcedureEvidenceSequence
@@ -275,15 +275,15 @@ def test_the_report_says_what_was_answered_for_what_and_by_whom(slide_path: Path
 
 def test_a_report_of_several_classes_or_of_values(slide_path: Path, tmp_path: Path) -> None:
     prediction, source = maps_of(slide_path, Region(212, 540, 600, 700), 1).prediction, read_source(slide_path)
-    said = {}
+    findings = {}
     for task, logits in (("multilabel", (1, 2)), ("multilabel", (-1, -2)), ("regression", (0.5, 7))):
         answer = replace(prediction, task=task, logits=np.array(logits, np.float32))
         write_report(answer, source, tmp_path / "report.dcm", CREATED)
         (group,) = hd.sr.srread(tmp_path / "report.dcm").content.get_planar_roi_measurement_groups()
         assert group.finding_type is None
         present = [one.value.meaning for one in group.get_qualitative_evaluations() if one.name.meaning == "Class present"]
-        said[task, logits] = (present, len(group.get_measurements()))
-    assert list(said.values()) == [(["normal", "lesion"], 4), ([], 4), ([], 2)]
+        findings[task, logits] = (present, len(group.get_measurements()))
+    assert list(findings.values()) == [(["normal", "lesion"], 4), ([], 4), ([], 2)]
 
 
 def test_identities_are_the_slides_and_the_bytes_the_same_each_time(slide_path: Path, tmp_path: Path) -> None:

@@ -58,8 +58,8 @@ def test_streamed_equals_whole() -> None:
     whole, streamed = copy.deepcopy(base), copy.deepcopy(base)
     unit_variance(whole, images, tile=(96, 128))
     unit_variance(streamed, images, tile=(24, 40))
-    for expected, found in zip(whole.parameters(), streamed.parameters(), strict=True):
-        assert (expected - found).abs().max() <= 1e-12 * expected.abs().max().clamp(min=1)
+    for expected, actual in zip(whole.parameters(), streamed.parameters(), strict=True):
+        assert (expected - actual).abs().max() <= 1e-12 * expected.abs().max().clamp(min=1)
     assert any((a != b).any() for a, b in zip(base.parameters(), whole.parameters(), strict=True))
 
 
@@ -89,15 +89,15 @@ def test_a_refusal_leaves_the_network_as_it_was() -> None:
 def test_training_from_scratch_starts_from_neither_the_base_nor_its_scale() -> None:
     module = small_network()
     settings = Settings(learning_rate=1e-12, weight_decay=0.0, batch=2, epochs=1, validation=0, flips=False, jitter=0)
-    found = {}
+    modules = {}
     for start in ("base", "he", "lsuv"):
         how = Settings(**{name: getattr(settings, name) for name in settings.__slots__} | {"initialise": start})
-        found[start] = finetune(model_of(module), examples_of("abab"), how, tile=(32, 32), force=True).model.module
+        modules[start] = finetune(model_of(module), examples_of("abab"), how, tile=(32, 32), force=True).model.module
     expected = copy.deepcopy(module)
     he_weights(expected, torch.Generator().manual_seed(0))
-    assert torch.allclose(found["base"][0].weight, module[0].weight)
-    assert torch.allclose(found["he"][0].weight, expected[0].weight)
-    ratio = found["lsuv"][0].weight / expected[0].weight
+    assert torch.allclose(modules["base"][0].weight, module[0].weight)
+    assert torch.allclose(modules["he"][0].weight, expected[0].weight)
+    ratio = modules["lsuv"][0].weight / expected[0].weight
     assert torch.allclose(ratio, ratio[:, :1, :1, :1].expand_as(ratio), rtol=1e-4)
     assert not torch.allclose(ratio, torch.ones(()))
 

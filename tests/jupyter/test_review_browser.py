@@ -122,15 +122,17 @@ def test_a_whole_session(open_in: Callable[..., Any], lab: Lab, session: Path, t
     assert main(["review", "export", str(session), "-o", str(tmp_path / "verdicts.csv")]) == 0
     rows = [row for row in csv.DictReader((tmp_path / "verdicts.csv").read_text().splitlines()) if row["reader"] == "a"]
     table = [(row["modality"], row["verdict"], row["confidence"], row["note"]) for row in rows]
-    given = [("lesion", "3", "normal", ""), ("normal", "4", "normal", "2 foci, 1 mitosis"), ("lesion", "5", "lesion", "")]
+    decisions = [("lesion", "3", "normal", ""), ("normal", "4", "normal", "2 foci, 1 mitosis"), ("lesion", "5", "lesion", "")]
     assert table == [
-        row for first, confidence, final, note in given for row in (("unaided", first, confidence, ""), ("aided", final, confidence, note))
+        row
+        for first, confidence, final, note in decisions
+        for row in (("unaided", first, confidence, ""), ("aided", final, confidence, note))
     ]
     with Session(session) as opened:
         kinds = [event.kind for event in opened.store.events("a")]
         readings = opened.reader("a").readings()
     assert (kinds.count("verdict"), kinds.count("undo")) == (7, 1)
-    assert [readings[step].verdict for step in steps] == [final for _, _, final, _ in given]
+    assert [readings[step].verdict for step in steps] == [final for _, _, final, _ in decisions]
     with capsys.disabled():
         print(f"  from a verdict to the picture of the next slide: {', '.join(f'{each:.2f}' for each in seconds)} s")
     assert min(seconds) < 1

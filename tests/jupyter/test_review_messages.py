@@ -110,8 +110,8 @@ def test_a_whole_session_at_three_actions_a_slide(wire: Wire, session: Path) -> 
     sheet = wire.sheet
     assert (sheet["title"], sheet["message"], sheet["undone"]) == ("", "All slides are read. Thank you.", 0)
     assert (wire.review._slide["width"], wire.review._layers) == (0, [])
-    given = [(modality, values["verdict"], values["confidence"]) for kind, modality, values in events(session) if kind == "verdict"]
-    assert given == [("unaided", "normal", 4), ("aided", "lesion", 4)] * 3
+    verdicts = [(modality, values["verdict"], values["confidence"]) for kind, modality, values in events(session) if kind == "verdict"]
+    assert verdicts == [("unaided", "normal", 4), ("aided", "lesion", 4)] * 3
     assert wire.act("undo")["title"] == "slide 3 of 3"
 
 
@@ -242,6 +242,8 @@ def test_a_file_that_cannot_be_read_is_said_without_its_name(
     sheet = wire.act("go", way="next")
     assert sheet["error"] == "slide 3 of 3: its file cannot be read; tell whoever leads the session, and go on with another"
     assert (wire.review._slide["name"], wire.review._slide["width"]) == ("slide 3 of 3", 0)
+    assert wire.act("decide", verdict=1, confidence=2)["error"].startswith("slide 3 of 3 is not shown, and a verdict is of what was seen")
+    assert not [values for kind, _, values in events(session) if kind == "verdict"]
     monkeypatch.undo()
     assert wire.act("go", way="next")["error"] == ""
     monkeypatch.setattr(wire.review.slide._slide, "read", refuse("read"), raising=False)

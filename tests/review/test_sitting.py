@@ -201,15 +201,15 @@ def test_nothing_is_seen_before_its_stage(tmp_path_factory: pytest.TempPathFacto
                 except ReviewError as error:
                     refusal = str(error)
             sheet = sitting.sheet()
-            said = refusal + str({**asdict(sheet), "sight": None if sheet.sight is None else (sheet.sight.title, sheet.sight.answer)})
+            shown = refusal + str({**asdict(sheet), "sight": None if sheet.sight is None else (sheet.sight.title, sheet.sight.answer)})
             upcoming = sitting.upcoming()
             if upcoming is not None:
-                said += str(upcoming.answer)
+                shown += str(upcoming.answer)
             readings = reader.readings()
             for case in session.cases.values():
                 opened = any(reading.opened for step, reading in readings.items() if step.case == case.id and step.modality == "aided")
                 own = any(reading.done for step, reading in readings.items() if step.case == case.id and step.modality == "unaided")
-                assert case.name not in said
+                assert case.name not in shown
                 next_aided = design != "staged" and upcoming is not None and upcoming.answer == case.answer
-                if case.answer in said:
+                if case.answer in shown:
                     assert next_aided or (opened and (own or design != "staged"))

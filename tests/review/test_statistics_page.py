@@ -61,9 +61,9 @@ def test_every_figure_is_in_the_table(summary: dict[str, Any]) -> None:
     rows = list(csv.DictReader(io.StringIO(statistics_table(summary))))
     listed = {float(row[name]) for row in rows for name in ("value", "low", "high") if row[name]}
     analysed = {key: value for key, value in summary.items() if key != "comparison"}
-    wanted = numbers(analysed) + numbers({k: v for k, v in summary["comparison"].items() if k != "analysis"})
-    assert len(wanted) > 60
-    assert set(wanted) <= listed
+    expected = numbers(analysed) + numbers({k: v for k, v in summary["comparison"].items() if k != "analysis"})
+    assert len(expected) > 60
+    assert set(expected) <= listed
     assert summary["comparison"]["analysis"]["p"] in listed
     assert {row["readers"] for row in rows} >= {"", "x", "y", "<b>&", "x, y"}
 
