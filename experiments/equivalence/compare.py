@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -18,16 +18,17 @@ __all__ = ["Comparison", "compare_trainings"]
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Two trainings from the same start.
+    """Trainings from the same start.
 
     Parameters
     ----------
     precision
         Of weights, activations and gradients: ``"float64"`` or ``"float32"``.
-    conventional, streamed
-        The loss of every step.
-    weights
-        After the last step, the largest difference of a weight.
+    conventional, streamed, control
+        The loss of every step. The control is conventional, too, but in another memory format (channels_last), whose kernels round
+        otherwise: so much do two conventional trainings differ.
+    weights, control_weights
+        After the last step, the largest difference of a weight from the conventional one.
     moved
         From the first to the last step, the largest change of a weight.
     """
@@ -35,13 +36,14 @@ class Comparison:
     precision: str
     conventional: tuple[float, ...]
     streamed: tuple[float, ...]
+    control: tuple[float, ...]
     weights: float
+    control_weights: float
     moved: float
 
-    @property
-    def loss(self) -> float:
-        """The largest difference of a loss, as a share of the conventional one."""
-        return max(abs(one - other) / one for one, other in zip(self.conventional, self.streamed, strict=True))
+    def loss_difference(self, losses: Sequence[float]) -> float:
+        """The largest difference of a loss from the conventional one, as a share of it."""
+        return max(abs(one - other) / one for one, other in zip(self.conventional, losses, strict=True))
 
 
 def compare_trainings(
@@ -53,14 +55,14 @@ def compare_trainings(
     rate: float,
     tell: Callable[[str], None],
 ) -> Comparison:
-    """Train two copies of a network by stochastic gradient descent (weight decay 1e-6), one of them by streaming.
+    """Train three copies of a network by stochastic gradient descent (weight decay 1e-6), one of them by streaming.
 
     Parameters
     ----------
     network
-        The start, which is not changed; its type is the precision of both.
+        The start, which is not changed; its type is the precision of all.
     batches
-        Images and classes; both copies see the same.
+        Images and classes; all copies see the same.
     steps
         Number of optimiser steps.
     tile
@@ -70,8 +72,8 @@ def compare_trainings(
     tell
         Called with a line every ten steps.
     """
-    copies = copy.deepcopy(network), copy.deepcopy(network)
-    modules = copies[0], streamview.stream(copies[1], tile=tile)
+    copies = [copy.deepcopy(network) for _ in range(3)]
+    modules = copies[0], streamview.stream(copies[1], tile=tile), copies[2].to(memory_format=torch.channels_last)
     optimisers = [torch.optim.SGD(module.parameters(), rate, weight_decay=1e-6) for module in copies]
     start = next(network.parameters())
     losses: list[tuple[float, ...]] = []
@@ -80,9 +82,9 @@ def compare_trainings(
         losses.append(tuple(_step(module, optimiser, images, classes) for module, optimiser in zip(modules, optimisers, strict=True)))
         if number % 10 == 0:
             tell(f"{str(start.dtype).removeprefix('torch.')}, step {number} of {steps}: loss {losses[-1][0]:.6f}, {losses[-1][1]:.6f}")
-    conventional, streamed = zip(*losses, strict=True)
     precision = str(start.dtype).removeprefix("torch.")
-    return Comparison(precision, conventional, streamed, _difference(*copies), _difference(network, copies[0]))
+    weights, control_weights, moved = (_difference(copies[0], other) for other in (copies[1], copies[2], network))
+    return Comparison(precision, *zip(*losses, strict=True), weights, control_weights, moved)
 
 
 def _step(module: nn.Module, optimiser: torch.optim.Optimizer, images: Tensor, classes: Tensor) -> float:

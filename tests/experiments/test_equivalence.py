@@ -73,7 +73,9 @@ def test_streamed_training_is_conventional_training(folder) -> None:
     before = copy.deepcopy(start.state_dict())
     result = compare_trainings(start, draw_batches(images, 5, 40, 0), steps=12, tile=(8, 8), rate=0.05, tell=lambda line: None)
     assert result.weights < 1e-12
-    assert result.loss < 1e-12
+    assert result.loss_difference(result.streamed) < 1e-12
+    assert result.control_weights < 1e-12
+    assert result.loss_difference(result.control) < 1e-12
     assert result.moved > 1e-3
     assert (len(result.streamed), result.precision) == (12, "float64")
     assert all(torch.equal(before[name], tensor) for name, tensor in start.state_dict().items())
@@ -95,7 +97,8 @@ def test_a_training_that_differs_is_seen(folder, monkeypatch) -> None:
     _, images = list_images(folder)
     result = compare_trainings(network(), draw_batches(images, 5, 40, 0), steps=5, tile=(8, 8), rate=0.05, tell=lambda line: None)
     assert result.weights > 1e-9
-    assert result.loss > 1e-9
+    assert result.loss_difference(result.streamed) > 1e-9
+    assert result.control_weights < 1e-12
 
 
 @pytest.mark.slow

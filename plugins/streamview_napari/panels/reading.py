@@ -165,7 +165,7 @@ class ReadingSection(Section):
     def shortcuts(self) -> list[Shortcut]:
         """Keys of a session: they act wherever the focus is, but in the note."""
         first = "The first verdict, and so on to 9; then how sure"
-        digits = [Shortcut("", "" if digit > 1 else first, partial(self._press, digit), key=str(digit)) for digit in range(1, 10)]
+        digits = [Shortcut("", "" if digit != 1 else first, partial(self._press, digit), key=str(digit)) for digit in range(10)]
         return [
             *digits,
             Shortcut("", "Next slide", lambda: self.step(1), key="n"),

@@ -14,6 +14,7 @@ from streamview_napari.panels.theme import set_role
 __all__ = ["VerdictButtons"]
 
 _HIGH, _SIDE = 34, 28  # px: of a verdict's button, of one of its steps of confidence
+_BESIDE = 5  # steps of confidence for which there is room beside a verdict
 
 
 class VerdictButtons(QWidget):
@@ -32,6 +33,7 @@ class VerdictButtons(QWidget):
         self.vocabulary = vocabulary
         self._usual: int | None = None
         self._pending = ""
+        self._beside = vocabulary.confidence <= _BESIDE  # whether a verdict and its steps share a row
         self.buttons: list[QPushButton] = []
         self.steps: list[list[QPushButton]] = []
         grid = QGridLayout(self)
@@ -47,26 +49,36 @@ class VerdictButtons(QWidget):
             button.setToolTip(f"{verdict}. Key {row + 1}")
             set_role(button, "verdict")
             button.clicked.connect(partial(self._choose, row))
-            grid.addWidget(button, row, 0)
+            if self._beside:
+                grid.addWidget(button, row, 0)
+            else:
+                grid.addWidget(button, 2 * row, 0, 1, vocabulary.confidence)
             self.buttons.append(button)
             self.steps.append([self._step(grid, row, confidence) for confidence in range(1, vocabulary.confidence + 1)])
         if vocabulary.confidence:
-            grid.addWidget(quiet_label("unsure"), len(vocabulary.verdicts), 1, 1, 2)
+            last = 2 * len(vocabulary.verdicts)
             sure = quiet_label("sure")
             sure.setAlignment(Qt.AlignmentFlag.AlignRight)
-            grid.addWidget(sure, len(vocabulary.verdicts), vocabulary.confidence - 1, 1, 2)
-        grid.setColumnStretch(0, 1)
+            grid.addWidget(quiet_label("unsure"), last, int(self._beside), 1, 2)
+            grid.addWidget(sure, last, vocabulary.confidence - 2 + int(self._beside), 1, 2)
+        if self._beside:
+            grid.setColumnStretch(0, 1)
 
     def _step(self, grid: QGridLayout, row: int, confidence: int) -> QPushButton:
         verdict, most = self.vocabulary.verdicts[row], self.vocabulary.confidence
         step = QPushButton(str(confidence))
         step.setCheckable(True)
-        step.setFixedSize(_SIDE, _HIGH)
+        step.setFixedHeight(_HIGH if self._beside else _SIDE)
+        step.setMinimumWidth(0)
         step.setAccessibleName(f"{verdict}, confidence {confidence} of {most}")
-        step.setToolTip(f"{verdict}, confidence {confidence} of {most}. Keys {row + 1} {confidence}")
+        step.setToolTip(f"{verdict}, confidence {confidence} of {most}. Keys {row + 1} {confidence % 10}")
         set_role(step, "confidence")
         step.clicked.connect(lambda: self._decide(row, confidence))
-        grid.addWidget(step, row, confidence)
+        if self._beside:
+            step.setFixedWidth(_SIDE)
+            grid.addWidget(step, row, confidence)
+        else:
+            grid.addWidget(step, 2 * row + 1, confidence - 1)
         return step
 
     def show_given(self, verdict: str | None, confidence: int | None, usual: int | None) -> None:
@@ -87,7 +99,8 @@ class VerdictButtons(QWidget):
                 step.setChecked(word == verdict and number == confidence)
 
     def press(self, digit: int) -> None:
-        """Take a digit from 1: a verdict, or the confidence of the one that waits for it."""
+        """Take a digit, 0 for ten: a verdict, or the confidence of the one that waits for it."""
+        digit = digit or 10
         if not self.isEnabled():
             return
         if self._pending and digit <= self.vocabulary.confidence:
