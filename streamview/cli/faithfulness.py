@@ -104,6 +104,6 @@ def _show(measured: Faithfulness, job: Job, maps: JobMaps) -> None:
             say(f"  {detail}")
         if measured.failures(one.method):
             names = ", ".join(check.name for check in measured.failures(one.method))
-            warn(f"the map {one.method} of {measured.target} fails {names}: do not read it as what the network uses")
+            warn(f"the map {one.method} of {measured.target} fails {names}")
     if maps.saliency.path is not None:
         say(f"written: {os.path.relpath(faithfulness_folder(maps.saliency.path) / FILE)}.json")

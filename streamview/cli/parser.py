@@ -188,7 +188,8 @@ def _faithfulness(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("job", metavar="JOB", help="a job folder with maps; the verdicts are stored in it")
     parser.add_argument("--slide", nargs="+", metavar="NAME", default=(), help="slides to check, by name (default: all)")
     parser.add_argument("--target", nargs="+", metavar="CLASS", default=(), help="targets whose maps are checked (default: all)")
-    annotations = "compare the maps with annotations: QuPath's GeoJSON, ASAP's XML, a PNG mask of the whole slide, or a folder with one named as each slide"
+    annotations = "compare the maps with annotations: QuPath's GeoJSON, ASAP's XML, a PNG mask of the whole slide, or a folder with a file "
+    annotations += "named as each slide"
     parser.add_argument("--annotations", metavar="FILE|FOLDER", help=annotations)
     model = f"network of the maps (default: the one named in the job): {_MODEL}"
     parser.add_argument("-m", "--model", metavar="MODEL", help=model)
