@@ -274,7 +274,7 @@ def job_layers(folder: str | os.PathLike[str], slide_id: str | None = None) -> l
 
 
 def caption(saliency: Saliency, shown: Shown) -> str:
-    """Say in short lines for the canvas: slide and network, the answer, map and target, blur and threshold, which checks it failed, and why it is empty."""
+    """Say in short lines for the canvas: slide and network, the answer, map and target, how it is shown, failed checks, why it is empty."""
     recipe, prediction = shown.recipe, saliency.prediction
     blur = f"{shown.blur_px[0]:.3g} px" if saliency.mpp is None else f"{recipe.blur_um:g} µm ({shown.blur_px[0]:.3g} px)"
     untrained = "" if prediction.trained else " (untrained)"

@@ -91,7 +91,7 @@ def describe_certificate(certificate: Certificate) -> str:
 
 
 def describe_faithfulness(saliency: Saliency) -> tuple[str, bool]:
-    """Say in a line a map whether a job's maps show what the network uses, and whether one failed a check; empty where that was not measured."""
+    """Say in a line a map whether a job's maps show what the network uses, and whether one failed; empty where that was not measured."""
     from streamview.faithfulness.store import read_faithfulness
     from streamview.results.display import TITLES
 
