@@ -18,7 +18,7 @@ WHEELS := zarr numcodecs donfig google-crc32c imagecodecs openslide-python opens
 # Compiled files are kept: each process that a test starts would otherwise compile everything anew.
 PYTEST := env -u PYTHONDONTWRITEBYTECODE OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
-.PHONY: help demo test test-slow lint bench bench-full docs notebooks dist camelyon16-tiles gpu gpu-wheels screenshots debian clean
+.PHONY: help demo test test-slow lint bench bench-full docs notebooks dist camelyon16-tiles faithfulness gpu gpu-wheels screenshots debian clean
 
 help:  ## Show the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 13
@@ -49,6 +49,9 @@ docs: .venv/.docs  ## The pages and the API reference as a site, docs/_build/ind
 
 camelyon16-tiles: .venv/.test  ## Train and measure the network camelyon16-tiles on TILES, a folder of tiles; half an hour
 	OMP_NUM_THREADS=1 $(BIN)/python -m experiments.camelyon16_tiles --tiles $(TILES) -o camelyon16-tiles
+
+faithfulness: .venv/.test  ## Measure which maps show what a network uses, with TILES, a folder of tiles: table and picture in docs; five minutes
+	OMP_NUM_THREADS=1 $(BIN)/python -m experiments.faithfulness --tiles $(TILES)
 
 notebooks: .venv/.test  ## Execute the notebooks in examples and save them with their outputs, to be looked at; five minutes
 	$(BIN)/python docs/notebooks.py

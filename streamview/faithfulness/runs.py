@@ -118,7 +118,7 @@ class Runs:
         """Compare each map with that of a hardly changed region: noisy, and at the end shifted."""
         run, settings, compared = self.run, self.settings, self.compared.copy()
         if number < settings.noises:
-            what, move = f"noise of {settings.noise:g} grey levels", (0, 0)
+            what, move = f"noise of {settings.noise:g} grey level{'s' * (settings.noise != 1)}", (0, 0)
             changed = with_sampler(run, NoisySampler(run.sampler, run.inside, settings.noise, settings.seed * _SEEDS + number))
         else:
             what, move = f"a shift of {settings.shift[1]}, {settings.shift[0]} px", settings.shift
