@@ -162,13 +162,14 @@ def draw(rows: Sequence[tuple[Faithfulness, NDArray[np.uint8]]]) -> Figure:
                 if curve is not None and curve.area is not None:
                     style, width = ("--", 1.8) if "control" in name else ("-", 4.0 if method == "signed" else 1.8)  # two are often the same
                     values = normalise(curve.scores, measured.full, measured.empty)
-                    ax.plot(curve.shares, values or (), style, color=COLOURS[method], linewidth=width, label=f"{name}: {curve.area:.2f}")
+                    label = f"{name}: {one.deletion.area:.2f}, {one.insertion.area:.2f}"
+                    ax.plot(curve.shares, values or (), style, color=COLOURS[method], linewidth=width, label=label)
             better = "lower is better" if kind == "deletion" else "higher is better"
             ax.set_title(f"{kind}, area under the curve ({better})", fontsize=10)
             ax.set_xlabel("share of the tissue erased" if kind == "deletion" else "share of the tissue brought back", fontsize=9)
             ax.tick_params(labelsize=8)
             ax.spines[["top", "right"]].set_visible(False)
-            ax.legend(fontsize=7.5, framealpha=0.85, edgecolor="none")
+        row[2].legend(fontsize=7.5, frameon=False, loc="lower right", title="areas: deletion, insertion", title_fontsize=7.5)
         row[1].set_ylabel("score, as share of what all tissue makes", fontsize=9)
     return figure
 

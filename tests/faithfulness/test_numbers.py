@@ -47,6 +47,7 @@ def test_patches_are_ranked_from_the_highest_and_equal_ones_at_random() -> None:
 @pytest.mark.parametrize(("area", "lower", "count", "passed"), [(0.1, True, 5, True), (0.35, True, 3, False), (0.9, False, 5, True)])
 def test_a_ranking_passes_where_it_beats_the_share(area, lower, count, passed) -> None:
     assert beats(area, [0.2, 0.3, 0.4, 0.5, 0.6], 0.95, lower=lower) == (count, passed)
+    assert beats(0.25, [0.2, 0.3, 0.4, 0.5, 0.6], 0.95, lower=True) == (4, False)
     assert beats(0.2, [0.2] * 20, 0.95, lower=True) == (0, False)  # equal is not better
     assert beats(0.2, [0.3] * 19 + [0.1], 0.95, lower=True) == (19, True)
 
