@@ -18,7 +18,7 @@ WHEELS := zarr numcodecs donfig google-crc32c imagecodecs openslide-python opens
 # Compiled files are kept: each process that a test starts would otherwise compile everything anew.
 PYTEST := env -u PYTHONDONTWRITEBYTECODE OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
-.PHONY: help demo test test-slow lint bench bench-full docs notebooks dist camelyon16-tiles equivalence resolution regression gpu gpu-wheels screenshots debian clean
+.PHONY: help demo test test-slow lint bench bench-full docs notebooks dist camelyon16-tiles equivalence resolution regression saliency faithfulness gpu gpu-wheels screenshots debian clean
 
 help:  ## Show the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 13
@@ -60,6 +60,12 @@ resolution: .venv/.test  ## Lesions of three sizes at three resolutions, on comp
 
 regression: .venv/.test  ## A value in the finest detail at three resolutions, on composed slides of TILES; a quarter of an hour
 	OMP_NUM_THREADS=1 $(BIN)/python -m experiments.regression --tiles $(TILES) -o experiments-output/regression
+
+saliency: .venv/.test  ## How well each map finds a lesion, by method and resolution, on composed slides of TILES; half an hour, after resolution
+	OMP_NUM_THREADS=1 $(BIN)/python -m experiments.saliency --tiles $(TILES) --networks experiments-output/resolution -o experiments-output/saliency
+
+faithfulness: .venv/.test  ## Measure which maps show what a network uses, with TILES, a folder of tiles: table and picture in docs; five minutes
+	OMP_NUM_THREADS=1 $(BIN)/python -m experiments.faithfulness --tiles $(TILES)
 
 notebooks: .venv/.test  ## Execute the notebooks in examples and save them with their outputs, to be looked at; five minutes
 	$(BIN)/python docs/notebooks.py

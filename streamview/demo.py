@@ -16,7 +16,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from scipy import sparse
 
 from streamview.cohort.policy import RegionPolicy
 from streamview.cohort.run import run_slides
@@ -24,6 +23,7 @@ from streamview.cohort.settings import Settings
 from streamview.cohort.work import Ahead, Answer, Outcome, Work
 from streamview.cohort.worklist import read_worklist
 from streamview.errors import StreamviewError
+from streamview.faithfulness.localisation import share_inside
 from streamview.files import atomic
 from streamview.inference.compute import Compute
 from streamview.jobs import Job, new_run_id
@@ -35,7 +35,7 @@ from streamview.slides import Slide, open_slide
 from streamview.slides.pyramid import build_pyramid
 from streamview.slides.synthetic import write_synthetic_slide
 
-__all__ = ["DemoResult", "Localisation", "localise", "run_demo", "run_demo_on", "share_inside"]
+__all__ = ["DemoResult", "Inside", "localise", "run_demo", "run_demo_on"]
 
 _SMALLEST = 512  # px: on a smaller slide the lesion is only a few cells
 _TARGET = "lesion"
@@ -44,7 +44,7 @@ _DISPLAYS: tuple[Preset, ...] = ("evidence", "detail", "paper")
 
 
 @dataclass(frozen=True, slots=True)
-class Localisation:
+class Inside:
     """How much of a map lies on the lesion.
 
     Parameters
@@ -80,7 +80,7 @@ class DemoResult:
     answer: Answer
     job: Path
     lesion_share: float
-    localisation: tuple[Localisation, ...]
+    localisation: tuple[Inside, ...]
     seconds: float
 
 
@@ -191,7 +191,7 @@ def run_demo_on(
     return DemoResult(answers[-1], job.folder, math.nan, (), time.monotonic() - start)
 
 
-def localise(saliency: Saliency, lesion: NDArray[np.bool_]) -> tuple[Localisation, ...]:
+def localise(saliency: Saliency, lesion: NDArray[np.bool_]) -> tuple[Inside, ...]:
     """Measure how much of each map lies on a lesion.
 
     Every map is measured raw; the signed one also as the detail display shows it: blurred, then without negative values.
@@ -205,44 +205,15 @@ def localise(saliency: Saliency, lesion: NDArray[np.bool_]) -> tuple[Localisatio
     """
     measured = []
     for method, saliency_map in saliency.maps.items():
-        measured.append(Localisation(f"{method}, positive part of the raw map", share_inside(saliency_map, lesion)))
+        measured.append(Inside(f"{method}, positive part of the raw map", share_inside(saliency_map, lesion)))
         mpp = saliency.mpp
         if method == "signed" and mpp is not None:
             width = PRESETS["detail"].blur_um
             sigma = width / (mpp[0] * saliency_map.step[0]), width / (mpp[1] * saliency_map.step[1])
             values = blur(np.asarray(saliency_map.values, np.float32), sigma)
             blurred = SaliencyMap(method, Plane(values), saliency_map.step, saliency_map.origin)
-            measured.append(Localisation(f"signed, blurred by {width:g} um, then negatives cut", share_inside(blurred, lesion)))
+            measured.append(Inside(f"signed, blurred by {width:g} um, then negatives cut", share_inside(blurred, lesion)))
     return tuple(measured)
-
-
-def share_inside(saliency_map: SaliencyMap, lesion: NDArray[np.bool_]) -> float:
-    """Share of a map's positive mass on a lesion; every level-0 pixel has the value of the nearest map pixel.
-
-    Parameters
-    ----------
-    saliency_map
-        Map of the whole slide.
-    lesion
-        bool (height, width) of level 0.
-
-    Returns
-    -------
-    float
-        0..1; NaN for a map without a positive value.
-    """
-    mass = np.maximum(np.asarray(saliency_map.values, np.float32), 0)
-    rows, columns = (_nearest(saliency_map, axis, lesion.shape[axis]) for axis in (0, 1))
-    inside = (rows @ (columns @ lesion.T.astype(np.float32)).T).astype(np.float32, copy=False)  # lesion px nearest to each map pixel
-    total = np.sum((mass @ columns.sum(1)) * rows.sum(1), dtype=np.float64)
-    return float(np.sum(np.multiply(mass, inside, out=inside), dtype=np.float64) / total) if total > 0 else float("nan")
-
-
-def _nearest(saliency_map: SaliencyMap, axis: int, size: int) -> sparse.csr_array:
-    """Matrix (map pixels, level-0 pixels) along one axis: 1 where the map pixel is the nearest."""
-    count = saliency_map.values.shape[axis]
-    nearest = ((np.arange(size) - saliency_map.origin[axis]) / saliency_map.step[axis]).round().astype(np.intp).clip(0, count - 1)
-    return sparse.csr_array((np.ones(size, np.float32), (nearest, np.arange(size))), shape=(count, size))
 
 
 def _give_up(outcome: Outcome) -> None:

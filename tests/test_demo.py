@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from streamview.cli import main
-from streamview.demo import run_demo, run_demo_on, share_inside
+from streamview.demo import run_demo, run_demo_on
 from streamview.errors import StreamviewError
+from streamview.faithfulness.localisation import share_inside
 from streamview.jobs import Job
 from streamview.results import SaliencyMap, open_saliency
 from streamview.slides import open_slide

@@ -17,9 +17,9 @@ from scipy import ndimage
 
 import streamview
 from experiments.camelyon16_tiles.compose import GLASS, MPP, Mask, Pixels, Tiles, compose_slide
-from experiments.localisation import Localisation, localise
 from streamview.evaluation import Metrics, measure
 from streamview.evaluation.bootstrap import Bootstrap, Figure, mean
+from streamview.faithfulness.localisation import Localisation, localise
 from streamview.networks import Model
 from streamview.results import Saliency
 from streamview.results.display import PRESETS, Recipe, show, usual_recipe

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from streamview.cli.console import Bars, amount, say, warn
 from streamview.cli.evaluate import evaluate
+from streamview.cli.faithfulness import faithfulness, verdicts
 from streamview.cli.finetune import finetune
 from streamview.cli.info import info
 from streamview.cli.review import review
@@ -134,6 +135,8 @@ def _jobs(options: Namespace, arguments: list[str]) -> int:
             state = record.superseded(result) or ("" if result.holds_tissue else "no tissue, not counted")
             facts = f"{region_id(prediction.region)}  {prediction.model_name}  {prediction.answer}"
             say(f"  {facts}{state and f'  [{state}]'}{'  with maps' if result.maps else ''}")
+            for line in verdicts(job, result):
+                say(f"    {line}")
         for group in by_policy(record):
             whole = aggregate(group)
             summary = f"none: {whole.reason}" if whole.prediction is None else f"{whole.prediction.answer}  ({whole.method})"
@@ -266,6 +269,7 @@ COMMANDS: Mapping[str, Callable[[Namespace, list[str]], int]] = {
     "saliency": saliency,
     "finetune": finetune,
     "evaluate": evaluate,
+    "faithfulness": faithfulness,
     "verify": _verify,
     "models": _models,
     "jobs": _jobs,

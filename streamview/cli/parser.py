@@ -173,6 +173,8 @@ def build_parser() -> argparse.ArgumentParser:
     report.add_argument("--slide", nargs="+", metavar="NAME", default=(), help="slides to show, by name (default: all)")
     _display(report)
 
+    _faithfulness(add("faithfulness", "check whether a job's maps show what the network uses", "job --annotations slide.geojson"))
+
     _review(add("review", "make a review session of a job, see how far it is, and export it", "new job -o session.sqlite --readers a,b"))
 
     add("doctor", "check this machine and say what to do", "")
@@ -180,6 +182,28 @@ def build_parser() -> argparse.ArgumentParser:
     view = add("view", "open a slide, or a job with its maps in place, in napari", "job")
     view.add_argument("path", metavar="SLIDE|JOB", help="a slide, a pyramid, a saved saliency map or a job folder")
     return parser
+
+
+def _faithfulness(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("job", metavar="JOB", help="a job folder with maps; the verdicts are stored in it")
+    parser.add_argument("--slide", nargs="+", metavar="NAME", default=(), help="slides to check, by name (default: all)")
+    parser.add_argument("--target", nargs="+", metavar="CLASS", default=(), help="targets whose maps are checked (default: all)")
+    annotations = "compare the maps with annotations: QuPath's GeoJSON, ASAP's XML, a PNG mask of the whole slide, or a folder with a file "
+    annotations += "named as each slide"
+    parser.add_argument("--annotations", metavar="FILE|FOLDER", help=annotations)
+    model = f"network of the maps (default: the one named in the job): {_MODEL}"
+    parser.add_argument("-m", "--model", metavar="MODEL", help=model)
+    _files(parser)
+    patch = "side of the squares that are erased, px of the network's grid (default: a sixteenth of the region's side)"
+    parser.add_argument("--patch", type=int, metavar="PX", help=patch)
+    parser.add_argument("--steps", type=int, metavar="N", default=10, help="steps of deletion and insertion (default: 10)")
+    parser.add_argument("--rankings", type=int, metavar="N", default=5, help="random rankings to beat (default: 5)")
+    parser.add_argument("--shuffles", type=int, metavar="N", default=5, help="networks with shuffled weights (default: 5)")
+    parser.add_argument("--seed", type=int, metavar="N", default=0, help="seed of all that is random (default: 0)")
+    restart = "measure again what was measured, and start unfinished work over instead of resuming it"
+    parser.add_argument("--restart", action="store_true", help=restart)
+    _machine(parser)
+    _tile(parser)
 
 
 def _review(parser: argparse.ArgumentParser) -> None:

@@ -4,6 +4,7 @@
 
     job/ predictions.csv  slides.csv  patients.csv  summary.md  runs/<run-id>.json  slides/<slide>.json
          saliency/<slide>/<region>.ome.zarr, or <region>-<target>.ome.zarr for a run with several targets
+         faithfulness/<slide>/<region>/faithfulness.json, or <region>-<target>/
          certificates/<pixels>-<weights>.json  leases/<what is worked on>
 
 ``slides/*.json`` are the records. The tables and ``summary.md`` are written from them, now and then during a run and at its end, so that a

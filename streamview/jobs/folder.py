@@ -265,7 +265,8 @@ class Job:
                 for name in {name for result in chosen for stored in result.maps for name in (stored.path, stored.picture)} - shared:
                     self._discard(name)
                 if not rest and region is None:
-                    shutil.rmtree(self.folder / "saliency" / atomic.safe_stem(slide_id), ignore_errors=True)
+                    for kind in ("saliency", "faithfulness"):
+                        shutil.rmtree(self.folder / kind / atomic.safe_stem(slide_id), ignore_errors=True)
         self.write_tables()
         return removed
 
@@ -324,9 +325,13 @@ class Job:
 
     def _discard(self, name: str | None) -> None:
         """Remove a map or picture named by a record if it lies in the job: a damaged record may name any path."""
-        path = self.folder / (name or "")
-        if name and (path.parent.resolve() / path.name).is_relative_to(self.folder.resolve() / "saliency"):
+        path, root = self.folder / (name or ""), self.folder.resolve()
+        place = path.parent.resolve() / path.name
+        if name and place.is_relative_to(root / "saliency"):
             atomic.discard(path)
+            if name.endswith(".ome.zarr"):  # and what was measured of the map
+                measured = place.relative_to(root / "saliency")
+                atomic.discard(root / "faithfulness" / measured.with_name(measured.name.removesuffix(".ome.zarr")))
 
 
 _DAMAGED = (OSError, ValueError, LookupError, TypeError, AttributeError, StreamviewError)

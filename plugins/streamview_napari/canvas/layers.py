@@ -39,7 +39,7 @@ from streamview.results.shown_map import FULL, ShownMap, window
 from streamview.slides import as_slide, open_slide
 from streamview.slides.thumbnail import thumbnail
 from streamview_napari.records import JobPlace, MapLayer, SlideLayer
-from streamview_napari.requests.answers import describe_answer
+from streamview_napari.requests.answers import describe_answer, describe_failures
 from streamview_napari.tiles import TiledLevel, Tiles
 
 if TYPE_CHECKING:
@@ -274,7 +274,7 @@ def job_layers(folder: str | os.PathLike[str], slide_id: str | None = None) -> l
 
 
 def caption(saliency: Saliency, shown: Shown) -> str:
-    """Say in short lines for the canvas: slide and network, the answer, map and target, blur and threshold, and why a map is empty."""
+    """Say in short lines for the canvas: slide and network, the answer, map and target, how it is shown, failed checks, why it is empty."""
     recipe, prediction = shown.recipe, saliency.prediction
     blur = f"{shown.blur_px[0]:.3g} px" if saliency.mpp is None else f"{recipe.blur_um:g} µm ({shown.blur_px[0]:.3g} px)"
     untrained = "" if prediction.trained else " (untrained)"
@@ -289,7 +289,8 @@ def caption(saliency: Saliency, shown: Shown) -> str:
     ]
     # looked for only where it can be: to blur the map once more takes time
     reason = empty_reason(saliency, shown) if shown.cap <= 0 or recipe.cap is not None else None
-    return "\n".join(lines if reason is None else [*lines, *textwrap.wrap(reason, _CAPTION)])
+    remarks = (describe_failures(saliency, recipe.method), reason or "")
+    return "\n".join([*lines, *(line for remark in remarks for line in textwrap.wrap(remark, _CAPTION))])
 
 
 def _source(regions: tuple[RegionResult, ...]) -> list[tuple[Slide, str]]:

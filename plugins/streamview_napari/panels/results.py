@@ -20,7 +20,7 @@ from qtpy.QtWidgets import (
 from streamview_napari.canvas.camera import fly_to
 from streamview_napari.panels.section import Section, error_label, labelled, plain_table, quiet_label, show_rows
 from streamview_napari.panels.theme import set_role
-from streamview_napari.requests.answers import Answer, describe_answer, describe_certificate
+from streamview_napari.requests.answers import Answer, describe_answer, describe_certificate, describe_faithfulness
 from streamview_napari.requests.regions import describe_size
 
 if TYPE_CHECKING:
@@ -92,6 +92,9 @@ class ResultSection(Section):
         row.addWidget(self.certificate, 1)
         row.addWidget(self.stop)
         self.column.addLayout(row)
+        self.faithfulness = quiet_label()
+        self.faithfulness.setToolTip("Whether the maps show what the network uses, as streamview faithfulness has measured it.")
+        self.column.addWidget(self.faithfulness)
         self.problem = error_label()
         self.column.addWidget(self.problem)
         self.table = plain_table(["#", "Answer", "Maps of", "Network", "Time"])
@@ -102,7 +105,7 @@ class ResultSection(Section):
         for column in (0, 1, 4):
             header.setSectionResizeMode(column, QHeaderView.ResizeMode.ResizeToContents)
         self.column.addWidget(self.table)
-        for hidden in (self.warning, self.certificate, self.stop, self.problem):
+        for hidden in (self.warning, self.certificate, self.stop, self.faithfulness, self.problem):
             hidden.hide()
         self._listed: list[Answer] = []
         self._verifying: Work | None = None
@@ -161,6 +164,10 @@ class ResultSection(Section):
             if answer.saliency.target.against is not None:
                 self.target.addItem(answer.saliency.target.name)
             self.target.setCurrentText(answer.saliency.target.name)
+        verdicts, failed = ("", False) if answer.saliency is None else describe_faithfulness(answer.saliency)
+        self.faithfulness.setText(verdicts)
+        self.faithfulness.setVisible(bool(verdicts))
+        set_role(self.faithfulness, "warning" if failed else "quiet")
         self.problem.hide()
         if self._verifying is None:
             self.certificate.setText("" if answer.certificate is None else describe_certificate(answer.certificate))

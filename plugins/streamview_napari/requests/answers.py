@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from streamview.inspection.certificate import Certificate
     from streamview.results import Prediction, Saliency
 
-__all__ = ["Answer", "RunFacts", "describe_answer", "describe_certificate"]
+__all__ = ["Answer", "RunFacts", "describe_answer", "describe_certificate", "describe_failures", "describe_faithfulness"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -88,3 +88,24 @@ def describe_certificate(certificate: Certificate) -> str:
     return (
         f"{verdict}: {count} window{'s' if count > 1 else ''} against the plain network in float64, largest error {certificate.worst:.1e}"
     )
+
+
+def describe_faithfulness(saliency: Saliency) -> tuple[str, bool]:
+    """Say in a line a map whether a job's maps show what the network uses, and whether one failed; empty where that was not measured."""
+    from streamview.faithfulness.store import read_faithfulness
+    from streamview.results.display import TITLES
+
+    measured = read_faithfulness(saliency)
+    if measured is None:
+        return "", False
+    lines = [f"{TITLES.get(method, method)}. {line}" for method in saliency.maps if (line := measured.line(method))]
+    return "\n".join(lines), any(measured.failures(method) for method in saliency.maps)
+
+
+def describe_failures(saliency: Saliency, method: str) -> str:
+    """Say which checks of faithfulness a job's map failed; empty where it failed none, or was not measured."""
+    from streamview.faithfulness.store import read_faithfulness
+
+    measured = read_faithfulness(saliency)
+    failures = () if measured is None else measured.failures(method)
+    return f"FAILS {', '.join(check.name for check in failures)}" if failures else ""

@@ -10,7 +10,7 @@ from streamview.geometry import Region
 from streamview.results import Prediction, Target
 from streamview.results.display import Recipe
 
-__all__ = ["Certified", "MapView", "Picture", "RegionView", "ReportSlide", "Spot"]
+__all__ = ["Certified", "MapView", "Picture", "RegionView", "ReportSlide", "Spot", "Verdict"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +52,31 @@ class Spot:
     overlaid: Picture | None
 
 
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Whether a map shows what the network uses.
+
+    Parameters
+    ----------
+    line
+        In one line.
+    failed
+        Whether a check failed.
+    details
+        Numbers, a line each.
+    checks
+        Name and outcome of each check, None for no verdict.
+    chart
+        Curves as SVG; empty where there are none.
+    """
+
+    line: str
+    failed: bool
+    details: tuple[str, ...]
+    checks: tuple[tuple[str, bool | None], ...]
+    chart: str
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class MapView:
     """One map, as it is shown over its region.
@@ -78,6 +103,8 @@ class MapView:
         The largest hotspots, in the order of their share of the map's mass.
     notes
         What is not shown, and why, one sentence each.
+    checked
+        Whether the map shows what the network uses; None where it was not measured.
     """
 
     target: Target
@@ -92,6 +119,7 @@ class MapView:
     how: tuple[str, ...]
     spots: tuple[Spot, ...]
     notes: tuple[str, ...]
+    checked: Verdict | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

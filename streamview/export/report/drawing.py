@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from streamview.export.hotspots import Hotspot, find_hotspots, no_hotspots
-from streamview.export.report.content import MapView, Picture, RegionView, Spot
+from streamview.export.report.content import MapView, Picture, RegionView, Spot, Verdict
+from streamview.export.report.curves import curve_chart
 from streamview.export.report.pictures import heat_png, jpeg, outline_path
+from streamview.faithfulness.store import read_faithfulness
 from streamview.geometry import Region
 from streamview.results import Saliency
 from streamview.results.display import DisplayChoice, Glass, empty_reason, show
@@ -124,7 +126,18 @@ def _draw_map(
         how=how_shown(saliency, shown),
         spots=tuple(_draw_spot(spot, layer, slide, saliency) for spot in hotspots),
         notes=tuple(notes),
+        checked=_verdict(saliency, recipe.method),
     )
+
+
+def _verdict(saliency: Saliency, method: str) -> Verdict | None:
+    """What was measured of a stored map; None where nothing was."""
+    measured = read_faithfulness(saliency)
+    if measured is None or measured.of(method) is None:
+        return None
+    checks = tuple((check.name, check.passed) for check in measured.checks(method))
+    failed = any(passed is False for _, passed in checks)
+    return Verdict(measured.line(method), failed, measured.details(method), checks, curve_chart(measured, method))
 
 
 def _draw_spot(hotspot: Hotspot, layer: MapLayer, slide: Slide | None, saliency: Saliency) -> Spot:

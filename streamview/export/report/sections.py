@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from streamview.export.report.content import Certified, MapView, Picture, RegionView, ReportSlide, Spot
+from streamview.export.report.content import Certified, MapView, Picture, RegionView, ReportSlide, Spot, Verdict
 from streamview.export.report.drawing import FIELD_UM
 from streamview.export.report.markup import Markup, data_url, joined, name, tag
 from streamview.export.report.pictures import GRID
@@ -210,11 +210,22 @@ def _legends(view: RegionView) -> list[Markup]:
             tag("div", Markup(one.legend), class_="legend"),
             tag("span", "; ".join(one.how), ".", class_="small"),
             *(tag("p", note, class_="small") for note in one.notes),
+            _checked(one.checked),
             class_=_of(number, "legends"),
             data_number=number,
         )
         for number, one in enumerate(view.maps)
     ]
+
+
+def _checked(verdict: Verdict | None) -> Markup | None:
+    """Whether the map shows what the network uses, with the curves; a warning where it failed a check."""
+    if verdict is None:
+        return None
+    line = tag("p", tag("strong", "Warning: ") if verdict.failed else None, verdict.line, class_=f"message{' warning' * verdict.failed}")
+    chart = tag("div", Markup(verdict.chart), class_="legend") if verdict.chart else None
+    details = tag("ul", *(tag("li", detail) for detail in verdict.details), class_="small") if verdict.details else None
+    return tag("div", line, chart, details, class_="checked")
 
 
 def _spots(one: MapView, view: RegionView, number: int) -> Markup | None:

@@ -64,6 +64,14 @@ def _map(view: RegionView, one: MapView) -> dict[str, Any]:
         "threshold": one.threshold,
         "hotspots": [_spot(rank, spot) for rank, spot in enumerate(one.spots, 1)],
         "notes": list(one.notes),
+        "faithfulness": None
+        if one.checked is None
+        else {
+            "verdict": one.checked.line,
+            "failed": one.checked.failed,
+            "checks": dict(one.checked.checks),
+            "details": one.checked.details,
+        },
     }
 
 

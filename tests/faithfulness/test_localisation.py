@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score
 
-from experiments.localisation import average_precision, localise
+from streamview.faithfulness.localisation import average_precision, localise
 
 LESION = np.zeros((4, 5), np.bool_)
 LESION[1:3, 1:3] = True
@@ -13,23 +13,23 @@ LESION[1:3, 1:3] = True
 def test_energy_and_pointing_of_a_small_map() -> None:
     values = np.zeros((4, 5))
     values[1, 1], values[0, 0], values[3, 3] = 3.0, 1.0, -50.0  # what is negative does not count
-    found = localise(values, LESION)
-    assert (found.pointing, found.energy, found.area) == (True, 0.75, 0.2)
-    assert found.ratio == pytest.approx(3.75)
+    measured = localise(values, LESION)
+    assert (measured.pointing, measured.energy, measured.area) == (True, 0.75, 0.2)
+    assert measured.ratio == pytest.approx(3.75)
     values[0, 0] = 4.0
     assert not localise(values, LESION).pointing
 
 
 def test_a_flat_map_has_the_energy_of_the_area() -> None:
-    found = localise(np.full((4, 5), 2.0), LESION)
-    assert found.ratio == pytest.approx(1.0)
-    assert found.precision == pytest.approx(found.area)
+    measured = localise(np.full((4, 5), 2.0), LESION)
+    assert measured.ratio == pytest.approx(1.0)
+    assert measured.precision == pytest.approx(measured.area)
 
 
 def test_an_empty_map_points_nowhere() -> None:
-    found = localise(np.full((4, 5), -1.0), LESION)
-    assert not found.pointing
-    assert np.isnan(found.energy)
+    measured = localise(np.full((4, 5), -1.0), LESION)
+    assert not measured.pointing
+    assert np.isnan(measured.energy)
 
 
 @pytest.mark.parametrize("seed", range(3))

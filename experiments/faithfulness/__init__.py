@@ -1,0 +1,1 @@
+"""Which maps pass the checks of faithfulness, beside two that must not: an edge detector, and random values."""
