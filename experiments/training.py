@@ -16,9 +16,10 @@ from torch import Tensor, nn
 import streamview
 from streamview.finetuning.initialisation import he_weights, unit_variance
 
-__all__ = ["Stage", "input_tensor", "lower_resolution", "outputs", "train"]
+__all__ = ["MEAN", "STD", "Stage", "input_tensor", "lower_resolution", "outputs", "train"]
 
-_MEAN, _STD = 0.75, 0.2  # of pixels (0..1) of stained tissue, about
+MEAN, STD = 0.75, 0.2
+"""Of pixels (0..1) of stained tissue, about; the networks' input is ``(pixel / 255 - MEAN) / STD``."""
 _INITIAL_BATCHES = 10
 _AT_ONCE = 8  # images of a pass without gradients
 
@@ -57,7 +58,7 @@ def lower_resolution(pixels: NDArray[np.uint8], factor: int) -> NDArray[np.uint8
 
 def input_tensor(pixels: NDArray[np.uint8]) -> Tensor:
     """Return the network's input float32 (n, 3, h, w), channels_last, for pixels (n, h, w, 3)."""
-    return ((torch.from_numpy(np.ascontiguousarray(pixels)) / 255 - _MEAN) / _STD).permute(0, 3, 1, 2)
+    return ((torch.from_numpy(np.ascontiguousarray(pixels)) / 255 - MEAN) / STD).permute(0, 3, 1, 2)
 
 
 def train(

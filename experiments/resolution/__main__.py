@@ -28,6 +28,8 @@ from streamview.evaluation.bootstrap import Figure, area_under_curve
 from streamview.evaluation.drawing import write_chart
 
 KINDS = ("any", *SHARES)
+WINDOWS, REGIONS, EPOCHS = 4000, 640, (12, 4)
+"""Composed windows and regions to train on, and epochs over each."""
 Row = Mapping[str, tuple[Figure, float | None]]
 """By kind of lesion, the area under the ROC curve and p against the next lower resolution."""
 
@@ -37,9 +39,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tiles", type=Path, required=True, help="folder with normal/ and tumor/")
     parser.add_argument("-o", "--output", type=new_folder, metavar="FOLDER", required=True)
-    parser.add_argument("--windows", type=count, default=4000, metavar="N", help="composed windows of 128 px (default: 4000)")
-    parser.add_argument("--regions", type=count, default=640, metavar="N", help="composed regions of 512 px (default: 640)")
-    parser.add_argument("--epochs", type=count, nargs=2, default=(12, 4), metavar="N", help="over windows, over regions (default: 12 4)")
+    parser.add_argument("--windows", type=count, default=WINDOWS, metavar="N", help=f"composed windows of 128 px (default: {WINDOWS})")
+    parser.add_argument("--regions", type=count, default=REGIONS, metavar="N", help=f"composed regions of 512 px (default: {REGIONS})")
+    parser.add_argument("--epochs", type=count, nargs=2, default=EPOCHS, metavar="N", help="over windows, over regions (default: 12 4)")
     parser.add_argument("--slides", type=count, default=240, metavar="N", help="composed test slides (default: 240)")
     options = parser.parse_args()
     folder: Path = options.output
