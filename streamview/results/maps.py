@@ -223,6 +223,8 @@ class Saliency:
         The stored file; None in memory.
     slide
         The slide that was read, for pictures while it is open; None in results from files, and not part of copies.
+    completeness
+        By integrated gradients: how far the sum of the attributions is from the difference of the scores of region and baseline.
 
     Examples
     --------
@@ -242,15 +244,22 @@ class Saliency:
     maps: dict[Method, SaliencyMap]
     path: Path | None = None
     slide: Slide | None = field(default=None, repr=False)
+    completeness: float | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Saliency, (self.prediction, self.target, self.std, self.glass, self.maps, self.path)
+        return Saliency, (self.prediction, self.target, self.std, self.glass, self.maps, self.path, None, self.completeness)
 
     @property
     def mpp(self) -> tuple[float, float] | None:
         """``(y, x)`` um/px of the slide's level 0; None when unknown."""
+        return level0_mpp(self.prediction, self.grid_step)
+
+    @property
+    def grid_step(self) -> tuple[float, float]:
+        """``(y, x)`` of the network's grid in level-0 pixels."""
         steps = [saliency_map.step for method, saliency_map in self.maps.items() if method != "evidence"]
-        return level0_mpp(self.prediction, steps[0])
+        region, shape = self.prediction.region, self.prediction.shape
+        return steps[0] if steps else (region.height / shape[0], region.width / shape[1])
 
     @property
     def target_probability(self) -> float | None:

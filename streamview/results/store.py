@@ -110,6 +110,7 @@ class MapWriter:
         std: tuple[float, ...],
         glass: tuple[int, int, int],
         evidence: SaliencyMap | None = None,
+        completeness: float | None = None,
     ) -> None:
         """Build the coarser levels and write the metadata, when all rows are written.
 
@@ -125,6 +126,8 @@ class MapWriter:
             RGB of empty glass.
         evidence
             The class evidence map, where the network offers it.
+        completeness
+            As of `Saliency`.
 
         Raises
         ------
@@ -146,9 +149,14 @@ class MapWriter:
                 "prediction": prediction.to_dict(),
                 "maps": [_map_to_dict(method, "", c, self._step, self._origin) for c, method in enumerate(self._channels)],
                 "note": RESEARCH_USE,
+                # left out if None, so that other results keep their bytes
+                **({} if completeness is None else {"completeness": completeness}),
             }
             windows: list[tuple[Method, float, float]] = list(zip(self._channels, self._low.tolist(), self._high.tolist(), strict=True))
-            mpp = level0_mpp(prediction, self._step)
+            shape = prediction.shape
+            coarse = self._channels == ("evidence",)  # by Grad-CAM, whose step is that of the features
+            grid = (prediction.region.height / shape[0], prediction.region.width / shape[1]) if coarse else self._step
+            mpp = level0_mpp(prediction, grid)
             image = _finish_image(self._group, windows, self._step, self._origin, mpp)
             if evidence is not None:
                 group = self._group.create_group("evidence")
@@ -190,9 +198,10 @@ class MapWriter:
         std: tuple[float, ...],
         glass: tuple[int, int, int],
         evidence: SaliencyMap | None = None,
+        completeness: float | None = None,
     ) -> Saliency:
         """Do both: `complete`, then `place`."""
-        self.complete(prediction, target=target, std=std, glass=glass, evidence=evidence)
+        self.complete(prediction, target=target, std=std, glass=glass, evidence=evidence, completeness=completeness)
         return self.place()
 
     def __enter__(self) -> Self:
@@ -212,12 +221,21 @@ def save_saliency(saliency: Saliency, path: str | os.PathLike[str]) -> Saliency:
     """
     evidence = saliency.maps.get("evidence")
     fine = [saliency_map for method, saliency_map in saliency.maps.items() if method != "evidence"]
+    if not fine and evidence is not None:  # by Grad-CAM
+        fine, evidence = [evidence], None
     shape = fine[0].values.shape
     methods = tuple(saliency_map.method for saliency_map in fine)
     with MapWriter(path, (shape[0], shape[1]), step=fine[0].step, origin=fine[0].origin, channels=methods) as writer:
         for y in range(0, shape[0], _CHUNK):
             writer.write(y, np.stack([np.asarray(saliency_map.values[y : y + _CHUNK], np.float32) for saliency_map in fine]))
-        return writer.finish(saliency.prediction, target=saliency.target, std=saliency.std, glass=saliency.glass, evidence=evidence)
+        return writer.finish(
+            saliency.prediction,
+            target=saliency.target,
+            std=saliency.std,
+            glass=saliency.glass,
+            evidence=evidence,
+            completeness=saliency.completeness,
+        )
 
 
 def open_saliency(path: str | os.PathLike[str]) -> Saliency:
@@ -245,6 +263,7 @@ def open_saliency(path: str | os.PathLike[str]) -> Saliency:
             glass=(red, green, blue),
             maps={entry["method"]: _open_map(group, entry) for entry in root["maps"]},
             path=path,
+            completeness=root.get("completeness"),
         )
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise StreamviewError(f"{path}: not a readable saliency map ({type(error).__name__}: {error}); {remedy}") from error
