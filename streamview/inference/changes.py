@@ -98,7 +98,7 @@ def normal_noise(seed: int, sample: int, rows: Span, cols: Span) -> NDArray[np.f
 def _block(seed: int, sample: int, i: int, j: int) -> NDArray[np.float32]:
     """Noise of one block, float32 (3, 64, 64); not to be changed."""
     count = 3 * _BLOCK * _BLOCK // 2
-    raw = np.random.Philox(key=[seed, sample], counter=[0, 0, i, j]).random_raw(count)
+    raw = np.random.Philox(key=np.array([seed, sample], np.uint64), counter=np.array([0, 0, i, j], np.uint64)).random_raw(count)
     # 32 bits each, within (0, 1) so that the logarithm is finite
     first, second = (((raw >> shift & 0xFFFFFFFF).astype(np.float64) + 0.5) * 2.0**-32 for shift in (32, 0))
     radius, angle = np.sqrt(-2 * np.log(first)), 2 * np.pi * second

@@ -90,9 +90,10 @@ def explained(prepared: PreparedRun, asked: Asked, run: Run, reader: PixelReader
     clean = series.forward()
     prediction = _noted(prepared.prediction_of(clean.logits, reader, notes), method)
     fixed = [target or prediction.usual_target for target in asked.targets]
+    logits = _exact(clean)
     del clean
     if method.name == "occlusion":
-        return _by_patches(series, asked, prediction, fixed)
+        return _by_patches(series, asked, prediction, fixed, logits)
     if method.name == "smoothgrad":
         sums = [Sums(2, (height, width)) for _ in fixed]
         for sample in range(method.samples):
@@ -101,13 +102,12 @@ def explained(prepared: PreparedRun, asked: Asked, run: Run, reader: PixelReader
         maps = [each.values for each in sums]
     else:
         baseline = reader.background if method.baseline == "glass" else reader.black
-        begin = series.forward(PathPoint(baseline, 0.0)).logits.detach()
+        begin = _exact(series.forward(PathPoint(baseline, 0.0)))
         sums = [Sums(3, (height, width)) for _ in fixed]
         attribute = partial(reader.attribute, baseline)
         for share, weight in legendre_points(method.steps):
             series.backward(PathPoint(baseline, share), fixed, sums, weight, attribute)
-        end = torch.as_tensor(prediction.logits, dtype=torch.float64)
-        differences = [float(score_of(end, target) - score_of(begin.to("cpu", torch.float64), target)) for target in fixed]
+        differences = [float(score_of(logits - begin, target)) for target in fixed]
         facts = [_complete(prediction, *each) for each in zip(fixed, sums, differences, strict=True)]
         maps = [each.reduce_channels() for each in sums]
     parts = [partial(_strips, values) for values in maps]
@@ -204,19 +204,18 @@ class _Series:
                 )  # fmt: skip
 
 
-def _by_patches(series: _Series, asked: Asked, prediction: Prediction, targets: Sequence[Target]) -> list[Saliency]:
+def _by_patches(series: _Series, asked: Asked, prediction: Prediction, targets: Sequence[Target], logits: Tensor) -> list[Saliency]:
     """Hide one patch after the other: what each takes from the scores."""
     prepared, method = series.prepared, series.prepared.compute.method
     counts = patch_counts(method, prepared.inside)
     spans = [patches_over(side, method.patch, method.stride, count) for side, count in zip(prepared.inside, counts, strict=True)]
-    logits = np.empty((*counts, len(prediction.logits)))
+    taken = torch.empty((*counts, len(logits)), dtype=torch.float64)
     for i, rows in enumerate(spans[0]):
         for j, cols in enumerate(spans[1]):
-            logits[i, j] = series.forward(HiddenPatch(series.reader.background, rows, cols)).logits.cpu().numpy()
+            taken[i, j] = logits - _exact(series.forward(HiddenPatch(series.reader.background, rows, cols)))
     parts = []
     for target in targets:
-        hidden = logits[..., target.index] - (0 if target.against is None else logits[..., target.against])
-        differences = prediction.score_of(target) - hidden
+        differences = score_of(taken.movedim(2, 0), target).numpy()
         parts.append(partial(_strips_of, partial(patch_rows, differences, (spans[0], spans[1])), prepared.inside[0]))
     return _placed_in_order(prepared, asked, [_Explained(prediction, target) for target in targets], parts)
 
@@ -243,14 +242,14 @@ def _by_features(series: _Series, asked: Asked, notes: tuple[str, ...]) -> list[
     fixed = [target or prediction.usual_target for target in asked.targets]
     results = []
     for number, target in enumerate(fixed):
-        grads, _ = score_gradients(run, result, target, retain=number + 1 < len(fixed))
+        grads, scale = score_gradients(run, result, target, retain=number + 1 < len(fixed))
         weights = np.zeros(len(features[0]))
         for sink in sinks:
             grad = grads.get(sink)
             if grad is not None:
                 # of a sum every position has the gradient; of a mean or a maximum the positions share it
                 spread = math.prod(size) if sink.kind in ("mean", "max") else 1
-                weights += grad[0].mean((1, 2)).double().cpu().numpy() / spread
+                weights += grad[0].mean((1, 2)).double().cpu().numpy() / (spread * scale)
         cam = np.maximum(np.einsum("c,chw->hw", weights, features[0], optimize=False), 0).astype(np.float32)
         results.append(_Explained(prediction, target, prepared.feature_map(value, cam)))
     return _feature_maps(prepared, asked, results, card.std)
@@ -276,6 +275,11 @@ def _feature_maps(prepared: PreparedRun, asked: Asked, facts: Sequence[_Explaine
             writer.complete(fact.prediction, target=fact.target, std=std, glass=glass)
             writers.append(writer)
         return [replace(one, slide=prepared.slide) for one in (*results, *(writer.place() for writer in writers))]
+
+
+def _exact(result: ForwardResult) -> Tensor:
+    """The logits (K,) of a pass, in double precision, of which differences are taken."""
+    return result.logits.detach().to("cpu", torch.float64)
 
 
 def _noted(prediction: Prediction, method: ExplanationMethod) -> Prediction:

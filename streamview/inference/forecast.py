@@ -124,7 +124,7 @@ def _noise_seconds(clock: Callable[[], float] = time.perf_counter) -> float:
     """Seconds for a px of noise, from as much as is drawn anew."""
     side = 256
     start = clock()
-    normal_noise(0, -1 % 2**64, (0, side), (0, side))
+    normal_noise(0, 2**32, (0, side), (0, side))
     return (clock() - start) / side**2
 
 

@@ -207,6 +207,11 @@ class PreparedRun:
         """What decides the values of the result."""
         return identity_of(self.model, self.slide, self.sampler, self.compute.precision)
 
+    @property
+    def maps_identity(self) -> Identity:
+        """What decides the values of maps: also the method."""
+        return identity_of(self.model, self.slide, self.sampler, self.compute.precision, self.compute.method)
+
     def forecast(self, targets: int = 0, out: str | os.PathLike[str] | None = None, *, timed: bool = True) -> Forecast:
         """Say what the run will take: the plan from shapes alone, the time from a sample of the region.
 

@@ -373,7 +373,7 @@ def _region(result: RegionResult) -> Row:
         "regions": region_id(region),
         "aggregation": "none: one region",
         "tissue_covered": result.tissue_covered,
-        "maps": "; ".join(_map_name(stored) for stored in result.maps) or None,
+        "maps": "; ".join(_map_name(stored, result.prediction.identity.method) for stored in result.maps) or None,
         "identity": prediction.identity.key,
         "warnings": " ".join(prediction.warnings) or None,
     }

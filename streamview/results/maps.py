@@ -315,7 +315,7 @@ class Saliency:
         return png(draw_map(self) if overlaid is None else overlaid[0])
 
     def _repr_html_(self) -> str:
-        from streamview.results.display import TITLES, draw_map, empty_reason, show, usual_recipe
+        from streamview.results.display import draw_map, empty_reason, show, title_of, usual_recipe
         from streamview.results.legend import colour_bar
 
         recipe = usual_recipe(self)
@@ -323,10 +323,10 @@ class Saliency:
         reason = empty_reason(self, shown)
         facts = [
             ("target", f"{self.target}, {self.prediction.answer_for(self.target)}"),
-            ("shown", f"{TITLES[recipe.method]}, blurred by {recipe.blur_um:g} um"),
+            ("shown", f"{title_of(self, recipe.method)}, blurred by {recipe.blur_um:g} um"),
             ("maps", ", ".join(f"{method} {one.values.shape[1]} x {one.values.shape[0]} px" for method, one in self.maps.items())),
         ]
-        title, overlaid = f"{TITLES[recipe.method]} for {self.target}", self._overlaid()
+        title, overlaid = f"{title_of(self, recipe.method)} for {self.target}", self._overlaid()
         if overlaid is None:
             parts = [image(draw_map(self), title, "png")]
         else:

@@ -135,19 +135,17 @@ class ExplanationMethod:
         name, _, rest = text.strip().partition(":")
         known = PARAMETERS.get(name)  # type: ignore[call-overload]
         if known is None:
-            raise StreamviewError(
-                f"--method {text}: expected {', '.join(PARAMETERS)}, with parameters as in smoothgrad:samples=8,noise=0.1"
-            )
+            raise StreamviewError(f"method {text}: expected {', '.join(PARAMETERS)}, with parameters as in smoothgrad:samples=8,noise=0.1")
         values: dict[str, object] = {}
         for part in filter(None, rest.split(",")):
             parameter, _, value = (piece.strip() for piece in part.partition("="))
             if parameter not in known:
-                raise StreamviewError(f"--method {text}: {name} has no parameter {parameter!r}; it has {_parameters(name)}")
+                raise StreamviewError(f"method {text}: {name} has no parameter {parameter!r}; it has {_parameters(name)}")
             try:
                 values[parameter] = known[parameter](value)
             except ValueError:
                 expected = "a whole number" if known[parameter] is int else "a number"
-                raise StreamviewError(f"--method {text}: {parameter} {value!r}: expected {expected}") from None
+                raise StreamviewError(f"method {text}: {parameter} {value!r}: expected {expected}") from None
         return cls(name, **values)  # type: ignore[arg-type]
 
 
