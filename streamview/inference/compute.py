@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from streamview.errors import ModelError
 from streamview.results import GRADIENT, ExplanationMethod, Precision
@@ -37,16 +37,15 @@ class Compute:
     Examples
     --------
     >>> from streamview import Compute
-    >>> compute = Compute(memory="2GB")
-    >>> compute.memory, compute.tile, compute.precision, str(compute.method)
-    ('2GB', None, 'float32', 'gradient')
+    >>> Compute(memory="2GB")
+    Compute(device='auto', memory='2GB', tile=None, precision='float32')
     """
 
     device: str = "auto"
     memory: str | int | None = None
     tile: tuple[int, int] | None = None
     precision: Precision = "float32"
-    method: ExplanationMethod = GRADIENT
+    method: ExplanationMethod = field(default=GRADIENT, repr=False)
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:

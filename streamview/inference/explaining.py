@@ -150,7 +150,10 @@ def _placed_in_order(
                 values = np.empty((2, height, width), np.float32) if maps is None else maps[number]
                 write = partial(_copy_rows, values) if maps is None else _keep_rows
                 hand_out(partial(_hand_out, prepared.inside, write, show))
-                named = {kind: SaliencyMap(kind, Plane(plane), step, origin) for kind, plane in zip(_KINDS, values, strict=True)}
+                named = {
+                    kind: SaliencyMap(kind, Plane(plane), step, origin, (), fact.prediction.identity.method)
+                    for kind, plane in zip(_KINDS, values, strict=True)
+                }
                 named = named if fact.evidence is None else named | {"evidence": fact.evidence}
                 in_memory.append(Saliency(fact.prediction, fact.target, std, glass, named, completeness=fact.completeness))
             else:

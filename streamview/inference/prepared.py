@@ -356,13 +356,13 @@ class PreparedRun:
 
     def feature_map(self, value: int, values: NDArray[np.float32]) -> SaliencyMap:
         """A map of the features of a value, float32 (h, w), in its place on the slide, without what was padded."""
-        step, origin = self.placed(value)
+        (step, origin), by = self.placed(value), self.maps_identity.method
         if self.inside == self.sampler.shape:
-            return SaliencyMap("evidence", Plane(values), step, origin)
+            return SaliencyMap("evidence", Plane(values), step, origin, (), by)
         # of a padded region the cells centred on the slide
         stops = self.sampler.region.y_stop, self.sampler.region.x_stop
         rows, columns = (max(math.ceil((stop - 0.5 - first) / pitch), 1) for stop, first, pitch in zip(stops, origin, step, strict=True))
-        return SaliencyMap("evidence", Plane(np.ascontiguousarray(values[:rows, :columns])), step, origin)
+        return SaliencyMap("evidence", Plane(np.ascontiguousarray(values[:rows, :columns])), step, origin, (), by)
 
     def prediction_of(self, logits: Tensor, reader: PixelReader, notes: tuple[str, ...]) -> Prediction:
         """The answer with these logits (K,), of pixels that were read."""

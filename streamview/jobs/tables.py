@@ -410,5 +410,6 @@ def _answer(prediction: Prediction) -> Row:
     return values | {f"logit_{name}": float(logit) for name, logit in zip(prediction.class_names, prediction.logits, strict=True)}
 
 
-def _map_name(stored: StoredMap) -> str:
-    return stored.path if stored.target is None else stored.target.name
+def _map_name(stored: StoredMap, method: str | None) -> str:
+    name = stored.path if stored.target is None else stored.target.name
+    return name if method is None else f"{name} by {method}"

@@ -43,6 +43,7 @@ __all__ = [
     "draw_map",
     "empty_reason",
     "glass_mask",
+    "kind_title",
     "show",
     "title_of",
     "usual_recipe",
@@ -185,7 +186,14 @@ def title_of(saliency: Saliency, kind: Method) -> str:
     if written is None:
         return TITLES[kind]
     method = ExplanationMethod.parse(written)
-    return f"{method.described}: {_TITLES_BY_METHOD[method.name][kind]}" if len(_TITLES_BY_METHOD[method.name]) > 1 else method.described
+    return method.described if method.name == "grad-cam" else f"{method.described}: {kind_title(saliency, kind)}"
+
+
+def kind_title(saliency: Saliency, kind: Method) -> str:
+    """What a map is called among those of one result."""
+    written = saliency.prediction.identity.method
+    by = "gradient" if written is None else ExplanationMethod.parse(written).name
+    return _TITLES_BY_METHOD.get(by, {}).get(kind, TITLES[kind])
 
 
 def usual_recipe(saliency: Saliency, preset: Preset | None = None) -> Recipe:

@@ -10,7 +10,7 @@ from typing import Literal, Self, get_args
 
 from streamview.errors import StreamviewError
 
-__all__ = ["GRADIENT", "PARAMETERS", "ExplanationMethod", "MethodName"]
+__all__ = ["GRADIENT", "METHOD_TITLES", "PARAMETERS", "ExplanationMethod", "MethodName"]
 
 MethodName = Literal["gradient", "smoothgrad", "integrated-gradients", "grad-cam", "occlusion"]
 PARAMETERS: Mapping[MethodName, Mapping[str, type]] = {
@@ -21,13 +21,14 @@ PARAMETERS: Mapping[MethodName, Mapping[str, type]] = {
     "occlusion": {"patch": int, "stride": int},
 }
 """The parameters that each method has."""
-_TITLES: Mapping[MethodName, str] = {
+METHOD_TITLES: Mapping[MethodName, str] = {
     "gradient": "Gradient",
     "smoothgrad": "SmoothGrad",
     "integrated-gradients": "Integrated gradients",
     "grad-cam": "Grad-CAM",
     "occlusion": "Occlusion",
 }
+"""What each is called."""
 _MOST = 10_000  # samples or steps: more is a slip of the finger
 
 
@@ -105,7 +106,7 @@ class ExplanationMethod:
     @property
     def title(self) -> str:
         """The method's name for people."""
-        return _TITLES[self.name]
+        return METHOD_TITLES[self.name]
 
     @property
     def tag(self) -> str:
