@@ -202,7 +202,7 @@ def test_noise_is_decided_by_place_seed_and_sample_alone() -> None:
     assert abs(whole.mean()) < 0.01
     assert abs(whole.std() - 1) < 0.01
     assert np.abs(whole).max() < 7
-    for other in (normal_noise(6, 2, (0, 200), (0, 300)), normal_noise(5, 3, (0, 200), (0, 300)), whole[:, ::-1], whole[..., ::-1]):
+    for other in (normal_noise(6, 2, (0, 200), (0, 300)), normal_noise(5, 3, (0, 200), (0, 300)), whole[:, :, ::-1], whole[..., ::-1]):
         assert abs(np.corrcoef(whole.ravel(), other.ravel())[0, 1]) < 0.02
     assert not np.array_equal(whole[:, :, :64, :64], whole[:, :, :64, 64:128])
 

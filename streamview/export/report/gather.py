@@ -17,6 +17,7 @@ from streamview.jobs.maps import SlideMap, slide_maps
 from streamview.jobs.tables import slide_row
 from streamview.results import Prediction, Saliency
 from streamview.results.display import DisplayChoice
+from streamview.results.maps import reduction_of
 from streamview.slides import Slide, open_slide
 
 __all__ = ["job_slides", "result_slides"]
