@@ -34,7 +34,7 @@ REDUCTIONS: Mapping[Method, str] = {
 _REDUCTIONS_BY: Mapping[MethodName, Mapping[Method, str]] = {
     "smoothgrad": {
         "absolute": "mean over noisy copies of the max over channels of |d logit / d normalised input|",
-        "signed": "sum over channels of the mean of (d logit / d normalised input) over noisy copies * (normalised input - normalised glass)",
+        "signed": "sum over channels of the mean gradient of noisy copies * (normalised input - normalised glass)",
     },
     "integrated-gradients": {
         "absolute": "max over channels of |attribution|, the integral of the gradient on the path from the baseline * (input - baseline)",
