@@ -19,7 +19,7 @@ from pathlib import Path
 
 import streamview
 from streamview.inference.prepared import PreparedRun, prepare
-from streamview.results import Saliency
+from streamview.results import RESEARCH_USE, Saliency
 from streamview.results.display import Recipe, show, title_of, usual_recipe
 from streamview.results.overlay import overlay
 from streamview.slides.synthetic import write_synthetic_slide
@@ -94,7 +94,7 @@ def draw(path: Path) -> None:
         write_synthetic_slide(file, size=(DRAWN, DRAWN), seed=SEED)
         with streamview.open_slide(file) as slide:
             tissue = thumbnail(slide, streamview.Region(0, 0, DRAWN, DRAWN), (DRAWN // 2, DRAWN // 2))
-            panels = [("The slide", tissue)]
+            panels = [("The slide\n ", tissue)]
             for text in [*methods(DRAWN)[:4], "occlusion:patch=128,stride=64"]:
                 print(text, flush=True)
                 (result,) = prepared(slide, text, None).explain([TARGET])
@@ -106,7 +106,9 @@ def draw(path: Path) -> None:
         axes.imshow(pixels, interpolation="lanczos")
         axes.set_axis_off()
         axes.set_title(title, fontsize=9, color="#1f2328")
-    figure.savefig(path, dpi=150)
+    figure.supxlabel(f"Synthetic slide, demo network. {RESEARCH_USE}", fontsize=7, color="#57606a")
+    figure.get_layout_engine().set(h_pad=0.08)  # type: ignore[union-attr]
+    figure.savefig(path, dpi=130)
     print(f"written: {path}")
 
 
@@ -116,7 +118,7 @@ def _recipe(result: Saliency) -> Recipe:
 
 def _title(result: Saliency) -> str:
     head, _, kind = title_of(result, _recipe(result).method).partition(": ")
-    return f"{head}\n{kind}" if kind else head
+    return f"{head}\n{kind or ' '}"
 
 
 def main() -> None:
