@@ -620,10 +620,10 @@ def test_saliency_by_several_methods_side_by_side(run: Run, synthetic_slide: Syn
         assert ("Completeness for lesion: the attributions sum to" in err) == (method.name == "integrated-gradients")
         (stored,) = (job / "saliency/synthetic.svs").glob(f"x600-y300-w320-h256{method.tag and f'-{method.tag}'}.ome.zarr")
         assert open_saliency(stored).prediction.identity.method == (None if text == "gradient" else str(method))
-    assert [row["maps"] for row in rows_of(job)] == [
+    assert [row["maps"] for row in rows_of(job) if row["maps"]] == [
         "lesion" if text == "gradient" else f"lesion by {ExplanationMethod.parse(text)}" for text in texts
     ]
-    assert len({row["identity"] for row in rows_of(job)}) == len(texts)
+    assert len({row["identity"] for row in rows_of(job) if row["maps"]}) == len(texts)
     assert "answered before" in run(*command, "--method", texts[1])[1]
     status, out, err = run("export", job, "-o", tmp_path / "export")
     assert status == 0, err
