@@ -624,7 +624,7 @@ def test_saliency_by_several_methods_side_by_side(run: Run, synthetic_slide: Syn
         "lesion" if text == "gradient" else f"lesion by {ExplanationMethod.parse(text)}" for text in texts
     ]
     assert len({row["identity"] for row in rows_of(job) if row["maps"]}) == len(texts)
-    assert "answered before" in run(*command, "--method", texts[1])[1]
+    assert "computes them again" in run(*command, "--method", texts[1])[1]
     status, out, err = run("export", job, "-o", tmp_path / "export")
     assert status == 0, err
     named = sorted(path.name for path in (tmp_path / "export").rglob("*") if path.suffix in (".tif", ".png"))
@@ -642,7 +642,7 @@ def test_saliency_by_several_methods_side_by_side(run: Run, synthetic_slide: Syn
         (["--method", "smoothgrad:samples=0"], "samples 0: expected a whole number, 1 to"),
         (
             ["--method", "smoothgrad", "--display", "evidence"],
-            "--display evidence: SmoothGrad gives no class evidence; use --display detail",
+            "--display evidence: SmoothGrad gives no class evidence",
         ),
         (["--method", "grad-cam", "--display", "paper"], "--display paper: Grad-CAM gives one map"),
         (["--method", "occlusion:patch=257"], "a patch of 257 px is larger than the region, 320 x 256 px"),
