@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from streamview.labels.regions import read_labels
     from streamview.networks import Model, load_model
     from streamview.results.maps import Saliency
+    from streamview.results.methods import ExplanationMethod
     from streamview.results.prediction import Prediction
     from streamview.slides import Slide, open_slide
     from streamview.slides.pyramid import build_pyramid, open_pyramid
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Compute",
+    "ExplanationMethod",
     "PreparedRun",
     "Model",
     "Prediction",
@@ -56,6 +58,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Compute": "inference.compute",
+    "ExplanationMethod": "results.methods",
     "PreparedRun": "inference.prepared",
     "Model": "networks",
     "Prediction": "results.prediction",

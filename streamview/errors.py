@@ -31,7 +31,7 @@ __all__ = [
 
 _FLAGS = "untrained|force|restart|new-head|skip-errors"
 _VALUES = "mpp|weights|card|memory|device|tile|region|channel|precision|slides|display|pad-to|target|resamples|regions"
-_VALUES += "|grid|least-tissue|overlap|max-regions|aggregation|workers|scheduler|pattern|patch|annotations"
+_VALUES += "|grid|least-tissue|overlap|max-regions|aggregation|workers|scheduler|pattern|patch|annotations|method"
 _VALUE = r"[A-Z]{2,}\b|N\b|cpu|cuda|whole|tissue|grid|detail|paper|evidence|float32|bf16|fp16|\d[^\s;)]*|[^\s;)]*[/.\\:][^\s;)]+"
 # whole command lines are left unchanged
 _OPTIONS = re.compile(

@@ -26,7 +26,7 @@ from streamview.errors import Cancelled, SlideWarning
 from streamview.geometry import Region
 from streamview.jobs import Job
 from streamview.progress import Step
-from streamview.results import open_saliency
+from streamview.results import ExplanationMethod, open_saliency
 from streamview.slides import open_slide
 from streamview.system.doctor import Check, check_window, examine
 from tests.support.slides import SyntheticSlide
@@ -607,3 +607,53 @@ def test_ctrl_c_leaves_nothing_that_looks_finished(synthetic_slide: SyntheticSli
     (record,) = (path for path in tmp_path.rglob("*") if path.is_file())
     assert record.parent == tmp_path / "job/runs"
     assert json.loads(record.read_text())["finished"] is None
+
+
+def test_saliency_by_several_methods_side_by_side(run: Run, synthetic_slide: SyntheticSlide, tmp_path: Path) -> None:
+    job = tmp_path / "job"
+    command = ["saliency", "-i", synthetic_slide.path, "-o", job, "-m", "demo", "--region", "600,300,320,256", "--target", "lesion"]
+    texts = ("gradient", "smoothgrad:samples=2", "integrated-gradients:steps=2", "grad-cam", "occlusion:patch=200")
+    for text in texts:
+        status, out, err = run(*command, "--method", text)
+        assert status == 0, err
+        method = ExplanationMethod.parse(text)
+        assert (f"maps: by {method.described}" in out) == (text != "gradient")
+        assert ("Completeness for lesion: the attributions sum to" in err) == (method.name == "integrated-gradients")
+        (stored,) = (job / "saliency/synthetic.svs").glob(f"x600-y300-w320-h256{method.tag and f'-{method.tag}'}.ome.zarr")
+        assert open_saliency(stored).prediction.identity.method == (None if text == "gradient" else str(method))
+    assert [row["maps"] for row in rows_of(job) if row["maps"]] == [
+        "lesion" if text == "gradient" else f"lesion by {ExplanationMethod.parse(text)}" for text in texts
+    ]
+    assert len({row["identity"] for row in rows_of(job) if row["maps"]}) == len(texts)
+    assert "computes them again" in run(*command, "--method", texts[1])[1]
+    status, out, err = run("export", job, "-o", tmp_path / "export")
+    assert status == 0, err
+    named = sorted(path.name for path in (tmp_path / "export").rglob("*") if path.suffix in (".tif", ".png"))
+    assert sum(ExplanationMethod.parse(texts[1]).tag in name for name in named) == 3
+    assert run("report", job)[0] == 0
+    page = (job / "review.html").read_text()
+    for text in texts[1:]:
+        assert ExplanationMethod.parse(text).described in page
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--method", "lime"], "method lime: expected gradient, smoothgrad"),
+        (["--method", "smoothgrad:samples=0"], "samples 0: expected a whole number, 1 to"),
+        (
+            ["--method", "smoothgrad", "--display", "evidence"],
+            "--display evidence: SmoothGrad gives no class evidence",
+        ),
+        (["--method", "grad-cam", "--display", "paper"], "--display paper: Grad-CAM gives one map"),
+        (["--method", "occlusion:patch=257"], "a patch of 257 px is larger than the region, 320 x 256 px"),
+        (["--method", "occlusion:patch=5"], "3328 patches, each a forward pass"),
+    ],
+)
+def test_methods_that_do_not_fit_are_refused(
+    run: Run, synthetic_slide: SyntheticSlide, tmp_path: Path, options: list[str], said: str
+) -> None:
+    command = ["saliency", "-i", synthetic_slide.path, "-o", tmp_path / "job", "-m", "demo", "--region", "600,300,320,256"]
+    status, out, err = run(*command, *options)
+    assert status != 0
+    assert said in out + err

@@ -9,7 +9,7 @@ from typing import Any
 import traitlets
 
 from streamview.results import Saliency
-from streamview.results.display import PALETTES, TITLES, Glass, Recipe
+from streamview.results.display import PALETTES, Glass, Recipe, title_of
 from streamview_jupyter.sources import LiveMap, MapValues
 
 __all__ = ["LiveLayer", "MapLayer"]
@@ -90,7 +90,7 @@ class MapLayer(traitlets.HasTraits):
         return {
             "number": self.number,
             "epoch": self.epoch,
-            "title": f"{TITLES[self._recipe.method]}: {saliency.target.name}",
+            "title": f"{title_of(saliency, self._recipe.method)}: {saliency.target.name}",
             "answer": f"{prediction.model_name}: {prediction.answer}",
             "source": prediction.slide_name,
             "unit": _UNITS[self._recipe.method],

@@ -13,6 +13,12 @@ _REGION = "X,Y,WIDTH,HEIGHT"
 _LENGTHS = "each in level-0 pixels, um or mm, as in 1mm,500um,2048,2048"
 _MODEL = "a name from `streamview models`, a folder with card and weights, timm:NAME, torchvision:NAME, module:function or FILE.pt2"
 
+_METHOD = (
+    "how to explain: gradient; smoothgrad:samples=16,noise=0.15,seed=0 (mean over noisy copies); "
+    "integrated-gradients:steps=32,baseline=glass (along the path from glass or black); grad-cam (weighted last features); "
+    "occlusion:patch=256,stride=256 (score lost by hiding px of the grid); others go over the region many times (default: gradient)"
+)
+
 
 def build_parser() -> argparse.ArgumentParser:
     """Build the parser; without a command, ``command`` is None."""
@@ -80,6 +86,7 @@ def build_parser() -> argparse.ArgumentParser:
     target = "classes (regression: outputs) to explain; a-b: the difference of two logits; all: every class "
     target += "(default: the class of interest that the card names, else the predicted class)"
     saliency.add_argument("--target", nargs="+", metavar="CLASS", help=target)
+    saliency.add_argument("--method", metavar="NAME[:PARAMETER=VALUE,...]", default="gradient", help=_METHOD)
     saliency.add_argument(
         "--display",
         choices=("evidence", "detail", "paper"),

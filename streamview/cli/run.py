@@ -36,13 +36,16 @@ def saliency(options: Namespace, arguments: list[str]) -> int:
     """Predict for every slide and compute saliency maps."""
     from streamview.cohort.run import check_display
     from streamview.inference.targets import find_targets
+    from streamview.results import ExplanationMethod
 
-    def maps(model: Model) -> tuple[Literal["maps"], None]:
-        check_display(model, options.display)
+    method = ExplanationMethod.parse(options.method)
+
+    def maps(model: Model) -> tuple[Literal["maps"], str | None]:
+        check_display(model, options.display, method)
         find_targets(model, options.target or ())
         if "all" in (options.target or ()) and "all" in model.card.class_names:
             warn("--target all means the class of that name; to explain every class, name each")
-        return "maps", None
+        return "maps", None if method.name == "gradient" else f"maps: by {method.described}"
 
     return _run(options, arguments, maps)
 
@@ -141,12 +144,14 @@ def _fitted(settings: Settings, options: Namespace, model: Model, answer: Litera
     from dataclasses import replace
 
     from streamview.jobs import find_aggregation
+    from streamview.results import ExplanationMethod
 
     named = None if options.aggregation is None else find_aggregation(options.aggregation, model.card.task, model.card.class_names)
     padding = None if options.pad_to is None else _side(options.pad_to, model)
     settings = replace(settings, answer=answer, policy=settings.policy.on(model.card), aggregation=named, pad_to=padding)
     if answer != "maps":
         return settings
+    settings = replace(settings, compute=replace(settings.compute, method=ExplanationMethod.parse(options.method)))
     return replace(settings, targets=tuple(options.target or ()), displays=(options.display,) if options.display else ())
 
 

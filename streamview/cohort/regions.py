@@ -24,7 +24,7 @@ from streamview.inference.prepared import PreparedRun, prepare
 from streamview.inference.targets import find_targets
 from streamview.jobs import RegionResult, SlideRecord, SlideWork, StoredMap, by_policy, region_id
 from streamview.jobs.maps import picture_path, slide_maps
-from streamview.results import Identity, Prediction, Target, save_saliency
+from streamview.results import GRADIENT, Identity, Prediction, Target, save_saliency
 from streamview.results.display import default_preset, usual_recipe
 from streamview.slides import Slide
 from streamview.slides.tissue import Tissue, covered, find_tissue, tissue_share, union_covered
@@ -159,7 +159,8 @@ class ClaimedSlide:
         settings, model = self.work.settings, self.work.model
         if settings.answer == "patch":
             return patch_identity(model, self.slide, region)
-        return identify(model, self.slide, region, precision=settings.compute.precision, pad_to=settings.pad_to)
+        method = settings.compute.method if settings.answer == "maps" else GRADIENT
+        return identify(model, self.slide, region, precision=settings.compute.precision, pad_to=settings.pad_to, method=method)
 
     def _answered(self, record: SlideRecord, region: Region, identity: Identity) -> bool:
         """Whether a region is answered with all that is asked for."""
@@ -185,11 +186,18 @@ class ClaimedSlide:
     def _stored(self, region: Region) -> list[tuple[Target | None, Path]]:
         """The targets to explain, None for the usual one, and the places of their maps, which name it if there are several."""
         targets: list[Target | None] = [*find_targets(self.work.model, self.work.settings.targets)] or [None]
-        return [(target, self.work.job.saliency_path(self._maps_id, region, target if len(targets) > 1 else None)) for target in targets]
+        return [
+            (target, self.work.job.saliency_path(self._maps_id, region, target if len(targets) > 1 else None, self._tag))
+            for target in targets
+        ]
 
     def _picture(self, region: Region, preset: str, target: Target | None) -> Path:
         several = len(find_targets(self.work.model, self.work.settings.targets)) > 1
-        return self.work.job.picture_path(self._maps_id, region, preset, target if several else None)
+        return self.work.job.picture_path(self._maps_id, region, preset, target if several else None, self._tag)
+
+    @property
+    def _tag(self) -> str:
+        return self.work.settings.compute.method.tag
 
     @property
     def _maps_id(self) -> str:
@@ -287,7 +295,7 @@ class ClaimedSlide:
 
     def _check_free(self, run: PreparedRun, stored: Sequence[Path]) -> None:
         """Refuse to overwrite maps of another identity, to which the table would then wrongly refer."""
-        job, identity = self.work.job, run.identity
+        job, identity = self.work.job, run.maps_identity
         for result in job.record(self.slide_id).regions:
             existing = [path for entry in result.maps for path in stored if job.folder / entry.path == path]
             if existing and result.prediction.identity.key != identity.key:

@@ -17,6 +17,7 @@ from streamview.inference.class_evidence import linear_head
 from streamview.jobs import Job, Run
 from streamview.networks import Model
 from streamview.progress import Step
+from streamview.results import GRADIENT, ExplanationMethod
 from streamview.results.display import Preset
 from streamview.slides.slide import given_mpp
 from streamview.streaming.capture.capture import capture
@@ -136,14 +137,20 @@ def recorded(work: Work, command: Sequence[str]) -> Iterator[_Outcomes]:
     work.job.record_run(outcomes.run)
 
 
-def check_display(model: Model, display: Preset | None) -> None:
-    """Reject a display that the network does not support, before any long work.
+def check_display(model: Model, display: Preset | None, method: ExplanationMethod = GRADIENT) -> None:
+    """Reject a display that the network or the method does not support, before any long work.
 
     Raises
     ------
     ModelError
-        If the display is class evidence and the network's head is not pooling and one linear layer.
+        If the display is class evidence and the network's head is not pooling and one linear layer, or the method has no such map.
     """
+    if display is not None and method.name != "gradient" and (display == "evidence") != (method.name == "grad-cam"):
+        has = "one map, shown as class evidence is" if method.name == "grad-cam" else "no class evidence"
+        other = "evidence" if method.name == "grad-cam" else "detail or paper"
+        raise ModelError(f"--display {display}: {method.title} gives {has}; use --display {other}")
+    if method.name == "grad-cam":
+        return
     if display == "evidence" and linear_head(capture(model.module)) is None:
         raise ModelError(
             f"--display evidence: the model {model.card.name} does not end in pooling and one linear layer, so it has no class evidence; "

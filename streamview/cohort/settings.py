@@ -13,6 +13,7 @@ from streamview.cohort.worklist import Case
 from streamview.geometry import Region, RegionText
 from streamview.inference.compute import Compute
 from streamview.networks import Model
+from streamview.results import GRADIENT
 from streamview.results.display import Preset
 
 __all__ = ["Settings", "failure_key", "work_key"]
@@ -88,7 +89,10 @@ def failure_key(settings: Settings, model: Model, case: Case) -> str:
 
 def _asked(settings: Settings) -> dict[str, Any]:
     """The settings that decide values; device, memory and steps change no more than rounding."""
-    return asdict(settings) | {"compute": settings.compute.precision}
+    compute = settings.compute
+    asked = asdict(settings) | {"compute": compute.precision}
+    # left out for the gradient, so that keys of earlier versions do not change
+    return asked if settings.answer != "maps" or compute.method == GRADIENT else asked | {"method": str(compute.method)}
 
 
 def _digest(values: Any) -> str:

@@ -16,7 +16,7 @@ from PIL.PngImagePlugin import PngInfo
 from streamview.errors import StreamviewError
 from streamview.files import atomic
 from streamview.progress import Report
-from streamview.results.display import TITLES, Recipe, Shown, colours, empty_reason, show
+from streamview.results.display import Recipe, Shown, colours, empty_reason, show, title_of
 from streamview.results.legend import how_shown, scale_bar
 from streamview.results.maps import Saliency
 from streamview.results.overlay import blend, find_glass, glass_on, overlay
@@ -185,7 +185,7 @@ class _Block:
 def _header(slide: Slide, saliency: Saliency, shown: Shown) -> list[_Block]:
     prediction, recipe, region = saliency.prediction, shown.recipe, saliency.prediction.region
     answer = prediction.answer_for(saliency.target)
-    blocks = [_Block((f"{TITLES[recipe.method]}: {saliency.target.name}, {answer}",), _TITLE, _INK, bold=True)]
+    blocks = [_Block((f"{title_of(saliency, recipe.method)}: {saliency.target.name}, {answer}",), _TITLE, _INK, bold=True)]
     statement = f"Network {prediction.model_name}: {prediction.answer}. This map explains {saliency.target.name}"
     if not prediction.is_of_interest(saliency.target):
         statement += f", which is not of interest ({' or '.join(prediction.positive)} is): other colours, no outline"

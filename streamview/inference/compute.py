@@ -1,11 +1,11 @@
-"""Where and how a run computes: device, memory, steps and precision, as one value that is passed whole."""
+"""Where and how a run computes: device, memory, steps, precision and method, as one value that is passed whole."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from streamview.errors import ModelError
-from streamview.results import Precision
+from streamview.results import GRADIENT, ExplanationMethod, Precision
 
 __all__ = ["PRECISIONS", "Compute"]
 
@@ -14,7 +14,7 @@ PRECISIONS: tuple[Precision, ...] = ("float32", "bf16", "fp16")
 
 @dataclass(frozen=True, slots=True)
 class Compute:
-    """Where and how a run computes. None of it but `precision` changes the result beyond rounding.
+    """Where and how a run computes. None of it but `precision` and `method` changes the result beyond rounding.
 
     Parameters
     ----------
@@ -26,6 +26,8 @@ class Compute:
         Rows and columns of a step on the network's grid, instead of choosing them.
     precision
         Arithmetic of the streamed part, ``"float32"``, ``"bf16"`` or ``"fp16"``; the head runs in float32.
+    method
+        How predictions are explained; a prediction itself does not depend on it.
 
     Raises
     ------
@@ -43,6 +45,7 @@ class Compute:
     memory: str | int | None = None
     tile: tuple[int, int] | None = None
     precision: Precision = "float32"
+    method: ExplanationMethod = field(default=GRADIENT, repr=False)
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:

@@ -7,7 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import median
 
-from streamview.inference.shares import step_shares
+from streamview.inference.changes import normal_noise
+from streamview.inference.methods import Passes
+from streamview.inference.shares import Shares, step_shares
+from streamview.results import GRADIENT, ExplanationMethod
 from streamview.slides import Slide
 from streamview.slides.padding import PaddedSampler
 from streamview.slides.sampling import Sampler
@@ -21,6 +24,7 @@ __all__ = ["Forecast", "reading_seconds", "seconds_of", "stored_bytes"]
 
 _PLACES = ((0.5, 0.5), (0.25, 0.25), (0.75, 0.75), (0.75, 0.25), (0.25, 0.75))  # of the samples that reading is timed on, (y, x)
 _READ = (256, 512)  # px of each
+_ONCE = Passes(1)
 _STORED = 4 * 4 / 3  # bytes a px of a map on disk: float32 and a third more for the coarser levels, before compression
 
 
@@ -46,6 +50,8 @@ class Forecast:
         What they will take on disk at most.
     disk_free
         What is free there; None where nothing is written.
+    passes
+        How often it goes over the region.
     """
 
     plan: Plan
@@ -56,6 +62,7 @@ class Forecast:
     targets: int = 0
     disk_bytes: int = 0
     disk_free: int | None = None
+    passes: Passes = _ONCE
 
     def __str__(self) -> str:
         """One line for people."""
@@ -67,35 +74,58 @@ class Forecast:
         said = f"{self.shape[1]} x {self.shape[0]} px in {step} on {self.device}: peak memory {format_bytes(self.peak_bytes)}, {duration}"
         if self.targets > 1:
             said += f" for {self.targets} targets"
+        if self.passes.all > 1 + self.targets:
+            said += f", {self.passes}"
         if self.disk_free is not None:
             said += f"; writes at most {format_bytes(self.disk_bytes)}, {format_bytes(self.disk_free)} are free"
         return said
 
 
 def seconds_of(
-    call: Call, plan: Plan, slide: Slide, sampler: Sampler | PaddedSampler, inside: tuple[int, int], targets: int, timings: Timings
+    call: Call,
+    plan: Plan,
+    read: tuple[Slide, Sampler | PaddedSampler, tuple[int, int]],
+    passes: Passes,
+    timings: Timings,
+    method: ExplanationMethod = GRADIENT,
 ) -> float | None:
-    """Seconds that a planned run takes here, reading included; None for a region so small that timing a sample would take as long.
+    """Seconds that a planned run takes here, reading included; None where timing a sample would take as long.
 
     Parameters
     ----------
     call, plan
         What is computed, and in which steps.
-    slide, sampler, inside
-        What is read, how, and the height and width of the region without padding.
-    targets
-        How many are explained.
+    read
+        The slide, its sampler, and the height and width of the region without padding.
+    passes
+        How often it goes over the region.
     timings
         Speeds of the network that are known.
+    method
+        How it is explained.
     """
+    slide, sampler, inside = read
     height, width = sampler.shape
-    if height * width < 4 * SAMPLE[0] * SAMPLE[1]:
+    if height * width * max(1, passes.all // 2) < 4 * SAMPLE[0] * SAMPLE[1]:
         return None
     with full_float32(call.device):
         speed = timings.speed(call, plan)
-    shares = step_shares(slide, sampler, inside, call, plan)
+    # noise leaves no even background
+    shares = Shares() if method.name == "smoothgrad" else step_shares(slide, sampler, inside, call, plan)
     forward, backward = speed.seconds(plan, (height, width), shares.computed, shares.reversed)
-    return forward + targets * backward + reading_seconds(sampler) * (1 + targets)
+    seconds = passes.forward * forward + passes.backward * backward + reading_seconds(sampler) * passes.all
+    if method.name == "smoothgrad":
+        again = 1 - plan.tapes / plan.steps
+        seconds += _noise_seconds() * height * width * (passes.forward - 1 + again * passes.backward)
+    return seconds
+
+
+def _noise_seconds(clock: Callable[[], float] = time.perf_counter) -> float:
+    """Seconds for a px of noise, from as much as is drawn anew."""
+    side = 256
+    start = clock()
+    normal_noise(0, 2**32, (0, side), (0, side))
+    return (clock() - start) / side**2
 
 
 def stored_bytes(shape: tuple[int, int], evidence_size: tuple[int, int], targets: int) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from streamview.errors import RegionError
 from streamview.geometry import Region
 from streamview.networks import Model
-from streamview.results import Identity, Precision
+from streamview.results import GRADIENT, ExplanationMethod, Identity, Precision
 from streamview.slides import Slide
 from streamview.slides.padding import PaddedSampler
 from streamview.slides.sampling import SAMPLING_VERSION, Sampler
@@ -14,16 +14,22 @@ __all__ = ["identify", "identity_of", "sample_region"]
 
 
 def identify(
-    model: Model, slide: Slide, region: Region | None = None, *, precision: Precision = "float32", pad_to: int | None = None
+    model: Model,
+    slide: Slide,
+    region: Region | None = None,
+    *,
+    precision: Precision = "float32",
+    pad_to: int | None = None,
+    method: ExplanationMethod = GRADIENT,
 ) -> Identity:
-    """Return the identity that the result of such a run will have, before it runs.
+    """Return the identity that the result of such a run will have, before it runs; `method` as its maps have it.
 
     Raises
     ------
     SlideError, RegionError
         When slide, region and model do not fit together.
     """
-    return identity_of(model, slide, sample_region(model, slide, region, pad_to)[0], precision)
+    return identity_of(model, slide, sample_region(model, slide, region, pad_to)[0], precision, method)
 
 
 def sample_region(model: Model, slide: Slide, region: Region | None, pad_to: int | None) -> tuple[Sampler | PaddedSampler, tuple[int, int]]:
@@ -43,7 +49,9 @@ def sample_region(model: Model, slide: Slide, region: Region | None, pad_to: int
         raise RegionError(f"{slide.name}: {error}") from None
 
 
-def identity_of(model: Model, slide: Slide, sampler: Sampler | PaddedSampler, precision: Precision) -> Identity:
+def identity_of(
+    model: Model, slide: Slide, sampler: Sampler | PaddedSampler, precision: Precision, method: ExplanationMethod = GRADIENT
+) -> Identity:
     """As `identify`, of a region that is sampled already."""
     return Identity(
         weights_sha256=model.sha256,
@@ -59,4 +67,5 @@ def identity_of(model: Model, slide: Slide, sampler: Sampler | PaddedSampler, pr
         background=slide.background,
         level=sampler.level,
         sampling=SAMPLING_VERSION,
+        method=None if method == GRADIENT else str(method),
     )

@@ -19,10 +19,23 @@ from streamview.progress import Progress
 from streamview.results import Target
 from streamview.streaming.graph import Key, Sink
 from streamview.streaming.run.out_of_memory import ran_out
-from streamview.streaming.run.run import Run
+from streamview.streaming.run.run import Run, Watch
 from streamview.streaming.step import Span
 
-__all__ = ["ForwardResult", "NotFinite", "backward_pass", "forward_pass", "head_arguments", "score_gradients"]
+__all__ = [
+    "ForwardResult",
+    "NotFinite",
+    "Reduce",
+    "backward_pass",
+    "forward_pass",
+    "head_arguments",
+    "run_head",
+    "score_gradients",
+    "score_of",
+]
+
+Reduce = Callable[[Tensor, Span, Span, float], Tensor]
+"""Gives rows of maps, float32 (c, h, w), of a gradient (1, 3, h, w), its rows and columns, and by how much it is too large."""
 
 _LARGEST = 4  # exponent of the largest gradient that enters the body: half of fp16's room above it is for growth, more for decay below
 
@@ -54,8 +67,19 @@ class ForwardResult:
     evidence: Evidence | None = None
 
 
-def forward_pass(run: Run, reader: PixelReader, card: ModelCard, progress: Progress, *, explain: bool = False) -> ForwardResult:
+def forward_pass(
+    run: Run,
+    reader: PixelReader,
+    card: ModelCard,
+    progress: Progress,
+    *,
+    explain: bool = False,
+    watch: Watch | None = None,
+    head_grad: bool = False,
+) -> ForwardResult:
     """Run the forward pass and the head; with `explain` gather the class evidence too.
+
+    `watch` sees every piece of what is gathered; with `head_grad` a score can be differentiated as far as the leaves.
 
     Raises
     ------
@@ -68,32 +92,34 @@ def forward_pass(run: Run, reader: PixelReader, card: ModelCard, progress: Progr
     layer, pooled = (linear_head(graph), pooled_sink(graph)) if explain else (None, None)
     evidence = None if layer is None or pooled is None else Evidence(layer, run.bound.sizes[pooled.value])
 
-    def watch(value: int, piece: Tensor, rows: Span, cols: Span) -> None:
+    def see(value: int, piece: Tensor, rows: Span, cols: Span) -> None:
+        if watch is not None:
+            watch(value, piece, rows, cols)
         if evidence is not None and pooled is not None and value == pooled.value:
             evidence.add(piece, rows, cols)
 
     with reader.reading(run.call, run.plan):
-        run.forward(reader.pixels, progress.advance, watch)
-    logits, leaves = run_head(run, card)
+        run.forward(reader.pixels, progress.advance, see)
+    logits, leaves = run_head(run, card, head_grad)
     if not logits.isfinite().all():
         raise NotFinite(f"answered {logits.tolist()}")
     return ForwardResult(logits, leaves, evidence)
 
 
-def head_arguments(run: Run) -> tuple[list[Tensor], dict[Key, Tensor]]:
-    """The head's arguments after a forward pass, and the leaves that they come from."""
+def head_arguments(run: Run, grad: bool = False) -> tuple[list[Tensor], dict[Key, Tensor]]:
+    """The head's arguments after a forward pass, and the leaves that they come from; with `grad` the head alone is differentiated."""
     head = run.bound.graph.head
     leaves: dict[Key, Tensor] = {}
     for key in head.tensors:
         tensor = run.tensors[key]
-        leaves[key] = tensor.detach().requires_grad_(run.needs is not None and tensor.requires_grad)
+        leaves[key] = tensor.detach().requires_grad_(tensor.is_floating_point() if grad else run.needs is not None and tensor.requires_grad)
     return run.arguments(head.takes, leaves), leaves
 
 
-def run_head(run: Run, card: ModelCard) -> tuple[Tensor, dict[Key, Tensor]]:
+def run_head(run: Run, card: ModelCard, grad: bool = False) -> tuple[Tensor, dict[Key, Tensor]]:
     """Run the head: the logits (K,), and the leaves that they come from."""
-    with torch.set_grad_enabled(run.needs is not None):
-        arguments, leaves = head_arguments(run)
+    with torch.set_grad_enabled(grad or run.needs is not None):
+        arguments, leaves = head_arguments(run, grad)
         try:
             logits = run.bound.graph.head.module(*arguments)
         except RuntimeError as error:
@@ -108,13 +134,17 @@ def run_head(run: Run, card: ModelCard) -> tuple[Tensor, dict[Key, Tensor]]:
     return logits[0], leaves
 
 
+def score_of(logits: Tensor, target: Target) -> Tensor:
+    """The target's logit, or the difference of two."""
+    return logits[target.index] if target.against is None else logits[target.index] - logits[target.against]
+
+
 def score_gradients(run: Run, result: ForwardResult, target: Target, *, retain: bool = False) -> tuple[dict[Key, Tensor | None], float]:
     """Gradients of a score at what the head took, and the power of two by which they were multiplied so that half precision can hold them.
 
     The score is the target's logit, or the difference of two; `retain` keeps the head's graph for another target.
     """
-    logits = result.logits
-    score = logits[target.index] if target.against is None else logits[target.index] - logits[target.against]
+    score = score_of(result.logits, target)
     leaves = {key: tensor for key, tensor in result.leaves.items() if tensor.requires_grad}
     at_leaves = torch.autograd.grad(score, list(leaves.values()), retain_graph=retain, allow_unused=True)
     grads: dict[Key, Tensor | None] = dict(zip(leaves, at_leaves, strict=True))
@@ -140,10 +170,12 @@ def backward_pass(
     *,
     progress: Progress,
     last: bool,
+    reduce: Reduce | None = None,
+    channels: int = 2,
 ) -> None:
-    """Run one backward pass; hand out the maps of each row of steps, float32 (2, rows, width), from the last to the first.
+    """Run one backward pass; hand out the maps of each row of steps, float32 (channels, rows, width), from the last to the first.
 
-    The `last` one lets go of the forward pass as it proceeds.
+    The `last` one lets go of the forward pass as it proceeds. `reduce` makes as many `channels` of the gradient; None: the reader's two.
 
     Raises
     ------
@@ -151,6 +183,7 @@ def backward_pass(
         When the gradient holds NaN or infinity.
     """
     grads, scale = score_gradients(run, result, target, retain=not last)
+    reduce = reduce or reader.reduce
     strip: NDArray[np.float32] = np.empty(0, np.float32)
     width = run.call.size[1]
 
@@ -160,14 +193,14 @@ def backward_pass(
 
     def take(grad: Tensor | None, rows: Span, cols: Span) -> None:
         nonlocal strip
-        reduced = None if grad is None else reader.reduce(grad, rows, cols, scale).numpy()
+        reduced = None if grad is None else reduce(grad, rows, cols, scale).numpy()
         if reduced is not None and not np.isfinite(reduced).all():
             raise NotFinite(f"gave a gradient of {target}", target)
         if reduced is not None and cols == (0, width):
             strip = reduced
         else:
             if cols[1] == width:
-                strip = np.zeros((2, rows[1] - rows[0], width), np.float32)
+                strip = np.zeros((channels, rows[1] - rows[0], width), np.float32)
             if reduced is not None:
                 strip[:, :, cols[0] : cols[1]] = reduced
         if cols[0] == 0:

@@ -20,25 +20,27 @@ from streamview.errors import MemoryBudgetError, ModelError, RegionError
 from streamview.geometry import Region
 from streamview.inference.class_evidence import linear_head, pooled_sink
 from streamview.inference.compute import Compute
+from streamview.inference.explaining import Asked, explained
 from streamview.inference.forecast import Forecast, seconds_of, stored_bytes
 from streamview.inference.identity import identity_of, sample_region
+from streamview.inference.methods import check_method, last_features, map_bytes, passes_of
 from streamview.inference.nonfinite import bad_call, bad_gradient, bad_value, bad_weight
 from streamview.inference.notes import region_warnings
-from streamview.inference.passes import ForwardResult, NotFinite, backward_pass, forward_pass, head_arguments, run_head, score_gradients
+from streamview.inference.passes import ForwardResult, NotFinite, forward_pass, head_arguments, run_head, score_gradients
 from streamview.inference.reader import PixelReader
-from streamview.inference.strips import Strip, Watch
+from streamview.inference.strips import Watch
 from streamview.inference.targets import find_target
 from streamview.networks import Model, as_model
 from streamview.networks.suitability import unsuitable
 from streamview.progress import Progress, Report
-from streamview.results import Identity, MapWriter, Method, Plane, Prediction, Saliency, SaliencyMap, Target
+from streamview.results import GRADIENT, Identity, Plane, Prediction, Saliency, SaliencyMap, Target
 from streamview.slides import Slide, as_slide
 from streamview.slides.padding import PaddedSampler
 from streamview.slides.sampling import Sampler
 from streamview.streaming.call import Call
 from streamview.streaming.capture.capture import capture, refuse_hooks
 from streamview.streaming.cuda import free_memory_of, full_float32, reserved_memory
-from streamview.streaming.graph import Graph, bind, demands, placed
+from streamview.streaming.graph import Graph, Sink, bind, demands, placed
 from streamview.streaming.head import accepted_sides, head_takes
 from streamview.streaming.memory import format_bytes, parse_bytes, return_freed_blocks
 from streamview.streaming.ops import OtherChannels
@@ -52,8 +54,6 @@ __all__ = ["PreparedRun", "Source", "prepare"]
 
 Source = Slide | NDArray[np.uint8]
 _Result = TypeVar("_Result")
-_WriteRows = Callable[[int, NDArray[np.float32]], None]
-_METHODS: tuple[Method, ...] = ("absolute", "signed")
 _DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _READER_BYTES = 60  # on CUDA, for each px of a step: its pixels as numbers, and what the reduction of their gradient takes
 _DECODING_BYTES = 128 * 2**20  # beside the steps on a processor: the decoder and its libraries
@@ -193,6 +193,10 @@ class PreparedRun:
         """What an explanation computes: forward, and the gradient of the image."""
         return replace(self.forward, needs=demands(self.forward.bound.graph, True, [False] * len(self.forward.weights)))
 
+    def call(self, targets: int) -> Call:
+        """What is computed to predict, or to explain so many targets."""
+        return self.both if targets and self.compute.method.name not in ("grad-cam", "occlusion") else self.forward
+
     @property
     def device(self) -> torch.device:
         """Where it will run."""
@@ -202,6 +206,11 @@ class PreparedRun:
     def identity(self) -> Identity:
         """What decides the values of the result."""
         return identity_of(self.model, self.slide, self.sampler, self.compute.precision)
+
+    @property
+    def maps_identity(self) -> Identity:
+        """What decides the values of maps: also the method."""
+        return identity_of(self.model, self.slide, self.sampler, self.compute.precision, self.compute.method)
 
     def forecast(self, targets: int = 0, out: str | os.PathLike[str] | None = None, *, timed: bool = True) -> Forecast:
         """Say what the run will take: the plan from shapes alone, the time from a sample of the region.
@@ -220,15 +229,21 @@ class PreparedRun:
         SlideError, MemoryBudgetError
             When the sample cannot be read, or no step fits the memory.
         """
-        call, shape = self.both if targets else self.forward, self.sampler.shape
+        call, shape, method = self.call(targets), self.sampler.shape, self.compute.method
         plan = self.plan(targets, out is not None)
+        passes = passes_of(method, targets, self.inside)
         base = self._base_bytes()  # before the sample, which leaves memory with the allocator that the run will use again
-        seconds = seconds_of(call, plan, self.slide, self.sampler, self.inside, targets, self.model.timings) if timed else None
+        read = self.slide, self.sampler, self.inside
+        seconds = seconds_of(call, plan, read, passes, self.model.timings, method if targets else GRADIENT) if timed else None
         peak = base + plan.peak_bytes + (0 if self.device.type == "cuda" else self._decoding_bytes(plan.tile[0]))
-        expected = Forecast(plan, shape, peak, seconds, str(self.device), targets)
+        if targets and method.name != "gradient" and self.device.type != "cuda":
+            peak += map_bytes(method, math.prod(shape), targets, stored=out is not None) + self._feature_bytes()
+        expected = Forecast(plan, shape, peak, seconds, str(self.device), targets, passes=passes)
         if out is None:
             return expected
-        return replace(expected, disk_bytes=stored_bytes(shape, self._evidence_size, targets), disk_free=free_disk(out))
+        written = (0, 0) if method.name == "grad-cam" else shape
+        evidence = (0, 0) if method.name not in ("gradient", "grad-cam") else self._evidence_size
+        return replace(expected, disk_bytes=stored_bytes(written, evidence, targets), disk_free=free_disk(out))
 
     def plan(self, targets: int = 0, stored: bool = False) -> Plan:
         """Choose the steps for as many targets; `stored` where their maps are written as they finish.
@@ -238,13 +253,16 @@ class PreparedRun:
         MemoryBudgetError
             When no step fits the memory; the message names the least that would do.
         """
-        call, device = self.both if targets else self.forward, self.device
-        map_bytes = 0 if stored else 8 * math.prod(self.sampler.shape) * targets
+        call, device = self.call(targets), self.device
+        method = self.compute.method
+        if targets:
+            check_method(method, self.forward.bound.graph, self.model.card.name, self.inside)
+        held = map_bytes(method, math.prod(self.sampler.shape), targets, stored=stored)
         growth = free_memory_of(device) // 2
         return_freed_blocks()  # what earlier work of the process freed would count against the budget
         if self.compute.memory is not None:
             limit = parse_bytes(self.compute.memory, total_memory(device))
-            growth = limit - self._base_bytes() - self._bytes_beside(call, map_bytes)
+            growth = limit - self._base_bytes() - self._bytes_beside(call, held)
             if growth <= 0:
                 raise MemoryBudgetError(
                     f"memory {format_bytes(limit)}: the process needs {format_bytes(limit - growth)} before the first step; give more"
@@ -269,7 +287,8 @@ class PreparedRun:
         """
 
         def attempt(run: Run, reader: PixelReader, notes: tuple[str, ...]) -> Prediction:
-            return self._prediction(self._forward(run, reader, report).logits, reader, notes)
+            progress = Progress("forward pass", run.steps, report)
+            return self.prediction_of(self.forward_of(run, reader, progress).logits, reader, notes)
 
         return self._complete(self.forward, plan or self.plan(), attempt, report)
 
@@ -315,62 +334,17 @@ class PreparedRun:
         if outs is not None and len({os.path.abspath(out) for out in outs}) != len(targets):
             raise ValueError(f"{len(targets)} targets, but {len(outs)} folders: give each a folder of its own")
         chosen = [None if target is None else find_target(self.model, target) for target in targets]
-        attempt = partial(self._explained, chosen, outs, report, watch)
-        return self._complete(self.both, plan or self.plan(len(chosen), outs is not None), attempt, report)
+        attempt = partial(explained, self, Asked(chosen, outs, report, watch))
+        return self._complete(self.call(len(chosen)), plan or self.plan(len(chosen), outs is not None), attempt, report)
 
-    def _explained(
-        self,
-        targets: Sequence[Target | None],
-        outs: Sequence[str | os.PathLike[str]] | None,
-        report: Report | None,
-        watch: Watch | None,
-        run: Run,
-        reader: PixelReader,
-        notes: tuple[str, ...],
-    ) -> list[Saliency]:
-        """All passes of one attempt; nothing is left of them unless all succeed."""
-        (height, width), methods = self.inside, _METHODS
-        result = self._forward(run, reader, report, explain=True)
-        prediction = self._prediction(result.logits, reader, notes)
-        fixed = [target or prediction.usual_target for target in targets]
-        task = "backward pass" if len(fixed) == 1 else f"{len(fixed)} backward passes"
-        progress = Progress(task, run.steps * len(fixed), report)
-        (std, glass), (step, origin) = (self.model.card.std, self.slide.background), self._placed(0)
-        writers: list[MapWriter] = []
-        in_memory: list[Saliency] = []
-        with contextlib.ExitStack() as unplaced:
-            for number, target in enumerate(fixed):
-                evidence = self._evidence(result, target)
-                show = partial(_show, watch, Strip(prediction, target, height, np.empty((2, 0, width), np.float32), step, origin, evidence))
-                show()
-                back = partial(backward_pass, run, reader, result, target, progress=progress, last=number + 1 == len(fixed))
-                if outs is None:
-                    values = np.empty((2, height, width), np.float32)
-                    back(partial(self._hand_out, partial(_copy_rows, values), show))
-                    maps = {method: SaliencyMap(method, Plane(plane), step, origin) for method, plane in zip(methods, values, strict=True)}
-                    maps = maps if evidence is None else maps | {"evidence": evidence}
-                    in_memory.append(Saliency(prediction, target, std, glass, maps))
-                else:
-                    writer = unplaced.enter_context(MapWriter(outs[number], (height, width), step=step, origin=origin, channels=methods))
-                    back(partial(self._hand_out, writer.write, show))
-                    writer.complete(prediction, target=target, std=std, glass=glass, evidence=evidence)
-                    writers.append(writer)
-            return [replace(one, slide=self.slide) for one in (*in_memory, *(writer.place() for writer in writers))]
-
-    def _hand_out(self, write: _WriteRows, show: Callable[..., None], y: int, rows: NDArray[np.float32]) -> None:
-        """Write finished rows of the maps, without what was padded, and show them."""
-        if y < self.inside[0]:
-            inside = rows[:, : self.inside[0] - y, : self.inside[1]]
-            write(y, inside)
-            show(y=y, rows=inside)
-
-    def _forward(self, run: Run, reader: PixelReader, report: Report | None, *, explain: bool = False) -> ForwardResult:
+    def forward_of(self, run: Run, reader: PixelReader, progress: Progress, **options: Any) -> ForwardResult:
+        """A forward pass of a run that was not yet run; `options` as of `streamview.inference.passes.forward_pass`."""
         try:
-            return forward_pass(run, reader, self.model.card, Progress("forward pass", run.steps, report), explain=explain)
+            return forward_pass(run, reader, self.model.card, progress, **options)
         except RegionError as error:
             raise RegionError(f"{self.slide.name}: {error}") from None
 
-    def _evidence(self, result: ForwardResult, target: Target) -> SaliencyMap | None:
+    def evidence_of(self, result: ForwardResult, target: Target) -> SaliencyMap | None:
         """The evidence map of a target, where the network offers it; that of a difference is the difference of both."""
         pooled = pooled_sink(self.forward.bound.graph)
         if result.evidence is None or pooled is None:
@@ -378,15 +352,20 @@ class PreparedRun:
         values = result.evidence.of(target.index)
         if target.against is not None:
             values = values - result.evidence.of(target.against)
-        step, origin = self._placed(pooled.value)
+        return self.feature_map(pooled.value, values)
+
+    def feature_map(self, value: int, values: NDArray[np.float32]) -> SaliencyMap:
+        """A map of the features of a value, float32 (h, w), in its place on the slide, without what was padded."""
+        (step, origin), by = self.placed(value), self.maps_identity.method
         if self.inside == self.sampler.shape:
-            return SaliencyMap("evidence", Plane(values), step, origin)
+            return SaliencyMap("evidence", Plane(values), step, origin, (), by)
         # of a padded region the cells centred on the slide
         stops = self.sampler.region.y_stop, self.sampler.region.x_stop
         rows, columns = (max(math.ceil((stop - 0.5 - first) / pitch), 1) for stop, first, pitch in zip(stops, origin, step, strict=True))
-        return SaliencyMap("evidence", Plane(np.ascontiguousarray(values[:rows, :columns])), step, origin)
+        return SaliencyMap("evidence", Plane(np.ascontiguousarray(values[:rows, :columns])), step, origin, (), by)
 
-    def _prediction(self, logits: Tensor, reader: PixelReader, notes: tuple[str, ...]) -> Prediction:
+    def prediction_of(self, logits: Tensor, reader: PixelReader, notes: tuple[str, ...]) -> Prediction:
+        """The answer with these logits (K,), of pixels that were read."""
         card, sampler, mpp = self.model.card, self.sampler, self.slide.mpp
         values = logits.detach().cpu().numpy().astype(np.float32)
         area_mm2 = None if mpp is None else math.prod(mpp) * math.prod(sampler.region.shape) / 1e6
@@ -396,7 +375,7 @@ class PreparedRun:
             card.trained, warnings, card.positive,
         )  # fmt: skip
 
-    def _placed(self, value: int) -> tuple[tuple[float, float], tuple[float, float]]:
+    def placed(self, value: int) -> tuple[tuple[float, float], tuple[float, float]]:
         """Step and origin (y, x), in level-0 pixels, of a value's elements: where the centre of what each sees lies."""
         (pitch_y, pitch_x), (centre_y, centre_x) = placed(self.forward.bound, value)
         region, (scale_y, scale_x) = self.sampler.region, self.sampler.scale
@@ -420,7 +399,9 @@ class PreparedRun:
                 return attempt(Run(call, chosen), reader, () if chosen is plan else (note,))
 
         limit = None if plan.budget is None else self._base_bytes() + plan.budget + self._cached_bytes + self._bytes_beside(call, 0)
-        with full_float32(device), torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
+        on_device = torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
+        # maps are gradients, also where the caller wants none of its own
+        with full_float32(device), on_device, torch.inference_mode(False), torch.enable_grad():
             try:
                 return retry_smaller(planned, call, plan, limit)
             except NotFinite as error:
@@ -457,8 +438,10 @@ class PreparedRun:
 
     @property
     def _evidence_size(self) -> tuple[int, int]:
-        """Height and width of the evidence map; (0, 0) where the network offers none."""
+        """Height and width of the map of evidence, or by Grad-CAM; (0, 0) where the network offers none."""
         bound = self.forward.bound
+        if self.compute.method.name == "grad-cam":
+            return bound.sizes[(last_features(bound.graph) or [Sink(0, "map")])[0].value]
         layer, pooled = linear_head(bound.graph), pooled_sink(bound.graph)
         return (0, 0) if layer is None or pooled is None else bound.sizes[pooled.value]
 
@@ -466,7 +449,12 @@ class PreparedRun:
         """Bytes that a run takes beside its steps: the evidence; on a processor also the decoder, rows of maps, and maps held in memory."""
         layer = None if call.needs is None else linear_head(call.bound.graph)
         evidence = 0 if layer is None else 4 * min(layer.out_features, layer.in_features) * math.prod(self._evidence_size)
-        return evidence if self.device.type == "cuda" else evidence + map_bytes + self._decoding_bytes(256)
+        return evidence if self.device.type == "cuda" else evidence + map_bytes + self._feature_bytes() + self._decoding_bytes(256)
+
+    def _feature_bytes(self) -> int:
+        """Bytes of the features that Grad-CAM keeps."""
+        sinks = last_features(self.forward.bound.graph) if self.compute.method.name == "grad-cam" else None
+        return 4 * self.forward.bound.graph.channels[sinks[0].value] * math.prod(self._evidence_size) if sinks else 0
 
     def _decoding_bytes(self, rows: int) -> int:
         """Bytes of the decoder and of buffers of so many rows, on a processor; on CUDA plans count them."""
@@ -486,13 +474,3 @@ def _free_bytes(compute: Compute, device: torch.device) -> int:
     if compute.memory is None:
         return free_memory_of(device) // 2
     return parse_bytes(compute.memory, total_memory(device)) - _base_bytes(device)
-
-
-def _show(watch: Watch | None, strip: Strip, **rows: Any) -> None:
-    """Hand a strip to whoever watches, with other `rows` at another `y` where they are given."""
-    if watch is not None:
-        watch(replace(strip, **rows))
-
-
-def _copy_rows(maps: NDArray[np.float32], y: int, rows: NDArray[np.float32]) -> None:
-    maps[:, y : y + rows.shape[1]] = rows

@@ -10,6 +10,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from streamview.inference.changes import Change
 from streamview.networks.cards import ModelCard
 from streamview.networks.suitability import Overview
 from streamview.slides.padding import PaddedSampler
@@ -46,6 +47,8 @@ class PixelReader:
     ----------
     overview
         Of the pixels that were read.
+    background
+        The normalised background (1, 3, 1, 1).
     """
 
     def __init__(
@@ -59,10 +62,12 @@ class PixelReader:
     ) -> None:
         self.overview = Overview(inside)
         self._sampler, self._device, self._dtype, self._caches = sampler, call.device, call.dtype, caches
+        self._inside, self._exact = inside, call.gathered or torch.float32
+        self._change: Change | None = None
         std, mean = (torch.tensor(v, device=call.device).view(1, 3, 1, 1) for v in (card.std, card.mean))
         # as p * scale - shift
         self._scale, self._shift = 1 / (255 * std), mean / std
-        self._background = torch.tensor(background, dtype=torch.float32, device=call.device).view(1, 3, 1, 1) * self._scale - self._shift
+        self.background = torch.tensor(background, dtype=torch.float32, device=call.device).view(1, 3, 1, 1) * self._scale - self._shift
         self._last: tuple[tuple[int, int, int, int], Tensor] | None = None
         self._ahead: ReadAhead[Tensor] | None = None
         self._cache: dict[tuple[int, int, int, int], Tensor] = {}
@@ -80,16 +85,56 @@ class PixelReader:
         return self._device.type == "cuda"
 
     def pixels(self, rows: Span, cols: Span) -> Tensor:
-        """Normalised pixels of a part of the grid, (1, 3, h, w) in the type of the streamed part."""
-        return self._read(rows, cols).to(self._dtype)
+        """Normalised pixels of a part of the grid, (1, 3, h, w) in the type of the streamed part, changed where that was asked for."""
+        image = self._read(rows, cols)
+        return (image if self._change is None else self._changed(image, rows, cols, self._change)).to(self._dtype)
+
+    @property
+    def black(self) -> Tensor:
+        """Normalised black (1, 3, 1, 1)."""
+        return -self._shift
+
+    @property
+    def range(self) -> Tensor:
+        """The range of pixel values, 0..255, in normalised units: (1, 3, 1, 1)."""
+        return 255 * self._scale
+
+    @contextlib.contextmanager
+    def changed_by(self, change: Change | None) -> Iterator[None]:
+        """Hand out changed pixels of the region, while what `reduce` and `attribute` multiply by stays; what is padded stays too."""
+        self._change = change
+        try:
+            yield
+        finally:
+            self._change = None
+
+    def _changed(self, image: Tensor, rows: Span, cols: Span, change: Change) -> Tensor:
+        bottom, right = min(rows[1], self._inside[0]), min(cols[1], self._inside[1])
+        if (bottom, right) == (rows[1], cols[1]):
+            return change(image, rows, cols)
+        if bottom <= rows[0] or right <= cols[0]:
+            return image
+        height, width = bottom - rows[0], right - cols[0]
+        image = image.clone()
+        image[:, :, :height, :width] = change(image[:, :, :height, :width], (rows[0], bottom), (cols[0], right))
+        return image
 
     def reduce(self, grad: Tensor, rows: Span, cols: Span, scale: float = 1.0) -> Tensor:
         """Both maps of a finished part of the image's gradient (1, 3, h, w), which is `scale` times too large: float32 (2, h, w)."""
-        grad = grad.to(torch.float32)
-        if scale != 1:
-            grad = grad / scale
-        signed = (self._read(rows, cols) - self._background).mul_(grad).sum(1)
-        return torch.stack([grad.abs().amax(1), signed]).squeeze(1).cpu()
+        grad = self._unscaled(grad, scale)
+        signed = (self._read(rows, cols) - self.background).mul_(grad).sum(1)
+        return torch.stack([grad.abs().amax(1), signed]).squeeze(1).to(torch.float32).cpu()
+
+    def attribute(self, baseline: Tensor, grad: Tensor, rows: Span, cols: Span, scale: float = 1.0) -> Tensor:
+        """Gradient x (pixels - baseline) of each channel, as `reduce`: float32 (3, h, w); zero where the region is padded."""
+        product = (self._read(rows, cols) - baseline).mul_(self._unscaled(grad, scale))[0]
+        product[:, max(self._inside[0] - rows[0], 0) :] = 0
+        product[:, :, max(self._inside[1] - cols[0], 0) :] = 0
+        return product.to(torch.float32).cpu()
+
+    def _unscaled(self, grad: Tensor, scale: float) -> Tensor:
+        grad = grad.to(self._exact)
+        return grad / scale if scale != 1 else grad
 
     @contextlib.contextmanager
     def reading(self, call: Call, plan: Plan, *, backwards: bool = False) -> Iterator[None]:
@@ -112,7 +157,7 @@ class PixelReader:
         return decoded.pin_memory() if self._device.type == "cuda" else decoded
 
     def _read(self, rows: Span, cols: Span) -> Tensor:
-        """Normalised pixels of a part of the grid, (1, 3, h, w) float32; the last part is remembered."""
+        """Normalised pixels of a part of the grid, (1, 3, h, w), float32 unless the call is of doubles; the last part is remembered."""
         key = (*rows, *cols)
         if self._last is None or self._last[0] != key:
             part = self._cache.get(key)
@@ -124,7 +169,7 @@ class PixelReader:
             # cuDNN works on (N, C, H, W) in float32, and would lay out anew whatever comes with the channels last
             planes = self._device.type == "cuda" and self._dtype == torch.float32
             layout = torch.contiguous_format if planes else torch.preserve_format
-            image = part.permute(2, 0, 1)[None].to(torch.float32, memory_format=layout).mul_(self._scale).sub_(self._shift)
+            image = part.permute(2, 0, 1)[None].to(self._exact, memory_format=layout).mul_(self._scale).sub_(self._shift)
             self._last = key, image
         return self._last[1]
 

@@ -51,13 +51,16 @@ class Job:
                 raise StreamviewError(f"{self.folder}: is a file, but a job is a folder; choose another output")
             atomic.check_output(self.folder)
 
-    def saliency_path(self, slide_id: str, region: Region, target: Target | None = None) -> Path:
-        """Path of a region's maps; with `target`, of one target of several."""
-        return self.folder / "saliency" / atomic.safe_stem(slide_id) / f"{region_id(region)}{suffix(target)}.ome.zarr"
+    def saliency_path(self, slide_id: str, region: Region, target: Target | None = None, method: str = "") -> Path:
+        """Path of a region's maps; with `target`, of one target of several; with the tag of a `method`, of maps by that."""
+        return self._maps_folder(slide_id) / f"{region_id(region)}{suffix(target)}{method and f'-{method}'}.ome.zarr"
 
-    def picture_path(self, slide_id: str, region: Region, preset: str, target: Target | None = None) -> Path:
-        """Path of a region's display PNG; with `target`, of one target of several."""
-        return self.folder / "saliency" / atomic.safe_stem(slide_id) / f"{region_id(region)}{suffix(target)}-{preset}.png"
+    def picture_path(self, slide_id: str, region: Region, preset: str, target: Target | None = None, method: str = "") -> Path:
+        """Path of a region's display PNG; `target` and `method` as for `saliency_path`."""
+        return self._maps_folder(slide_id) / f"{region_id(region)}{suffix(target)}{method and f'-{method}'}-{preset}.png"
+
+    def _maps_folder(self, slide_id: str) -> Path:
+        return self.folder / "saliency" / atomic.safe_stem(slide_id)
 
     def certificate_path(self, what: str, weights_sha256: str) -> Path:
         """Path of an exactness certificate; `what` names its pixels: a slide and region, or ``"random"``."""

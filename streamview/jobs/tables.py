@@ -373,7 +373,7 @@ def _region(result: RegionResult) -> Row:
         "regions": region_id(region),
         "aggregation": "none: one region",
         "tissue_covered": result.tissue_covered,
-        "maps": "; ".join(_map_name(stored) for stored in result.maps) or None,
+        "maps": "; ".join(_map_name(stored, result.prediction.identity.method) for stored in result.maps) or None,
         "identity": prediction.identity.key,
         "warnings": " ".join(prediction.warnings) or None,
     }
@@ -410,5 +410,6 @@ def _answer(prediction: Prediction) -> Row:
     return values | {f"logit_{name}": float(logit) for name, logit in zip(prediction.class_names, prediction.logits, strict=True)}
 
 
-def _map_name(stored: StoredMap) -> str:
-    return stored.path if stored.target is None else stored.target.name
+def _map_name(stored: StoredMap, method: str | None) -> str:
+    name = stored.path if stored.target is None else stored.target.name
+    return name if method is None else f"{name} by {method}"

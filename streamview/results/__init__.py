@@ -7,12 +7,15 @@ saliency is an OME-Zarr 0.5 image (https://ngff.openmicroscopy.org/0.5/) with th
 
 from streamview.results.difference import difference
 from streamview.results.maps import REDUCTIONS, Method, Plane, Saliency, SaliencyMap
+from streamview.results.methods import GRADIENT, ExplanationMethod
 from streamview.results.prediction import RESEARCH_USE, Identity, Precision, Prediction, Target
 from streamview.results.store import MapWriter, open_saliency, save_saliency
 
 __all__ = [
+    "GRADIENT",
     "REDUCTIONS",
     "RESEARCH_USE",
+    "ExplanationMethod",
     "Identity",
     "MapWriter",
     "Method",

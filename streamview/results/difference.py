@@ -49,12 +49,14 @@ def difference(first: Saliency, second: Saliency) -> Saliency:
             levels = one.levels if len(one.levels) == len(other.levels) else (one.values,)
             pairs = zip(levels, other.levels, strict=False)
             planes = [Plane(_Difference(a, b)) for a, b in pairs]
-            maps[method] = SaliencyMap(method, planes[0], one.step, one.origin, tuple(planes[1:]))
+            maps[method] = SaliencyMap(method, planes[0], one.step, one.origin, tuple(planes[1:]), one.explained_by)
     if not maps:
         raise StreamviewError(
             f"maps of {ours.shape} and {theirs.shape} px: expected the same grid; use networks of the same mpp for the same region"
         )
     names = [_named(saliency, ours.identity.weights_sha256 != theirs.identity.weights_sha256) for saliency in (first, second)]
+    if ours.identity.method != theirs.identity.method:
+        names = [f"{name} by {one.prediction.identity.method or 'gradient'}" for name, one in zip(names, (first, second), strict=True)]
     subtracted = f"{names[1]} (identity {theirs.identity.key[:12]}, {theirs.answer_for(second.target)})"
     warning = f"The map is a difference: {names[0]} minus {subtracted}."
     prediction = replace(ours, warnings=(*ours.warnings, warning), trained=ours.trained and theirs.trained)

@@ -20,6 +20,7 @@ from scipy import ndimage
 from streamview.errors import StreamviewError
 from streamview.geometry import Region
 from streamview.results.maps import LazyPlane, Method, Plane, Saliency, SaliencyMap, halve
+from streamview.results.methods import ExplanationMethod, MethodName
 
 __all__ = [
     "DisplayChoice",
@@ -42,7 +43,9 @@ __all__ = [
     "draw_map",
     "empty_reason",
     "glass_mask",
+    "kind_title",
     "show",
+    "title_of",
     "usual_recipe",
 ]
 
@@ -61,6 +64,12 @@ TITLES: Mapping[Method, str] = {
     "signed": "Gradient x input (detail)",
     "absolute": "Largest |gradient| (paper)",
     "patches": "Patches (an answer each)",
+}
+_TITLES_BY_METHOD: Mapping[MethodName, Mapping[Method, str]] = {
+    "smoothgrad": {"signed": "mean gradient x input (detail)", "absolute": "mean largest |gradient|"},
+    "integrated-gradients": {"signed": "attributions (detail)", "absolute": "largest |attribution|"},
+    "occlusion": {"signed": "score lost", "absolute": "|score lost|"},
+    "grad-cam": {"evidence": "Grad-CAM"},
 }
 
 _SMALL_PICTURE = 512  # px a side of a picture in a notebook
@@ -165,8 +174,26 @@ class DisplayChoice:
 
 
 def default_preset(saliency: Saliency) -> Preset:
-    """Return "patches" for predictions per patch, "evidence" where that map exists, else "paper"."""
-    return "patches" if "patches" in saliency.maps else "evidence" if "evidence" in saliency.maps else "paper"
+    """Return "patches" for predictions per patch, "evidence" where that map exists, else "paper"; "detail" by methods that refine it."""
+    if "patches" in saliency.maps or "evidence" in saliency.maps:
+        return "patches" if "patches" in saliency.maps else "evidence"
+    return "paper" if saliency.prediction.identity.method is None else "detail"
+
+
+def title_of(saliency: Saliency, kind: Method) -> str:
+    """What a map is called in pictures, exports and windows; the method is named unless it is the gradient."""
+    written = saliency.prediction.identity.method
+    if written is None:
+        return TITLES[kind]
+    method = ExplanationMethod.parse(written)
+    return method.described if method.name == "grad-cam" else f"{method.described}: {kind_title(saliency, kind)}"
+
+
+def kind_title(saliency: Saliency, kind: Method) -> str:
+    """What a map is called among those of one result."""
+    written = saliency.prediction.identity.method
+    by = "gradient" if written is None else ExplanationMethod.parse(written).name
+    return _TITLES_BY_METHOD.get(by, {}).get(kind, TITLES[kind])
 
 
 def usual_recipe(saliency: Saliency, preset: Preset | None = None) -> Recipe:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from streamview.errors import SlideError
 from streamview.notebook import card, image, png, svg_image, table
+from streamview.results.methods import ExplanationMethod, MethodName
 from streamview.results.prediction import RESEARCH_USE, Prediction, Target
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from streamview.results.display import Preset
     from streamview.slides import Slide
 
-__all__ = ["REDUCTIONS", "LazyPlane", "Method", "Pixels", "Plane", "Saliency", "SaliencyMap", "halve", "level0_mpp"]
+__all__ = ["REDUCTIONS", "LazyPlane", "Method", "Pixels", "Plane", "Saliency", "SaliencyMap", "halve", "level0_mpp", "reduction_of"]
 
 Method = Literal["absolute", "signed", "evidence", "patches"]
 REDUCTIONS: Mapping[Method, str] = {
@@ -30,7 +31,21 @@ REDUCTIONS: Mapping[Method, str] = {
     "evidence": "the head's linear layer applied to the last features before pooling",
     "patches": "probability (of a regression: output) of each patch, an image of its own to the network; NaN where none was computed",
 }
-
+_REDUCTIONS_BY: Mapping[MethodName, Mapping[Method, str]] = {
+    "smoothgrad": {
+        "absolute": "mean over noisy copies of the max over channels of |d logit / d normalised input|",
+        "signed": "sum over channels of the mean gradient of noisy copies * (normalised input - normalised glass)",
+    },
+    "integrated-gradients": {
+        "absolute": "max over channels of |attribution|, the integral of the gradient on the path from the baseline * (input - baseline)",
+        "signed": "sum over channels of the attributions, the integral of the gradient on the path from the baseline * (input - baseline)",
+    },
+    "occlusion": {
+        "absolute": "|mean difference of the score that the patches of glass over a pixel make|",
+        "signed": "mean over the patches of glass that hide a pixel of the score without them minus the score with them",
+    },
+    "grad-cam": {"evidence": "positive part of the last features' sum, weighted by the mean over positions of d logit / d feature"},
+}
 
 _SMALL_PICTURE = 512  # px a side of a picture in a notebook
 
@@ -173,6 +188,8 @@ class SaliencyMap:
         ``(y, x)`` in level-0 pixels.
     coarser
         Block means of `values`, each half the size (rounded up) of the one before; empty for maps in memory.
+    explained_by
+        As `Identity.method`.
     """
 
     method: Method
@@ -180,6 +197,7 @@ class SaliencyMap:
     step: tuple[float, float]
     origin: tuple[float, float]
     coarser: tuple[Plane, ...] = ()
+    explained_by: str | None = None
 
     def __post_init__(self) -> None:
         values, coarser = self.values, tuple(level if isinstance(level, Plane) else Plane(level) for level in self.coarser)
@@ -189,7 +207,7 @@ class SaliencyMap:
     @property
     def reduction(self) -> str:
         """How the values are computed from the gradient or the features; see `REDUCTIONS`."""
-        return REDUCTIONS[self.method]
+        return reduction_of(self.method, self.explained_by)
 
     @property
     def levels(self) -> tuple[Plane, ...]:
@@ -223,6 +241,8 @@ class Saliency:
         The stored file; None in memory.
     slide
         The slide that was read, for pictures while it is open; None in results from files, and not part of copies.
+    completeness
+        By integrated gradients: how far the sum of the attributions is from the difference of the scores of region and baseline.
 
     Examples
     --------
@@ -242,15 +262,22 @@ class Saliency:
     maps: dict[Method, SaliencyMap]
     path: Path | None = None
     slide: Slide | None = field(default=None, repr=False)
+    completeness: float | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Saliency, (self.prediction, self.target, self.std, self.glass, self.maps, self.path)
+        return Saliency, (self.prediction, self.target, self.std, self.glass, self.maps, self.path, None, self.completeness)
 
     @property
     def mpp(self) -> tuple[float, float] | None:
         """``(y, x)`` um/px of the slide's level 0; None when unknown."""
+        return level0_mpp(self.prediction, self.grid_step)
+
+    @property
+    def grid_step(self) -> tuple[float, float]:
+        """``(y, x)`` of the network's grid in level-0 pixels."""
         steps = [saliency_map.step for method, saliency_map in self.maps.items() if method != "evidence"]
-        return level0_mpp(self.prediction, steps[0])
+        region, shape = self.prediction.region, self.prediction.shape
+        return steps[0] if steps else (region.height / shape[0], region.width / shape[1])
 
     @property
     def target_probability(self) -> float | None:
@@ -306,7 +333,7 @@ class Saliency:
         return png(draw_map(self) if overlaid is None else overlaid[0])
 
     def _repr_html_(self) -> str:
-        from streamview.results.display import TITLES, draw_map, empty_reason, show, usual_recipe
+        from streamview.results.display import draw_map, empty_reason, show, title_of, usual_recipe
         from streamview.results.legend import colour_bar
 
         recipe = usual_recipe(self)
@@ -314,10 +341,10 @@ class Saliency:
         reason = empty_reason(self, shown)
         facts = [
             ("target", f"{self.target}, {self.prediction.answer_for(self.target)}"),
-            ("shown", f"{TITLES[recipe.method]}, blurred by {recipe.blur_um:g} um"),
+            ("shown", f"{title_of(self, recipe.method)}, blurred by {recipe.blur_um:g} um"),
             ("maps", ", ".join(f"{method} {one.values.shape[1]} x {one.values.shape[0]} px" for method, one in self.maps.items())),
         ]
-        title, overlaid = f"{TITLES[recipe.method]} for {self.target}", self._overlaid()
+        title, overlaid = f"{title_of(self, recipe.method)} for {self.target}", self._overlaid()
         if overlaid is None:
             parts = [image(draw_map(self), title, "png")]
         else:
@@ -346,6 +373,12 @@ class Saliency:
         except SlideError:  # closed
             return None
         return overlay(tissue, self, show(self, usual_recipe(self)), self.slide.background)
+
+
+def reduction_of(kind: Method, explained_by: str | None) -> str:
+    """How the values of a kind of map are computed, given `Identity.method`."""
+    by = "gradient" if explained_by is None else ExplanationMethod.parse(explained_by).name
+    return _REDUCTIONS_BY.get(by, {}).get(kind, REDUCTIONS[kind])
 
 
 def level0_mpp(prediction: Prediction, step: tuple[float, float]) -> tuple[float, float] | None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from streamview.errors import StreamviewError
-from streamview.results.display import HALO_COLOUR, OUTLINE_COLOUR, TITLES, Glass, Preset, Shown, colours, show, usual_recipe
+from streamview.results.display import HALO_COLOUR, OUTLINE_COLOUR, Glass, Preset, Shown, colours, show, title_of, usual_recipe
 from streamview.results.legend import scale_bar, unit
 from streamview.results.maps import Saliency
 from streamview.results.overlay import MapLayer, blend, glass_on, mean_colour
@@ -97,7 +97,8 @@ def _colour_bar(ax: Axes, saliency: Saliency, shown: Shown, behind: tuple[int, i
     bar.ax.yaxis.get_offset_text().set(size=_TEXT, color=_INK)
     if recipe.outline:
         bar.ax.axhline(shown.threshold * cap, color=_INK, linewidth=0.8)
-    name = TITLES[recipe.method].partition(" (")[0]
+    name = title_of(saliency, recipe.method)
+    name = name.partition(" (")[0] if saliency.prediction.identity.method is None else name
     bar.set_label(f"{name} for {saliency.target} ({unit(saliency, recipe.method)})", size=_TEXT, color=_INK, parse_math=False)
 
 

@@ -55,6 +55,8 @@ class Identity:
         `streamview.slides.sampling.SAMPLING_VERSION`.
     parts_sha256
         Hash of the keys of the regions that a map was stitched of; None: it is of one region.
+    method
+        How the prediction was explained, as `ExplanationMethod` writes it; None: by the gradient, or not at all.
 
     The fields from `slide_mpp` on are None in results of earlier versions, which did not record them.
     """
@@ -74,6 +76,7 @@ class Identity:
     sampling: int | None = None
     patch: int | None = None
     parts_sha256: str | None = None
+    method: str | None = None
 
     @property
     def key(self) -> str:
@@ -89,7 +92,9 @@ class Identity:
         """Return the fields as plain JSON values."""
         pairs = {name: getattr(self, name) for name in ("padded", "slide_mpp", "background", "level")}
         optional: dict[str, Any] = {name: None if value is None else list(value) for name, value in pairs.items()}
-        optional |= {name: getattr(self, name) for name in ("slide_mpp_source", "pixel_source", "sampling", "patch", "parts_sha256")}
+        optional |= {
+            name: getattr(self, name) for name in ("slide_mpp_source", "pixel_source", "sampling", "patch", "parts_sha256", "method")
+        }
         return {
             "weights_sha256": self.weights_sha256,
             "card_sha256": self.card_sha256,
@@ -121,6 +126,7 @@ class Identity:
             sampling=values.get("sampling"),
             patch=values.get("patch"),
             parts_sha256=values.get("parts_sha256"),
+            method=values.get("method"),
         )
 
 

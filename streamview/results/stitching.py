@@ -43,8 +43,10 @@ def stitch(parts: Sequence[Saliency], prediction: Prediction) -> Saliency:
     identity = replace(ordered[0].prediction.identity, region=box, parts_sha256=hashlib.sha256(keys.encode()).hexdigest())
     methods = [method for method in ordered[0].maps if all(method in part.maps for part in ordered)]
     maps = {method: _stitched([part.maps[method] for part in ordered], method) for method in methods}
-    fine = next(one for method, one in maps.items() if method != "evidence")
-    prediction = replace(prediction, region=box, shape=fine.values.shape, identity=identity)
+    fine = next((one for method, one in maps.items() if method != "evidence"), None)
+    step = ordered[0].grid_step
+    shape = (round(box.height / step[0]), round(box.width / step[1])) if fine is None else fine.values.shape  # None: by Grad-CAM
+    prediction = replace(prediction, region=box, shape=shape, identity=identity)
     return Saliency(prediction, ordered[0].target, ordered[0].std, ordered[0].glass, maps)
 
 
@@ -68,7 +70,7 @@ def _stitched(parts: Sequence[SaliencyMap], method: Method) -> SaliencyMap:
             for part, (y, x) in zip(parts, corners, strict=True)
         ]
         levels.append(Plane(_Mosaic(tuple(tiles))))
-    return SaliencyMap(method, levels[0], step, origin, tuple(levels[1:]))
+    return SaliencyMap(method, levels[0], step, origin, tuple(levels[1:]), parts[0].explained_by)
 
 
 @dataclass(frozen=True, slots=True)

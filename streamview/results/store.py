@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from streamview.errors import StreamviewError
 from streamview.files import atomic
-from streamview.results.maps import REDUCTIONS, Method, Plane, Saliency, SaliencyMap, halve, level0_mpp
+from streamview.results.maps import Method, Plane, Saliency, SaliencyMap, halve, level0_mpp, reduction_of
 from streamview.results.prediction import RESEARCH_USE, Prediction, Target
 
 __all__ = ["MapWriter", "open_saliency", "save_saliency"]
@@ -110,6 +110,7 @@ class MapWriter:
         std: tuple[float, ...],
         glass: tuple[int, int, int],
         evidence: SaliencyMap | None = None,
+        completeness: float | None = None,
     ) -> None:
         """Build the coarser levels and write the metadata, when all rows are written.
 
@@ -125,6 +126,8 @@ class MapWriter:
             RGB of empty glass.
         evidence
             The class evidence map, where the network offers it.
+        completeness
+            As of `Saliency`.
 
         Raises
         ------
@@ -136,6 +139,7 @@ class MapWriter:
         if (self._start, self._stop) != (0, self._shape[0]):
             raise ValueError(f"rows {self._start}..{self._stop} of 0..{self._shape[0]} were written; all are needed to finish")
         with atomic.disk_errors(self._path):
+            by = prediction.identity.method
             root: dict[str, Any] = {
                 "format": _FORMAT,
                 "target": target.name,
@@ -144,11 +148,16 @@ class MapWriter:
                 "std": list(std),
                 "glass": list(glass),
                 "prediction": prediction.to_dict(),
-                "maps": [_map_to_dict(method, "", c, self._step, self._origin) for c, method in enumerate(self._channels)],
+                "maps": [_map_to_dict(kind, by, "", c, self._step, self._origin) for c, kind in enumerate(self._channels)],
                 "note": RESEARCH_USE,
+                # left out if None, so that other results keep their bytes
+                **({} if completeness is None else {"completeness": completeness}),
             }
             windows: list[tuple[Method, float, float]] = list(zip(self._channels, self._low.tolist(), self._high.tolist(), strict=True))
-            mpp = level0_mpp(prediction, self._step)
+            shape = prediction.shape
+            coarse = self._channels == ("evidence",)  # by Grad-CAM, whose step is that of the features
+            grid = (prediction.region.height / shape[0], prediction.region.width / shape[1]) if coarse else self._step
+            mpp = level0_mpp(prediction, grid)
             image = _finish_image(self._group, windows, self._step, self._origin, mpp)
             if evidence is not None:
                 group = self._group.create_group("evidence")
@@ -158,7 +167,7 @@ class MapWriter:
                     _put(array, y, values[None, y : y + _CHUNK])
                 windows = [("evidence", min(0.0, float(values.min())), max(0.0, float(values.max())))]
                 group.attrs["ome"] = _finish_image(group, windows, evidence.step, evidence.origin, mpp)
-                root["maps"].append(_map_to_dict("evidence", "evidence", 0, evidence.step, evidence.origin))
+                root["maps"].append(_map_to_dict("evidence", by, "evidence", 0, evidence.step, evidence.origin))
             self._group.attrs.update({"streamview": root, "ome": image})
         self._complete = True
 
@@ -190,9 +199,10 @@ class MapWriter:
         std: tuple[float, ...],
         glass: tuple[int, int, int],
         evidence: SaliencyMap | None = None,
+        completeness: float | None = None,
     ) -> Saliency:
         """Do both: `complete`, then `place`."""
-        self.complete(prediction, target=target, std=std, glass=glass, evidence=evidence)
+        self.complete(prediction, target=target, std=std, glass=glass, evidence=evidence, completeness=completeness)
         return self.place()
 
     def __enter__(self) -> Self:
@@ -212,12 +222,21 @@ def save_saliency(saliency: Saliency, path: str | os.PathLike[str]) -> Saliency:
     """
     evidence = saliency.maps.get("evidence")
     fine = [saliency_map for method, saliency_map in saliency.maps.items() if method != "evidence"]
+    if not fine and evidence is not None:  # by Grad-CAM
+        fine, evidence = [evidence], None
     shape = fine[0].values.shape
     methods = tuple(saliency_map.method for saliency_map in fine)
     with MapWriter(path, (shape[0], shape[1]), step=fine[0].step, origin=fine[0].origin, channels=methods) as writer:
         for y in range(0, shape[0], _CHUNK):
             writer.write(y, np.stack([np.asarray(saliency_map.values[y : y + _CHUNK], np.float32) for saliency_map in fine]))
-        return writer.finish(saliency.prediction, target=saliency.target, std=saliency.std, glass=saliency.glass, evidence=evidence)
+        return writer.finish(
+            saliency.prediction,
+            target=saliency.target,
+            std=saliency.std,
+            glass=saliency.glass,
+            evidence=evidence,
+            completeness=saliency.completeness,
+        )
 
 
 def open_saliency(path: str | os.PathLike[str]) -> Saliency:
@@ -238,26 +257,28 @@ def open_saliency(path: str | os.PathLike[str]) -> Saliency:
         if root["format"] != _FORMAT:
             raise StreamviewError(f"{path}: saliency format {root['format']}, this version reads {_FORMAT}; use a newer streamview")
         red, green, blue = root["glass"]
+        prediction = Prediction.from_dict(root["prediction"])
         return Saliency(
-            prediction=Prediction.from_dict(root["prediction"]),
+            prediction=prediction,
             target=Target(root["target"], root["target_index"], root.get("against_index")),
             std=tuple(root["std"]),
             glass=(red, green, blue),
-            maps={entry["method"]: _open_map(group, entry) for entry in root["maps"]},
+            maps={entry["method"]: _open_map(group, entry, prediction.identity.method) for entry in root["maps"]},
             path=path,
+            completeness=root.get("completeness"),
         )
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise StreamviewError(f"{path}: not a readable saliency map ({type(error).__name__}: {error}); {remedy}") from error
 
 
-def _open_map(group: zarr.Group, entry: Mapping[str, Any]) -> SaliencyMap:
+def _open_map(group: zarr.Group, entry: Mapping[str, Any], by: str | None) -> SaliencyMap:
     if entry["method"] not in get_args(Method):
         raise ValueError(f"unknown map {entry['method']!r}")
     image: Any = group if entry["group"] == "" else group[entry["group"]]
     ome: Any = image.attrs["ome"]
     planes = [Plane(_Channel(image[dataset["path"]], entry["channel"])) for dataset in ome["multiscales"][0]["datasets"]]
     (sy, sx), (oy, ox) = entry["step"], entry["origin"]
-    return SaliencyMap(entry["method"], planes[0], (sy, sx), (oy, ox), tuple(planes[1:]))
+    return SaliencyMap(entry["method"], planes[0], (sy, sx), (oy, ox), tuple(planes[1:]), by)
 
 
 class _Channel:
@@ -273,10 +294,12 @@ class _Channel:
         return self._array[(self._channel, *key)]
 
 
-def _map_to_dict(method: Method, group: str, channel: int, step: tuple[float, float], origin: tuple[float, float]) -> dict[str, Any]:
+def _map_to_dict(
+    method: Method, by: str | None, group: str, channel: int, step: tuple[float, float], origin: tuple[float, float]
+) -> dict[str, Any]:
     return {
         "method": method,
-        "reduction": REDUCTIONS[method],
+        "reduction": reduction_of(method, by),
         "group": group,
         "channel": channel,
         "step": list(step),

@@ -60,6 +60,27 @@ def open_dock(window: Callable[[Any], Any], path: Path, qtbot: Any) -> tuple[Any
 
 
 @pytest.mark.slow
+def test_a_method_is_chosen_forecast_and_run(opened: tuple[Any, Any], qtbot: Any) -> None:
+    _, dock = opened
+    panel = section(dock, "Model and region")
+    qtbot.waitUntil(lambda: panel.task.forecast is not None and panel.run.isEnabled(), timeout=LIMIT)
+    assert panel.request().compute.method.name == "gradient"
+    assert "passes" not in panel.forecast.text()
+    titles = [panel.method.itemText(place) for place in range(panel.method.count())]
+    assert titles == ["Gradient", "SmoothGrad", "Integrated gradients", "Grad-CAM", "Occlusion"]
+    panel.method.setCurrentIndex(titles.index("Integrated gradients"))
+    qtbot.waitUntil(lambda: "34 forward passes and 32 backward passes" in panel.forecast.text(), timeout=LIMIT)
+    panel.method.setCurrentIndex(titles.index("Grad-CAM"))
+    qtbot.waitUntil(
+        lambda: panel.task.forecast is not None and panel.task.forecast.request.compute.method.name == "grad-cam", timeout=LIMIT
+    )
+    panel.run.click()
+    qtbot.waitUntil(lambda: dock.state.map is not None, timeout=LIMIT)
+    assert list(dock.state.map.saliency.maps) == ["evidence"]
+    assert dock.state.map.saliency.prediction.identity.method == "grad-cam"
+
+
+@pytest.mark.slow
 def test_a_scale_bar_that_the_user_hid_stays_hidden_with_the_next_slide(opened: tuple[Any, Any]) -> None:
     viewer, dock = opened
     bar = viewer.canvas.overlays.scale_bar

@@ -16,8 +16,8 @@ from streamview_napari.requests.script import Origin, about, command, find_origi
 from streamview.cli import main
 from streamview.errors import StreamviewError
 from streamview.inference.compute import Compute
-from streamview.results import Saliency, open_saliency
-from streamview.results.display import PRESETS
+from streamview.results import ExplanationMethod, Saliency, open_saliency
+from streamview.results.display import PRESETS, usual_recipe
 from streamview.slides.synthetic import write_synthetic_slide
 from tests.support.maps import make_maps
 
@@ -62,6 +62,29 @@ def test_the_python_script_computes_the_same_map_and_draws_it(
     assert capsys.readouterr().out.strip() == made.prediction.answer_for(made.target)
     assert_same(open_saliency(tmp_path / "map.ome.zarr"), made)
     assert (tmp_path / "map.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("method", ["smoothgrad:samples=2,noise=0.1,seed=3", "grad-cam"])
+def test_a_map_by_another_method_is_computed_again_by_it(
+    made: Saliency, method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    origin = find_origin(made)
+    assert main(["saliency", "-i", origin.slide, "-o", str(tmp_path / "job"), "-m", "demo", "--target", "lesion", "--method", method]) == 0
+    (path,) = (tmp_path / "job" / "saliency").glob("*/*.ome.zarr")
+    other = open_saliency(path)
+    recipe = usual_recipe(other)
+    origin = find_origin(other)
+    words = shlex.split(command(other, origin, recipe, str(tmp_path / "again")))
+    assert words[words.index("--method") + 1] == method
+    assert main(words[1:]) == 0
+    (path,) = (tmp_path / "again" / "saliency").glob("*/*.ome.zarr")
+    assert_same(open_saliency(path), other)
+    (tmp_path / "script.py").write_text(python(other, origin, recipe), encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    runpy.run_path("script.py")
+    assert_same(open_saliency(tmp_path / "map.ome.zarr"), other)
+    assert other.prediction.identity.method in (method, None)
+    assert ExplanationMethod.parse(method).described in about(other, recipe, origin)
 
 
 def test_a_script_refuses_another_network(made: Saliency, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,12 +27,12 @@ from streamview.results.display import (
     OUTLINE_COLOUR,
     PALETTES,
     PRESETS,
-    TITLES,
     Preset,
     Recipe,
     Shown,
     colours,
     empty_reason,
+    title_of,
     usual_recipe,
 )
 from streamview.results.shown_map import FULL, ShownMap, window
@@ -194,7 +194,7 @@ def layer_of(saliency: Saliency, shown: ShownMap) -> LayerTuple:
     """Return the image layer of a map that is ready to be shown; always multiscale, so that another map can take it over."""
     recipe = shown.shown.recipe
     options = {
-        "name": f"{TITLES[recipe.method]}: {saliency.target.name}",
+        "name": f"{title_of(saliency, recipe.method)}: {saliency.target.name}",
         "colormap": map_colormap(shown.shown),
         "contrast_limits": (0, FULL),
         "opacity": recipe.opacity,
@@ -283,7 +283,7 @@ def caption(saliency: Saliency, shown: Shown) -> str:
         scale += f", enough for {saliency.target.name} to be the answer"
     lines = [
         f"{prediction.slide_name} | {prediction.model_name}{untrained}: {describe_answer(prediction)}",
-        f"{TITLES[recipe.method]}: {saliency.target.name}",
+        f"{title_of(saliency, recipe.method)}: {saliency.target.name}",
         f"{scale} | blur {blur}",
         f"shown above {shown.threshold:.0%} | research use only",
     ]

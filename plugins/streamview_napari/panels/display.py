@@ -13,7 +13,7 @@ from qtpy.QtWidgets import QButtonGroup, QComboBox, QHBoxLayout, QLabel, QPushBu
 from streamview.errors import StreamviewError
 from streamview.export.png import find_glass
 from streamview.results import Method, difference
-from streamview.results.display import PALETTES, PRESETS, TITLES, Recipe, colours
+from streamview.results.display import PALETTES, PRESETS, TITLES, Recipe, colours, kind_title
 from streamview_napari.canvas.captions import badge, value_under
 from streamview_napari.canvas.display import Canvas, recipe_of
 from streamview_napari.panels.forms import Form
@@ -183,7 +183,7 @@ class DisplaySection(Section):
         shown, recipe, saliency = record.shown.shown, record.recipe, record.saliency
         name = next((name for name, palette in PALETTES.items() if palette == recipe.colours), "custom")
         with self.controls.changed.blocked():
-            self.controls["method"].choices = [(TITLES[method], method) for method in TITLES if method in saliency.maps]
+            self.controls["method"].choices = [(kind_title(saliency, method), method) for method in TITLES if method in saliency.maps]
             self.controls["blur_um"].max = max(_WIDEST[recipe.method], recipe.blur_um)
             if self.colours.findText("custom") >= 0:
                 self.colours.removeItem(self.colours.findText("custom"))

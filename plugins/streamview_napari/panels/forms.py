@@ -25,6 +25,7 @@ from streamview.finetuning.settings import Part
 from streamview.results import Method, Precision
 from streamview.results.display import PALETTES
 from streamview.results.display import TITLES as MAPS
+from streamview.results.methods import METHOD_TITLES, MethodName
 from streamview_napari.panels.class_chooser import ClassChooser
 from streamview_napari.panels.section import LABEL_WIDTH, error_label, labelled
 from streamview_napari.panels.theme import set_role
@@ -271,6 +272,7 @@ def _types() -> TypeMap:
     types = TypeMap()
     texts: dict[Any, dict[Any, str]] = {
         RegionChoice: dict(REGIONS), controls.Device: dict(controls.DEVICES), Precision: dict(controls.PRECISIONS), Method: dict(MAPS),
+        MethodName: dict(METHOD_TITLES),
         Preset: dict(TITLES), Part: dict(PARTS), Format: {name: each.title for name, each in FORMATS.items()},
         controls.ModelName: {"": "Looking for networks…"}, controls.Palette: {name: name for name in PALETTES},
     }  # fmt: skip

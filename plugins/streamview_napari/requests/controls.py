@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NewType
 
 from streamview.inference.compute import Compute
-from streamview.results import Method, Precision
+from streamview.results import ExplanationMethod, Method, Precision
+from streamview.results.methods import MethodName
 from streamview_napari.requests.inference import RegionChoice
 
 if TYPE_CHECKING:
@@ -68,6 +69,8 @@ class RunControls:
         Bound on the memory of the program (CUDA: of the card), such as 2GB; empty: half of what is free.
     maps
         Compute what the answer rests on. Without maps only the prediction is computed, in a third of the time or less.
+    method
+        How it is explained. SmoothGrad, integrated gradients and occlusion go over the region many times, Grad-CAM once.
     """
 
     model: Annotated[ModelName, {"label": "Model"}] = ModelName("")
@@ -76,11 +79,12 @@ class RunControls:
     precision: Annotated[Precision, {"label": "Precision"}] = "float32"
     memory: Annotated[Memory, {"label": "Memory", "placeholder": "auto"}] = Memory("")
     maps: Annotated[bool, {"label": "Saliency maps"}] = True
+    method: Annotated[MethodName, {"label": "Method"}] = "gradient"
 
     @property
     def compute(self) -> Compute:
         """Where and how, for the core."""
-        return Compute(self.device, self.memory or None, precision=self.precision)
+        return Compute(self.device, self.memory or None, precision=self.precision, method=ExplanationMethod(self.method))
 
 
 @dataclass(frozen=True, slots=True)

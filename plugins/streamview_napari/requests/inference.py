@@ -120,7 +120,9 @@ class RunForecast:
         duration = "a few seconds" if forecast.seconds is None else f"about {format_seconds(forecast.seconds)}"
         steps = "1 step" if forecast.plan.steps == 1 else f"{forecast.plan.steps} steps of {columns} × {rows} px"
         disk = "" if forecast.disk_free is None or forecast.disk_bytes <= forecast.disk_free else "; the disk may not hold the maps"
-        return f"{duration[0].upper()}{duration[1:]}, peak memory {format_bytes(forecast.peak_bytes)}\n{steps} on {forecast.device}{disk}"
+        passes = f", {forecast.passes}" if forecast.passes.all > 1 + forecast.targets else ""
+        time_and_memory = f"{duration[0].upper()}{duration[1:]}, peak memory {format_bytes(forecast.peak_bytes)}"
+        return f"{time_and_memory}\n{steps} on {forecast.device}{passes}{disk}"
 
 
 def find_region(request: InferenceRequest) -> Region:

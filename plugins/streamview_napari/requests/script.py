@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from streamview.errors import StreamviewError
 from streamview.inference.compute import Compute
-from streamview.results import RESEARCH_USE, Saliency
-from streamview.results.display import PRESETS, TITLES, Recipe
+from streamview.results import GRADIENT, RESEARCH_USE, ExplanationMethod, Saliency
+from streamview.results.display import PRESETS, Recipe, title_of
 from streamview_napari.requests.controls import command_options
 
 if TYPE_CHECKING:
@@ -133,7 +133,7 @@ def python(saliency: Saliency, origin: Origin, recipe: Recipe) -> str:
     model = {"weights": origin.weights, "card": origin.card, "untrained": origin.untrained or None}
     mpp_argument = "" if origin.mpp is None else f", mpp={origin.mpp!r}"
     return f"""\
-# {TITLES[recipe.method]}: {saliency.target.name} | {prediction.slide_name} | {prediction.answer_for(saliency.target)}
+# {title_of(saliency, recipe.method)}: {saliency.target.name} | {prediction.slide_name} | {prediction.answer_for(saliency.target)}
 # {RESEARCH_USE}
 import streamview
 from streamview.results.display import Recipe
@@ -141,7 +141,7 @@ from streamview.export.png import render_png
 
 model = streamview.load_model({origin.model!r}{_keywords(model)})
 with streamview.open_slide({origin.slide!r}{mpp_argument}) as slide:
-    compute = streamview.{_compute(saliency, origin)!r}
+    compute = {_compute_text(_compute(saliency, origin))}
     region = streamview.Region(y={region.y}, x={region.x}, height={region.height}, width={region.width})
     saliency = streamview.saliency(model, slide, region, {saliency.target.name!r}, out="map.ome.zarr", compute=compute)
     if saliency.prediction.identity.key != {prediction.identity.key!r}:
@@ -158,7 +158,7 @@ def about(saliency: Saliency, recipe: Recipe, origin: Origin | None, verified: s
     grid = f"{prediction.shape[1]} x {prediction.shape[0]} px"
     mpp = "mpp unknown" if prediction.mpp is None else f"{prediction.mpp[1]:.4g} um/px"
     facts = {
-        "Map": TITLES[recipe.method],
+        "Map": title_of(saliency, recipe.method),
         "Reduction": saliency.maps[recipe.method].reduction,
         "Target": f"{saliency.target.name}, {prediction.answer_for(saliency.target)}",
         "Slide": prediction.slide_name,
@@ -180,8 +180,17 @@ def about(saliency: Saliency, recipe: Recipe, origin: Origin | None, verified: s
 def _compute(saliency: Saliency, origin: Origin) -> Compute:
     """What computes a map again: in its precision, and by its steps where they are known, whatever the memory."""
     precision: Any = saliency.prediction.identity.precision
-    compute = replace(origin.compute, precision=precision)
+    method = saliency.prediction.identity.method
+    compute = replace(origin.compute, precision=precision, method=GRADIENT if method is None else ExplanationMethod.parse(method))
     return compute if compute.tile is None else replace(compute, memory=None)
+
+
+def _compute_text(compute: Compute) -> str:
+    """The expression of Python that makes it."""
+    text = f"streamview.{compute!r}"
+    if compute.method == GRADIENT:
+        return text
+    return f"{text.removesuffix(')')}, method=streamview.ExplanationMethod.parse({str(compute.method)!r}))"
 
 
 def _keywords(values: dict[str, Any]) -> str:

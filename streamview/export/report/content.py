@@ -87,6 +87,8 @@ class MapView:
         What it explains.
     answer
         Probability or score of the target.
+    title
+        What it is called, with the method.
     recipe
         How it is shown.
     cap, threshold, unit
@@ -109,6 +111,7 @@ class MapView:
 
     target: Target
     answer: str
+    title: str
     recipe: Recipe
     cap: float
     threshold: float

@@ -11,7 +11,7 @@ from streamview.export.report.pictures import heat_png, jpeg, outline_path
 from streamview.faithfulness.store import read_faithfulness
 from streamview.geometry import Region
 from streamview.results import Saliency
-from streamview.results.display import DisplayChoice, Glass, empty_reason, show
+from streamview.results.display import DisplayChoice, Glass, empty_reason, show, title_of
 from streamview.results.legend import colour_bar, how_shown, unit
 from streamview.results.overlay import MapLayer, glass_on, mean_colour
 from streamview.slides import Slide
@@ -116,6 +116,7 @@ def _draw_map(
     return MapView(
         target=saliency.target,
         answer=saliency.prediction.answer_for(saliency.target),
+        title=title_of(saliency, recipe.method),
         recipe=recipe,
         cap=shown.cap,
         threshold=shown.threshold,

@@ -15,8 +15,9 @@ from streamview.export.report.drawing import draw_overview, draw_region
 from streamview.jobs import Aggregate, Group, Job, SlideRecord, aggregate, by_policy
 from streamview.jobs.maps import SlideMap, slide_maps
 from streamview.jobs.tables import slide_row
-from streamview.results import REDUCTIONS, Prediction, Saliency
-from streamview.results.display import TITLES, DisplayChoice
+from streamview.results import Prediction, Saliency
+from streamview.results.display import DisplayChoice
+from streamview.results.maps import reduction_of
 from streamview.slides import Slide, open_slide
 
 __all__ = ["job_slides", "result_slides"]
@@ -183,10 +184,10 @@ def _warnings(results: Sequence[Any]) -> tuple[str, ...]:
 def _provenance(prediction: Prediction, views: Sequence[RegionView]) -> tuple[tuple[str, str], ...]:
     """How the answer and its maps came about, from the answer itself."""
     identity = prediction.identity
-    methods = dict.fromkeys(one.recipe.method for view in views for one in view.maps)
+    maps = dict.fromkeys((one.title, one.recipe.method) for view in views for one in view.maps)
     facts = [
         ("Network", prediction.model_name if prediction.trained else f"{prediction.model_name} (untrained: its weights are random)"),
-        *((f"Map: {TITLES[method]}", REDUCTIONS[method]) for method in methods),
+        *((f"Map: {title}", reduction_of(kind, identity.method)) for title, kind in maps),
         ("Weights, SHA-256", identity.weights_sha256),
         ("Card, SHA-256", identity.card_sha256),
         ("Network's grid", "mpp unknown" if prediction.mpp is None else f"{_pair(prediction.mpp)} um/px"),

@@ -8,7 +8,6 @@ from streamview.export.report.markup import Markup, data_url, joined, name, tag
 from streamview.export.report.pictures import GRID
 from streamview.geometry import Region
 from streamview.results import RESEARCH_USE, Prediction
-from streamview.results.display import TITLES
 from streamview.results.legend import scale_bar
 
 __all__ = ["STATUSES", "chosen", "per_cent", "slide_section"]
@@ -166,7 +165,7 @@ def _stack(view: RegionView) -> Markup:
     pixels = None
     if view.tissue is not None:
         pixels = tag("image", href=data_url(view.tissue), width=width, height=height, preserveAspectRatio="none")
-    maps = ", ".join(f"{TITLES[one.recipe.method]} for {one.target}" for one in view.maps)
+    maps = ", ".join(f"{one.title} for {one.target}" for one in view.maps)
     about = f"{'Tissue of the region' if view.tissue else 'The region, without its tissue'} under the map: {maps}"
     length, text = scale_bar(view.region.width, None if view.mpp is None else view.mpp[1])
     bar = tag("rect", y=height + 8, width=f"{width * length / view.region.width:.2f}", height=5, class_="scale")
@@ -206,7 +205,7 @@ def _legends(view: RegionView) -> list[Markup]:
     return [
         tag(
             "div",
-            tag("strong", TITLES[one.recipe.method], " for ", name(one.target.name), f", {one.answer}"),
+            tag("strong", one.title, " for ", name(one.target.name), f", {one.answer}"),
             tag("div", Markup(one.legend), class_="legend"),
             tag("span", "; ".join(one.how), ".", class_="small"),
             *(tag("p", note, class_="small") for note in one.notes),

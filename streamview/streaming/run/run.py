@@ -25,7 +25,7 @@ from streamview.streaming.run.sinks import Sinks
 from streamview.streaming.run.stores import Held, Spilled, Store
 from streamview.streaming.step import Emit, Span, build_grid, wanted
 
-__all__ = ["Gradients", "Run"]
+__all__ = ["Gradients", "Run", "Watch"]
 
 ReadImage = Callable[[Span, Span], Tensor]
 WriteImage = Callable[[Tensor | None, Span, Span], None]
