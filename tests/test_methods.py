@@ -192,7 +192,11 @@ def test_what_is_padded_is_neither_changed_nor_attributed(pixels: NDArray[np.uin
             expected = Occlusion(module).attribute(inner, (3, 90, 90), (3, 90, 90), baselines=glass, target=1)[0, 0]
         else:
             baseline = (reader.background if method.baseline == "glass" else reader.black).double().expand_as(inner)
-            expected = IntegratedGradients(module).attribute(inner, baseline, target=1, n_steps=method.steps)[0].sum(0)
+            attributions, delta = IntegratedGradients(module).attribute(
+                inner, baseline, target=1, n_steps=method.steps, return_convergence_delta=True
+            )
+            expected = attributions[0].sum(0)
+            assert found.completeness == pytest.approx(abs(float(delta)), rel=1e-3, abs=1e-6 * float(attributions.abs().sum()))
         assert close(found.maps["signed"].values, expected.detach()) < 1e-6
 
 
@@ -204,7 +208,8 @@ def test_noise_is_decided_by_place_seed_and_sample_alone() -> None:
     assert np.abs(whole).max() < 7
     for other in (normal_noise(6, 2, (0, 200), (0, 300)), normal_noise(5, 3, (0, 200), (0, 300)), whole[:, :, ::-1], whole[..., ::-1]):
         assert abs(np.corrcoef(whole.ravel(), other.ravel())[0, 1]) < 0.02
-    assert not np.array_equal(whole[:, :, :64, :64], whole[:, :, :64, 64:128])
+    for rows, columns in ((slice(0, 64), slice(64, 128)), (slice(64, 128), slice(0, 64)), (slice(64, 128), slice(64, 128))):
+        assert not np.array_equal(whole[:, :, :64, :64], whole[:, :, rows, columns])
 
 
 @pytest.mark.parametrize("text", TEXTS)
@@ -274,18 +279,26 @@ def test_even_background_is_skipped_as_given_to_the_network(pixels: NDArray[np.u
         return real(step, image, *rest)
 
     monkeypatch.setattr(step_passes, "run_step", counted)
-    glass = np.full((160, 200, 3), 255, np.uint8)
-    glass[:40, :60] = pixels[:40, 110:170]
+    even = np.full((160, 160, 3), (236, 233, 238), np.uint8)
+    even[:30, :30] = pixels[:30, 110:140]
     counts = {}
-    for text in ("smoothgrad:samples=1", "integrated-gradients:steps=1", "occlusion:patch=160"):
+    for text in ("smoothgrad:samples=1", "integrated-gradients:steps=1", "occlusion:patch=20"):
+        method = ExplanationMethod.parse(text)
+        run, image, reader = doubled(network("mean"), even, method, (40, 40))
         computed.clear()
-        run, _, _ = doubled(network("mean"), glass, ExplanationMethod.parse(text), (16, 20))
-        run.explain([0])
-        counts[text.partition(":")[0]] = len(computed), sum(spread > 0 for spread in computed)
-    assert counts["smoothgrad"][0] > 100
-    assert counts["smoothgrad"][1] > 100
-    assert counts["integrated-gradients"][0] < 200
-    assert counts["occlusion"][0] < 200
+        (found,) = run.explain([0])
+        counts[method.name] = len(computed), sum(spread > 0 for spread in computed)
+        glass = reader.background.double().expand_as(image)
+        if method.name == "smoothgrad":
+            expected = by_noise(run.model.module, image, reader, method, 0)[1]
+        elif method.name == "occlusion":
+            expected = Occlusion(run.model.module).attribute(image, (3, 20, 20), (3, 20, 20), baselines=glass, target=0)[0, 0]
+        else:
+            expected = IntegratedGradients(run.model.module).attribute(image, glass, target=0, n_steps=1)[0].sum(0)
+        assert close(found.maps["signed"].values, expected.detach()) < 1e-6
+    assert counts["smoothgrad"][1] > 16  # all steps of the noisy pass
+    assert counts["integrated-gradients"][0] < 3 * 16
+    assert counts["occlusion"][0] < 65 * 16 - 30
 
 
 def test_progress_counts_all_passes_and_cancels_within_a_step(pixels: NDArray[np.uint8], tmp_path: Path) -> None:

@@ -108,6 +108,8 @@ def saliency(
 ) -> Saliency:
     """Explain a prediction at the full resolution of the network's grid, from one forward and one backward pass.
 
+    `compute` may name another method than the gradient, such as ``Compute(method=ExplanationMethod("smoothgrad"))``, of more passes.
+
     Parameters
     ----------
     target
@@ -125,7 +127,8 @@ def saliency(
     Saliency
         With the maps ``"absolute"``, max over channels of ``|d logit / d normalised input|`` (Simonyan et al., 2014,
         https://arxiv.org/abs/1312.6034), ``"signed"``, the sum over channels of gradient x (input - glass), and where the head
-        is pooling and a linear layer ``"evidence"`` (see `streamview.inference.class_evidence`).
+        is pooling and a linear layer ``"evidence"`` (see `streamview.inference.class_evidence`). By other methods ``"absolute"`` and
+        ``"signed"``, or by Grad-CAM ``"evidence"`` alone; `SaliencyMap.reduction` says how each was computed.
 
     Raises
     ------
