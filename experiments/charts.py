@@ -51,5 +51,5 @@ def draw_trend(
     axes.set_xlabel("resolution of network and slide, um per px", fontsize=TEXT, color=INK)
     axes.set_ylabel(quantity, fontsize=TEXT, color=INK)
     if len(lines) > 1:
-        axes.legend(fontsize=TEXT, frameon=False, labelcolor=INK, loc="lower right", bbox_to_anchor=(1, 0.06))
+        axes.legend(fontsize=TEXT, frameon=False, labelcolor=INK, loc="upper left")
     frame(axes)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 SIDE, TILE, RATE = 320, (32, 32), 1e-3
 _LINES = {
     "conventional": (BLUE, 3.0, "-"),
-    "conventional, other memory format": (INK, 1.2, (0, (1, 2))),
+    "conventional, batches in reverse order": (INK, 1.2, (0, (1, 2))),
     "streamed, tiles of 32 x 32 px": (RED, 1.2, (0, (4, 3))),
 }
 
@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=new_folder, required=True, metavar="FOLDER")
     parser.add_argument("--batch", type=count, default=8, metavar="N", help="images of a step (default: 8)")
     parser.add_argument("--steps", type=count, default=50, metavar="N", help="in float64 (default: 50)")
-    parser.add_argument("--float32-steps", type=count, default=300, metavar="N", help="in float32 (default: 300)")
+    parser.add_argument("--float32-steps", type=count, default=200, metavar="N", help="in float32 (default: 200)")
     parser.add_argument("--device", default="cpu", help="cpu (the default) or cuda")
     options = parser.parse_args()
     classes, images = list_images(options.images)

@@ -25,8 +25,8 @@ class Comparison:
     precision
         Of weights, activations and gradients: ``"float64"`` or ``"float32"``.
     conventional, streamed, control
-        The loss of every step. The control is conventional, too, but in another memory format (channels_last), whose kernels round
-        otherwise: so much do two conventional trainings differ.
+        The loss of every step. The control is conventional, too, but gets the images of every batch in reverse order, so that its sums
+        are rounded otherwise: so much do two conventional trainings differ.
     weights, control_weights
         After the last step, the largest difference of a weight from the conventional one.
     moved
@@ -73,13 +73,14 @@ def compare_trainings(
         Called with a line every ten steps.
     """
     copies = [copy.deepcopy(network) for _ in range(3)]
-    modules = copies[0], streamview.stream(copies[1], tile=tile), copies[2].to(memory_format=torch.channels_last)
+    modules = copies[0], streamview.stream(copies[1], tile=tile), copies[2]
     optimisers = [torch.optim.SGD(module.parameters(), rate, weight_decay=1e-6) for module in copies]
     start = next(network.parameters())
     losses: list[tuple[float, ...]] = []
     for number, (images, classes) in enumerate(islice(batches, steps), 1):
         images, classes = images.to(start), classes.to(start.device)
-        losses.append(tuple(_step(module, optimiser, images, classes) for module, optimiser in zip(modules, optimisers, strict=True)))
+        orders = (images, classes), (images, classes), (images.flip(0), classes.flip(0))
+        losses.append(tuple(_step(*each, *order) for *each, order in zip(modules, optimisers, orders, strict=True)))
         if number % 10 == 0:
             tell(f"{str(start.dtype).removeprefix('torch.')}, step {number} of {steps}: loss {losses[-1][0]:.6f}, {losses[-1][1]:.6f}")
     precision = str(start.dtype).removeprefix("torch.")
