@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +31,7 @@ from streamview.results.display import show
 from streamview.results.overlay import overlay
 
 _GLASS = (243, 243, 243)
+_THRESHOLD = 0.2  # of the largest value, below which the figure shows nothing
 
 
 def main() -> None:
@@ -84,7 +85,7 @@ def draw_maps(networks: Mapping[str, tuple[Model, int]], slides: Slides) -> Canv
         lesion = slides.lesions[place][::factor, ::factor].astype(np.float32)
         pictures = {"slide and lesion": pixels}
         for kind, (saliency, recipe) in explain_slide(model, pixels, MPP * factor).items():
-            pictures[kind] = overlay(pixels, saliency, show(saliency, recipe), _GLASS)[0]
+            pictures[kind] = overlay(pixels, saliency, show(saliency, replace(recipe, threshold=_THRESHOLD, outline=False)), _GLASS)[0]
         for ax, (title, picture) in zip(axes, pictures.items(), strict=True):
             ax.imshow(picture)
             ax.contour(lesion, [0.5], colors="black", linewidths=1, linestyles="dashed")
