@@ -82,7 +82,7 @@ def test_every_command_shown_parses(page):
                 build_parser().parse_args(words[1:])
             if words[:1] == ["make"]:
                 targets = (ROOT / "Makefile").read_text()
-                assert all(re.search(rf"^{target}:", targets, re.MULTILINE) for target in words[1:]), line
+                assert all(re.search(rf"^{target}:", targets, re.MULTILINE) for target in words[1:] if "=" not in target), line
 
 
 def test_every_command_of_the_program_has_a_line_and_an_example():
