@@ -110,4 +110,5 @@ def test_the_command_writes_table_and_plot(folder, tmp_path, monkeypatch, capsys
     assert [(each["precision"], len(each["streamed"])) for each in record] == [("float64", 2), ("float32", 3)]
     assert record[0]["weights"] < 1e-9
     assert (tmp_path / "out" / "table.md").read_text() == capsys.readouterr().out
-    assert Image.open(tmp_path / "out" / "losses.png").width == 1200
+    with Image.open(tmp_path / "out" / "losses.png") as picture:
+        assert picture.width == 1200

@@ -141,7 +141,8 @@ def test_the_commands_run_from_tiles_to_table(folder, monkeypatch, capsys) -> No
         command.main()
         assert (out / "table.md").read_text() == capsys.readouterr().out
         assert len(json.loads((out / "results.json").read_text())) == 2
-        assert Image.open(out / "trend.png").width == 1080
+        with Image.open(out / "trend.png") as picture:
+            assert picture.width == 1080
     monkeypatch.setattr("experiments.resolution.networks.train", None)  # networks that are there are not trained again
     monkeypatch.setattr("sys.argv", ["resolution", "--tiles", str(folder), "-o", str(folder / "resolution"), *size["resolution"].split()])
     before = (folder / "resolution" / "table.md").read_text()

@@ -70,4 +70,5 @@ def test_the_command_runs_from_networks_to_table(tmp_path, monkeypatch, capsys) 
     command.main()
     assert (out / "table.md").read_text() == capsys.readouterr().out
     assert len(json.loads((out / "results.json").read_text())) == len(LAYERS) + 1
-    assert Image.open(out / "figure.jpg").width > 1000
+    with Image.open(out / "figure.jpg") as picture:
+        assert picture.width > 1000
