@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import rankdata
@@ -18,7 +20,9 @@ def measure(statistic: Statistic, count: int) -> Figure:
     return Bootstrap([f"{number:06d}" for number in range(count)], _RESAMPLES, seed=0)(statistic)
 
 
-def compare(make_statistic, one: NDArray[np.float64], other: NDArray[np.float64], seed: int = 0) -> float:
+def compare(
+    make_statistic: Callable[[NDArray[np.float64]], Statistic], one: NDArray[np.float64], other: NDArray[np.float64], seed: int = 0
+) -> float:
     """Return the two-sided p of a permutation test that two networks are equally good on the same slides.
 
     In every permutation the answers of the two networks are exchanged on a random half of the slides, after ranking, so that their

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import safetensors.torch
 import torch
+from numpy.typing import NDArray
 from streamview_models.camelyon17 import build
 from torch import nn
 from torch.nn.functional import cross_entropy
@@ -63,7 +65,7 @@ def trained_networks(
 _COMPOSERS = (compose_windows, compose_regions)
 
 
-def _stages(pixels: Sequence, epochs: tuple[int, int], factor: int) -> list[Stage]:
+def _stages(pixels: Sequence[NDArray[np.uint8]], epochs: tuple[int, int], factor: int) -> list[Stage]:
     stages = []
     for images, count, batch, rate in zip(pixels, epochs, _BATCHES, _RATES, strict=True):
         stages.append(Stage(lower_resolution(images, factor), torch.arange(len(images)) % 2, batch, count, rate))
