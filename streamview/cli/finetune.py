@@ -24,7 +24,7 @@ __all__ = ["finetune"]
 _NAMED = 20  # labels up to which each is listed with its count
 _CONTROLS = (
     "train", "learning_rate", "weight_decay", "batch", "epochs", "patience", "validation", "optimiser", "decay", "jitter", "seed",
-    "initialise",
+    "initialise", "precision",
 )  # fmt: skip
 
 

@@ -334,6 +334,8 @@ def _finetune(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--augment", choices=("none", "paper"), default="none", help=f"{augment} (default: none)")
     start = "train from scratch: random weights (he), or those scaled to unit variance of every layer (lsuv); default: the base's weights"
     parser.add_argument("--initialise", choices=("he", "lsuv"), help=start)
+    arithmetic = "arithmetic of the streamed part while training; weights and their gradients stay in float32 (default: float32)"
+    parser.add_argument("--precision", choices=("float32", "bf16"), help=arithmetic)
     parser.add_argument("--seed", type=int, metavar="N", help="seed of split, order, augmentation and new head (default: 0)")
     parser.add_argument("--new-head", action="store_true", help="replace the head by a new one for the labels of the table")
     parser.add_argument("--force", action="store_true", help="train even if a label has fewer than ten patients")

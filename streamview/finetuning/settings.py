@@ -19,6 +19,9 @@ Optimiser = Literal["adam", "sgd"]
 
 Initialisation = Literal["base", "he", "lsuv"]
 
+TrainingPrecision = Literal["float32", "bf16"]
+"""fp16 is left out: its small gradients vanish without a scale."""
+
 
 @dataclass(frozen=True, slots=True)
 class Augmentation:
@@ -99,6 +102,9 @@ class Settings:
         training regions (``"lsuv"``). The latter two train from scratch, and need ``train="all"``.
     augmentation
         What else is done to training regions: free rotation, elastic deformation, contrast, saturation, hue, cutout; default nothing.
+    precision
+        Arithmetic of the streamed part while training: ``"float32"``, or ``"bf16"``, in which weights, their gradients, the head and every
+        statistic stay in float32, as in torch's autocast. Validation is in float32.
     seed
         Seed of split, order, augmentation, dropout and a new head.
 
@@ -122,15 +128,19 @@ class Settings:
     jitter: float = 0.05
     initialise: Initialisation = "base"
     augmentation: Augmentation = Augmentation()
+    precision: TrainingPrecision = "float32"
     seed: int = 0
 
     def __post_init__(self) -> None:
         def refuse(name: str, expected: str) -> NoReturn:
             raise TrainingError(f"{name.replace('_', ' ')} {getattr(self, name)!r}: expected {expected}")
 
-        for name, kinds in (("train", get_args(Part)), ("optimiser", get_args(Optimiser)), ("initialise", get_args(Initialisation))):
+        for name, kinds in (
+            ("train", get_args(Part)), ("optimiser", get_args(Optimiser)), ("initialise", get_args(Initialisation)),
+            ("precision", get_args(TrainingPrecision)),
+        ):  # fmt: skip
             if getattr(self, name) not in kinds:
-                refuse(name, ", ".join(kinds[:-1]) + f" or {kinds[-1]}")
+                refuse(name, " or ".join(filter(None, (", ".join(kinds[:-1]), kinds[-1]))))
         if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
             refuse("learning_rate", "a number above 0, such as 1e-4")
         if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):

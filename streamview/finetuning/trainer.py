@@ -243,7 +243,9 @@ class Trainer:
     def _pixels(self, index: int, variation: Variation) -> LazyImage:
         prepared, example = self.prepared, self.prepared.examples[index]
         sampler = Sampler(self._slides.open(example), example.region, prepared.base.card.mpp)
-        return lazy_image(sampler, prepared.base.card, variation, prepared.dtype, prepared.device)
+        half = torch.is_grad_enabled() and prepared.settings.precision == "bf16"
+        dtype = torch.bfloat16 if half else prepared.dtype
+        return lazy_image(sampler, prepared.base.card, variation, dtype, prepared.device)
 
     def _units(self, index: int) -> int:
         """Units of progress of one pass over a region."""

@@ -102,8 +102,10 @@ def _draw_colours(augmentation: Augmentation, draw: random.Random) -> ColourMatr
 def lazy_image(sampler: Sampler, card: ModelCard, variation: Variation, dtype: torch.dtype, device: torch.device) -> LazyImage:
     """Return the normalised pixels (1, 3, H, W) of a region as a lazy image: ``(pixel * tint / 255 - mean) / std``.
 
-    With `Variation.colours`, the tinted pixel is mapped and clipped again before it is normalised; in its boxes the result is 0.
+    With `Variation.colours`, the tinted pixel is mapped and clipped again before it is normalised; in its boxes the result is 0. Half
+    precision is rounded to last.
     """
+    result, dtype = dtype, torch.promote_types(dtype, torch.float32)
     std, mean, tint = (torch.tensor(v, dtype=dtype, device=device).view(1, 3, 1, 1) for v in (card.std, card.mean, variation.tint))
     scale, shift = 1 / (255 * std), mean / std
     height, width = variation.shape(*sampler.shape)
@@ -120,6 +122,6 @@ def lazy_image(sampler: Sampler, card: ModelCard, variation: Variation, dtype: t
         image = image.mul_(scale).sub_(shift)
         for top, bottom, left, right in variation.boxes:
             image[..., max(top - rows[0], 0) : max(bottom - rows[0], 0), max(left - cols[0], 0) : max(right - cols[0], 0)] = 0
-        return image
+        return image.to(result)
 
-    return LazyImage((1, 3, height, width), read, dtype, device)
+    return LazyImage((1, 3, height, width), read, result, device)

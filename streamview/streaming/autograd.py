@@ -79,8 +79,9 @@ class Body:
         at_head = dict(zip(self.keys, grads, strict=True))
         write_image = None if image_grad is None else write
         gradients = self.run.backward(pixels.read, at_head, write_image, self.between, self.done, release=release)
+        mixed = self.run.call.gathered is not None  # the weights themselves are wider than those that it computes with
         summed = [
-            None if grad is None else grad.to(value.dtype)
+            None if grad is None else grad if mixed else grad.to(value.dtype)
             for grad, value, operand in zip(gradients.operands, self.run.operands, self.run.bound.graph.operands, strict=True)
             if not isinstance(operand, Statistic)
         ]

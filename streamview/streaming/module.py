@@ -23,12 +23,14 @@ from streamview.streaming.lazy import LazyImage
 from streamview.streaming.memory import format_bytes, parse_bytes
 from streamview.streaming.ops import OtherChannels
 from streamview.streaming.plan.plan import Plan, make_plan
+from streamview.streaming.run.half import narrow_weights, narrowed
 from streamview.streaming.run.run import Run
 from streamview.streaming.run.timing import measure
 from streamview.streaming.step import Span
 
 __all__ = ["Streamed", "stream"]
 
+_HALF = (torch.float16, torch.bfloat16)
 _PLANS = 16  # as many as are remembered: regions of some sizes, each with and without gradients
 
 
@@ -161,7 +163,8 @@ class Streamed(nn.Module):
         Parameters
         ----------
         image
-            Floating point tensor (N, C, H, W), or a `LazyImage`, whose pixels are read when they are needed.
+            Floating point tensor (N, C, H, W), or a `LazyImage`, whose pixels are read when they are needed. In half precision, with
+            weights that are not, the local part runs in half precision; sums, statistics and gradients of weights stay in float32.
         done
             Called after every step, also of the reverse pass; what it raises ends the pass.
 
@@ -272,8 +275,12 @@ class Streamed(nn.Module):
     ) -> Call:
         own = {t.data_ptr() for t in (*self.module.parameters(), *self.module.buffers())}
         folded_bytes = sum(w.nbytes for w in weights if w.data_ptr() not in own)
-        values = [w.detach() for w in weights]
-        return Call(bind(graph, (shape[2], shape[3])), shape[0], dtype, needs, values, folded_bytes=folded_bytes)
+        values, bound = [w.detach() for w in weights], bind(graph, (shape[2], shape[3]))
+        if dtype not in _HALF or _floating(weights) in _HALF:
+            return Call(bound, shape[0], dtype, needs, values, folded_bytes=folded_bytes)
+        values = narrow_weights(graph, values, dtype)
+        folded_bytes = sum(w.nbytes for w in values)
+        return Call(narrowed(bound), shape[0], dtype, needs, values, gathered=torch.float32, folded_bytes=folded_bytes)
 
     def _plan(self, call: Call, forecast: bool = False) -> Plan:
         """The plan of a call; the last few are used again for the same calls while they fit."""
