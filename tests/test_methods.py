@@ -84,10 +84,10 @@ def doubled(model: Model, pixels: NDArray[np.uint8], method: ExplanationMethod, 
         return run, image, reader
 
 
-def close(found: Any, expected: Any) -> float:
+def close(actual: Any, expected: Any) -> float:
     expected = np.asarray(expected, np.float64)
-    assert np.asarray(found).shape == expected.shape
-    return float(np.abs(np.asarray(found, np.float64) - expected).max() / np.abs(expected).max().clip(min=1e-300))
+    assert np.asarray(actual).shape == expected.shape
+    return float(np.abs(np.asarray(actual, np.float64) - expected).max() / np.abs(expected).max().clip(min=1e-300))
 
 
 def by_noise(module: nn.Module, image: Tensor, reader: Any, method: ExplanationMethod, target: int) -> tuple[Tensor, Tensor]:
@@ -106,9 +106,9 @@ def by_noise(module: nn.Module, image: Tensor, reader: Any, method: ExplanationM
 def test_smoothgrad_equals_autograd_with_the_same_noise(pixels: NDArray[np.uint8], kind: str, tile: tuple[int, int]) -> None:
     run, image, reader = doubled(network(kind), pixels, SMOOTH, tile)
     expected = by_noise(run.model.module, image, reader, SMOOTH, 1)
-    (found,) = run.explain([1])
-    assert list(found.maps) == ["absolute", "signed"]
-    assert [close(found.maps[name].values, each) < 1e-6 for name, each in zip(("absolute", "signed"), expected, strict=True)] == [True] * 2
+    (actual,) = run.explain([1])
+    assert list(actual.maps) == ["absolute", "signed"]
+    assert [close(actual.maps[name].values, each) < 1e-6 for name, each in zip(("absolute", "signed"), expected, strict=True)] == [True] * 2
 
 
 @pytest.mark.parametrize("tile", TILES)
@@ -123,10 +123,10 @@ def test_integrated_gradients_equal_captum(pixels: NDArray[np.uint8], kind: str,
                 image, baseline, n_steps=method.steps, method="gausslegendre", return_convergence_delta=True
             )
         )
-    for found, (attributions, delta) in zip(ours, theirs, strict=True):
-        assert close(found.maps["signed"].values, attributions[0].sum(0)) < 1e-6
-        assert close(found.maps["absolute"].values, attributions[0].abs().amax(0)) < 1e-6
-        assert found.completeness == pytest.approx(abs(float(delta)), rel=1e-4, abs=1e-6 * float(attributions.abs().sum()))
+    for actual, (attributions, delta) in zip(ours, theirs, strict=True):
+        assert close(actual.maps["signed"].values, attributions[0].sum(0)) < 1e-6
+        assert close(actual.maps["absolute"].values, attributions[0].abs().amax(0)) < 1e-6
+        assert actual.completeness == pytest.approx(abs(float(delta)), rel=1e-4, abs=1e-6 * float(attributions.abs().sum()))
 
 
 def test_more_steps_complete_integrated_gradients(pixels: NDArray[np.uint8]) -> None:
@@ -143,9 +143,9 @@ def test_occlusion_equals_captum(pixels: NDArray[np.uint8], tile: tuple[int, int
     theirs = Occlusion(run.model.module).attribute(
         image, (3, 70, 70), (3, 50, 50), baselines=reader.background.double().expand_as(image), target=1
     )[0, 0]
-    (found,) = run.explain([1])
-    assert close(found.maps["signed"].values, theirs) < 1e-6
-    assert close(found.maps["absolute"].values, theirs.abs()) < 1e-6
+    (actual,) = run.explain([1])
+    assert close(actual.maps["signed"].values, theirs) < 1e-6
+    assert close(actual.maps["absolute"].values, theirs.abs()) < 1e-6
 
 
 @pytest.mark.parametrize("tile", TILES)
@@ -155,10 +155,10 @@ def test_grad_cam_equals_captum(pixels: NDArray[np.uint8], kind: str, layer: int
     shown = []
     for target in (0, 1):
         theirs = LayerGradCam(run.model.module, run.model.module[layer]).attribute(image, target, relu_attributions=True)[0, 0]
-        (found,) = run.explain([target])
-        assert list(found.maps) == ["evidence"]
-        assert not theirs.any() or close(found.maps["evidence"].values, theirs.detach()) < 1e-6
-        assert found.maps["evidence"].values.any() == bool(theirs.any())
+        (actual,) = run.explain([target])
+        assert list(actual.maps) == ["evidence"]
+        assert not theirs.any() or close(actual.maps["evidence"].values, theirs.detach()) < 1e-6
+        assert actual.maps["evidence"].values.any() == bool(theirs.any())
         shown.append(bool(theirs.any()))
     assert any(shown)
 
@@ -184,7 +184,7 @@ def test_what_is_padded_is_neither_changed_nor_attributed(pixels: NDArray[np.uin
         edge[:, :, :height, :width] = 0
         module = Padded(run.model.module, edge)
         inner = image[:, :, :height, :width]
-        (found,) = run.explain([1])
+        (actual,) = run.explain([1])
         if method.name == "smoothgrad":
             expected = by_noise(module, inner, reader, method, 1)[1]
         elif method.name == "occlusion":
@@ -196,8 +196,8 @@ def test_what_is_padded_is_neither_changed_nor_attributed(pixels: NDArray[np.uin
                 inner, baseline, target=1, n_steps=method.steps, return_convergence_delta=True
             )
             expected = attributions[0].sum(0)
-            assert found.completeness == pytest.approx(abs(float(delta)), rel=1e-3, abs=1e-6 * float(attributions.abs().sum()))
-        assert close(found.maps["signed"].values, expected.detach()) < 1e-6
+            assert actual.completeness == pytest.approx(abs(float(delta)), rel=1e-3, abs=1e-6 * float(attributions.abs().sum()))
+        assert close(actual.maps["signed"].values, expected.detach()) < 1e-6
 
 
 def test_noise_is_decided_by_place_seed_and_sample_alone() -> None:
@@ -215,9 +215,9 @@ def test_noise_is_decided_by_place_seed_and_sample_alone() -> None:
 @pytest.mark.parametrize("text", TEXTS)
 def test_a_budget_and_steps_change_no_more_than_rounding(pixels: NDArray[np.uint8], text: str) -> None:
     model, method = network(), ExplanationMethod.parse(text)
-    found = [saliency(model, pixels, target=1, compute=Compute(tile=tile, method=method)) for tile in (None, (33, 70))]
-    for name, saliency_map in found[0].maps.items():
-        assert close(found[1].maps[name].values, saliency_map.values) < 1e-4
+    actual = [saliency(model, pixels, target=1, compute=Compute(tile=tile, method=method)) for tile in (None, (33, 70))]
+    for name, saliency_map in actual[0].maps.items():
+        assert close(actual[1].maps[name].values, saliency_map.values) < 1e-4
 
 
 @pytest.mark.parametrize("text", TEXTS)
@@ -226,10 +226,10 @@ def test_inside_no_grad_and_inference_mode(pixels: NDArray[np.uint8], text: str)
     expected = saliency(model, pixels, compute=compute)
     for mode in (torch.no_grad, torch.inference_mode):
         with mode():
-            found = saliency(model, pixels, compute=compute)
+            actual = saliency(model, pixels, compute=compute)
             assert not torch.is_grad_enabled()
         for name, saliency_map in expected.maps.items():
-            assert np.array_equal(found.maps[name].values, saliency_map.values)
+            assert np.array_equal(actual.maps[name].values, saliency_map.values)
 
 
 @pytest.mark.parametrize("text", TEXTS)
@@ -286,7 +286,7 @@ def test_even_background_is_skipped_as_given_to_the_network(pixels: NDArray[np.u
         method = ExplanationMethod.parse(text)
         run, image, reader = doubled(network("mean"), even, method, (40, 40))
         computed.clear()
-        (found,) = run.explain([0])
+        (actual,) = run.explain([0])
         counts[method.name] = len(computed), sum(spread > 0 for spread in computed)
         glass = reader.background.double().expand_as(image)
         if method.name == "smoothgrad":
@@ -295,7 +295,7 @@ def test_even_background_is_skipped_as_given_to_the_network(pixels: NDArray[np.u
             expected = Occlusion(run.model.module).attribute(image, (3, 20, 20), (3, 20, 20), baselines=glass, target=0)[0, 0]
         else:
             expected = IntegratedGradients(run.model.module).attribute(image, glass, target=0, n_steps=1)[0].sum(0)
-        assert close(found.maps["signed"].values, expected.detach()) < 1e-6
+        assert close(actual.maps["signed"].values, expected.detach()) < 1e-6
     assert counts["smoothgrad"][1] > 16  # all steps of the noisy pass
     assert counts["integrated-gradients"][0] < 3 * 16
     assert counts["occlusion"][0] < 65 * 16 - 30
@@ -408,17 +408,17 @@ def test_maps_are_shown_and_labelled_by_their_method(pixels: NDArray[np.uint8]) 
 
     titles = set()
     for text in TEXTS:
-        found = saliency(network(), pixels, compute=Compute(method=ExplanationMethod.parse(text)))
-        preset = default_preset(found)
-        recipe = usual_recipe(found)
-        assert show(found, recipe).levels
-        title = title_of(found, recipe.method)
+        actual = saliency(network(), pixels, compute=Compute(method=ExplanationMethod.parse(text)))
+        preset = default_preset(actual)
+        recipe = usual_recipe(actual)
+        assert show(actual, recipe).levels
+        title = title_of(actual, recipe.method)
         titles.add(title)
         assert ExplanationMethod.parse(text).title in title or text == "gradient"
         assert preset == ("evidence" if text in ("gradient", "grad-cam") else "detail")
-        html = found._repr_html_()
+        html = actual._repr_html_()
         assert title in html
-        assert isinstance(found._repr_png_(), bytes | io.BytesIO)
+        assert isinstance(actual._repr_png_(), bytes | io.BytesIO)
     assert len(titles) == len(TEXTS)
 
 

@@ -90,9 +90,9 @@ def failure_key(settings: Settings, model: Model, case: Case) -> str:
 def _asked(settings: Settings) -> dict[str, Any]:
     """The settings that decide values; device, memory and steps change no more than rounding."""
     compute = settings.compute
-    asked = asdict(settings) | {"compute": compute.precision}
+    fields = asdict(settings) | {"compute": compute.precision}
     # left out for the gradient, so that keys of earlier versions do not change
-    return asked if settings.answer != "maps" or compute.method == GRADIENT else asked | {"method": str(compute.method)}
+    return fields if settings.answer != "maps" or compute.method == GRADIENT else fields | {"method": str(compute.method)}
 
 
 def _digest(values: Any) -> str:

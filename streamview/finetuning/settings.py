@@ -140,7 +140,7 @@ class Settings:
             ("precision", get_args(TrainingPrecision)),
         ):  # fmt: skip
             if getattr(self, name) not in kinds:
-                refuse(name, " or ".join(filter(None, (", ".join(kinds[:-1]), kinds[-1]))))
+                refuse(name, ", ".join(kinds[:-1]) + f" or {kinds[-1]}")
         if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
             refuse("learning_rate", "a number above 0, such as 1e-4")
         if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):

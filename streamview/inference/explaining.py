@@ -212,13 +212,13 @@ def _by_patches(series: _Series, asked: Asked, prediction: Prediction, targets: 
     prepared, method = series.prepared, series.prepared.compute.method
     counts = patch_counts(method, prepared.inside)
     spans = [patches_over(side, method.patch, method.stride, count) for side, count in zip(prepared.inside, counts, strict=True)]
-    taken = torch.empty((*counts, len(logits)), dtype=torch.float64)
+    differences_by_patch = torch.empty((*counts, len(logits)), dtype=torch.float64)
     for i, rows in enumerate(spans[0]):
         for j, cols in enumerate(spans[1]):
-            taken[i, j] = logits - _exact(series.forward(HiddenPatch(series.reader.background, rows, cols)))
+            differences_by_patch[i, j] = logits - _exact(series.forward(HiddenPatch(series.reader.background, rows, cols)))
     parts = []
     for target in targets:
-        differences = score_of(taken.movedim(2, 0), target).numpy()
+        differences = score_of(differences_by_patch.movedim(2, 0), target).numpy()
         parts.append(partial(_strips_of, partial(patch_rows, differences, (spans[0], spans[1])), prepared.inside[0]))
     return _placed_in_order(prepared, asked, [_Explained(prediction, target) for target in targets], parts)
 

@@ -98,9 +98,9 @@ def check_method(method: ExplanationMethod, graph: Graph, name: str, inside: tup
 
 def last_features(graph: Graph) -> list[Sink] | None:
     """What the head takes where that is one feature map, whole or pooled in one or several ways; None for other heads."""
-    taken = graph.head.tensors
-    sinks = [key for key in taken if isinstance(key, Sink) and key.kind in _POOLED]
-    return sinks if sinks and len(sinks) == len(taken) and len({sink.value for sink in sinks}) == 1 else None
+    inputs = graph.head.tensors
+    sinks = [key for key in inputs if isinstance(key, Sink) and key.kind in _POOLED]
+    return sinks if sinks and len(sinks) == len(inputs) and len({sink.value for sink in sinks}) == 1 else None
 
 
 def map_bytes(method: ExplanationMethod, px: int, targets: int, *, stored: bool) -> int:
