@@ -26,10 +26,10 @@ from streamview.results.display import (
     colours,
     default_preset,
     draw_map,
-    glass_mask,
     show,
     usual_recipe,
 )
+from streamview.results.glass import glass_mask
 from streamview.slides import as_slide
 from streamview.slides.thumbnail import thumbnail
 

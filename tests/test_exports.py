@@ -33,7 +33,8 @@ from streamview.jobs import Job, RegionResult, StoredMap
 from streamview.labels.annotations import rasterise, read_annotations
 from streamview.progress import Report, Step
 from streamview.results import RESEARCH_USE, Identity, Prediction, Saliency, SaliencyMap, Target, open_saliency, save_saliency
-from streamview.results.display import PRESETS, DisplayChoice, Glass, Recipe, glass_mask
+from streamview.results.display import PRESETS, DisplayChoice, Recipe
+from streamview.results.glass import Glass, glass_mask
 from streamview.slides import Slide, open_slide
 from streamview.slides.thumbnail import thumbnail
 from tests.support.slides import SyntheticSlide

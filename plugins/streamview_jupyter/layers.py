@@ -9,7 +9,8 @@ from typing import Any
 import traitlets
 
 from streamview.results import Saliency
-from streamview.results.display import PALETTES, Glass, Recipe, title_of
+from streamview.results.display import PALETTES, Recipe, title_of
+from streamview.results.glass import Glass
 from streamview_jupyter.sources import LiveMap, MapValues
 
 __all__ = ["LiveLayer", "MapLayer"]

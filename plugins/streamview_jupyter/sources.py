@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from streamview.geometry import Region
 from streamview.results import Saliency
-from streamview.results.display import Glass, Recipe
+from streamview.results.display import Recipe
+from streamview.results.glass import Glass
 from streamview.results.shown_map import ShownMap
 from streamview.slides import Slide
 from streamview.slides.thumbnail import thumbnail

@@ -13,7 +13,8 @@ from streamview.export.hotspots import Hotspot, find_hotspots
 from streamview.files import atomic
 from streamview.labels.annotations import Points, Polygon
 from streamview.results import RESEARCH_USE, Saliency
-from streamview.results.display import Glass, Recipe, show
+from streamview.results.display import Recipe, show
+from streamview.results.glass import Glass
 
 __all__ = ["feature", "write_hotspots"]
 

@@ -23,7 +23,8 @@ from streamview.jobs import Job, RegionResult, SlideRecord
 from streamview.jobs.maps import slide_maps
 from streamview.progress import Progress, Report
 from streamview.results import Method, Saliency, save_saliency
-from streamview.results.display import DisplayChoice, Glass, Preset, Recipe, empty_reason, show
+from streamview.results.display import DisplayChoice, Preset, Recipe, empty_reason, show
+from streamview.results.glass import Glass
 from streamview.slides import open_slide
 
 __all__ = ["FORMATS", "Format", "export_job"]

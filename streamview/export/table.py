@@ -10,7 +10,8 @@ from pathlib import Path
 from streamview.export.hotspots import find_hotspots
 from streamview.files import atomic
 from streamview.results import RESEARCH_USE, Saliency
-from streamview.results.display import Glass, Recipe
+from streamview.results.display import Recipe
+from streamview.results.glass import Glass
 
 __all__ = ["write_hotspot_table"]
 

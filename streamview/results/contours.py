@@ -12,7 +12,8 @@ import numpy as np
 from contourpy import contour_generator
 from numpy.typing import NDArray
 
-from streamview.results.display import Glass, Shown
+from streamview.results.display import Shown
+from streamview.results.glass import Glass
 
 __all__ = ["DIGITS", "contours", "generator", "just_below", "shown_shares", "within_border"]
 

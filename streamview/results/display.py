@@ -11,20 +11,18 @@ import math
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
 from streamview.errors import StreamviewError
-from streamview.geometry import Region
 from streamview.results.maps import LazyPlane, Method, Plane, Saliency, SaliencyMap, halve
 from streamview.results.methods import ExplanationMethod, MethodName
 
 __all__ = [
     "DisplayChoice",
-    "Glass",
     "HALO_COLOUR",
     "OUTLINE_COLOUR",
     "PALETTES",
@@ -42,7 +40,6 @@ __all__ = [
     "default_preset",
     "draw_map",
     "empty_reason",
-    "glass_mask",
     "kind_title",
     "show",
     "title_of",
@@ -73,7 +70,6 @@ _TITLES_BY_METHOD: Mapping[MethodName, Mapping[Method, str]] = {
 }
 
 _SMALL_PICTURE = 512  # px a side of a picture in a notebook
-_ROWS = 256  # rows compared with glass at a time
 _OVERVIEW = 2048  # px: the cap comes from the finest level no larger than this
 _RESOLVED = 4.0  # px: standard deviation from which sampling a blur loses nothing visible
 _COARSE, _MEASURED = 1024, 1.0  # px: the cap comes from a level no larger than _COARSE if the blur is at least _MEASURED there
@@ -466,66 +462,6 @@ def draw_map(saliency: Saliency) -> NDArray[np.uint8]:
     enlarged = max(1, _SMALL_PICTURE // (2 * max(values.shape)))  # maps of features have few pixels
     rgb, alpha = colours(recipe, values.repeat(enlarged, 0).repeat(enlarged, 1))
     return np.asarray(np.rint(255 * (1 - alpha[..., None] * (1 - rgb))), np.uint8)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Glass:
-    """Where a region of a slide is empty.
-
-    Parameters
-    ----------
-    mask
-        bool (h, w), True on glass.
-    step, origin
-        ``(y, x)`` of its pixels in level-0 pixels; see `SaliencyMap`.
-    """
-
-    mask: NDArray[np.bool_]
-    step: tuple[float, float]
-    origin: tuple[float, float]
-
-    @classmethod
-    def over_region(cls, mask: NDArray[np.bool_], region: Region) -> Self:
-        """Place a mask of any size that covers a region."""
-        step = region.height / mask.shape[0], region.width / mask.shape[1]
-        return cls(mask, step, (region.y + (step[0] - 1) / 2, region.x + (step[1] - 1) / 2))
-
-    def over(self, rows: NDArray[np.float64], columns: NDArray[np.float64]) -> NDArray[np.bool_]:
-        """Return the mask, bool (n, m), at level-0 positions y (n,) and x (m,); what lies outside takes the nearest pixel's."""
-        (y, x) = (
-            np.rint((at - origin) / step).astype(int).clip(0, size - 1)
-            for at, origin, step, size in zip((rows, columns), self.origin, self.step, self.mask.shape, strict=True)
-        )
-        return np.asarray(self.mask[np.ix_(y, x)])
-
-
-def glass_mask(rgb: NDArray[np.uint8], background: tuple[int, int, int], smallest: int) -> NDArray[np.bool_]:
-    """Find the empty glass in a thumbnail.
-
-    Parameters
-    ----------
-    rgb
-        uint8 (h, w, 3).
-    background
-        RGB of glass.
-    smallest
-        Area in px below which a clear spot counts as a hole in the tissue, not as glass.
-
-    Returns
-    -------
-    numpy.ndarray
-        bool (h, w), True on glass.
-    """
-    # Stain absorbs in at least one channel; the largest absorption, lightly blurred, separates tissue from JPEG noise.
-    loss = np.empty(rgb.shape[:2], np.float32)
-    for y in range(0, rgb.shape[0], _ROWS):  # in bands: a float copy of all three channels would be large
-        loss[y : y + _ROWS] = (np.array(background, np.float32) - rgb[y : y + _ROWS]).max(axis=-1)
-    clear = ndimage.gaussian_filter(loss, 1.5) < 22
-    labels, count = ndimage.label(clear)
-    sizes = np.bincount(labels.ravel(), minlength=count + 1)
-    large = sizes >= smallest
-    large[0] = False
-    return np.asarray(large[labels], np.bool_)
 
 
 _Raws = tuple[NDArray[np.float32] | Plane, ...]

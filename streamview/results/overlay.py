@@ -12,7 +12,8 @@ from scipy import ndimage
 
 from streamview.geometry import Region
 from streamview.results.contours import contours, shown_shares
-from streamview.results.display import HALO_COLOUR, OUTLINE_COLOUR, Glass, Shown, colours, glass_mask
+from streamview.results.display import HALO_COLOUR, OUTLINE_COLOUR, Shown, colours
+from streamview.results.glass import Glass, glass_mask
 from streamview.results.maps import Saliency
 from streamview.slides import Slide
 from streamview.slides.thumbnail import thumbnail

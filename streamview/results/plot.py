@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from streamview.errors import StreamviewError
-from streamview.results.display import HALO_COLOUR, OUTLINE_COLOUR, Glass, Preset, Shown, colours, show, title_of, usual_recipe
+from streamview.results.display import HALO_COLOUR, OUTLINE_COLOUR, Preset, Shown, colours, show, title_of, usual_recipe
+from streamview.results.glass import Glass
 from streamview.results.legend import scale_bar, unit
 from streamview.results.maps import Saliency
 from streamview.results.overlay import MapLayer, blend, glass_on, mean_colour

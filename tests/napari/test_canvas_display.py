@@ -21,7 +21,7 @@ from streamview_napari.state import State
 from streamview.export.png import find_glass
 from streamview.results import Saliency, Target, difference
 from streamview.results.display import PALETTES, PRESETS
-from streamview.results.shown_map import Glass
+from streamview.results.glass import Glass
 from streamview.slides import as_slide
 from tests.support.maps import make_maps
 

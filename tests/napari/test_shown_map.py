@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 from streamview.results.display import PRESETS, Recipe, show
-from streamview.results.shown_map import Glass, ShownMap
+from streamview.results.glass import Glass
+from streamview.results.shown_map import ShownMap
 from tests.support.maps import make_maps
 
 SIZE = (1300, 1537)

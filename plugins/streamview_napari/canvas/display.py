@@ -13,7 +13,8 @@ from napari.utils.colormaps import Colormap
 from napari.utils.notifications import show_info
 
 from streamview.export.png import find_glass
-from streamview.results.display import OUTLINE_COLOUR, PALETTES, Glass, Recipe
+from streamview.results.display import OUTLINE_COLOUR, PALETTES, Recipe
+from streamview.results.glass import Glass
 from streamview.results.shown_map import FULL, ShownMap
 from streamview.slides import Slide
 from streamview_napari.canvas.captions import describe, place_overlays

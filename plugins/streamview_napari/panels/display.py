@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from napari.layers import Image
 
     from streamview.results import Saliency
-    from streamview.results.display import Glass
+    from streamview.results.glass import Glass
     from streamview_napari.state import State
 
 __all__ = ["DisplaySection"]

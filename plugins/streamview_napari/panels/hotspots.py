@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from napari.layers import Image
 
     from streamview.results import Saliency
-    from streamview.results.display import Glass, Recipe
+    from streamview.results.display import Recipe
+    from streamview.results.glass import Glass
     from streamview_napari.state import State
     from streamview_napari.tasks import Work
 

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
     from streamview.progress import Report
     from streamview.results import Saliency
-    from streamview.results.display import Glass, Recipe
+    from streamview.results.display import Recipe
+    from streamview.results.glass import Glass
     from streamview.slides import Slide
 
 __all__ = ["FORMATS", "ExportControls", "Format", "write"]

@@ -13,7 +13,8 @@ from streamview.export.dicom.source import Source
 from streamview.export.hotspots import find_hotspots, no_hotspots
 from streamview.files import atomic
 from streamview.results import Saliency
-from streamview.results.display import Glass, Recipe
+from streamview.results.display import Recipe
+from streamview.results.glass import Glass
 
 __all__ = ["write_dicom"]
 

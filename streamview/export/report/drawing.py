@@ -11,7 +11,8 @@ from streamview.export.report.pictures import heat_png, jpeg, outline_path
 from streamview.faithfulness.store import read_faithfulness
 from streamview.geometry import Region
 from streamview.results import Saliency
-from streamview.results.display import DisplayChoice, Glass, empty_reason, show, title_of
+from streamview.results.display import DisplayChoice, empty_reason, show, title_of
+from streamview.results.glass import Glass
 from streamview.results.legend import colour_bar, how_shown, unit
 from streamview.results.overlay import MapLayer, glass_on, mean_colour
 from streamview.slides import Slide
