@@ -6,10 +6,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["Bits", "divide", "pack", "select_", "unpack"]
+__all__ = ["Bits", "divide", "nonzero", "pack", "select_", "unpack"]
 
 Bits = tuple[Tensor, torch.Size, tuple[int, ...]]
-_CHUNK = 2**18  # elements that stay in the processor's cache; a multiple of 8
+_CHUNK = 2**19  # elements that stay in the processor's cache; a multiple of 8
+# Whole numbers of the same size: times 1 they leave infinities and NaN as they are, and times 0 they make a zero of them.
+_WHOLE = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def nonzero(out: Tensor) -> Bits:
+    """The bits of where a rectified tensor is not zero; where it is NaN its gradient passes, as in torch.
+
+    The cast is five times as fast as a comparison, which torch does not vectorise.
+    """
+    return pack(out.to(torch.bool))
 
 
 def pack(mask: Tensor) -> Bits:
@@ -41,28 +51,22 @@ def select_(grad: Tensor, bits: Bits) -> Tensor:
         return grad.masked_fill_((_unpack_on_device(data, shape.numel()) == 0).as_strided(shape, stride), 0)
     same = all(n == 1 or a == b for n, a, b in zip(shape, grad.stride(), stride, strict=True))
     if not same:
-        return _keep_(grad, unpack(bits, grad))
+        whole = grad.view(_WHOLE[grad.itemsize])
+        whole.mul_(unpack(bits, whole))
+        return grad
     # the same dense layout: in chunks, so that the mask never stands in memory as numbers
-    flat = grad.as_strided((shape.numel(),), (1,), grad.storage_offset())
+    whole = grad.as_strided((shape.numel(),), (1,), grad.storage_offset()).view(_WHOLE[grad.itemsize])
     for start in range(0, shape.numel(), _CHUNK):
-        part = flat[start : start + _CHUNK]
-        _keep_(part, _unpack(data[start // 8 :], part.numel()).to(grad.dtype))
+        part = whole[start : start + _CHUNK]
+        part.mul_(_unpack(data[start // 8 :], part.numel()))
     return grad
 
 
-def divide(grad: Tensor, mask: Tensor, chosen: Tensor, rest: Tensor) -> None:
-    """Write `grad` into `chosen` where the mask of zeros and ones is set and into `rest` where it is not, zero elsewhere."""
-    if grad.device.type == "meta" or (grad.device.type == "cpu" and grad.sum().isfinite()):
-        torch.mul(grad, mask, out=chosen)
-        torch.sub(grad, chosen, out=rest)
-    else:
-        chosen.copy_(grad.where(mask > 0, 0))
-        rest.copy_(grad.where(mask == 0, 0))
-
-
-def _keep_(grad: Tensor, mask: Tensor) -> Tensor:
-    """Multiply in place by a mask of zeros and ones; infinities, which zero would turn into NaN, are replaced instead."""
-    return grad.mul_(mask) if grad.sum().isfinite() else grad.masked_fill_(mask == 0, 0)
+def divide(grad: Tensor, bits: Bits, chosen: Tensor, rest: Tensor) -> None:
+    """Write `grad` into `chosen` where the mask is set and into `rest` where it is not, zero elsewhere."""
+    grad, chosen, rest = (tensor.view(_WHOLE[tensor.itemsize]) for tensor in (grad, chosen, rest))
+    torch.mul(grad, unpack(bits, grad), out=chosen)
+    torch.sub(grad, chosen, out=rest)
 
 
 def _unpack(data: Tensor, count: int) -> Tensor:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from streamview.errors import RegionError
-from streamview.streaming.ops.bits import pack, select_
+from streamview.streaming.ops.bits import nonzero, select_
 from streamview.streaming.ops.layouts import Layout, canonical, from_layout, is_canonical, to_layout
 from streamview.streaming.ops.registry import (
     BATCH,
@@ -143,7 +143,7 @@ class Relu:
     def run(self, inputs: Sequence[Tensor], weights: Sequence[Tensor], piece: Piece, wants: Wants | None) -> tuple[Tensor, Any]:
         """Rectify into new memory."""
         out = F.relu(inputs[0])
-        return out, None if wants is None else pack(out > 0)
+        return out, None if wants is None else nonzero(out)
 
     def vjp(self, grad: Tensor, saved: Any, weights: Sequence[Tensor], piece: Piece, wants: Wants) -> Gradients:
         """Pass the gradient where the output is positive."""
@@ -176,7 +176,7 @@ class Rectified(Around):
         """Run the inner operation and rectify its output in place."""
         out, saved = self.inner.run(inputs, weights, piece, wants)
         out.relu_()
-        return out, None if wants is None else (pack(out > 0), saved)
+        return out, None if wants is None else (nonzero(out), saved)
 
     def vjp(self, grad: Tensor, saved: Any, weights: Sequence[Tensor], piece: Piece, wants: Wants) -> Gradients:
         """Pass the gradient where the output is positive, then through the inner operation."""

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from streamview.streaming.cuda import rounds_to_tf32
-from streamview.streaming.ops.bits import Bits, divide, pack, unpack
+from streamview.streaming.ops.bits import Bits, divide, pack
+from streamview.streaming.ops.image_gradient import image_gradient
 from streamview.streaming.ops.registry import (
     Extent,
     Local,
@@ -96,12 +97,12 @@ class Convolution:
         """Both gradients by torch's own kernel, each only if wanted."""
         x, shape, native = saved
         bias = len(weights) > 1 and wants.weights[1]
-        if wants.inputs[0] and self._transposes(grad):
+        found_x = self._faster_gradient(grad, weights[0], native, x.shape if isinstance(x, Tensor) else x) if wants.inputs[0] else None
+        if found_x is not None:
             rest: list[Tensor | None] = [None] * len(weights)
             if any(wants.weights):
                 rest = self.vjp(grad, saved, weights, piece, replace(wants, inputs=(False,)))[1]
-            padded = x.shape if isinstance(x, Tensor) else x
-            return [_crop(self._input_gradient(grad, weights[0], native, padded), piece, native, shape)], rest
+            return [_crop(found_x, piece, native, shape)], rest
         narrow = grad.dtype
         if self._unsound(grad, piece):
             grad = grad.to(torch.float32)
@@ -122,6 +123,14 @@ class Convolution:
         )
         found = [grad_w if wants.weights[0] else None, grad_b if bias else None]
         return [_crop(grad_x, piece, native, shape).to(narrow) if wants.inputs[0] else None], found[: len(weights)]
+
+    def _faster_gradient(self, grad: Tensor, kernel: Tensor, native: Size, shape: Sequence[int]) -> Tensor | None:
+        """The gradient of an input of this shape otherwise than by torch's own kernel, where that is faster; else None."""
+        if self._transposes(grad):
+            return self._input_gradient(grad, kernel, native, shape)
+        if grad.device.type not in ("cpu", "meta") or self.groups > 1 or self.rows.dilation > 1 or self.cols.dilation > 1:
+            return None
+        return image_gradient(grad, kernel, (self.rows.stride, self.cols.stride), native, shape[2:])
 
     def _transposes(self, grad: Tensor) -> bool:
         """Whether the input's gradient is better computed by forward convolutions.
@@ -230,7 +239,7 @@ def _to_greatest(grad: Tensor, found: list[Bits], window: Window, dim: int, shap
         written = tiles and offset + 1 < window.stride
         won = others[offset] if written else torch.empty_like(grad)
         rest = first if tiles and offset == 0 else torch.empty_like(grad)
-        divide(grad, unpack(found[offset], grad), won, rest)
+        divide(grad, found[offset], won, rest)
         added += [] if written else [(others[offset], won)]
         added += [(first, rest)] if offset == 0 and not tiles else []
         grad = rest

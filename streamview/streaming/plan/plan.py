@@ -52,8 +52,8 @@ class CostModel:
     best_log2_px: float = 17.5
     returned_time: float = 1.25
     reused_most: float = 4
-    reused_expected: float = 1.5
-    reused_between: float = 1
+    reused_expected: float = 2.2
+    reused_between: float = 3
     cuda_largest_px: int = 2**23
     cuda_launch_px: int = 2**20
     cuda_reserved: float = 1.75
@@ -121,8 +121,8 @@ class Plan:
     seconds
         Predicted time on this machine; None where it was not asked for.
     freed
-        What becomes of freed memory during the call: ``"as ever"`` is the allocator's own way, taken where no budget was given;
-        ``"returned"`` to the system at once; or ``"reused"``, which is faster and takes some times what a step takes besides.
+        What becomes of freed memory during the call: ``"reused"``, which is faster and takes some times what a step takes besides;
+        ``"returned"`` to the system at once; or ``"as ever"``, the allocator's own way, of a given step without a budget and on CUDA.
     step_bytes
         What the heaviest step takes of `peak_bytes` besides its tape.
     kept_bytes
@@ -235,7 +235,7 @@ def make_plan(
             if work >= best_work:
                 break  # the rest are smaller still
             # the treatments of freed memory are of the host's allocator
-            for freed, slower in (("as ever", 1.0),) if memory is None or cuda else (("reused", 1.0), ("returned", costs.returned_time)):
+            for freed, slower in (("as ever", 1.0),) if cuda else (("reused", 1.0), ("returned", costs.returned_time)):
                 plan = planner.plan(candidate, round(budget / costs.cuda_reserved) if cuda else budget, freed)
                 if cuda:
                     plan = replace(plan, peak_bytes=round(plan.peak_bytes * costs.cuda_reserved))
