@@ -440,6 +440,11 @@ def _job(parser: argparse.ArgumentParser) -> None:
     _mpp(parser)
     _machine(parser)
     _precision(parser)
+    glass = (
+        "flat: pixels further than 64 um from tissue get the slide's background colour, so that nothing is computed on empty glass; maps "
+        "end there (default: as-scanned)"
+    )
+    parser.add_argument("--glass", choices=("as-scanned", "flat"), default="as-scanned", help=glass)
     _tile(parser)
     skip = "continue after a slide that fails; it remains as a row of the table, and the exit status is 1"
     parser.add_argument("--skip-errors", action="store_true", help=skip)

@@ -134,6 +134,7 @@ def _settings(options: Namespace, device: str) -> Settings:
             None if options.memory is None else parse_bytes(options.memory, total_memory(find_device(device))),
             None if options.tile is None else parse_tile(options.tile),
             options.precision,
+            glass=options.glass,
         ),
         mpp=options.mpp,
     )

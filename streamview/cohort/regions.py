@@ -160,7 +160,8 @@ class ClaimedSlide:
         if settings.answer == "patch":
             return patch_identity(model, self.slide, region)
         method = settings.compute.method if settings.answer == "maps" else GRADIENT
-        return identify(model, self.slide, region, precision=settings.compute.precision, pad_to=settings.pad_to, method=method)
+        compute = settings.compute
+        return identify(model, self.slide, region, precision=compute.precision, pad_to=settings.pad_to, method=method, glass=compute.glass)
 
     def _answered(self, record: SlideRecord, region: Region, identity: Identity) -> bool:
         """Whether a region is answered with all that is asked for."""
@@ -326,6 +327,7 @@ def _plan(work: Work, ahead: Forecast | PatchPlan) -> dict[str, object]:
         "tapes": ahead.plan.tapes,
         "memory": compute.memory,
         "precision": compute.precision,
+        "glass": compute.glass,
         "forecast_bytes": ahead.peak_bytes,
         "forecast_seconds": ahead.seconds,
         "maps": ahead.targets,

@@ -91,8 +91,9 @@ def _asked(settings: Settings) -> dict[str, Any]:
     """The settings that decide values; device, memory and steps change no more than rounding."""
     compute = settings.compute
     fields = asdict(settings) | {"compute": compute.precision}
-    # left out for the gradient, so that keys of earlier versions do not change
-    return fields if settings.answer != "maps" or compute.method == GRADIENT else fields | {"method": str(compute.method)}
+    # left out where they are the default, so that keys of earlier versions do not change
+    fields |= {} if settings.answer != "maps" or compute.method == GRADIENT else {"method": str(compute.method)}
+    return fields | ({} if compute.glass == "as-scanned" else {"glass": compute.glass})
 
 
 def _digest(values: Any) -> str:

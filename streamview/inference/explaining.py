@@ -23,6 +23,7 @@ from streamview.inference.strips import Strip, Watch
 from streamview.inference.sums import Sums, legendre_points, patch_rows, patches_over
 from streamview.progress import Progress, Report
 from streamview.results import ExplanationMethod, MapWriter, Method, Plane, Prediction, Saliency, SaliencyMap, Target
+from streamview.slides.padding import flat_part
 from streamview.streaming.run.run import Run
 from streamview.streaming.step import Span
 
@@ -149,7 +150,7 @@ def _placed_in_order(
             if asked.outs is None:
                 values = np.empty((2, height, width), np.float32) if maps is None else maps[number]
                 write = partial(_copy_rows, values) if maps is None else _keep_rows
-                hand_out(partial(_hand_out, prepared.inside, write, show))
+                hand_out(partial(_hand_out, prepared, write, show))
                 named = {
                     kind: SaliencyMap(kind, Plane(plane), step, origin, (), fact.prediction.identity.method)
                     for kind, plane in zip(_KINDS, values, strict=True)
@@ -158,7 +159,7 @@ def _placed_in_order(
                 in_memory.append(Saliency(fact.prediction, fact.target, std, glass, named, completeness=fact.completeness))
             else:
                 writer = unplaced.enter_context(MapWriter(asked.outs[number], (height, width), step=step, origin=origin, channels=_KINDS))
-                hand_out(partial(_hand_out, prepared.inside, writer.write, show))
+                hand_out(partial(_hand_out, prepared, writer.write, show))
                 writer.complete(
                     fact.prediction,
                     target=fact.target,
@@ -319,10 +320,13 @@ def _starts(height: int) -> Iterator[int]:
     return iter(reversed(range(0, height, _ROWS)))
 
 
-def _hand_out(inside: tuple[int, int], write: _WriteRows, show: Callable[..., None], y: int, rows: NDArray[np.float32]) -> None:
-    """Write finished rows of the maps, without what was padded, and show them."""
+def _hand_out(prepared: PreparedRun, write: _WriteRows, show: Callable[..., None], y: int, rows: NDArray[np.float32]) -> None:
+    """Write finished rows of the maps, without what was padded and NaN on flat glass, and show them."""
+    inside, flat = prepared.inside, flat_part(prepared.sampler)
     if y < inside[0]:
         part = rows[:, : inside[0] - y, : inside[1]]
+        if flat is not None:
+            part[:, ~flat.kept(y, y + part.shape[1], 0, part.shape[2])] = np.nan
         write(y, part)
         show(y=y, rows=part)
 

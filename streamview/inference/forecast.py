@@ -12,8 +12,7 @@ from streamview.inference.methods import Passes
 from streamview.inference.shares import Shares, step_shares
 from streamview.results import GRADIENT, ExplanationMethod
 from streamview.slides import Slide
-from streamview.slides.padding import PaddedSampler
-from streamview.slides.sampling import Sampler
+from streamview.slides.padding import AnySampler, flat_part
 from streamview.streaming.call import Call
 from streamview.streaming.cuda import full_float32
 from streamview.streaming.memory import format_bytes
@@ -25,6 +24,7 @@ __all__ = ["Forecast", "reading_seconds", "seconds_of", "stored_bytes"]
 _PLACES = ((0.5, 0.5), (0.25, 0.25), (0.75, 0.75), (0.75, 0.25), (0.25, 0.75))  # of the samples that reading is timed on, (y, x)
 _READ = (256, 512)  # px of each
 _ONCE = Passes(1)
+_EVEN_SECONDS = 15e-9  # for a px of a step that is not computed: its pixels are still normalised and compared
 _STORED = 4 * 4 / 3  # bytes a px of a map on disk: float32 and a third more for the coarser levels, before compression
 
 
@@ -84,7 +84,7 @@ class Forecast:
 def seconds_of(
     call: Call,
     plan: Plan,
-    read: tuple[Slide, Sampler | PaddedSampler, tuple[int, int]],
+    read: tuple[Slide, AnySampler, tuple[int, int]],
     passes: Passes,
     timings: Timings,
     method: ExplanationMethod = GRADIENT,
@@ -111,9 +111,14 @@ def seconds_of(
     with full_float32(call.device):
         speed = timings.speed(call, plan)
     # noise leaves no even background
-    shares = Shares() if method.name == "smoothgrad" else step_shares(slide, sampler, inside, call, plan)
+    laid_out = 0.0
+    if call.parts is not None:
+        shares = Shares(plan.computed, plan.computed)
+        laid_out = _EVEN_SECONDS * height * width * (1 - plan.computed)
+    else:
+        shares = Shares() if method.name == "smoothgrad" else step_shares(slide, sampler, inside, call, plan)
     forward, backward = speed.seconds(plan, (height, width), shares.computed, shares.reversed)
-    seconds = passes.forward * forward + passes.backward * backward + reading_seconds(sampler) * passes.all
+    seconds = passes.forward * (forward + laid_out) + passes.backward * backward + reading_seconds(sampler) * passes.all
     if method.name == "smoothgrad":
         again = 1 - plan.tapes / plan.steps
         seconds += _noise_seconds() * height * width * (passes.forward - 1 + again * passes.backward)
@@ -133,7 +138,7 @@ def stored_bytes(shape: tuple[int, int], evidence_size: tuple[int, int], targets
     return round(_STORED * targets * (2 * shape[0] * shape[1] + evidence_size[0] * evidence_size[1]))
 
 
-def reading_seconds(sampler: Sampler | PaddedSampler, clock: Callable[[], float] = time.perf_counter) -> float:
+def reading_seconds(sampler: AnySampler, clock: Callable[[], float] = time.perf_counter) -> float:
     """Seconds that all pixels take to be read once: the median of samples at five places, so that no single stall or blank part counts.
 
     Parameters
@@ -143,6 +148,9 @@ def reading_seconds(sampler: Sampler | PaddedSampler, clock: Callable[[], float]
     clock
         Gives seconds.
     """
+    flat = flat_part(sampler)
+    if flat is not None:  # nothing is decoded beside the tissue
+        return float(flat.parts.mean()) * reading_seconds(flat.plain, clock)
     shape = sampler.shape
     height, width = (min(side, n) for side, n in zip(_READ, shape, strict=True))
     seconds = []

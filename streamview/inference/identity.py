@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from streamview.errors import RegionError
 from streamview.geometry import Region
+from streamview.inference.compute import GlassPixels
 from streamview.networks import Model
 from streamview.results import GRADIENT, ExplanationMethod, Identity, Precision
 from streamview.slides import Slide
-from streamview.slides.padding import PaddedSampler
+from streamview.slides.flat import FlatSampler
+from streamview.slides.padding import AnySampler, PaddedSampler, flat_part
 from streamview.slides.sampling import SAMPLING_VERSION, Sampler
 
 __all__ = ["identify", "identity_of", "sample_region"]
@@ -21,6 +25,7 @@ def identify(
     precision: Precision = "float32",
     pad_to: int | None = None,
     method: ExplanationMethod = GRADIENT,
+    glass: GlassPixels = "as-scanned",
 ) -> Identity:
     """Return the identity that the result of such a run will have, before it runs; `method` as its maps have it.
 
@@ -29,10 +34,13 @@ def identify(
     SlideError, RegionError
         When slide, region and model do not fit together.
     """
-    return identity_of(model, slide, sample_region(model, slide, region, pad_to)[0], precision, method)
+    # where the tissue is does not matter here
+    return replace(identity_of(model, slide, sample_region(model, slide, region, pad_to)[0], precision, method), glass=_recorded(glass))
 
 
-def sample_region(model: Model, slide: Slide, region: Region | None, pad_to: int | None) -> tuple[Sampler | PaddedSampler, tuple[int, int]]:
+def sample_region(
+    model: Model, slide: Slide, region: Region | None, pad_to: int | None, glass: GlassPixels = "as-scanned"
+) -> tuple[AnySampler, tuple[int, int]]:
     """The region on the network's grid, and the height and width that it has there without padding.
 
     Raises
@@ -40,7 +48,8 @@ def sample_region(model: Model, slide: Slide, region: Region | None, pad_to: int
     SlideError, RegionError
         When slide, region and model do not fit together.
     """
-    plain = Sampler(slide, region, model.card.mpp)
+    scanned = Sampler(slide, region, model.card.mpp)
+    plain = FlatSampler(slide, scanned) if glass == "flat" else scanned
     if pad_to is None:
         return plain, plain.shape
     try:
@@ -49,9 +58,7 @@ def sample_region(model: Model, slide: Slide, region: Region | None, pad_to: int
         raise RegionError(f"{slide.name}: {error}") from None
 
 
-def identity_of(
-    model: Model, slide: Slide, sampler: Sampler | PaddedSampler, precision: Precision, method: ExplanationMethod = GRADIENT
-) -> Identity:
+def identity_of(model: Model, slide: Slide, sampler: AnySampler, precision: Precision, method: ExplanationMethod = GRADIENT) -> Identity:
     """As `identify`, of a region that is sampled already."""
     return Identity(
         weights_sha256=model.sha256,
@@ -68,4 +75,9 @@ def identity_of(
         level=sampler.level,
         sampling=SAMPLING_VERSION,
         method=None if method == GRADIENT else str(method),
+        glass=_recorded("flat" if flat_part(sampler) is not None else "as-scanned"),
     )
+
+
+def _recorded(glass: GlassPixels) -> str | None:
+    return None if glass == "as-scanned" else glass

@@ -5,15 +5,14 @@ from __future__ import annotations
 from streamview.networks import Model
 from streamview.networks.suitability import contradicted_scale
 from streamview.slides import Slide
-from streamview.slides.padding import PaddedSampler
-from streamview.slides.sampling import Sampler
+from streamview.slides.padding import AnySampler, PaddedSampler
 
 __all__ = ["region_warnings"]
 
 _SIZE_SLACK = 1.1  # a region's side may differ by this factor from what the card states before a warning
 
 
-def region_warnings(model: Model, slide: Slide, sampler: Sampler | PaddedSampler, inside: tuple[int, int]) -> tuple[str, ...]:
+def region_warnings(model: Model, slide: Slide, sampler: AnySampler, inside: tuple[int, int]) -> tuple[str, ...]:
     """What the reader of a result must know: how region and card differ, and what was assumed when the model was loaded."""
     card, warnings = model.card, []
     height, width = sampler.shape

@@ -35,8 +35,8 @@ from streamview.networks.suitability import unsuitable
 from streamview.progress import Progress, Report
 from streamview.results import GRADIENT, Identity, Plane, Prediction, Saliency, SaliencyMap, Target
 from streamview.slides import Slide, as_slide
-from streamview.slides.padding import PaddedSampler
-from streamview.slides.sampling import Sampler
+from streamview.slides.flat import FlatSampler
+from streamview.slides.padding import AnySampler, flat_part
 from streamview.streaming.call import Call
 from streamview.streaming.capture.capture import capture, refuse_hooks
 from streamview.streaming.cuda import free_memory_of, full_float32, reserved_memory
@@ -57,6 +57,7 @@ _Result = TypeVar("_Result")
 _DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _READER_BYTES = 60  # on CUDA, for each px of a step: its pixels as numbers, and what the reduction of their gradient takes
 _DECODING_BYTES = 128 * 2**20  # beside the steps on a processor: the decoder and its libraries
+_EDGES = 1.5  # parts of a map on disk beside the tissue, whose rest is empty
 _CACHED_SHARE = 8  # the decoded region stays on the GPU where it takes at most this fraction of what the run may take
 
 
@@ -108,7 +109,7 @@ def prepare(
     """
     card = as_model(model).card
     slide = as_slide(source, mpp)
-    sampler, inside = sample_region(model, slide, region, pad_to)
+    sampler, inside = sample_region(model, slide, region, pad_to, compute.glass)
     device = find_device(compute.device)
     # the caller's module stays where it is
     module = model.module if device.type == "cpu" else copy.deepcopy(model.module).to(device)
@@ -131,7 +132,10 @@ def prepare(
     if dtype != torch.float32:
         bound, weights = narrowed(bound), narrow_weights(graph, weights, dtype)
     reader_bytes = _READER_BYTES if device.type == "cuda" else 0
-    forward = Call(bound, 1, dtype, None, weights, torch.float32, reader_bytes=reader_bytes)
+    # steps of smoothgrad are noise all over, and those beside a padded region are black
+    flat = sampler if isinstance(sampler, FlatSampler) and compute.method.name != "smoothgrad" else None
+    parts = None if flat is None else flat.parts
+    forward = Call(bound, 1, dtype, None, weights, torch.float32, reader_bytes=reader_bytes, parts=parts)
     caches = device.type == "cuda" and 3 * math.prod(sampler.shape) <= _free_bytes(compute, device) // _CACHED_SHARE
     return PreparedRun(model, slide, sampler, inside, compute, forward, caches, region_warnings(model, slide, sampler, inside))
 
@@ -181,7 +185,7 @@ class PreparedRun:
 
     model: Model
     slide: Slide
-    sampler: Sampler | PaddedSampler
+    sampler: AnySampler
     inside: tuple[int, int]
     compute: Compute
     forward: Call
@@ -243,6 +247,9 @@ class PreparedRun:
             return expected
         written = (0, 0) if method.name == "grad-cam" else shape
         evidence = (0, 0) if method.name not in ("gradient", "grad-cam") else self._evidence_size
+        flat = flat_part(self.sampler)
+        if flat is not None:  # maps end beside the tissue
+            written = written[0], math.ceil(written[1] * min(1.0, _EDGES * float(flat.parts.mean())))
         return replace(expected, disk_bytes=stored_bytes(written, evidence, targets), disk_free=free_disk(out))
 
     def plan(self, targets: int = 0, stored: bool = False) -> Plan:

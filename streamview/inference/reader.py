@@ -13,9 +13,8 @@ from torch import Tensor
 from streamview.inference.changes import Change
 from streamview.networks.cards import ModelCard
 from streamview.networks.suitability import Overview
-from streamview.slides.padding import PaddedSampler
+from streamview.slides.padding import AnySampler
 from streamview.slides.readahead import ReadAhead
-from streamview.slides.sampling import Sampler
 from streamview.streaming.call import Call
 from streamview.streaming.plan.plan import Plan
 from streamview.streaming.step import Span, build_grid
@@ -53,7 +52,7 @@ class PixelReader:
 
     def __init__(
         self,
-        sampler: Sampler | PaddedSampler,
+        sampler: AnySampler,
         inside: tuple[int, int],
         card: ModelCard,
         background: tuple[int, int, int],

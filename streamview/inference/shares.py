@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streamview.slides import Slide
-from streamview.slides.padding import PaddedSampler
-from streamview.slides.sampling import Sampler
+from streamview.slides.padding import AnySampler
 from streamview.slides.thumbnail import thumbnail
+from streamview.streaming.busy import Reach
 from streamview.streaming.call import Call
 from streamview.streaming.graph import Bound, Program, Sink, placed
 from streamview.streaming.ops import Statistic
@@ -49,7 +49,7 @@ class Shares:
     reversed: float = 1.0
 
 
-def step_shares(slide: Slide, sampler: Sampler | PaddedSampler, inside: tuple[int, int], call: Call, plan: Plan) -> Shares:
+def step_shares(slide: Slide, sampler: AnySampler, inside: tuple[int, int], call: Call, plan: Plan) -> Shares:
     """Estimate how many steps of a plan will be computed.
 
     Parameters
@@ -74,11 +74,11 @@ def step_shares(slide: Slide, sampler: Sampler | PaddedSampler, inside: tuple[in
     shape = max(min(_SIDE, inside[0]), 1), max(min(_SIDE, inside[1]), 1)
     picture = _padded(thumbnail(slide, sampler.region, shape), inside, (height, width))
     sink = max((value for value, _ in program.sinks), default=0)
-    weights = iter(call.weights)
+    reach, weights = Reach(bound, program), iter(call.weights)
     operands = [None if isinstance(operand, Statistic) else next(weights) for operand in graph.operands]
     even = np.zeros((grid.rows.steps, grid.cols.steps), bool)
     if alike_everywhere(program, operands):
-        even = _even_steps(picture, grid, [_reach(bound, program.values[sink], sink, grid, axis) for axis in (0, 1)], (height, width))
+        even = _even_steps(picture, grid, [reach.steps(grid, axis) for axis in (0, 1)], (height, width))
         even &= _confirmed(sampler, grid, even)
     computed = 1 - _repeated(program, grid, even) / even.size
     kinds = {key.kind for key in graph.head.takes if isinstance(key, Sink)}
@@ -87,7 +87,7 @@ def step_shares(slide: Slide, sampler: Sampler | PaddedSampler, inside: tuple[in
         again = plan.passes[0].tapes < plan.passes[0].steps and not plan.passes[0].segment
         return Shares(computed, 1.0 if again else computed)
     channels = sum(graph.channels[key.value] for key in graph.head.takes if isinstance(key, Sink))
-    return Shares(computed, _reached(picture, bound, program.values[sink], sink, grid, channels))
+    return Shares(computed, _reached(picture, bound, reach, program.values[sink], sink, grid, channels))
 
 
 def _padded(picture: NDArray[np.uint8], inside: tuple[int, int], shape: tuple[int, int]) -> NDArray[np.uint8]:
@@ -96,29 +96,6 @@ def _padded(picture: NDArray[np.uint8], inside: tuple[int, int], shape: tuple[in
     whole = np.zeros((max(rows, picture.shape[0]), max(cols, picture.shape[1]), 3), np.uint8)
     whole[: picture.shape[0], : picture.shape[1]] = picture
     return whole
-
-
-def _needed(bound: Bound, value: int, element: int, axis: int) -> int:
-    """First row or column of the image that an element of a value depends on."""
-    ranges = {value: (element, element + 1)}
-    for made in range(value, 0, -1):
-        if made not in ranges or made not in bound.graph.nodes:
-            continue
-        op = bound.ops[made]
-        for source in bound.graph.nodes[made].inputs:
-            low, high, _, _ = (op.rows if axis == 0 else op.cols).need(*ranges[made], bound.sizes[source][axis])
-            known = ranges.get(source, (low, high))
-            ranges[source] = min(low, known[0]), max(high, known[1], low + 1)
-    return ranges.get(0, (0, 1))[0]
-
-
-def _reach(bound: Bound, value: int, local: int, grid: Grid, axis: int) -> list[int]:
-    """First row or column of the image that each step's new part of a value depends on."""
-    schedule = grid.rows if axis == 0 else grid.cols
-    return [
-        min(_needed(bound, value, min(schedule.new(local, step)[0], schedule.sizes[local] - 1), axis), schedule.new(0, step)[0])
-        for step in range(schedule.steps)
-    ]
 
 
 def _even_steps(picture: NDArray[np.uint8], grid: Grid, reach: Sequence[Sequence[int]], shape: tuple[int, int]) -> NDArray[np.bool_]:
@@ -138,7 +115,7 @@ def _even_steps(picture: NDArray[np.uint8], grid: Grid, reach: Sequence[Sequence
     return even
 
 
-def _confirmed(sampler: Sampler | PaddedSampler, grid: Grid, even: NDArray[np.bool_]) -> bool:
+def _confirmed(sampler: AnySampler, grid: Grid, even: NDArray[np.bool_]) -> bool:
     """Whether steps that look even are: averaging hides the noise of a scanner."""
     steps = np.argwhere(even)
     for i, j in steps[:: max(len(steps) // _CHECKED, 1)]:
@@ -171,7 +148,7 @@ def _numbered(signatures: Sequence[Hashable]) -> list[int]:
     return [numbers.setdefault(signature, len(numbers)) for signature in signatures]
 
 
-def _reached(picture: NDArray[np.uint8], bound: Bound, value: int, local: int, grid: Grid, channels: int) -> float:
+def _reached(picture: NDArray[np.uint8], bound: Bound, reach: Reach, value: int, local: int, grid: Grid, channels: int) -> float:
     """Share of the steps that gradients of as many maxima reach, these placed at random on what is not background."""
     loss = (np.percentile(picture.reshape(-1, 3), 99, axis=0) - picture).max(-1)
     places = np.argwhere(loss > _TISSUE)
@@ -186,7 +163,7 @@ def _reached(picture: NDArray[np.uint8], bound: Bound, value: int, local: int, g
             pixel = (place[axis] + 0.5) * schedule.sizes[0] / picture.shape[axis]
             element = min(max(round((pixel - centres[axis]) / strides[axis]), 0), schedule.sizes[local] - 1)
             if element not in ranges[axis]:
-                first = bisect_right(schedule.produced[0], _needed(bound, value, element, axis)) - 1
+                first = bisect_right(schedule.produced[0], reach.first(value, element, axis)) - 1
                 ranges[axis][element] = slice(first, bisect_right(schedule.produced[local], element))
             steps.append(ranges[axis][element])
         reached[steps[0], steps[1]] = True

@@ -58,6 +58,7 @@ def _network(result: RegionResult) -> str:
     prediction, identity = result.prediction, result.prediction.identity
     name = prediction.model_name if prediction.trained else f"{prediction.model_name} (untrained, random weights)"
     name += "" if identity.precision == "float32" else f", {identity.precision}"
+    name += "" if identity.glass is None else f", {identity.glass} glass"
     name += "" if identity.padded is None else f", padded to {identity.padded[1]} x {identity.padded[0]} px"
     return name + (f", slide at {result.mpp[1]:.4g} um/px as given" if identity.slide_mpp_source == "given" and result.mpp else "")
 

@@ -55,6 +55,8 @@ class Identity:
         `streamview.slides.sampling.SAMPLING_VERSION`.
     parts_sha256
         Hash of the keys of the regions that a map was stitched of; None: it is of one region.
+    glass
+        "flat" where the slide's glass had its background colour (`streamview.slides.flat`); None: as it was scanned.
     method
         How the prediction was explained, as `ExplanationMethod` writes it; None: by the gradient, or not at all.
 
@@ -77,6 +79,7 @@ class Identity:
     patch: int | None = None
     parts_sha256: str | None = None
     method: str | None = None
+    glass: str | None = None
 
     @property
     def key(self) -> str:
@@ -93,7 +96,8 @@ class Identity:
         pairs = {name: getattr(self, name) for name in ("padded", "slide_mpp", "background", "level")}
         optional: dict[str, Any] = {name: None if value is None else list(value) for name, value in pairs.items()}
         optional |= {
-            name: getattr(self, name) for name in ("slide_mpp_source", "pixel_source", "sampling", "patch", "parts_sha256", "method")
+            name: getattr(self, name)
+            for name in ("slide_mpp_source", "pixel_source", "sampling", "patch", "parts_sha256", "method", "glass")
         }
         return {
             "weights_sha256": self.weights_sha256,
@@ -127,6 +131,7 @@ class Identity:
             patch=values.get("patch"),
             parts_sha256=values.get("parts_sha256"),
             method=values.get("method"),
+            glass=values.get("glass"),
         )
 
 

@@ -316,7 +316,7 @@ def _create_level(group: zarr.Group, level: int, shape: tuple[int, int, int]) ->
         chunks=(1, _CHUNK, _CHUNK),
         shards=(1, _CHUNK, shard),
         compressors=_COMPRESSOR,
-        fill_value=0.0,
+        fill_value=np.nan,  # what was not computed takes no space
         dimension_names=("c", "y", "x"),
     )
 

@@ -6,9 +6,10 @@ import numpy as np
 import numpy.typing as npt
 
 from streamview.errors import RegionError
+from streamview.slides.flat import FlatSampler
 from streamview.slides.sampling import Sampler
 
-__all__ = ["PaddedSampler"]
+__all__ = ["AnySampler", "PaddedSampler", "flat_part"]
 
 
 class PaddedSampler:
@@ -29,11 +30,11 @@ class PaddedSampler:
         When the region is larger than that.
     """
 
-    def __init__(self, sampler: Sampler, shape: tuple[int, int]) -> None:
+    def __init__(self, sampler: Sampler | FlatSampler, shape: tuple[int, int]) -> None:
         if sampler.shape[0] > shape[0] or sampler.shape[1] > shape[1]:
             found = f"the region is {sampler.shape[1]} x {sampler.shape[0]} px on the network's grid"
             raise RegionError(f"{found}, more than the {shape[1]} x {shape[0]} px to pad it to; pad to more, or choose a smaller region")
-        self._sampler = sampler
+        self.inner = sampler
         self.region, self.scale, self.mpp, self.shape = sampler.region, sampler.scale, sampler.mpp, shape
         self.level = sampler.level
 
@@ -46,7 +47,16 @@ class PaddedSampler:
             When a part of the slide cannot be read.
         """
         out = np.zeros((y1 - y0, x1 - x0, 3), np.uint8)
-        bottom, right = min(y1, self._sampler.shape[0]), min(x1, self._sampler.shape[1])
+        bottom, right = min(y1, self.inner.shape[0]), min(x1, self.inner.shape[1])
         if bottom > y0 and right > x0:
-            out[: bottom - y0, : right - x0] = self._sampler.read(y0, bottom, x0, right)
+            out[: bottom - y0, : right - x0] = self.inner.read(y0, bottom, x0, right)
         return out
+
+
+AnySampler = Sampler | FlatSampler | PaddedSampler
+
+
+def flat_part(sampler: AnySampler) -> FlatSampler | None:
+    """The region with flat glass behind a sampler, where it has that."""
+    inner = sampler.inner if isinstance(sampler, PaddedSampler) else sampler
+    return inner if isinstance(inner, FlatSampler) else None

@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from streamview.streaming.graph import Bound, Demands
@@ -40,6 +42,9 @@ class Call:
         Bytes that whoever reads the image, and takes its gradient, needs for each px of a step.
     holds_maps
         Whether maps for the head are assembled; if not, they are handed out piece by piece.
+    parts
+        bool (h, w) in cells that cover the image evenly: beside them it is one even colour, and its gradient is not asked for. None: it is
+        asked for everywhere.
     """
 
     bound: Bound
@@ -51,6 +56,7 @@ class Call:
     folded_bytes: int = 0
     reader_bytes: int = 0
     holds_maps: bool = True
+    parts: NDArray[np.bool_] | None = None
 
     @property
     def size(self) -> Size:

@@ -66,7 +66,8 @@ def image_gradient(grad: Tensor, kernel: Tensor, stride: Size, padding: Size, si
     found = F.conv2d(grad, kernels, stride=step, padding=ahead)[:, :, : blocks[0], : blocks[1]]
     apart = found.permute(0, 2, 3, 1).unflatten(3, (*block, channels)).permute(0, 1, 3, 2, 4, 5)
     whole = apart.reshape(len(grad), blocks[0] * block[0], blocks[1] * block[1], channels).permute(0, 3, 1, 2)
-    return whole[:, :, padding[0] : padding[0] + size[0], padding[1] : padding[1] + size[1]]
+    cut: Tensor = whole[:, :, padding[0] : padding[0] + size[0], padding[1] : padding[1] + size[1]]
+    return cut
 
 
 def _phase(offset: int, length: int, stride: int, ahead: int) -> tuple[slice, slice]:

@@ -6,10 +6,13 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from streamview.errors import MemoryBudgetError
+from streamview.streaming.busy import Reach, busy_steps, summed
 from streamview.streaming.call import Call
 from streamview.streaming.cuda import free_memory_of
 from streamview.streaming.graph import Graph, Program
@@ -118,6 +121,8 @@ class Plan:
         Floating point operations of convolutions and matrix products, forward and in reverse.
     overhead
         The same relative to conventional autograd, which computes nothing twice.
+    computed
+        Share of the steps that are computed; the others lie on even background, see `Call.parts`.
     seconds
         Predicted time on this machine; None where it was not asked for.
     freed
@@ -138,6 +143,7 @@ class Plan:
     keeps: str = "nothing"
     operations: int = 0
     overhead: float = 1.0
+    computed: float = 1.0
     seconds: float | None = None
     freed: str = "as ever"
     step_bytes: int = 0
@@ -232,8 +238,8 @@ def make_plan(
         candidates = _cuda_candidates(call.size, costs) if cuda else _candidates(call.size, costs)
         best, best_work = None, float("inf")
         for candidate, work in [(tile, 1.0)] if tile is not None else candidates:
-            if work >= best_work:
-                break  # the rest are smaller still
+            if best is not None and work * planner.least_overhead(candidate, budget) >= best_work:
+                continue
             # the treatments of freed memory are of the host's allocator
             for freed, slower in (("as ever", 1.0),) if cuda else (("reused", 1.0), ("returned", costs.returned_time)):
                 plan = planner.plan(candidate, round(budget / costs.cuda_reserved) if cuda else budget, freed)
@@ -259,7 +265,8 @@ def _candidates(size: Size, costs: CostModel) -> list[tuple[Size, float]]:
     tiles = [(rows, width) for rows in _STRIP_ROWS]
     columns = width
     while columns > _TILE_COLUMNS:
-        columns = -(-columns // 2)
+        # in whole strides of most networks, so that steps on even background are alike
+        columns = -(-columns // (2 * _TILE_COLUMNS // 4)) * (_TILE_COLUMNS // 4)
         tiles += [(rows, columns) for rows in _TILE_ROWS]
     candidates = [(tile, costs.step_time(tile, width)) for tile in tiles if tile[0] <= max(height, _STRIP_ROWS[-1])]
     return sorted(candidates, key=lambda candidate: candidate[1])
@@ -298,7 +305,11 @@ class _Planner:
         ]  # fmt: skip
         self.batches = [self._batch(program) for program in self.programs]
         self._totals: tuple[list[Totals], int] | None = None
+        self._laid: dict[Size, list[tuple[Size, Grid]]] = {}
         self._costs: dict[Size, list[PassCosts]] = {}
+        self._reach = Reach(self.bound, self.programs[0]) if call.parts is not None and graph.passes == 1 else None
+        self._parts = None if self._reach is None or call.parts is None else summed(call.parts)
+        self._busy: dict[Size, NDArray[np.bool_]] = {}
 
     def _batch(self, program: Program) -> Batch:
         wants = None if self.needs is None else wanted(program, self.needs.values, self.needs.operands)
@@ -315,6 +326,29 @@ class _Planner:
                 once = [totals(program, self._batch(program)) for program in plain]
             self._totals = found, sum(t.forward + t.reverse for t in once)
         return self._totals
+
+    def busy(self, tile: Size) -> NDArray[np.bool_]:
+        """The steps of the first pass that are computed, bool (rows of steps, columns of steps)."""
+        if tile not in self._busy:
+            grid = self._grids(tile)[0][1]
+            if self._reach is not None and self._parts is not None:
+                self._busy[tile] = busy_steps(self._reach, grid, self._parts)
+            else:
+                self._busy[tile] = np.ones((grid.rows.steps, grid.cols.steps), bool)
+        return self._busy[tile]
+
+    def least_overhead(self, tile: Size, budget: int) -> float:
+        """A bound below the operations of any plan with this step, relative to conventional autograd.
+
+        Tapes take nearly the same in all of one pass, however it is divided.
+        """
+        share = float(self.busy(tile).mean())
+        if self.needs is None or len(self.programs) > 1 or not self._costs:
+            return share
+        (whole,), conventional = self.totals()
+        tapes = 0.95 * share * next(iter(self._costs.values()))[0].tapes
+        again = 0.0 if tapes <= budget else 1 - budget / tapes
+        return share * (whole.forward * (1 + again) + whole.reverse) / max(conventional, 1)
 
     def bare(self, tile: Size, forecast: bool) -> Plan:
         """One shape of the steps without tapes, every step remembered by what it took over."""
@@ -335,13 +369,20 @@ class _Planner:
         outside = self.call.reader_bytes * min(tile[0], self.bound.sizes[0][0]) * min(tile[1], self.bound.sizes[0][1])
         peaks = [outside + cost.working + max(cost.states) + self._held_bytes(p) for p, cost in enumerate(costs)]
         used = self.weights + sinks + max(peaks)
-        operations = sum(whole.forward + whole.reverse for whole in wholes)
+        busy = self.busy(tile)
+        computed = float(busy.mean())
+        operations = round(computed * sum(whole.forward + whole.reverse for whole in wholes))
         passes = self._lean(laid)
         if self.needs is not None:
-            passes, remembered = _remembering(passes, [list(_options(cost)) for cost in costs], peaks, self.weights + sinks + most, budget)
+            passes, remembered = _remembering(
+                passes, [list(_options(cost, busy if self._reach else None)) for cost in costs], peaks, self.weights + sinks + most, budget
+            )
             used = max(used, remembered - most)
             for chosen, whole in zip(passes, wholes, strict=True):
-                operations += round(whole.forward * ((chosen.steps - chosen.tapes) / chosen.steps + chosen.again))
+                again = (
+                    float(busy.flat[: chosen.steps - chosen.tapes].sum()) / busy.size if self._reach else 1 - chosen.tapes / chosen.steps
+                )
+                operations += round(whole.forward * (again + chosen.again))
         largest = max(largest_block(program, grid, self.images) for program, grid in zip(self.programs, grids, strict=True))
         return Plan(
             passes,
@@ -350,6 +391,7 @@ class _Planner:
             "nothing" if self.needs is None else "maps" if any(whole.maps for whole in wholes) else "bits",
             operations,
             operations / max(conventional, 1),
+            computed,
             freed=freed,
             step_bytes=step_bytes,
             kept_bytes=used - self.call.folded_bytes + round(fitted.reused_between * step_bytes),
@@ -357,8 +399,10 @@ class _Planner:
 
     def _grids(self, tile: Size) -> list[tuple[Size, Grid]]:
         """Rows and columns of a step, and the schedule, of every pass."""
-        tiles = [self._scaled(tile, program) for program in self.programs]
-        return [(scaled, build_grid(program, scaled)) for scaled, program in zip(tiles, self.programs, strict=True)]
+        if tile not in self._laid:
+            tiles = [self._scaled(tile, program) for program in self.programs]
+            self._laid[tile] = [(scaled, build_grid(program, scaled)) for scaled, program in zip(tiles, self.programs, strict=True)]
+        return self._laid[tile]
 
     def _lean(self, laid: Sequence[tuple[Size, Grid]]) -> tuple[PassPlan, ...]:
         """All passes without tapes."""
@@ -415,13 +459,16 @@ class _Option:
         return int(fitting[-1]) if len(fitting) else 0
 
 
-def _options(cost: PassCosts) -> Iterator[_Option]:
-    """The ways to remember a pass."""
+def _options(cost: PassCosts, busy: NDArray[np.bool_] | None) -> Iterator[_Option]:
+    """The ways to remember a pass, of whose steps only those that are `busy` keep a tape."""
     rows, columns = len(cost.rows), len(cost.columns)
     states = torch.tensor(cost.states, dtype=torch.float64)
     carries = (states[:, None] / columns + cost.left / (rows * columns)).expand(-1, columns).flatten()
     shares = torch.tensor(cost.rows, dtype=torch.float64)[:, None] * torch.tensor(cost.columns, dtype=torch.float64)
     tapes = shares.flatten() * cost.tapes
+    if busy is not None:
+        tapes = tapes * torch.from_numpy(busy.flatten())
+        carries = carries * torch.from_numpy(busy.flatten())
     kept, made = _from_none(tapes.flip(0).cumsum(0)), _from_none(tapes.cumsum(0))
 
     def bytes_by_tapes(carried: Tensor, again: Tensor) -> Tensor:

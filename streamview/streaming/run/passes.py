@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from streamview.streaming.graph import Program
@@ -43,6 +45,8 @@ class Forward:
         Whether that is kept in a file.
     settle
         Called whenever a step was computed or reversed.
+    busy
+        bool (rows of steps, columns of steps): those that are reversed; None: all.
     """
 
     def __init__(
@@ -55,7 +59,9 @@ class Forward:
         segment: int = 0,
         spill: bool = False,
         settle: Callable[[], None] = lambda: None,
+        busy: NDArray[np.bool_] | None = None,
     ) -> None:
+        self.busy = busy
         self.program, self.grid, self.weights, self.wants, self.segment = program, grid, weights, wants, segment
         self.taped = grid.rows.steps * grid.cols.steps - tapes
         self.carries: dict[tuple[int, int], Carry] = {}
@@ -87,15 +93,19 @@ class Forward:
             left = self._nothing()
             for j in range(columns):
                 carry = Carry(above[j], left)
-                keep = self.wants is not None and i * columns + j >= self.taped
+                keep = self.wants is not None and i * columns + j >= self.taped and self.is_busy(i, j)
                 above[j], left, tape = self._compute(i, j, carry, keep, read, emit, see)
                 self.settle()
                 if tape is not None:
                     self.tapes[i, j] = tape
-                elif self.wants is not None and not self.segment:
+                elif self.wants is not None and not self.segment and self.is_busy(i, j):
                     self.carries[i, j] = carry
                 done()
         self._repeats = Repeats()
+
+    def is_busy(self, i: int, j: int) -> bool:
+        """Whether a step is reversed."""
+        return self.busy is None or bool(self.busy[i, j])
 
     def again(self, i: int, j: int, read: Read) -> dict[tuple[int, int], Tape]:
         """Tapes of a step that has none and of those before it in its segment, by step, computed again."""
@@ -137,11 +147,10 @@ class Forward:
             column = j if len(above) > 1 else 0
             if number and j == 0:
                 left = self._nothing()
-            above[column], left, tape = self._compute(i, j, Carry(above[column], left), True, read, None, None)
+            above[column], left, tape = self._compute(i, j, Carry(above[column], left), self.is_busy(i, j), read, None, None)
             self.settle()
-            if tape is None:
-                raise AssertionError("a step that was asked for a tape returned none")
-            found[i, j] = tape
+            if tape is not None:
+                found[i, j] = tape
         self._repeats = Repeats()  # it would hold tapes that are let go of one by one
         return found
 
@@ -239,7 +248,7 @@ class Backward:
             given = {value: sink_grads(value, *step.new(value)) for value in sunk if _area(*step.new(value))}
             incoming = [*pending[0], *pending[1], *given.values()]
             written: _Pieces = []
-            if not any(grad is not None and bool(grad.any()) for grad in incoming):
+            if not forward.is_busy(i, j) or not any(grad is not None and bool(grad.any()) for grad in incoming):
                 pending_above[j], pending_left = [None] * count, [None] * count
             else:
                 tape = forward.tapes.get((i, j)) or computed.pop((i, j), None)

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from streamview.streaming.busy import Reach, busy_steps, summed
 from streamview.streaming.call import Call
 from streamview.streaming.graph import Graph, Key, Program, Sink
 from streamview.streaming.memory import Ceiling, return_freed_blocks, treat_freed_blocks
@@ -154,7 +155,9 @@ class Run:
         chosen = self.plan.passes[phase]
         wants = wanted(program, self.needs.values, self.needs.operands) if remember and self.needs is not None else None
         grid = build_grid(program, chosen.tile)
-        return Forward(program, grid, self.operands, wants, chosen.tapes, chosen.segment, chosen.spill, self._settle)
+        parts, alone = self.call.parts, self.bound.graph.passes == 1
+        busy = busy_steps(Reach(self.bound, program), grid, summed(parts)) if parts is not None and alone and wants is not None else None
+        return Forward(program, grid, self.operands, wants, chosen.tapes, chosen.segment, chosen.spill, self._settle, busy)
 
     def _read(self, values: Sequence[int], read: ReadImage, source: int, rows: Span, cols: Span) -> Tensor:
         value = values[source]

@@ -76,7 +76,7 @@ def measure(call: Call, plan: Plan, clock: Callable[[], float] = time.perf_count
             small = narrowed(small)
     except RegionError:
         small, (height, width) = call.bound, call.size
-    call = replace(call, bound=small, folded_bytes=0, reader_bytes=0)
+    call = replace(call, bound=small, folded_bytes=0, reader_bytes=0, parts=None)
     generator = torch.Generator(device).manual_seed(0)  # the caller's random state stays as it is
     shape = call.images, small.graph.channels[0], height, width
     image = torch.rand(shape, device=device, generator=generator).to(call.dtype, memory_format=torch.channels_last)
