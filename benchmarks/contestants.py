@@ -1,7 +1,7 @@
 """Who is compared by `benchmarks.peers`, on which networks: each contestant is a function of the image that returns named tensors.
 
 A forward pass returns the logits; saliency also the gradient of one logit with respect to the image; training the gradients of all
-weights. A contestant is named in words: ``"conventional"``, ``"checkpoint"``, ``"lightstream 5/1184"`` (units streamed, tile),
+weights. A contestant is named in words: ``"conventional"``, ``"offload"``, ``"lightstream 5/1184"`` (units streamed, tile),
 ``"streamview least"``.
 """
 
@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from streamview_models import MODELS
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint_sequential
@@ -27,7 +28,7 @@ from torch.utils.checkpoint import checkpoint_sequential
 from streamview.streaming import stream
 
 KINDS = ("forward", "saliency", "training")
-NETWORKS = ("camelyon17-2048", "resnet18", "resnet34", "resnet50", "convnext_tiny")
+NETWORKS = ("camelyon17-2048", "resnet18", "resnet34", "resnet50", "convnext_tiny", "efficientnet_b0", "unet")
 LIGHTSTREAM = Path(__file__).parent / ".lightstream"  # git ignores it
 DOCUMENTED_TILE = 2880  # of lightstream's README, with ResNet-18
 STRIP_ROWS = 128
@@ -46,8 +47,37 @@ _LOST = {
 }
 
 
+class UNet(nn.Module):
+    """The U-Net of https://arxiv.org/abs/1505.04597 at half its width, padded, with BatchNorm; it answers with the mean of each map."""
+
+    def __init__(self, channels: Sequence[int] = (32, 64, 128, 256, 512), classes: int = 2) -> None:
+        super().__init__()
+        self.down = nn.ModuleList(_two(before, after) for before, after in zip((3, *channels), channels))  # noqa: B905
+        steps = list(zip(channels[:0:-1], channels[-2::-1], strict=True))
+        self.wider = nn.ModuleList(nn.ConvTranspose2d(deep, shallow, 2, stride=2) for deep, shallow in steps)
+        self.up = nn.ModuleList(_two(deep, shallow) for deep, shallow in steps)
+        self.last = nn.Conv2d(channels[0], classes, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (N, classes)."""
+        sides = []
+        for level in self.down:
+            x = level(F.max_pool2d(x, 2) if sides else x)
+            sides.append(x)
+        for wider, level, side in zip(self.wider, self.up, sides[-2::-1], strict=True):
+            x = level(torch.cat([side, wider(x)], 1))
+        return self.last(x).mean((2, 3))
+
+
+def _two(before: int, after: int) -> nn.Sequential:
+    convolutions = (nn.Conv2d(before, after, 3, padding=1, bias=False), nn.Conv2d(after, after, 3, padding=1, bias=False))
+    return nn.Sequential(*(layer for each in convolutions for layer in (each, nn.BatchNorm2d(after), nn.ReLU(inplace=True))))
+
+
 def build_network(name: str) -> nn.Module:
     """The network of this name in eval mode, with weights from torch's seed."""
+    if name == "unet":
+        return UNet().eval()
     if name in MODELS:
         return MODELS[name]().eval()
     sys.path.append(str(Path(__file__).parents[1]))
@@ -57,22 +87,30 @@ def build_network(name: str) -> nn.Module:
 
 
 def units(network: nn.Module) -> list[nn.Module]:
-    """The network as modules to be called one after the other; each begins with what changes nothing in place."""
+    """The network as modules to be called one after the other; each begins with what changes nothing in place. A U-Net is no such thing."""
+    if isinstance(network, UNet):
+        return []
     if hasattr(network, "layer1"):
         blocks = [block for index in range(1, 5) for block in getattr(network, f"layer{index}")]
         stem = nn.Sequential(network.conv1, network.bn1, network.relu, network.maxpool)
         return [stem, *blocks, nn.Sequential(network.avgpool, nn.Flatten(), network.fc)]
     if hasattr(network, "avgpool"):
         stem, *stages = network.features
-        parts = [part for stage in stages for part in (stage if not isinstance(stage[1], nn.Conv2d) else [stage])]
-        return [stem, *parts, nn.Sequential(network.avgpool, network.classifier)]
+        parts = [part for stage in stages for part in (stage if _of_blocks(stage) else [stage])]
+        flatten = [] if isinstance(network.classifier[1], nn.Flatten) else [nn.Flatten()]
+        return [stem, *parts, nn.Sequential(network.avgpool, *flatten, network.classifier)]
     return [*(nn.Sequential(*network.features[start : start + 5]) for start in range(0, len(network.features), 5)), network.head]
+
+
+def _of_blocks(stage: nn.Sequential) -> bool:
+    """Whether a stage's modules are blocks, and not layers."""
+    return not any(isinstance(layer, nn.Conv2d) for layer in stage)
 
 
 def tilings(name: str, size: int) -> list[tuple[int, int]]:
     """Units and tile of lightstream for 2 x 2, 3 x 3 and 4 x 4 tiles, each with the fewest pixels computed, the fewest first."""
     found: dict[int, list[tuple[int, int]]] = {}
-    for count, (output, gradient, stride) in _LOST[name].items():
+    for count, (output, gradient, stride) in _LOST.get(name, {}).items():
         for tile in range(stride, size, stride):
             valid, valid_gradient = tile // stride - output, (tile - gradient) // stride * stride
             if valid > 0 and valid_gradient > 0:
@@ -85,7 +123,7 @@ def tilings(name: str, size: int) -> list[tuple[int, int]]:
 
 def documented(name: str, size: int) -> list[tuple[int, int]]:
     """Units and tile of lightstream as documented, where the image is larger than the tile."""
-    return [(max(_LOST[name]), DOCUMENTED_TILE)] if size > DOCUMENTED_TILE else []
+    return [(max(_LOST[name]), DOCUMENTED_TILE)] if name in _LOST and size > DOCUMENTED_TILE else []
 
 
 def differentiate(module: Callable[[Tensor], Tensor], weights: Sequence[nn.Parameter], image: Tensor, kind: str) -> dict[str, Tensor]:
@@ -127,12 +165,19 @@ def build_contestant(contestant: str, name: str, size: int, dtype: torch.dtype, 
     if contestant == "checkpoint":
         parts = units(network)
         module = lambda image: checkpoint_sequential(parts, len(parts), image, use_reentrant=False)  # noqa: E731
+    elif contestant == "offload":
+        module = lambda image: _offloaded(network, image)  # noqa: E731
     elif contestant == "streamview least":
         module = stream(network, tile=(STRIP_ROWS, size))
     elif contestant.startswith("streamview"):
         module = stream(network, memory=budget)
     weights = list(network.parameters())
     return lambda image, kind: differentiate(module, weights, image, kind)
+
+
+def _offloaded(network: nn.Module, image: Tensor) -> Tensor:
+    with torch.autograd.graph.save_on_cpu(pin_memory=image.device.type == "cuda"):
+        return network(image)
 
 
 def install_lightstream() -> str:

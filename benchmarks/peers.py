@@ -1,4 +1,4 @@
-"""Streamed passes against whole-image autograd, torch's checkpointing and lightstream, in one run.
+"""Streamed passes against whole-image autograd, torch's checkpointing and offloading, and lightstream, in one run.
 
     python -m benchmarks.peers                                          # the pinned short set of `make bench`
     python -m benchmarks.peers --full --json benchmarks/results.jsonl   # everything; run again, it goes on where it stopped
@@ -25,26 +25,34 @@ from torch import Tensor
 
 from benchmarks.contestants import KINDS, NETWORKS, documented, install_lightstream, tilings
 from benchmarks.report import Row, draw, page, table
-from benchmarks.worker import Case, Worker, as_row
+from benchmarks.worker import Case, Worker, as_row, describe_machine
 from streamview.streaming.memory import free_memory
 from streamview.system.machine import describe_device
 
 ROOT = Path(__file__).parents[1]
 EQUAL = "streamview equal"
-CONTESTANTS = ("conventional", "conventional NCHW", "checkpoint", "lightstream", "streamview least", "streamview kept", EQUAL)
+CONTESTANTS = ("conventional", "conventional NCHW", "checkpoint", "offload", "lightstream", "streamview least", "streamview kept", EQUAL)
 PROBE = 1024  # px: runs anywhere, and shows what larger images will take
 WRONG = 1e-3  # of the largest value
-UNEXACT = {"conventional NCHW", "checkpoint", "streamview kept"}  # without a part in the comparison in float64
+UNEXACT = {"conventional NCHW", "checkpoint", "offload", "streamview kept"}  # without a part in the comparison in float64
 EXACT = 1024  # px: the size of the comparison in float64
+LARGE = (8192, 16384)  # px: for the picture, ours alone
+DRAWN = (("camelyon17-2048", "training"), ("resnet18", "saliency"))
 
 
 def cases(networks: Sequence[str], sizes: Sequence[int], kinds: Sequence[str], dtypes: Sequence[str], device: str) -> list[Case]:
-    """What to measure, networks first; float64 is for errors alone, at one size."""
+    """What to measure, small images first; float64 is for errors alone, at one size."""
     exact = [Case(network, EXACT, kind, "float64", device) for network in networks for kind in kinds if kind != "forward"]
     timed = [
-        Case(n, size, kind, dtype, device) for n in networks for size in sizes for kind in kinds for dtype in dtypes if dtype != "float64"
+        Case(n, size, kind, dtype, device)
+        for size in sizes
+        for n in networks
+        for kind in kinds
+        for dtype in dtypes
+        if dtype != "float64" and (size not in LARGE or (n, kind) in DRAWN)
     ]
-    return timed + (exact if "float64" in dtypes else [])
+    first = [case for case in timed if case.size <= EXACT]
+    return first + (exact if "float64" in dtypes else []) + timed[len(first) :]
 
 
 def contestants(case: Case, chosen: Iterable[str], count: int) -> list[str]:
@@ -56,8 +64,11 @@ def contestants(case: Case, chosen: Iterable[str], count: int) -> list[str]:
             found += [f"lightstream {streamed}/{tile}" for streamed, tile in (list(tiles) if count > 1 else list(tiles)[:1])]
         elif name != EQUAL:
             found.append(name)
-    left_out = {"conventional NCHW"} if case.kind != "saliency" else set()
-    return [name for name in found if name not in left_out | (UNEXACT if case.dtype == "float64" else set())]
+    left_out = UNEXACT if case.dtype == "float64" else set()
+    left_out = left_out | ({"offload"} if case.kind == "forward" else set()) | ({"checkpoint"} if case.network == "unet" else set())
+    if case.size in LARGE:
+        found = [name for name in found if name.startswith("streamview")]
+    return [name for name in found if name not in left_out]
 
 
 def compare(found: dict[str, Tensor], expected: dict[str, Tensor]) -> tuple[float, float]:
@@ -74,25 +85,29 @@ def compare(found: dict[str, Tensor], expected: dict[str, Tensor]) -> tuple[floa
     return worst, wrong / max(total, 1)
 
 
-def measure(case: Case, names: Sequence[str], equal: bool, repeat: int, known: Sequence[Row]) -> list[Row]:
-    """One row for each contestant, all alternated."""
+def measure(case: Case, names: Sequence[str], equal: bool, repeat: int, known: Sequence[Row], longest: float = float("inf")) -> list[Row]:
+    """One row for each contestant, all alternated; what would take more than `longest` seconds a pass is extrapolated from `known`."""
     workers: dict[str, Worker] = {}
     rows: dict[str, Row] = {}
     try:
         for name in names:
-            needs = predict(name, case, known)
-            if needs > 0.9 * available(case.device):
+            needs, ahead = predict(name, case, known), extrapolate(name, case, known)
+            if ahead is not None and ahead["wall"] > longest:
+                rows[name] = {**as_row(name, case), **ahead}
+            elif needs > 0.9 * available(case.device):
                 rows[name] = {**as_row(name, case), "note": "does not fit", "needs": needs}
             else:
                 workers[name], rows[name] = begin(name, case)
-        swept = [row for name, row in rows.items() if name.startswith("lightstream") and "seconds" in row]
+        swept = [row for name, row in rows.items() if name.startswith("lightstream") and name in workers and "seconds" in row]
         best = min(swept, key=lambda row: row["seconds"], default=None)
         if best and equal:
             workers[EQUAL], rows[EQUAL] = begin_at_peak(case, best["peak"])
             rows[EQUAL]["than"] = best["contestant"]
-        once = {"conventional NCHW", *(row["contestant"] for row in swept if row is not best)}
+        once = {row["contestant"] for row in swept if row is not best}
         for _ in range(repeat - 1):
             for name in [name for name in workers if name not in once and "seconds" in rows[name]]:
+                if rows[name]["wall"] > longest / 4:
+                    continue  # minutes even out what else the machine does
                 again = workers[name].run(count=False)
                 rows[name].update(seconds=min(rows[name]["seconds"], again["seconds"]), peak=max(rows[name]["peak"], again["peak"]))
         note_errors(workers, rows)
@@ -122,7 +137,7 @@ def begin_at_peak(case: Case, peak: int) -> tuple[Worker, Row]:
 
 def note_errors(workers: dict[str, Worker], rows: dict[str, Row]) -> None:
     """Add to every row how far its last pass is from torch's own autograd, where that fits."""
-    reference = next((name for name in ("conventional", "checkpoint") if "seconds" in rows.get(name, {})), None)
+    reference = next((name for name in ("conventional", "checkpoint") if name in workers and "seconds" in rows[name]), None)
     if reference is None:
         return
     with tempfile.TemporaryDirectory() as folder:
@@ -150,6 +165,23 @@ def predict(name: str, case: Case, known: Sequence[Row]) -> int:
     return last["peak"] + int(last["growth"] * ((case.size / last["size"]) ** 2 - 1)) if "growth" in last else 0
 
 
+def extrapolate(name: str, case: Case, known: Sequence[Row]) -> Row | None:
+    """What a contestant will take, from what it took for a smaller image, by the area; None where it is not known."""
+    same = {"network": case.network, "kind": case.kind, "dtype": case.dtype, "device": case.device}
+    smaller = [row for row in known if same.items() <= row.items() and row["size"] < case.size and "seconds" in row and "growth" in row]
+    alike = [row for row in smaller if row["contestant"] == name]
+    if name.startswith("lightstream"):
+        alike = [row for row in smaller if row["contestant"].startswith("lightstream")]
+    if not alike:
+        return None
+    last = max(alike, key=lambda row: row["size"])
+    larger = (case.size / last["size"]) ** 2
+    # what has a bound has one also for larger images; what has none grows with the area
+    growth = round(last["growth"] * (1 if name.startswith("lightstream") else larger**0.5 if name == "streamview least" else larger))
+    found = {"seconds": larger * last["seconds"], "wall": larger * last["wall"], "peak": last["peak"] - last["growth"] + growth}
+    return {**found, **({"flops": round(larger * last["flops"])} if "flops" in last else {}), "extrapolated": last["size"]}
+
+
 def available(device: str) -> int:
     """Bytes that are free."""
     return torch.cuda.mem_get_info()[0] if device == "cuda" else free_memory()
@@ -172,7 +204,12 @@ def run(options: argparse.Namespace, rows: list[Row]) -> Iterator[list[Row]]:
             continue
         timed = case.dtype != "float64"
         names = contestants(case, chosen, options.tilings if timed else 1)
-        found = measure(case, names, timed and EQUAL in chosen, options.repeat if timed else 1, rows)
+        if not names:
+            continue
+        found = measure(
+            case, names, timed and EQUAL in chosen and case.size not in LARGE, options.repeat if timed else 1, rows, options.longest
+        )
+        found = [{**row, "machine": describe_machine(case.device)} for row in found]
         rows += found
         yield found
 
@@ -193,14 +230,15 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--repeat", type=int)
     parser.add_argument("--tilings", type=int, help="how many tilings of lightstream to try; the fastest is alternated with the others")
+    parser.add_argument("--longest", type=float, default=1200, help="seconds of a pass beyond which it is extrapolated, and marked so")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--json", type=Path, metavar="FILE", help="keep what was measured as JSON lines, and go on from there")
     parser.add_argument("--render", type=Path, metavar="FILE", help="measure nothing: write page and picture from this file")
     parser.add_argument("--page", type=Path, default=ROOT / "docs/benchmarks.md", help="with --render: whose tables are replaced")
     parser.add_argument("--picture", type=Path, default=ROOT / "docs/images/benchmarks.png", help="with --render: the picture")
     options = parser.parse_args(arguments)
-    options.networks = options.networks or list(NETWORKS[: 5 if options.full else 2])
-    options.sizes = options.sizes or ([1024, 2048, 4096] if options.full else [2048])
+    options.networks = options.networks or list(NETWORKS[: None if options.full else 2])
+    options.sizes = options.sizes or ([512, 1024, 2048, 4096, *LARGE] if options.full else [2048])
     options.repeat = options.repeat or (3 if options.full else 2)
     options.tilings = options.tilings or (3 if options.full else 1)
     options.dtypes = options.dtypes or (["float32", "float64"] if options.full else ["float32"])
@@ -216,7 +254,7 @@ def main() -> None:
         draw(rows, options.picture)
         return
     rows = read(options.json) if options.json else []
-    print(f"torch {torch.__version__}, {describe_device(torch.device(options.device))}", flush=True)
+    print(f"torch {torch.__version__}, {describe_device(torch.device(options.device))}, {describe_machine(options.device)}", flush=True)
     for found in run(options, rows):
         print(table(found), flush=True)
         if options.json:

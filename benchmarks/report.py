@@ -11,13 +11,17 @@ Row = dict[str, Any]
 
 _GB = 2**30
 _TITLES = {
-    "conventional": "conventional autograd",
+    "conventional": "conventional, channels last",
     "conventional NCHW": "conventional, NCHW",
     "checkpoint": "`checkpoint_sequential`",
+    "offload": "`save_on_cpu`",
     "streamview least": "streamview, least",
     "streamview kept": "streamview, kept",
     "streamview equal": "streamview, lightstream's peak",
 }
+_SHOWN = 2048  # px: the size of which the page shows every figure
+_DRAWN = (("camelyon17-2048", "training"), ("resnet18", "saliency"))
+_CONVENTIONAL = ("conventional", "conventional NCHW")
 _COLORS = {
     "conventional": "#3d4852",
     "checkpoint": "#9a7b2f",
@@ -40,17 +44,17 @@ def table(rows: Sequence[Row]) -> str:
     header = ["network", "px", "pass", "", "seconds", "time", "FLOPs", "peak GB", "worst error", "wrong"]
     lines = []
     for row in rows:
-        whole = _find(rows, row, "conventional")
+        whole = _conventional(rows, row)
         exact = row["dtype"] == "float64"
         if "note" in row:
             note = row["note"] + (f": needs {row['needs'] / _GB:.0f} GB" if "needs" in row else "")
             figures = [note, "", "", "", "", ""]
         else:
             figures = [
-                "" if exact else f"{row['seconds']:.1f}",
+                "" if exact else _about(row) + f"{row['seconds']:.1f}",
                 "" if exact else _ratio(row, whole, "seconds", 2),
                 _ratio(row, whole, "flops", 3),
-                f"{row['peak'] / _GB:.2f}",
+                _about(row) + f"{row['peak'] / _GB:.2f}",
                 f"{row['error']:.0e}" if "error" in row else "",
                 share(row.get("wrong")),
             ]
@@ -65,7 +69,7 @@ def against_lightstream(rows: Sequence[Row]) -> str:
     lines = []
     for ours in rows:
         theirs = _find(rows, ours, ours.get("than", "")) if "seconds" in ours else None
-        if theirs is None:
+        if theirs is None or "extrapolated" in theirs or "extrapolated" in ours:
             continue
         spread = _find(rows, ours, "conventional NCHW") or {}
         wrong = ", ".join(share(row.get("wrong")) or "-" for row in (theirs, ours, spread)) if ours["kind"] == "saliency" else ""
@@ -90,11 +94,12 @@ def against_conventional(rows: Sequence[Row]) -> str:
     header = ["network", "px", *(f"{kind}: least, kept" for kind in kinds), *(f"FLOPs, {kind}" for kind in kinds)]
     found: dict[tuple[str, int, str], dict[tuple[str, str], list[str]]] = {}
     for row in rows:
-        whole = _find(rows, row, "conventional")
+        whole = _conventional(rows, row)
         if row["contestant"] in ("streamview least", "streamview kept") and row["dtype"] != "float64" and "seconds" in (whole or {}):
             places = found.setdefault((row["network"], row["size"], row["dtype"]), {})
             for what, digits in (("seconds", 2), ("flops", 3)):
-                places.setdefault((what, row["kind"]), []).append(_ratio(row, whole, what, digits))
+                sign = _about(row) or _about(whole or {})
+                places.setdefault((what, row["kind"]), []).append(sign + _ratio(row, whole, what, digits))
     return markdown(
         header,
         [
@@ -124,11 +129,18 @@ def exactness(rows: Sequence[Row]) -> str:
     )
 
 
+def machines(rows: Sequence[Row]) -> str:
+    """What the figures are of."""
+    found = dict.fromkeys(row["machine"] for row in rows if "machine" in row)
+    return "Measured on " + "; ".join(found) + "." if found else "The machine was not recorded."
+
+
 SECTIONS: dict[str, Callable[[Sequence[Row]], str]] = {
     "against lightstream": against_lightstream,
     "against conventional": against_conventional,
     "exactness": exactness,
-    "all": lambda rows: table([row for row in rows if row["dtype"] != "float64"]),
+    "all": lambda rows: table([row for row in rows if row["dtype"] != "float64" and row["size"] == _SHOWN]),
+    "machine": machines,
 }
 
 
@@ -143,31 +155,46 @@ def page(text: str, rows: Sequence[Row]) -> str:
     return text
 
 
-def draw(rows: Sequence[Row], path: Path, network: str = "camelyon17-2048", kind: str = "training") -> None:
-    """Time and memory against image size, one line a contestant, its name at its end; hollow: predicted, since it does not fit."""
+def draw(rows: Sequence[Row], path: Path) -> None:
+    """Time and memory against image size, one line a contestant, its name at its end; hollow: predicted, not measured."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(len(_DRAWN), 2, figsize=(10, 4.2 * len(_DRAWN)), squeeze=False)
+    for pair, (network, kind) in zip(axes, _DRAWN, strict=True):
+        chosen = [row for row in rows if (row["network"], row["kind"], row["dtype"]) == (network, kind, "float32")]
+        if chosen:
+            _draw_pair(pair, chosen, f"{network}, {kind}: ")
+    figure.tight_layout(h_pad=2)
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+
+
+def _draw_pair(axes: Sequence[Any], chosen: Sequence[Row], title: str) -> None:
+    """Time and memory of one pass of one network."""
     from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
-    chosen = [row for row in rows if (row["network"], row["kind"], row["dtype"]) == (network, kind, "float32")]
     sizes = sorted({row["size"] for row in chosen})
-    figure, axes = pyplot.subplots(1, 2, figsize=(10, 4.4))
     for axis, what, unit in zip(axes, ("seconds", "peak"), ("process time, s", "peak memory, GB"), strict=True):
         ends = []
         for family, color in _COLORS.items():
             line = series(chosen, family, what)
             axis.plot([size for size, _ in line], [value for _, value in line], "o-", color=color, markersize=4)
-            missing = [(row["size"], row["needs"] / _GB) for row in chosen if row["contestant"] == family and "needs" in row]
+            ahead = {row["size"] for row in chosen if _family(row) == family and "extrapolated" in row}
+            hollow = [point for point in line if point[0] in ahead]
+            axis.plot([size for size, _ in hollow], [value for _, value in hollow], "o", color=color, markersize=4, markerfacecolor="white")
+            missing = [(row["size"], row["needs"] / _GB) for row in chosen if _family(row) == family and "needs" in row]
             if missing and what == "peak":
                 axis.plot(*zip(*line[-1:], *missing, strict=True), "o:", color=color, markersize=4, markerfacecolor="white", zorder=1)
                 ends.append((*missing[-1], f"{family} (does not fit)", color))
             elif line:
                 ends.append((*line[-1], family, color))
         axis.set(xscale="log", yscale="log", xlim=(sizes[0] * 0.93, sizes[-1] * 1.08))
-        axis.set_title(unit, loc="left", fontsize=10)
-        axis.set_xticks(sizes, [f"{size} x {size}" for size in sizes])
+        axis.set_title(title + unit, loc="left", fontsize=10)
+        axis.set_xticks(sizes, [str(size) for size in sizes])
+        axis.set_xlabel("side of the image, px")
         axis.xaxis.set_minor_locator(NullLocator())
         axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.yaxis.set_minor_locator(NullLocator())
@@ -180,17 +207,19 @@ def draw(rows: Sequence[Row], path: Path, network: str = "camelyon17-2048", kind
             axis.text(1.03, place, name, color=color, fontsize=9, va="center", transform=axis.get_yaxis_transform())
         for x, y, name, color in (end for end in ends if end[0] < sizes[-1]):  # under its end, where no line goes on
             axis.annotate(name, (x, y), (6, -4), textcoords="offset points", color=color, fontsize=9, va="top")
-    figure.suptitle(f"{network}, {kind}", x=0.01, ha="left", fontsize=11)
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
-    pyplot.close(figure)
+
+
+def _family(row: Row) -> str:
+    """The line of the picture that a row belongs to."""
+    name: str = row["contestant"]
+    return "conventional" if name in _CONVENTIONAL else "lightstream" if name.startswith("lightstream") else name
 
 
 def series(rows: Sequence[Row], family: str, what: str) -> list[tuple[int, float]]:
-    """Size and time (s) or memory (GB) of a contestant, of lightstream at its fastest tile, the sizes ascending."""
+    """Size and time (s) or memory (GB) of a contestant, at its fastest layout or tile, the sizes ascending."""
     best: dict[int, Row] = {}
     for row in rows:
-        if "seconds" in row and (row["contestant"] == family or family == "lightstream" == row["contestant"].split()[0]):
+        if "seconds" in row and _family(row) == family:
             known = best.setdefault(row["size"], row)
             best[row["size"]] = row if row["seconds"] < known["seconds"] else known
     return [(size, row[what] / (_GB if what == "peak" else 1)) for size, row in sorted(best.items())]
@@ -203,6 +232,11 @@ def spread(values: Sequence[float], factor: float) -> list[float]:
     for index in sorted(range(len(found)), key=lambda index: values[index]):
         found[index] = below = max(found[index], below * factor)
     return found
+
+
+def _about(row: Row) -> str:
+    """A sign for what was extrapolated from a smaller image."""
+    return "~" if "extrapolated" in row else ""
 
 
 def share(wrong: float | None) -> str:
@@ -225,6 +259,13 @@ def _find(rows: Sequence[Row], row: Row, contestant: str) -> Row | None:
     """The row of another contestant on the same case."""
     keys = ("network", "size", "kind", "dtype", "device")
     return next((other for other in rows if other["contestant"] == contestant and all(other[key] == row[key] for key in keys)), None)
+
+
+def _conventional(rows: Sequence[Row], row: Row) -> Row | None:
+    """Conventional autograd on the same case, in the layout that is faster for it."""
+    found = [each for each in (_find(rows, row, name) for name in _CONVENTIONAL) if each is not None]
+    timed = [each for each in found if "seconds" in each]
+    return min(timed, key=lambda each: each["seconds"], default=found[0] if found else None)
 
 
 def _ratio(row: Row, whole: Row | None, what: str, digits: int) -> str:

@@ -9,12 +9,7 @@ the forecast, and what the runs took, each in a process of its own; OUT keeps ma
 
 from __future__ import annotations
 
-import argparse
 import io
-import json
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 

@@ -6,8 +6,10 @@ process is its own, the libraries, the network, the image and all set-up include
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import multiprocessing
+import platform
 import time
 import traceback
 from dataclasses import asdict, dataclass
@@ -160,6 +162,16 @@ def _peak(device: str) -> int:
 
 def _now(device: str) -> int:
     return torch.cuda.memory_reserved() if device == "cuda" else resident_memory()
+
+
+def describe_machine(device: str) -> str:
+    """The processor or GPU, its widest vectors, and torch's version: what figures are of."""
+    if device == "cuda":
+        return f"{torch.cuda.get_device_name()}, torch {torch.__version__}"
+    name = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError, StopIteration), open("/proc/cpuinfo") as info:
+        name = next(line.split(":")[1].strip() for line in info if line.startswith("model name"))
+    return f"{name}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}, torch {torch.__version__}"
 
 
 def as_row(contestant: str, case: Case) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from benchmarks.contestants import NETWORKS, build_network, documented, tilings, units
-from benchmarks.peers import CONTESTANTS, cases, compare, contestants, measure, parse, predict, read
+from benchmarks.peers import CONTESTANTS, LARGE, cases, compare, contestants, extrapolate, measure, parse, predict, read
 from benchmarks.report import SECTIONS, draw, markdown, page, series, share, spread, table
 from benchmarks.worker import Case, as_row
 
@@ -32,11 +32,15 @@ def rows(case=CASE):
 def test_the_short_set_and_the_full_one():
     assert (parse([]).networks, parse([]).sizes) == (["camelyon17-2048", "resnet18"], [2048])
     full = parse(["--full"])
-    assert (full.networks, full.sizes, full.tilings) == (list(NETWORKS), [1024, 2048, 4096], 3)
-    found = cases(["resnet18"], [2048, 4096], ["forward", "saliency"], ["float32", "float64"], "cpu")
+    assert (full.networks, full.sizes, full.tilings) == (list(NETWORKS), [512, 1024, 2048, 4096, *LARGE], 3)
+    found = cases(["resnet18"], [1024, 4096, 8192], ["forward", "saliency"], ["float32", "float64"], "cpu")
     assert found == [
-        *(Case("resnet18", size, kind) for size in (2048, 4096) for kind in ("forward", "saliency")),
+        Case("resnet18", 1024, "forward"),
+        Case("resnet18", 1024, "saliency"),
         Case("resnet18", 1024, "saliency", "float64"),
+        Case("resnet18", 4096, "forward"),
+        Case("resnet18", 4096, "saliency"),
+        Case("resnet18", 8192, "saliency"),
     ]
 
 
@@ -50,8 +54,11 @@ def test_tilings_cover_the_image_with_the_fewest_pixels():
 
 def test_who_runs():
     alone = ["streamview least", "streamview kept"]
-    assert contestants(CASE, CONTESTANTS, 1) == ["conventional", "conventional NCHW", "checkpoint", "lightstream 7/1280", *alone]
-    assert contestants(Case("resnet18", 2048, "forward"), CONTESTANTS, 1) == ["conventional", "checkpoint", "lightstream 7/1280", *alone]
+    both = ["conventional", "conventional NCHW"]
+    assert contestants(CASE, CONTESTANTS, 1) == [*both, "checkpoint", "offload", "lightstream 7/1280", *alone]
+    assert contestants(Case("resnet18", 2048, "forward"), CONTESTANTS, 1) == [*both, "checkpoint", "lightstream 7/1280", *alone]
+    assert contestants(Case("unet", 2048, "training"), CONTESTANTS, 3) == [*both, "offload", *alone]
+    assert contestants(Case("resnet18", 8192, "saliency"), CONTESTANTS, 3) == alone
     assert contestants(Case("resnet18", 1024, "saliency", "float64"), CONTESTANTS, 1) == [
         "conventional",
         "lightstream 7/768",
@@ -65,7 +72,7 @@ def test_who_runs():
     ]
 
 
-@pytest.mark.parametrize("name", ["camelyon17-2048", "resnet18", "resnet50", "convnext_tiny"])
+@pytest.mark.parametrize("name", ["camelyon17-2048", "resnet18", "resnet50", "convnext_tiny", "efficientnet_b0"])
 def test_the_units_are_the_network(name):
     torch.manual_seed(0)
     network = build_network(name)
@@ -91,10 +98,28 @@ def test_what_does_not_fit_is_known_from_a_smaller_image():
     assert predict("conventional", Case("resnet18", 1024, "saliency"), []) == 0
 
 
+def test_what_takes_too_long_is_extrapolated_by_the_area():
+    known = [{**as_row("conventional", CASE), "seconds": 10.0, "wall": 6.0, "peak": 5, "growth": 4, "flops": 3}]
+    found = extrapolate("conventional", Case("resnet18", 4096, "saliency"), known)
+    assert found == {"seconds": 40.0, "wall": 24.0, "peak": 17, "flops": 12, "extrapolated": 2048}
+    assert extrapolate("checkpoint", Case("resnet18", 4096, "saliency"), known) is None
+    assert extrapolate("conventional", Case("resnet34", 4096, "saliency"), known) is None
+    lines = table([{**as_row("conventional", Case("resnet18", 4096, "saliency")), **found, "peak": 2**30}]).splitlines()
+    assert "| ~40.0 " in lines[-1]
+    assert "| ~1.00 " in lines[-1]
+
+
+def test_conventional_is_the_faster_layout():
+    swapped = [{**row, "seconds": 5.0} if row["contestant"] == "conventional NCHW" else row for row in rows()]
+    ratios = SECTIONS["against conventional"](swapped).splitlines()[2]
+    assert "1.80, 1.60" in ratios
+    assert series(swapped, "conventional", "seconds") == [(2048, 5.0)]
+
+
 def test_tables():
     lines = table(rows()).splitlines()
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines[2:]]
-    assert cells[0] == ["`resnet18`", "2048", "saliency", "conventional autograd", "10.0", "1.00", "1.000", "4.00", "", ""]
+    assert cells[0] == ["`resnet18`", "2048", "saliency", "conventional, channels last", "10.0", "1.00", "1.000", "4.00", "", ""]
     assert cells[2][3:] == ["lightstream, tile 1280 (7 units)", "20.0", "2.00", "3.000", "2.00", "3e-01", "4 %"]
     assert cells[-1][4:] == ["does not fit: needs 40 GB", "", "", "", "", ""]
     against = SECTIONS["against lightstream"](rows()).splitlines()
@@ -119,6 +144,7 @@ def test_a_page_without_its_places_is_refused():
 
 def test_the_page_shows_the_results_it_comes_with():
     text = PAGE.read_text()
+    assert "Measured on" in text
     assert page(text, read(RESULTS)) == text
 
 

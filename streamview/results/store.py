@@ -365,14 +365,21 @@ def _build_level(group: zarr.Group, level: int) -> tuple[int, ...]:
     for y in range(0, array.shape[1], _CHUNK):
         for channel, columns in _shards(array):
             source = below[channel, 2 * y : 2 * (y + _CHUNK), 2 * columns.start : 2 * columns.stop]
-            array[channel, y : y + _CHUNK, columns] = halve(source)
+            if not _empty(source):
+                array[channel, y : y + _CHUNK, columns] = halve(source)
     return array.shape
 
 
 def _put(array: zarr.Array[Any], y: int, rows: NDArray[np.float32]) -> None:
     """Write whole rows of chunks, one shard after the other: a write that fails then leaves none under way behind it."""
     for channel, columns in _shards(array):
-        array[channel, y : y + rows.shape[1], columns] = rows[channel, :, columns]
+        if not _empty(rows[channel, :, columns]):
+            array[channel, y : y + rows.shape[1], columns] = rows[channel, :, columns]
+
+
+def _empty(values: NDArray[np.float32]) -> bool:
+    """Whether nothing was computed of a shard (h, w), which is then left out."""
+    return bool(np.isnan(values[0, 0]) and np.isnan(values).all())
 
 
 def _shards(array: zarr.Array[Any]) -> Iterator[tuple[int, slice]]:

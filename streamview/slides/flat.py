@@ -83,7 +83,7 @@ class FlatSampler:
     def _mask(self, y0: int, y1: int, x0: int, x1: int) -> npt.NDArray[np.bool_]:
         """The pixels of the mask that lie on a part of the grid."""
         (top, bottom), (left, right) = self._places(0, np.array([y0, y1 - 1])), self._places(1, np.array([x0, x1 - 1]))
-        return self._near[top : bottom + 1, left : right + 1]
+        return np.asarray(self._near[top : bottom + 1, left : right + 1])
 
     @property
     def parts(self) -> npt.NDArray[np.bool_]:
