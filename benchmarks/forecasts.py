@@ -1,6 +1,6 @@
-"""How far forecasts are from what happens: memory and time of ten combinations of network, size, budget and task.
+"""How far forecasts are from what happens: memory and time of twenty combinations of network, size, budget and task.
 
-    OMP_WAIT_POLICY=passive python -m benchmarks.forecasts [--only 0 3]
+    OMP_WAIT_POLICY=passive python -m benchmarks.forecasts [--only 0 3] [--json benchmarks/results.jsonl]
 
 Memory: `Streamed.plan` against the growth of the peak resident memory (VmHWM of Linux) over the call, without the image and its
 gradient, in a process of its own. Time: the same against the process time of the call, both of all threads, in another process.
@@ -10,14 +10,18 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from benchmarks.contestants import build_network
+from benchmarks.report import forecasts
+from benchmarks.worker import describe_machine
 from streamview.streaming import module, stream
 from streamview.streaming.memory import return_freed_blocks
 from streamview.streaming.run.timing import measure
@@ -34,6 +38,16 @@ COMBINATIONS = (
     ("resnet34", 2048, "saliency", "300MB"),
     ("resnet50", 1024, "training", "1GB"),
     ("convnext_tiny", 1024, "saliency", "2GB"),
+    ("camelyon17-2048", 1024, "training", "3GB"),
+    ("camelyon17-2048", 2048, "saliency", None),
+    ("resnet18", 1024, "forward", "300MB"),
+    ("resnet18", 2048, "saliency", "250MB"),
+    ("resnet18", 2048, "training", None),
+    ("resnet34", 1024, "training", "600MB"),
+    ("resnet50", 2048, "saliency", "1GB"),
+    ("convnext_tiny", 1024, "forward", "500MB"),
+    ("efficientnet_b0", 1024, "saliency", "1GB"),
+    ("unet", 1024, "saliency", "1GB"),
 )
 
 
@@ -59,6 +73,7 @@ def call(number: int, timed: bool) -> dict[str, float]:
         "predicted_seconds": plan.seconds or 0.0,
         "seconds": seconds,
         "overhead": plan.overhead,
+        "load": os.getloadavg()[0],
     }
 
 
@@ -73,13 +88,12 @@ def main() -> None:
     """Print one row for each combination."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", type=int, nargs="+", default=range(len(COMBINATIONS)), help="numbers of combinations, from 0")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="keep the rows with those of benchmarks.peers")
     parser.add_argument("--call", type=int, nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.call:
         print(json.dumps(call(args.call[0], bool(args.call[1]))))
         return
-    titles = f"{'network':16} {'px':>5} {'task':9} {'budget':>7} {'operations':>10}"
-    print(f"{titles} {'memory: forecast':>17} {'measured':>9} {'time: forecast':>22} {'measured':>9}")
     for number in args.only:
         found = []
         for timed in (0, 1):
@@ -87,13 +101,13 @@ def main() -> None:
             found.append(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
         memory, timing = found
         name, side, task, budget = COMBINATIONS[number]
-        megabytes = memory["predicted_bytes"] / 2**20, memory["bytes"] / 2**20
-        seconds = timing["predicted_seconds"], timing["seconds"]
-        print(
-            f"{name:16} {side:5} {task:9} {budget:>7} {memory['overhead']:10.3f} {megabytes[0]:14.0f} MB {megabytes[1]:6.0f} MB "
-            f"({megabytes[0] / megabytes[1] - 1:+.0%}) {seconds[0]:9.1f} s {seconds[1]:7.1f} s ({seconds[0] / seconds[1] - 1:+.0%})",
-            flush=True,
-        )
+        row = {"forecast": number, "network": name, "size": side, "kind": task, "budget": budget, "machine": describe_machine("cpu")}
+        row |= {"predicted_bytes": memory["predicted_bytes"], "bytes": memory["bytes"], "overhead": memory["overhead"]}
+        row |= {"predicted_seconds": timing["predicted_seconds"], "seconds": timing["seconds"], "load": timing["load"]}
+        print(forecasts([row]).splitlines()[-1], flush=True)
+        if args.json:
+            with args.json.open("a") as file:
+                file.write(json.dumps(row) + "\n")
 
 
 if __name__ == "__main__":

@@ -188,7 +188,7 @@ def available(device: str) -> int:
 
 
 def read(path: Path) -> list[Row]:
-    """Rows of a file of JSON lines, if it exists."""
+    """Rows of a file of JSON lines, if it exists: of peers, and of forecasts."""
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
@@ -200,7 +200,7 @@ def run(options: argparse.Namespace, rows: list[Row]) -> Iterator[list[Row]]:
         print(problem, flush=True)
         chosen.remove("lightstream")
     for case in cases(options.networks, options.sizes, options.passes, options.dtypes, options.device):
-        if any(all(row[key] == value for key, value in asdict(case).items()) for row in rows):
+        if any(all(row.get(key) == value for key, value in asdict(case).items()) for row in rows):
             continue
         timed = case.dtype != "float64"
         names = contestants(case, chosen, options.tilings if timed else 1)
@@ -251,9 +251,9 @@ def main() -> None:
     if options.render:
         rows = read(options.render)
         options.page.write_text(page(options.page.read_text(), rows))
-        draw(rows, options.picture)
+        draw([row for row in rows if "contestant" in row], options.picture)
         return
-    rows = read(options.json) if options.json else []
+    rows = [row for row in read(options.json) if "contestant" in row] if options.json else []
     print(f"torch {torch.__version__}, {describe_device(torch.device(options.device))}, {describe_machine(options.device)}", flush=True)
     for found in run(options, rows):
         print(table(found), flush=True)

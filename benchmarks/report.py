@@ -129,6 +129,27 @@ def exactness(rows: Sequence[Row]) -> str:
     )
 
 
+def forecasts(rows: Sequence[Row]) -> str:
+    """What plans forecast beside what was measured."""
+    header = ["network", "px", "task", "budget", "operations", "memory: forecast, measured", "process time: forecast, measured", "load"]
+    lines = []
+    for row in (row for row in rows if "forecast" in row):
+        memory, seconds = (row["predicted_bytes"], row["bytes"]), (row["predicted_seconds"], row["seconds"])
+        lines.append(
+            [
+                f"`{row['network']}`",
+                str(row["size"]),
+                row["kind"],
+                row["budget"] or "none",
+                f"{row['overhead']:.2f}",
+                f"{memory[0] / 2**20:.0f}, {memory[1] / 2**20:.0f} MB ({memory[0] / memory[1] - 1:+.0%})",
+                f"{seconds[0]:.1f}, {seconds[1]:.1f} s ({seconds[0] / seconds[1] - 1:+.0%})",
+                f"{row['load']:.1f}",
+            ]
+        )
+    return markdown(header, lines)
+
+
 def machines(rows: Sequence[Row]) -> str:
     """What the figures are of."""
     found = dict.fromkeys(row["machine"] for row in rows if "machine" in row)
@@ -141,14 +162,17 @@ SECTIONS: dict[str, Callable[[Sequence[Row]], str]] = {
     "exactness": exactness,
     "all": lambda rows: table([row for row in rows if row["dtype"] != "float64" and row["size"] == _SHOWN]),
     "machine": machines,
+    "forecasts": forecasts,
 }
 
 
 def page(text: str, rows: Sequence[Row]) -> str:
     """The page with the tables between its markers, ``<!-- name -->`` and ``<!-- end -->``, written anew."""
+    measured = [row for row in rows if "contestant" in row]
     for name, write in SECTIONS.items():
+        chosen = rows if name in ("machine", "forecasts") else measured
         text, count = re.subn(
-            f"(<!-- {name} -->\n).*?(<!-- end -->)", lambda m, w=write: f"{m[1]}\n{w(rows)}\n\n{m[2]}", text, flags=re.DOTALL
+            f"(<!-- {name} -->\n).*?(<!-- end -->)", lambda m, w=write, c=chosen: f"{m[1]}\n{w(c)}\n\n{m[2]}", text, flags=re.DOTALL
         )
         if count != 1:
             raise ValueError(f"the page has {count} places for the table {name!r}, expected one")

@@ -1,15 +1,21 @@
 """A whole slide of real tissue: what its forecast, prediction and maps take, with its noisy glass and with it flat.
 
-    python -m benchmarks.whole_slide TILES -o OUT [--size 80000 100000] [--model resnet18] [--glass flat as-scanned] [--map]
+    OMP_WAIT_POLICY=passive python -m benchmarks.whole_slide TILES -o OUT [--glass flat as-scanned] [--targets 0 1]
 
 TILES is a folder of 256 x 256 px tiles of tissue with the folders `normal` and `tumor`. The slide, made once, is a tiled JPEG pyramid at
-0.25 um/px as Aperio's scanners write it: 15 % tissue in six pieces, and glass with the noise of a camera. Prints the time of planning,
-the forecast, and what the runs took, each in a process of its own; OUT keeps maps and a file of the figures.
+0.25 um/px as Aperio's scanners write it: 15 % tissue in six pieces, and glass with the noise of a camera. Every run has a process of its
+own: prediction (0 targets) or prediction and map. Printed are the time of planning, the forecast, and what the run took; OUT keeps the
+slide, the maps and the figures.
 """
 
 from __future__ import annotations
 
+import argparse
 import io
+import json
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +23,11 @@ import numpy as np
 import tifffile
 from numpy.typing import NDArray
 from PIL import Image
+
+from streamview import Compute, load_model, open_slide, prepare
+from streamview.streaming.memory import format_bytes
+from streamview.streaming.run.timing import format_seconds
+from streamview.system.machine import peak_memory
 
 TILE = 256
 MPP = 0.25
@@ -100,3 +111,95 @@ def write_slide(path: Path, tiles: Path, size: tuple[int, int], seed: int = 0) -
                 writer.write(colours[kinds], photometric="rgb", description=text, metadata=None)
     path.with_suffix(".part").rename(path)
     np.save(path.with_suffix(".kinds.npy"), kinds)
+
+
+def run(slide_path: Path, out: Path, name: str, glass: str, targets: int, memory: str) -> dict[str, object]:
+    """Forecast and run in this process."""
+    model = load_model(name)
+    with open_slide(slide_path) as slide:
+        start = time.perf_counter()
+        prepared = prepare(model, slide, compute=Compute(memory=memory, glass=glass))  # type: ignore[arg-type]
+        ready = time.perf_counter()
+        prepared.plan(targets, bool(targets))
+        planned = time.perf_counter()
+        place = out / f"{glass}.ome.zarr"
+        forecast = prepared.forecast(targets, place if targets else None)
+        begun = time.perf_counter()
+        if targets:
+            prediction = prepared.explain(plan=forecast.plan, outs=[place])[0].prediction
+        else:
+            prediction = prepared.predict(forecast.plan)
+        seconds = time.perf_counter() - begun
+    return {
+        "model": name,
+        "glass": glass,
+        "targets": targets,
+        "shape": forecast.shape,
+        "tile": forecast.plan.tile,
+        "steps": forecast.plan.steps,
+        "computed": forecast.plan.computed,
+        "prepare_seconds": ready - start,
+        "plan_seconds": planned - ready,
+        "forecast_seconds": forecast.seconds,
+        "seconds": seconds,
+        "forecast_bytes": forecast.peak_bytes,
+        "bytes": peak_memory(),
+        "disk_bytes": sum(file.stat().st_size for file in place.rglob("*") if file.is_file()) if targets else 0,
+        "forecast_disk_bytes": forecast.disk_bytes,
+        "probabilities": [round(float(value), 4) for value in prediction.probabilities],
+    }
+
+
+def main() -> None:
+    """Make the slide, run, and print a line for each run."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("tiles", type=Path)
+    parser.add_argument("-o", "--out", type=Path, required=True)
+    parser.add_argument("--size", type=int, nargs=2, default=(80000, 100000), metavar=("HEIGHT", "WIDTH"), help="px")
+    parser.add_argument("-m", "--model", default="camelyon16-tiles")
+    parser.add_argument("--memory", default="4GB")
+    parser.add_argument("--glass", nargs="+", choices=("flat", "as-scanned"), default=["flat", "as-scanned"])
+    parser.add_argument("--targets", type=int, nargs="+", default=[0, 1], help="0: prediction alone; 1: also the maps of a class")
+    parser.add_argument("--call", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    slide = options.out / f"slide-{options.size[0]}x{options.size[1]}.svs"
+    if options.call:
+        print(json.dumps(run(slide, options.out, options.model, options.glass[0], options.targets[0], options.memory)))
+        return
+    options.out.mkdir(parents=True, exist_ok=True)
+    if not slide.exists():
+        write_slide(slide, options.tiles, tuple(options.size))
+    for glass in options.glass:
+        for targets in options.targets:
+            command = [
+                sys.executable,
+                "-m",
+                "benchmarks.whole_slide",
+                str(options.tiles),
+                "-o",
+                str(options.out),
+                "--call",
+                "-m",
+                options.model,
+            ]
+            command += ["--size", *map(str, options.size), "--memory", options.memory, "--glass", glass, "--targets", str(targets)]
+            row = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+            with (options.out / "runs.jsonl").open("a") as file:
+                file.write(json.dumps(row) + "\n")
+            print(describe(row), flush=True)
+
+
+def describe(row: dict[str, object]) -> str:
+    """A run in a line."""
+    ahead, took = float(row["forecast_seconds"] or 0), float(row["seconds"])  # type: ignore[arg-type]
+    guessed, peak = int(row["forecast_bytes"]), int(row["bytes"])  # type: ignore[call-overload]
+    what = "maps" if row["targets"] else "prediction"
+    return (
+        f"{row['model']}, glass {row['glass']}, {what}: {row['steps']} steps of {row['tile']}, {row['computed']:.0%} computed; planned in "
+        f"{row['plan_seconds']:.1f} s; time {format_seconds(took)} (forecast {ahead / took - 1:+.0%}), peak {format_bytes(peak)} "
+        f"(forecast {guessed / peak - 1:+.0%}), disk {format_bytes(row['disk_bytes'])}, {row['probabilities']}"  # type: ignore[arg-type]
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -23,7 +23,7 @@ from streamview.streaming.step import Span
 __all__ = ["SAMPLE", "Speed", "Timings", "format_seconds", "measure"]
 
 _Result = TypeVar("_Result")
-_TIMES, _ENOUGH = 4, 3.0  # times that a sample is run at most; seconds after which two do
+_TIMES, _ENOUGH = 6, 3.0  # times that a sample is run at most; seconds after which two do
 SAMPLE = (512, 1024)
 """Rows and columns, in px, that are timed on a processor."""
 _CUDA_SAMPLE = (2048, 8192)  # less would time the launching of kernels
@@ -64,7 +64,7 @@ def measure(call: Call, plan: Plan, clock: Callable[[], float] = time.perf_count
 
     Notes
     -----
-    The sample, of half a megapixel, runs two to four times, and the least counts: the first run also pays for what torch sets up once, and
+    The sample, of half a megapixel, runs two to six times, and the least counts: the first run also pays for what torch sets up once, and
     whatever else the machine does only adds to the time.
     """
     device, needs = call.device, call.needs
