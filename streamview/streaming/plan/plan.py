@@ -44,6 +44,8 @@ class CostModel:
         Time, relative to memory that is reused, where every block of a step comes from the system anew.
     reused_most, reused_expected, reused_between
         Memory that the C library holds back for reuse, in units of what the heaviest step takes: at most, as a rule, and between two steps.
+    reused_block
+        Bytes from which a tensor comes from the system every time, whatever was freed: glibc keeps no more.
     cuda_largest_px
         Px of a step on CUDA beyond which a few percent of time are gained, for twice the memory.
     cuda_launch_px
@@ -57,6 +59,7 @@ class CostModel:
     reused_most: float = 4
     reused_expected: float = 2.2
     reused_between: float = 3
+    reused_block: int = 2**25
     cuda_largest_px: int = 2**23
     cuda_launch_px: int = 2**20
     cuda_reserved: float = 1.75
@@ -128,6 +131,8 @@ class Plan:
     freed
         What becomes of freed memory during the call: ``"reused"``, which is faster and takes some times what a step takes besides;
         ``"returned"`` to the system at once; or ``"as ever"``, the allocator's own way, of a given step without a budget and on CUDA.
+    block_bytes
+        The largest tensor of a step.
     step_bytes
         What the heaviest step takes of `peak_bytes` besides its tape.
     kept_bytes
@@ -146,6 +151,7 @@ class Plan:
     computed: float = 1.0
     seconds: float | None = None
     freed: str = "as ever"
+    block_bytes: int = 0
     step_bytes: int = 0
     kept_bytes: int = 0
     budget: int | None = None
@@ -245,6 +251,8 @@ def make_plan(
                 plan = planner.plan(candidate, round(budget / costs.cuda_reserved) if cuda else budget, freed)
                 if cuda:
                     plan = replace(plan, peak_bytes=round(plan.peak_bytes * costs.cuda_reserved))
+                if freed == "reused" and plan.block_bytes >= costs.reused_block:
+                    slower = costs.returned_time
                 held_back = (costs.reused_most - costs.reused_expected) * plan.step_bytes * (freed == "reused")
                 if plan.peak_bytes + held_back <= budget and work * slower * plan.overhead < best_work:
                     best, best_work = plan, work * slower * plan.overhead
@@ -393,6 +401,7 @@ class _Planner:
             operations / max(conventional, 1),
             computed,
             freed=freed,
+            block_bytes=largest * self.dtype.itemsize,
             step_bytes=step_bytes,
             kept_bytes=used - self.call.folded_bytes + round(fitted.reused_between * step_bytes),
         )
