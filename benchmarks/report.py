@@ -186,11 +186,14 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(len(_DRAWN), 2, figsize=(10, 4.2 * len(_DRAWN)), squeeze=False)
-    for pair, (network, kind) in zip(axes, _DRAWN, strict=True):
+    drawn = {}
+    for network, kind in _DRAWN:
         chosen = [row for row in rows if (row["network"], row["kind"], row["dtype"]) == (network, kind, "float32")]
-        if chosen:
-            _draw_pair(pair, chosen, f"{network}, {kind}: ")
+        if len({row["size"] for row in chosen}) > 1:  # one size is no line
+            drawn[f"{network}, {kind}: "] = chosen
+    figure, axes = pyplot.subplots(max(len(drawn), 1), 2, figsize=(10, 4.2 * max(len(drawn), 1)), squeeze=False)
+    for pair, (title, chosen) in zip(axes, drawn.items(), strict=False):
+        _draw_pair(pair, chosen, title)
     figure.tight_layout(h_pad=2)
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
