@@ -40,7 +40,7 @@ lint: .venv/.test  ## Style, format and types
 bench: .venv/.test  ## Seed network and ResNet-18 at 2048 px against autograd, checkpointing and lightstream; less than 15 minutes
 	$(BIN)/python -m benchmarks.peers
 
-bench-full: .venv/.test  ## Five networks at 1024 to 4096 px, then page and picture; hours, and goes on where it stopped
+bench-full: .venv/.test  ## Seven networks at 512 to 4096 px, ours to 16384, then page and picture; hours, and goes on where it stopped
 	$(BIN)/python -m benchmarks.peers --full --json benchmarks/results.jsonl
 	$(BIN)/python -m benchmarks.peers --render benchmarks/results.jsonl
 

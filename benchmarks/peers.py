@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.contestants import KINDS, NETWORKS, documented, install_lightstream, tilings
-from benchmarks.report import Row, draw, page, table
+from benchmarks.report import DRAWN, Row, draw, page, table
 from benchmarks.worker import Case, Worker, as_row, describe_machine
 from streamview.streaming.memory import free_memory
 from streamview.system.machine import describe_device
@@ -37,7 +37,6 @@ WRONG = 1e-3  # of the largest value
 UNEXACT = {"conventional NCHW", "checkpoint", "offload", "streamview kept"}  # without a part in the comparison in float64
 EXACT = 1024  # px: the size of the comparison in float64
 LARGE = (8192, 16384)  # px: for the picture, ours alone
-DRAWN = (("camelyon17-2048", "training"), ("resnet18", "saliency"))
 
 
 def cases(networks: Sequence[str], sizes: Sequence[int], kinds: Sequence[str], dtypes: Sequence[str], device: str) -> list[Case]:

@@ -20,7 +20,7 @@ _TITLES = {
     "streamview equal": "streamview, lightstream's peak",
 }
 _SHOWN = 2048  # px: the size of which the page shows every figure
-_DRAWN = (("camelyon17-2048", "training"), ("resnet18", "saliency"))
+DRAWN = (("camelyon17-2048", "training"), ("resnet18", "saliency"))
 _CONVENTIONAL = ("conventional", "conventional NCHW")
 _COLORS = {
     "conventional": "#3d4852",
@@ -187,7 +187,7 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     from matplotlib import pyplot
 
     drawn = {}
-    for network, kind in _DRAWN:
+    for network, kind in DRAWN:
         chosen = [row for row in rows if (row["network"], row["kind"], row["dtype"]) == (network, kind, "float32")]
         if len({row["size"] for row in chosen}) > 1:  # one size is no line
             drawn[f"{network}, {kind}: "] = chosen

@@ -56,7 +56,13 @@ def _check_patches(model: Model, options: Namespace) -> str:
     from streamview.inference.patches import patch_side
 
     side = patch_side(model.card)
-    for option, used in (("--tile", options.tile), ("--pad-to", options.pad_to), ("--precision", options.precision != "float32")):
+    streamed = {
+        "--tile": options.tile is not None,
+        "--pad-to": options.pad_to is not None,
+        "--precision": options.precision != "float32",
+        "--glass": options.glass != "as-scanned",
+    }
+    for option, used in streamed.items():
         if used:
             raise StreamviewError(f"{option} applies only to streamed regions: leave it out, or use --per region for one answer per region")
     um = side * (model.card.mpp or 0.0)

@@ -326,7 +326,7 @@ def _hand_out(prepared: PreparedRun, write: _WriteRows, show: Callable[..., None
     if y < inside[0]:
         part = rows[:, : inside[0] - y, : inside[1]]
         if flat is not None:
-            np.copyto(part, np.nan, where=~flat.kept(y, y + part.shape[1], 0, part.shape[2]))
+            np.copyto(part, np.nan, where=~flat.near_tissue(y, y + part.shape[1], 0, part.shape[2]))
         write(y, part)
         show(y=y, rows=part)
 

@@ -42,8 +42,8 @@ class FlatSampler:
         margin = [_MARGIN_PX] * 2
         if slide.mpp is not None:
             margin = [max(_MARGIN_PX, math.ceil(_MARGIN_UM / (step * mpp))) for step, mpp in zip(tissue.step, slide.mpp, strict=True)]
-        near = ndimage.maximum_filter(tissue.mask, [2 * n + 1 for n in margin])
-        self._sampler, self._background, self._near, self._step = sampler, slide.background, near, tissue.step
+        near_mask = ndimage.maximum_filter(tissue.mask, [2 * n + 1 for n in margin])
+        self._sampler, self._background, self._near_mask, self._step = sampler, slide.background, near_mask, tissue.step
         self.region, self.scale, self.mpp, self.shape = sampler.region, sampler.scale, sampler.mpp, sampler.shape
         self.level = sampler.level
 
@@ -60,45 +60,45 @@ class FlatSampler:
         SlideError
             When a part of the slide cannot be read.
         """
-        near = self._mask(y0, y1, x0, x1)
-        if near.all():
+        mask = self._mask(y0, y1, x0, x1)
+        if mask.all():
             return self._sampler.read(y0, y1, x0, x1)
         out = np.empty((y1 - y0, x1 - x0, 3), np.uint8)
         # a grey is written at once, other colours value by value
         out[:] = self._background[0] if len(set(self._background)) == 1 else self._background
-        if not near.any():
+        if not mask.any():
             return out
-        kept = self.kept(y0, y1, x0, x1)
-        columns = np.flatnonzero(np.diff(kept.any(0), prepend=False, append=False))
+        near = self.near_tissue(y0, y1, x0, x1)
+        columns = np.flatnonzero(np.diff(near.any(0), prepend=False, append=False))
         for start, stop in columns.reshape(-1, 2).tolist():
-            part = kept[:, start:stop, None]
-            np.copyto(out[:, start:stop], self._sampler.read(y0, y1, x0 + start, x0 + stop), where=part)
+            scanned = self._sampler.read(y0, y1, x0 + start, x0 + stop)
+            np.copyto(out[:, start:stop], scanned, where=near[:, start:stop, None])
         return out
 
-    def kept(self, y0: int, y1: int, x0: int, x1: int) -> npt.NDArray[np.bool_]:
+    def near_tissue(self, y0: int, y1: int, x0: int, x1: int) -> npt.NDArray[np.bool_]:
         """Where a part of the grid shows the slide itself, bool (y1 - y0, x1 - x0)."""
         rows, columns = self._places(0, np.arange(y0, y1)), self._places(1, np.arange(x0, x1))
-        return np.asarray(self._near[rows].take(columns, 1))
+        return np.asarray(self._near_mask[rows].take(columns, 1))
 
     def _mask(self, y0: int, y1: int, x0: int, x1: int) -> npt.NDArray[np.bool_]:
         """The pixels of the mask that lie on a part of the grid."""
         (top, bottom), (left, right) = self._places(0, np.array([y0, y1 - 1])), self._places(1, np.array([x0, x1 - 1]))
-        return np.asarray(self._near[top : bottom + 1, left : right + 1])
+        return np.asarray(self._near_mask[top : bottom + 1, left : right + 1])
 
     @property
     def parts(self) -> npt.NDArray[np.bool_]:
         """Where the grid shows the slide itself, in cells that cover it evenly, bool (h, w): a cell is True if any of it does."""
+        # no larger than a pixel of the mask, so that none lies between the first and the last that a cell meets
         cells = [max(1, math.floor(step / scale)) for step, scale in zip(self._step, self.scale, strict=True)]
-        found = self._near
+        cell_mask = self._near_mask
         for axis, (cell, length) in enumerate(zip(cells, self.shape, strict=True)):
             edges = np.linspace(0, length, math.ceil(length / cell) + 1)
             spans = [(math.floor(start), math.ceil(stop) - 1) for start, stop in pairwise(edges.tolist())]
             first, last = (self._places(axis, np.array(ends)) for ends in zip(*spans, strict=True))
-            # no cell is larger than a pixel of the mask
-            found = np.logical_or(found.take(first, axis), found.take(last, axis))
-        return np.asarray(found)
+            cell_mask = np.logical_or(cell_mask.take(first, axis), cell_mask.take(last, axis))
+        return np.asarray(cell_mask)
 
     def _places(self, axis: int, pixels: npt.NDArray[np.int_]) -> npt.NDArray[np.intp]:
         """Rows or columns of the mask in which pixels of the grid have their centres."""
         at = (self.region.y, self.region.x)[axis] + (pixels + 0.5) * self.scale[axis]
-        return (at / self._step[axis]).astype(np.intp).clip(0, self._near.shape[axis] - 1)
+        return (at / self._step[axis]).astype(np.intp).clip(0, self._near_mask.shape[axis] - 1)

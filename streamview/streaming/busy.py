@@ -35,12 +35,12 @@ class Reach:
     def steps(self, grid: Grid, axis: int) -> list[int]:
         """First row (axis 0) or column (axis 1) of the image on which what each step makes depends."""
         schedule = grid.rows if axis == 0 else grid.cols
-        found = []
+        first_seen = []
         for step in range(schedule.steps):
             # what was made of this step's pixels before the last value has it is part of what the last value will need
             ahead = [self._first(value, min(schedule.new(local, step)[0], schedule.sizes[local] - 1), axis) for local, value in self._sinks]
-            found.append(min(schedule.new(0, step)[0], *ahead))
-        return found
+            first_seen.append(min(schedule.new(0, step)[0], *ahead))
+        return first_seen
 
     def first(self, value: int, element: int, axis: int) -> int:
         """First row or column of the image that an element of a value depends on."""
@@ -49,12 +49,12 @@ class Reach:
     def _first_needed(self, value: int, element: int, axis: int) -> int:
         bound = self._bound
         ranges = {value: (element, element + 1)}
-        for made in range(value, 0, -1):
-            if made not in ranges or made not in bound.graph.nodes:
+        for earlier in range(value, 0, -1):
+            if earlier not in ranges or earlier not in bound.graph.nodes:
                 continue
-            op = bound.ops[made]
-            for source in bound.graph.nodes[made].inputs:
-                low, high, _, _ = (op.rows if axis == 0 else op.cols).need(*ranges[made], bound.sizes[source][axis])
+            op = bound.ops[earlier]
+            for source in bound.graph.nodes[earlier].inputs:
+                low, high, _, _ = (op.rows if axis == 0 else op.cols).need(*ranges[earlier], bound.sizes[source][axis])
                 known = ranges.get(source, (low, high))
                 ranges[source] = min(low, known[0]), max(high, known[1], low + 1)
         return ranges.get(0, (0, 1))[0]

@@ -53,8 +53,8 @@ def image_gradient(grad: Tensor, kernel: Tensor, stride: Size, padding: Size, si
     ahead = [(length - 1) // s for length, s in zip(lengths, stride, strict=True)]
     step = [b // s for b, s in zip(block, stride, strict=True)]
     blocks = [math.ceil((p + n) / b) for p, n, b in zip(padding, size, block, strict=True)]
-    made = [(g + a - n) // n + 1 for g, a, n in zip(grad.shape[2:], ahead, step, strict=True)]
-    if any(m < b for m, b in zip(made, blocks, strict=True)) or not (grad.device.type == "meta" or bool(grad.sum().isfinite())):
+    convolved = [(g + a - n) // n + 1 for g, a, n in zip(grad.shape[2:], ahead, step, strict=True)]
+    if any(m < b for m, b in zip(convolved, blocks, strict=True)) or not (grad.device.type == "meta" or bool(grad.sum().isfinite())):
         return None
     kernels = kernel.new_zeros(*block, channels, out_channels, *(n + a for n, a in zip(step, ahead, strict=True)))
     for y in range(block[0]):
@@ -63,8 +63,8 @@ def image_gradient(grad: Tensor, kernel: Tensor, stride: Size, padding: Size, si
             taps_x, place_x = _phase(x, lengths[1], stride[1], ahead[1])
             kernels[y, x, :, :, place_y, place_x] = kernel[:, :, taps_y, taps_x].flip(2, 3).transpose(0, 1)
     kernels = kernels.flatten(0, 2).contiguous(memory_format=torch.channels_last)
-    found = F.conv2d(grad, kernels, stride=step, padding=ahead)[:, :, : blocks[0], : blocks[1]]
-    apart = found.permute(0, 2, 3, 1).unflatten(3, (*block, channels)).permute(0, 1, 3, 2, 4, 5)
+    by_block = F.conv2d(grad, kernels, stride=step, padding=ahead)[:, :, : blocks[0], : blocks[1]]
+    apart = by_block.permute(0, 2, 3, 1).unflatten(3, (*block, channels)).permute(0, 1, 3, 2, 4, 5)
     whole = apart.reshape(len(grad), blocks[0] * block[0], blocks[1] * block[1], channels).permute(0, 3, 1, 2)
     cut: Tensor = whole[:, :, padding[0] : padding[0] + size[0], padding[1] : padding[1] + size[1]]
     return cut

@@ -1,0 +1,130 @@
+"""What a pass remembers for its reverse pass within a budget: tapes, carries of steps or of segments, in memory or in a file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from streamview.streaming.ops import Size
+from streamview.streaming.plan.costs import PassCosts
+
+__all__ = ["PassPlan", "options_of", "remembering"]
+
+
+@dataclass(frozen=True, slots=True)
+class PassPlan:
+    """How one pass will run.
+
+    Parameters
+    ----------
+    tile
+        Rows and columns of a step, in px of the pass's largest source: of the image in the first pass.
+    steps
+        Number of steps.
+    tapes
+        How many of them keep what their reverse pass needs, which saves computing them again.
+    segment
+        The others are computed again in segments of so many rows of steps, each from what its first row took over; 0: every step
+        from what it took over itself.
+    spill
+        Whether what they are computed from is kept in a file.
+    again
+        Whether the reverse pass first runs the whole pass again, so that nothing of it is remembered in between.
+    """
+
+    tile: Size
+    steps: int
+    tapes: int = 0
+    segment: int = 0
+    spill: bool = False
+    again: bool = False
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Option:
+    """One way to remember a pass.
+
+    Parameters
+    ----------
+    segment, spill
+        As in `PassPlan`.
+    bytes
+        What that takes, and the tapes that are at hand while it is computed again, by the number of tapes that are kept.
+    """
+
+    segment: int
+    spill: bool
+    bytes: Tensor
+
+    def most(self, room: int) -> int:
+        """The most tapes that fit; 0 if nothing does."""
+        fitting = (self.bytes <= room).nonzero()
+        return int(fitting[-1]) if len(fitting) else 0
+
+
+def options_of(cost: PassCosts, busy: NDArray[np.bool_] | None) -> Iterator[Option]:
+    """The ways to remember a pass, of whose steps only those that are `busy` keep a tape."""
+    rows, columns = len(cost.rows), len(cost.columns)
+    states = torch.tensor(cost.states, dtype=torch.float64)
+    carries = (states[:, None] / columns + cost.left / (rows * columns)).expand(-1, columns).flatten()
+    shares = torch.tensor(cost.rows, dtype=torch.float64)[:, None] * torch.tensor(cost.columns, dtype=torch.float64)
+    tapes = shares.flatten() * cost.tapes
+    if busy is not None:
+        tapes = tapes * torch.from_numpy(busy.flatten())
+        carries = carries * torch.from_numpy(busy.flatten())
+    kept, made = _from_none(tapes.flip(0).cumsum(0)), _from_none(tapes.cumsum(0))
+
+    def bytes_by_tapes(carried: Tensor, again: Tensor) -> Tensor:
+        # the last steps keep theirs, and these are gone when those of the first ones are computed again
+        carried, again = _from_none(carried.cumsum(0)).flip(0), _from_none(again.cummax(0).values).flip(0)
+        return (carried + torch.maximum(kept, again)).ceil().long()
+
+    yield Option(0, False, bytes_by_tapes(carries, tapes))
+    segment = 1 if columns > 1 else 2
+    while segment < rows:
+        row = torch.arange(rows)
+        begins = (row - row % segment).repeat_interleave(columns)
+        # a segment that is computed again is at hand as a whole, and so is what it hands down
+        again = made[1:] - made[begins * columns] + states.max()
+        starts = torch.zeros(rows, columns, dtype=torch.float64)
+        starts[::segment, 0] = states[::segment]
+        yield Option(segment, False, bytes_by_tapes(starts.flatten(), again))
+        yield Option(segment, True, bytes_by_tapes(torch.zeros_like(tapes), again + states[::segment].max()))
+        segment *= 2
+
+
+def _from_none(running: Tensor) -> Tensor:
+    """Running values of one step, two steps and so on, with that of none before them."""
+    return torch.cat([running.new_zeros(1), running])
+
+
+def remembering(
+    lean: Sequence[PassPlan], options: Sequence[list[Option]], peaks: Sequence[int], fixed: int, budget: int | None
+) -> tuple[tuple[PassPlan, ...], int]:
+    """What each pass remembers, those of later passes chosen first, and the bytes of all that with what is `fixed`."""
+    if budget is None:
+        options = [[option for option in found if not option.segment] for found in options]
+    least = [min(int(option.bytes[0]) for option in found) for found in options]
+    again = lean[0].again
+    used = fixed + (0 if again else max(peaks))
+    passes: list[PassPlan] = []
+    for p in reversed(range(len(lean))):
+        # a pass that is run again is alone in memory
+        others = fixed + peaks[p] if again else used + sum(least[:p])
+        tapes, option = _chosen(options[p], 0 if budget is None else budget - others)
+        taken = int(option.bytes[tapes])
+        used = max(used, others + taken) if again else used + taken
+        passes.insert(0, replace(lean[p], tapes=tapes, segment=option.segment, spill=option.spill))
+    return tuple(passes), used
+
+
+def _chosen(options: Sequence[Option], room: int) -> tuple[int, Option]:
+    """How many tapes are kept, and how the other steps are remembered; in a file only where memory alone does not do."""
+    found = [(option.most(room), option) for option in options]
+    held = [(tapes, option) for tapes, option in found if not option.spill and option.bytes[tapes] <= room]
+    return max(held or found, key=lambda pair: (pair[0], -int(pair[1].bytes[pair[0]])))
