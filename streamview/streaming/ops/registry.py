@@ -31,6 +31,7 @@ __all__ = [
     "Wants",
     "Weight",
     "computed",
+    "finite",
     "fits",
     "layout",
     "local_vjp",
@@ -420,6 +421,11 @@ def _values(arguments: Sequence[Any]) -> list[Value]:
         elif isinstance(argument, tuple | list):
             found += _values(argument)
     return found
+
+
+def finite(tensor: Tensor) -> bool:
+    """Whether all values are finite, as far as their sum tells; on the meta device they are."""
+    return tensor.device.type == "meta" or bool(tensor.sum().isfinite())
 
 
 def layout(tensor: Tensor) -> torch.memory_format:

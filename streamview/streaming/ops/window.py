@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,8 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from streamview.streaming.cuda import rounds_to_tf32
+from streamview.streaming.ops import winograd
 from streamview.streaming.ops.bits import Bits, divide, pack
 from streamview.streaming.ops.image_gradient import image_gradient
+from streamview.streaming.ops.kernel_gradient import kernel_gradient
 from streamview.streaming.ops.registry import (
     Extent,
     Local,
@@ -25,6 +27,7 @@ from streamview.streaming.ops.registry import (
     Value,
     Wants,
     Weight,
+    finite,
     fits,
     layout,
     lowers,
@@ -84,11 +87,13 @@ class Convolution:
         """Convolve the piece; save the input only where the kernel's gradient is wanted."""
         x, native = _extend(inputs[0], self.rows, self.cols, piece, 0.0)
         stride, dilation = (self.rows.stride, self.cols.stride), (self.rows.dilation, self.cols.dilation)
-        taken = [t.to(torch.float32) for t in (x, *weights)] if self._unsound(x, piece) else [x, *weights]
-        bias = taken[2] if len(taken) > 2 else None
-        out = F.conv2d(taken[0], taken[1], bias, stride, native, dilation, self.groups)
-        if self._unsound(x, piece):
-            out = out.to(x.dtype)
+        scratch = self._scratch(x, weights[0], piece.shape, "output")
+        out = self._faster_output(x, weights, native, piece.shape)
+        if out is None:
+            taken = [t.to(torch.float32) for t in (x, *weights)] if self._unsound(x, piece) else [x, *weights]
+            bias = taken[2] if len(taken) > 2 else None
+            out = F.conv2d(taken[0], taken[1], bias, stride, native, dilation, self.groups).to(x.dtype)
+        del scratch
         if wants is None:
             return out, None
         return out, (x if wants.weights[0] else x.shape, inputs[0].shape, native)
@@ -96,41 +101,63 @@ class Convolution:
     def vjp(self, grad: Tensor, saved: Any, weights: Sequence[Tensor], piece: Piece, wants: Wants) -> Gradients:
         """Both gradients by torch's own kernel, each only if wanted."""
         x, shape, native = saved
+        padded = x.shape if isinstance(x, Tensor) else x
         bias = len(weights) > 1 and wants.weights[1]
-        found_x = self._faster_gradient(grad, weights[0], native, x.shape if isinstance(x, Tensor) else x) if wants.inputs[0] else None
-        if found_x is not None:
-            rest: list[Tensor | None] = [None] * len(weights)
-            if any(wants.weights):
-                rest = self.vjp(grad, saved, weights, piece, replace(wants, inputs=(False,)))[1]
-            return [_crop(found_x, piece, native, shape)], rest
-        narrow = grad.dtype
-        if self._unsound(grad, piece):
-            grad = grad.to(torch.float32)
-        x = x.to(grad.dtype) if isinstance(x, Tensor) else _like(x, grad)
-        stride, dilation = [self.rows.stride, self.cols.stride], [self.rows.dilation, self.cols.dilation]
-        grad_x, grad_w, grad_b = torch.ops.aten.convolution_backward(
-            grad,
-            x,
-            weights[0].to(grad.dtype),
-            [self.out_channels],
-            stride,
-            list(native),
-            dilation,
-            False,
-            [0, 0],
-            self.groups,
-            [wants.inputs[0], wants.weights[0], bias],
-        )
-        found = [grad_w if wants.weights[0] else None, grad_b if bias else None]
-        return [_crop(grad_x, piece, native, shape).to(narrow) if wants.inputs[0] else None], found[: len(weights)]
+        scratch = self._scratch(grad, weights[0], piece.shape, "input", "kernel")
+        grad_x = self._faster_gradient(grad, weights[0], native, padded) if wants.inputs[0] else None
+        grad_w = self._faster_kernel_gradient(x, grad, weights[0], native) if wants.weights[0] else None
+        # torch's kernel for the bias alone would compute all
+        grad_b = grad.sum((0, 2, 3), dtype=weights[1].dtype) if bias and not (wants.weights[0] and grad_w is None) else None
+        asked = [wants.inputs[0] and grad_x is None, wants.weights[0] and grad_w is None, bias and grad_b is None]
+        if any(asked):
+            wide = grad.to(torch.float32) if self._unsound(grad, piece) else grad
+            x = x.to(wide.dtype) if isinstance(x, Tensor) else _like(x, wide)
+            stride, dilation = [self.rows.stride, self.cols.stride], [self.rows.dilation, self.cols.dilation]
+            theirs = torch.ops.aten.convolution_backward(
+                wide, x, weights[0].to(wide.dtype), [self.out_channels], stride, list(native), dilation, False, [0, 0], self.groups, asked
+            )
+            grad_x, grad_w, grad_b = (b if a is None else a for a, b in zip((grad_x, grad_w, grad_b), theirs, strict=True))
+        del scratch
+        found = [grad_w, grad_b][: len(weights)]
+        return [None if grad_x is None else _crop(grad_x, piece, native, shape).to(grad.dtype)], found
+
+    def transforms(self, kernel: Tensor, outputs: Size) -> bool:
+        """Whether a kernel is held in another form, for fewer products, where as many rows and columns are computed on a processor."""
+        return self._by_winograd(kernel, outputs, "output") or self._by_winograd(kernel, outputs, "input")
+
+    def _by_winograd(self, kernel: Tensor, outputs: Size, wanted: str) -> bool:
+        plain = self.groups == 1 and all(axis.stride == axis.dilation == 1 for axis in (self.rows, self.cols))
+        return plain and winograd.suits(kernel, outputs, wanted)
+
+    def _scratch(self, x: Tensor, kernel: Tensor, outputs: Size, *wanted: str) -> Tensor | None:
+        """What that takes besides, where a plan counts memory: the operations are torch's own there."""
+        if x.device.type != "meta" or not any(self._by_winograd(kernel, outputs, kind) for kind in wanted):
+            return None
+        return winograd.scratch(x, kernel, outputs)
+
+    def _faster_output(self, x: Tensor, weights: Sequence[Tensor], native: Size, shape: Size) -> Tensor | None:
+        """The output of this shape otherwise than by torch's own kernel, where that is faster; else None."""
+        if x.device.type != "cpu" or x.dtype != weights[0].dtype or not self._by_winograd(weights[0], shape, "output"):
+            return None
+        out = winograd.convolve(x, weights[0], weights[1] if len(weights) > 1 else None, native)
+        # infinities would make NaN of what lies beside them
+        return out if finite(out) else None
 
     def _faster_gradient(self, grad: Tensor, kernel: Tensor, native: Size, shape: Sequence[int]) -> Tensor | None:
-        """The gradient of an input of this shape otherwise than by torch's own kernel, where that is faster; else None."""
+        """The same of the gradient of an input of this shape."""
         if self._transposes(grad):
             return self._input_gradient(grad, kernel, native, shape)
         if grad.device.type not in ("cpu", "meta") or self.groups > 1 or self.rows.dilation > 1 or self.cols.dilation > 1:
             return None
+        alike = grad.device.type == "cpu" and grad.dtype == kernel.dtype and max(native) <= 2
+        if alike and self._by_winograd(kernel, (grad.shape[2], grad.shape[3]), "input"):
+            found = winograd.input_gradient(grad, kernel, native)
+            return found if finite(found) else None
         return image_gradient(grad, kernel, (self.rows.stride, self.cols.stride), native, shape[2:])
+
+    def _faster_kernel_gradient(self, x: Tensor, grad: Tensor, kernel: Tensor, native: Size) -> Tensor | None:
+        """The same of the gradient of the kernel."""
+        return kernel_gradient(x, grad, kernel, (self.rows, self.cols), native) if self.groups == 1 else None
 
     def _transposes(self, grad: Tensor) -> bool:
         """Whether the input's gradient is better computed by forward convolutions.

@@ -17,6 +17,8 @@ from streamview.streaming.cuda import free_memory_of
 from streamview.streaming.graph import Graph, Program
 from streamview.streaming.memory import format_bytes
 from streamview.streaming.ops import Size, Statistic
+from streamview.streaming.ops.window import Convolution
+from streamview.streaming.ops.winograd import transformed_bytes
 from streamview.streaming.plan.costs import Batch, PassCosts, Totals, largest_block, pass_costs, totals
 from streamview.streaming.plan.remembering import PassPlan, options_of, remembering
 from streamview.streaming.step import Grid, build_grid, wanted
@@ -282,6 +284,7 @@ class _Planner:
             else torch.empty_like(next(given), device="meta")
             for o in graph.operands
         ]  # fmt: skip
+        self.weights += self._transformed_bytes()
         self.batches = [self._batch(program) for program in self.programs]
         self._totals: tuple[list[Totals], int] | None = None
         self._laid: dict[Size, list[tuple[Size, Grid]]] = {}
@@ -293,6 +296,18 @@ class _Planner:
     def _batch(self, program: Program) -> Batch:
         wants = None if self.needs is None else wanted(program, self.needs.values, self.needs.operands)
         return Batch(self.images, self.dtype, self.blank, wants)
+
+    def _transformed_bytes(self) -> int:
+        """Bytes of the kernels that are held in another form during the call."""
+        if self.call.device.type != "cpu":
+            return 0
+        taken = {}
+        for program in self.programs:
+            for value, node in enumerate(program.nodes, len(program.sources)):
+                op, size = program.op(value), self.bound.sizes[program.values[value]]
+                if isinstance(op, Convolution) and op.transforms(self.blank[node.weights[0]], size):
+                    taken[node.weights[0]] = transformed_bytes(self.blank[node.weights[0]])
+        return sum(taken.values())
 
     def totals(self) -> tuple[list[Totals], int]:
         """The costs of each pass as a whole, and the operations of conventional autograd."""

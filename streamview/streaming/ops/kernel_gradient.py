@@ -1,0 +1,60 @@
+"""The gradient of a convolution's kernel on a processor, where something is faster than torch's own."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from streamview.streaming.ops import winograd
+from streamview.streaming.ops.registry import Size, finite
+from streamview.streaming.schedule import Window
+
+__all__ = ["kernel_gradient"]
+
+# The least channels with which a product for each element of the kernel is faster. oneDNN's gradient of a kernel is slow in channels
+# last without AVX-512, and with it at a stride; with fewer channels the copies of the input cost more.
+_CHANNELS = 128 if winograd.AVX512 else 32
+
+
+def kernel_gradient(x: Tensor, grad: Tensor, kernel: Tensor, window: tuple[Window, Window], padding: Size) -> Tensor | None:
+    """The gradient (O, C, rows, columns) of a kernel without groups; None where torch's own kernel does better.
+
+    Parameters
+    ----------
+    x, grad
+        The convolution's input (N, C, h, w) and the gradient of its output (N, O, h', w').
+    kernel
+        (O, C, rows, columns).
+    window
+        Of the rows and of the columns.
+    padding
+        With which `x` was convolved: rows and columns.
+    """
+    if x.device.type != "cpu" or not x.dtype == grad.dtype == kernel.dtype or x.dtype.itemsize < 4:
+        return None
+    plain = all(axis.stride == axis.dilation == 1 for axis in window)
+    if plain and winograd.suits(kernel, (grad.shape[2], grad.shape[3]), "kernel"):
+        found = winograd.kernel_gradient(x, grad, padding)
+    elif min(kernel.shape[:2]) >= _CHANNELS and max(kernel.shape[2:]) > 1 and not (plain and winograd.AVX512):
+        found = _by_element(x, grad, window, padding)
+    else:
+        return None
+    # torch's own kernels do not meet the padding, whose zeros an infinity would make NaN
+    return found if finite(found) else None
+
+
+def _by_element(x: Tensor, grad: Tensor, window: tuple[Window, Window], padding: Size) -> Tensor:
+    """One matrix product for each element of the kernel: of the inputs that it meets and the gradients of the outputs."""
+    y, x_pad = padding
+    x = F.pad(x, (x_pad, x_pad, y, y)).permute(0, 2, 3, 1) if any(padding) else x.permute(0, 2, 3, 1)
+    rows, cols = window
+    found = x.new_empty(rows.kernel, cols.kernel, x.shape[3], grad.shape[1])
+    of_outputs = grad.permute(0, 2, 3, 1).flatten(0, 2)
+    for i, j in product(range(rows.kernel), range(cols.kernel)):
+        down = slice(i * rows.dilation, i * rows.dilation + rows.stride * (grad.shape[2] - 1) + 1, rows.stride)
+        across = slice(j * cols.dilation, j * cols.dilation + cols.stride * (grad.shape[3] - 1) + 1, cols.stride)
+        torch.mm(x[:, down, across].flatten(0, 2).t(), of_outputs, out=found[i, j])
+    return found.permute(3, 2, 0, 1)
