@@ -145,6 +145,7 @@ def test_tab_goes_down_the_panel(opened: tuple[Any, Any], qtbot: Any) -> None:
         panel.precision,
         panel.memory,
         panel.maps,
+        panel.glass,
         panel.method,
         panel.run,
     ] == passed

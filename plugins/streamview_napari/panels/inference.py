@@ -80,7 +80,8 @@ class InferenceSection(RunSection[RunForecast]):
         stored = settings().panel
         region = stored.region if stored.region in REGIONS else "2048"
         self.controls = Form(RunControls, region=region, memory=str(self.state.compute.memory or ""), maps=bool(stored.maps))
-        self.model, self.region, self.device, self.precision, self.memory, self.maps, self.method = self.controls.natives
+        natives = self.controls.natives
+        self.model, self.region, self.device, self.precision, self.memory, self.maps, self.glass, self.method = natives
         self.model.setEnabled(False)
         self.browse = QPushButton("Browse…")
         self.browse.setToolTip("A network of your own: a card.json or config.json with its weights beside it, or an exported .pt2 file.")
@@ -101,6 +102,7 @@ class InferenceSection(RunSection[RunForecast]):
         self.column.addLayout(self.controls.row("region", beside=(self.draw,)))
         self.column.addLayout(self.controls.row("device", "precision"))
         self.column.addLayout(self.controls.row("memory", "maps"))
+        self.column.addLayout(self.controls.row("glass"))
         self.column.addLayout(self.controls.row("method"))
         below: tuple[QWidget, ...] = (self.extent, self.forecast)
         for widget in below:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NewType
 
-from streamview.inference.compute import Compute
+from streamview.inference.compute import Compute, GlassPixels
 from streamview.results import ExplanationMethod, Method, Precision
 from streamview.results.methods import MethodName
 from streamview_napari.requests.inference import RegionChoice
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 __all__ = [
-    "DEVICES", "PRECISIONS", "ClassName", "Count", "Device", "DisplayControls", "Folder", "Fraction", "LabelControls", "Memory",
+    "DEVICES", "GLASS", "PRECISIONS", "ClassName", "Count", "Device", "DisplayControls", "Folder", "Fraction", "LabelControls", "Memory",
     "Micrometres", "ModelName", "Palette", "Percent", "Percentile", "Rate", "RunControls", "Share", "command_options", "read_memory",
 ]  # fmt: skip
 
@@ -28,6 +28,8 @@ DEVICES: dict[Device, str] = {"auto": "automatic", "cpu": "cpu"}
 """The devices that every machine has, for people."""
 PRECISIONS: dict[Precision, str] = {precision: precision for precision in ("float32", "bf16", "fp16")}
 """Arithmetics, for people."""
+GLASS: dict[GlassPixels, str] = {"as-scanned": "as scanned", "flat": "made even"}
+"""What becomes of empty glass, for people."""
 
 ModelName = NewType("ModelName", str)
 """A network, as for `streamview.load_model`."""
@@ -69,6 +71,8 @@ class RunControls:
         Bound on the memory of the program (CUDA: of the card), such as 2GB; empty: half of what is free.
     maps
         Compute what the answer rests on. Without maps only the prediction is computed, in a third of the time or less.
+    glass
+        Pixels of empty glass. Made even, further than 64 µm from the tissue, they take no time and have no map: for whole slides.
     method
         How it is explained. SmoothGrad, integrated gradients and occlusion go over the region many times, Grad-CAM once.
     """
@@ -79,12 +83,14 @@ class RunControls:
     precision: Annotated[Precision, {"label": "Precision"}] = "float32"
     memory: Annotated[Memory, {"label": "Memory", "placeholder": "auto"}] = Memory("")
     maps: Annotated[bool, {"label": "Saliency maps"}] = True
+    glass: Annotated[GlassPixels, {"label": "Glass"}] = "as-scanned"
     method: Annotated[MethodName, {"label": "Method"}] = "gradient"
 
     @property
     def compute(self) -> Compute:
         """Where and how, for the core."""
-        return Compute(self.device, self.memory or None, precision=self.precision, method=ExplanationMethod(self.method))
+        method = ExplanationMethod(self.method)
+        return Compute(self.device, self.memory or None, precision=self.precision, method=method, glass=self.glass)
 
 
 @dataclass(frozen=True, slots=True)

@@ -166,6 +166,7 @@ def about(saliency: Saliency, recipe: Recipe, origin: Origin | None, verified: s
         "Network": prediction.model_name + ("" if prediction.trained else " (untrained, random weights)"),
         "Weights": f"sha256 {identity.weights_sha256}",
         "Precision": identity.precision,
+        "Glass": identity.glass or "as scanned",
         "Plan": "not known"
         if origin is None or origin.compute.tile is None
         else f"steps of {origin.compute.tile[1]} x {origin.compute.tile[0]} px on {origin.compute.device}",
@@ -179,18 +180,18 @@ def about(saliency: Saliency, recipe: Recipe, origin: Origin | None, verified: s
 
 def _compute(saliency: Saliency, origin: Origin) -> Compute:
     """What computes a map again: in its precision, and by its steps where they are known, whatever the memory."""
-    precision: Any = saliency.prediction.identity.precision
-    method = saliency.prediction.identity.method
-    compute = replace(origin.compute, precision=precision, method=GRADIENT if method is None else ExplanationMethod.parse(method))
+    identity: Any = saliency.prediction.identity
+    method = GRADIENT if identity.method is None else ExplanationMethod.parse(identity.method)
+    compute = replace(origin.compute, precision=identity.precision, method=method, glass=identity.glass or "as-scanned")
     return compute if compute.tile is None else replace(compute, memory=None)
 
 
 def _compute_text(compute: Compute) -> str:
     """The expression of Python that makes it."""
-    text = f"streamview.{compute!r}"
-    if compute.method == GRADIENT:
-        return text
-    return f"{text.removesuffix(')')}, method=streamview.ExplanationMethod.parse({str(compute.method)!r}))"
+    text = f"streamview.{compute!r}".removesuffix(")")
+    if compute.method != GRADIENT:
+        text += f", method=streamview.ExplanationMethod.parse({str(compute.method)!r})"
+    return f"{text}{'' if compute.glass == 'as-scanned' else f', glass={compute.glass!r}'})"
 
 
 def _keywords(values: dict[str, Any]) -> str:
