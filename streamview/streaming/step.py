@@ -369,7 +369,19 @@ def _accumulate(
         if owned and part.shape == shape and part.dtype == dtype:
             grads[value] = part
             return
-        total = torch.empty(shape, dtype=dtype, device=part.device, memory_format=layout(part)).zero_()
-        grads[value] = total
+        grads[value] = _placed(part, where, shape, dtype)
+    else:
+        (r0, r1), (c0, c1) = where
+        total[:, :, r0:r1, c0:c1] += part
+
+
+def _placed(part: Tensor, where: tuple[Span, Span], shape: torch.Size, dtype: torch.dtype) -> Tensor:
+    """A block of this shape that holds a part and is zero around it."""
     (r0, r1), (c0, c1) = where
-    total[:, :, r0:r1, c0:c1] += part
+    block = torch.empty(shape, dtype=dtype, device=part.device, memory_format=layout(part))
+    rows = block[:, :, r0:r1]
+    for around in (block[:, :, :r0], block[:, :, r1:], rows[:, :, :, :c0], rows[:, :, :, c1:]):
+        if around.numel():
+            around.zero_()
+    rows[:, :, :, c0:c1] = part
+    return block
