@@ -300,7 +300,8 @@ class Streamed(nn.Module):
                     f"{format_bytes(gradient)}: give more memory or a smaller region"
                 )
             plan = make_plan(call, memory=memory, tile=self._tile, barriers=self._barriers, forecast=forecast)
-            plan = replace(plan, peak_bytes=plan.peak_bytes + gradient if plan.peak_bytes else 0)
+            peak = plan.peak_bytes + gradient if plan.peak_bytes else 0
+            plan = replace(plan, peak_bytes=peak, kept_bytes=plan.kept_bytes + gradient)
         self._plans = dict([*self._plans.items(), (key, plan)][-_PLANS:])
         return plan
 

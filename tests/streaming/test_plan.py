@@ -63,6 +63,22 @@ def growths(*cases: tuple[int, int, int | None, bool]) -> list[int]:
     return [int(json.loads(line)) for line in told.splitlines()]
 
 
+FAULTS = """
+import resource, sys, torch
+sys.path.insert(0, {folder!r})
+from tests.support.networks import seed_network
+from streamview.streaming import stream
+torch.set_num_threads(1)
+network = seed_network(32, 3).requires_grad_(False).to(memory_format=torch.channels_last)
+streamed = stream(network, memory="1GB")
+image = torch.rand(1, 3, 2048, 1024).to(memory_format=torch.channels_last).requires_grad_()
+plan = streamed.plan(tuple(image.shape))
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+streamed(image).sum().backward()
+print(plan.steps, (resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) * resource.getpagesize() / plan.peak_bytes)
+"""
+
+
 def plan_for(height: int, width: int, memory: int, *, train: bool = False) -> Plan:
     graph = capture(seed_network(16, 4))
     weights = [w.read() for w in graph.weights]
@@ -96,6 +112,16 @@ def test_peak_is_forecast(width: int, budget: int) -> None:
     predicted = plan_for(height, width, budget, train=True).peak_bytes
     (measured,) = growths((height, width, budget, True))
     assert 0.8 * measured < predicted < 1.25 * measured
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of glibc's allocator")
+def test_freed_memory_is_used_again() -> None:
+    """A step finds the memory of the one before it: the pages that a call asks the system for are those that it takes at its peak."""
+    script = FAULTS.format(folder=str(Path(__file__).parents[2]))
+    told = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True).stdout
+    steps, times = map(float, told.split())
+    assert steps > 8
+    assert times < 1.2
 
 
 def test_more_memory_keeps_more_tapes() -> None:

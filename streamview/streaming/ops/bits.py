@@ -8,7 +8,10 @@ from torch import Tensor
 
 __all__ = ["Bits", "divide", "nonzero", "pack", "select_", "unpack"]
 
-Bits = tuple[Tensor, torch.Size, tuple[int, ...]]
+Bits = tuple[Tensor | bytes, torch.Size, tuple[int, ...]]
+"""Data, shape and strides. On a processor the data are `bytes`, one allocation that stays. A tensor would make several small ones
+beside it; they would come to lie in the gaps that glibc leaves around aligned blocks and keep these from joining when they are freed, so
+that no block of the same size fits again, and memory grows by the step."""
 _CHUNK = 2**19  # elements that stay in the processor's cache; a multiple of 8
 # Whole numbers of the same size: times 1 they leave infinities and NaN as they are, and times 0 they make a zero of them.
 _WHOLE = {2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -28,25 +31,28 @@ def pack(mask: Tensor) -> Bits:
         return mask.new_empty((mask.numel() + 7) // 8, dtype=torch.uint8), mask.shape, mask.stride()
     flat = mask.as_strided((mask.numel(),), (1,), mask.storage_offset()).view(torch.uint8)
     if mask.device.type == "cpu":
-        return torch.from_numpy(np.packbits(flat.numpy())), mask.shape, mask.stride()
+        return np.packbits(flat.numpy()).tobytes(), mask.shape, mask.stride()
     return _pack_on_device(flat), mask.shape, mask.stride()
 
 
 def unpack(bits: Bits, like: Tensor) -> Tensor:
     """The mask as zeros and ones of the dtype of `like`."""
     data, shape, stride = bits
-    if data.device.type == "meta":
+    if isinstance(data, bytes):
+        flat = _unpack(memoryview(data), shape.numel())
+    elif data.device.type == "meta":
         return torch.empty_strided(shape, stride, dtype=like.dtype, device="meta")
-    flat = _unpack(data, shape.numel()) if data.device.type == "cpu" else _unpack_on_device(data, shape.numel()) != 0
+    else:
+        flat = _unpack_on_device(data, shape.numel()) != 0
     return flat.to(like.dtype).as_strided(shape, stride)
 
 
 def select_(grad: Tensor, bits: Bits) -> Tensor:
     """Set `grad` to zero where the mask is not set, in place."""
     data, shape, stride = bits
-    if data.device.type == "meta":
-        return grad
-    if data.device.type != "cpu":
+    if not isinstance(data, bytes):
+        if data.device.type == "meta":
+            return grad
         # no look at the values, for which the host would wait
         return grad.masked_fill_((_unpack_on_device(data, shape.numel()) == 0).as_strided(shape, stride), 0)
     same = all(n == 1 or a == b for n, a, b in zip(shape, grad.stride(), stride, strict=True))
@@ -58,7 +64,7 @@ def select_(grad: Tensor, bits: Bits) -> Tensor:
     whole = grad.as_strided((shape.numel(),), (1,), grad.storage_offset()).view(_WHOLE[grad.itemsize])
     for start in range(0, shape.numel(), _CHUNK):
         part = whole[start : start + _CHUNK]
-        part.mul_(_unpack(data[start // 8 :], part.numel()))
+        part.mul_(_unpack(memoryview(data)[start // 8 :], part.numel()))
     return grad
 
 
@@ -69,9 +75,9 @@ def divide(grad: Tensor, bits: Bits, chosen: Tensor, rest: Tensor) -> None:
     torch.sub(grad, chosen, out=rest)
 
 
-def _unpack(data: Tensor, count: int) -> Tensor:
+def _unpack(data: memoryview, count: int) -> Tensor:
     """The first `count` bits as uint8."""
-    return torch.from_numpy(np.unpackbits(data[: (count + 7) // 8].numpy(), count=count))
+    return torch.from_numpy(np.unpackbits(np.frombuffer(data, np.uint8, (count + 7) // 8), count=count))
 
 
 def _pack_on_device(flat: Tensor) -> Tensor:

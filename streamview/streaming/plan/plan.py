@@ -58,9 +58,9 @@ class CostModel:
 
     best_log2_px: float = 17.5
     returned_time: float = 1.25
-    reused_most: float = 4
+    reused_most: float = 5
     reused_expected: float = 2.2
-    reused_between: float = 3
+    reused_between: float = 4
     reused_block: int = 2**25
     cuda_largest_px: int = 2**23
     cuda_launch_px: int = 2**20
