@@ -102,8 +102,7 @@ class InferenceSection(RunSection[RunForecast]):
         self.column.addLayout(self.controls.row("region", beside=(self.draw,)))
         self.column.addLayout(self.controls.row("device", "precision"))
         self.column.addLayout(self.controls.row("memory", "maps"))
-        self.column.addLayout(self.controls.row("glass"))
-        self.column.addLayout(self.controls.row("method"))
+        self.column.addLayout(self.controls.row("glass", "method"))
         below: tuple[QWidget, ...] = (self.extent, self.forecast)
         for widget in below:
             self.column.addWidget(widget)
