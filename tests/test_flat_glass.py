@@ -87,9 +87,9 @@ def test_cells_hold_what_is_kept(pixels: NDArray[np.uint8], mpp: float) -> None:
     slide = as_slide(pixels, mpp=1.0)
     sampler = FlatSampler(slide, Sampler(slide, Region(3, 5, 633, 889), mpp))
     sampler._near_mask = np.random.default_rng(0).random(sampler._near_mask.shape) < 0.02
-    parts, kept = sampler.parts, sampler.near_tissue(0, sampler.shape[0], 0, sampler.shape[1])
-    rows, columns = (np.arange(n) * p // n for n, p in zip(kept.shape, parts.shape, strict=True))
-    assert not (kept & ~parts[np.ix_(rows, columns)]).any()
+    parts, near = sampler.parts, sampler.near_tissue(0, sampler.shape[0], 0, sampler.shape[1])
+    rows, columns = (np.arange(n) * p // n for n, p in zip(near.shape, parts.shape, strict=True))
+    assert not (near & ~parts[np.ix_(rows, columns)]).any()
     assert parts.mean() < 0.2
 
 

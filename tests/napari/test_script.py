@@ -87,6 +87,24 @@ def test_a_map_by_another_method_is_computed_again_by_it(
     assert ExplanationMethod.parse(method).described in about(other, recipe, origin)
 
 
+def test_a_map_of_a_slide_with_even_glass_is_computed_again_so(
+    made: Saliency, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    origin = find_origin(made)
+    assert main(["saliency", "-i", origin.slide, "-o", str(tmp_path / "job"), "-m", "demo", "--target", "lesion", "--glass", "flat"]) == 0
+    (path,) = (tmp_path / "job" / "saliency").glob("*/*.ome.zarr")
+    even = open_saliency(path)
+    assert even.prediction.identity.key != made.prediction.identity.key
+    recipe, origin = usual_recipe(even), find_origin(even)
+    words = shlex.split(command(even, origin, recipe))
+    assert words[words.index("--glass") + 1] == "flat"
+    (tmp_path / "script.py").write_text(python(even, origin, recipe), encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    runpy.run_path("script.py")
+    assert open_saliency(tmp_path / "map.ome.zarr").prediction.identity.key == even.prediction.identity.key
+    assert "Glass: flat" in about(even, recipe, origin)
+
+
 def test_a_script_refuses_another_network(made: Saliency, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = python(made, find_origin(made), PRESETS["evidence"]).replace(made.prediction.identity.key, "0" * 64)
     (tmp_path / "script.py").write_text(text, encoding="utf-8")

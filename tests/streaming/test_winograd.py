@@ -94,6 +94,13 @@ def test_a_wrong_sign_is_noticed(name, monkeypatch):
 
 
 @pytest.mark.usefixtures("always")
+@pytest.mark.parametrize("padding", [3, 5])
+def test_more_padding_than_the_kernel_is_left_to_torch(padding):
+    network = nn.Sequential(nn.Conv2d(3, 4, 3, padding=padding), nn.AdaptiveAvgPool2d(1)).double()
+    assert max(errors(network, torch.randn(1, 3, 12, 14, dtype=torch.float64), tile=(64, 64))) < 1e-10
+
+
+@pytest.mark.usefixtures("always")
 @pytest.mark.parametrize("value", [torch.inf, torch.nan])
 def test_what_is_not_finite_spreads_as_in_torch(value):
     network = nn.Conv2d(2, 3, 3, padding=1).double().requires_grad_(False)

@@ -33,17 +33,17 @@ def kernel_gradient(x: Tensor, grad: Tensor, kernel: Tensor, window: tuple[Windo
     padding
         With which `x` was convolved: rows and columns.
     """
+    strides = any(axis.stride > 1 for axis in window)
     if x.device.type != "cpu" or not x.dtype == grad.dtype == kernel.dtype or x.dtype.itemsize < 4:
         return None
-    plain = all(axis.stride == axis.dilation == 1 for axis in window)
-    if plain and winograd.suits(kernel, (grad.shape[2], grad.shape[3]), "kernel"):
-        found = winograd.kernel_gradient(x, grad, padding)
-    elif min(kernel.shape[:2]) >= _CHANNELS and max(kernel.shape[2:]) > 1 and not (plain and winograd.AVX512):
-        found = _by_element(x, grad, window, padding)
+    if winograd.suits(kernel, window, (grad.shape[2], grad.shape[3]), "kernel"):
+        gradient = winograd.kernel_gradient(x, grad, padding)
+    elif min(kernel.shape[:2]) >= _CHANNELS and max(kernel.shape[2:]) > 1 and (strides or not winograd.AVX512):
+        gradient = _by_element(x, grad, window, padding)
     else:
         return None
     # torch's own kernels do not meet the padding, whose zeros an infinity would make NaN
-    return found if finite(found) else None
+    return gradient if finite(gradient) else None
 
 
 def _by_element(x: Tensor, grad: Tensor, window: tuple[Window, Window], padding: Size) -> Tensor:
@@ -51,10 +51,10 @@ def _by_element(x: Tensor, grad: Tensor, window: tuple[Window, Window], padding:
     y, x_pad = padding
     x = F.pad(x, (x_pad, x_pad, y, y)).permute(0, 2, 3, 1) if any(padding) else x.permute(0, 2, 3, 1)
     rows, cols = window
-    found = x.new_empty(rows.kernel, cols.kernel, x.shape[3], grad.shape[1])
+    gradient = x.new_empty(rows.kernel, cols.kernel, x.shape[3], grad.shape[1])
     of_outputs = grad.permute(0, 2, 3, 1).flatten(0, 2)
     for i, j in product(range(rows.kernel), range(cols.kernel)):
         down = slice(i * rows.dilation, i * rows.dilation + rows.stride * (grad.shape[2] - 1) + 1, rows.stride)
         across = slice(j * cols.dilation, j * cols.dilation + cols.stride * (grad.shape[3] - 1) + 1, cols.stride)
-        torch.mm(x[:, down, across].flatten(0, 2).t(), of_outputs, out=found[i, j])
-    return found.permute(3, 2, 0, 1)
+        torch.mm(x[:, down, across].flatten(0, 2).t(), of_outputs, out=gradient[i, j])
+    return gradient.permute(3, 2, 0, 1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -90,9 +90,9 @@ class Convolution:
         scratch = self._scratch(x, weights[0], piece.shape, "output")
         out = self._faster_output(x, weights, native, piece.shape)
         if out is None:
-            taken = [t.to(torch.float32) for t in (x, *weights)] if self._unsound(x, piece) else [x, *weights]
-            bias = taken[2] if len(taken) > 2 else None
-            out = F.conv2d(taken[0], taken[1], bias, stride, native, dilation, self.groups).to(x.dtype)
+            operands = [t.to(torch.float32) for t in (x, *weights)] if self._unsound(x, piece) else [x, *weights]
+            bias = operands[2] if len(operands) > 2 else None
+            out = F.conv2d(operands[0], operands[1], bias, stride, native, dilation, self.groups).to(x.dtype)
         del scratch
         if wants is None:
             return out, None
@@ -105,7 +105,8 @@ class Convolution:
         bias = len(weights) > 1 and wants.weights[1]
         scratch = self._scratch(grad, weights[0], piece.shape, "input", "kernel")
         grad_x = self._faster_gradient(grad, weights[0], native, padded) if wants.inputs[0] else None
-        grad_w = self._faster_kernel_gradient(x, grad, weights[0], native) if wants.weights[0] else None
+        own = wants.weights[0] and self.groups == 1
+        grad_w = kernel_gradient(x, grad, weights[0], (self.rows, self.cols), native) if own else None
         # torch's kernel for the bias alone would compute all
         grad_b = grad.sum((0, 2, 3), dtype=weights[1].dtype) if bias and not (wants.weights[0] and grad_w is None) else None
         asked = [wants.inputs[0] and grad_x is None, wants.weights[0] and grad_w is None, bias and grad_b is None]
@@ -118,18 +119,16 @@ class Convolution:
             )
             grad_x, grad_w, grad_b = (b if a is None else a for a, b in zip((grad_x, grad_w, grad_b), theirs, strict=True))
         del scratch
-        found = [grad_w, grad_b][: len(weights)]
-        return [None if grad_x is None else _crop(grad_x, piece, native, shape).to(grad.dtype)], found
+        return [None if grad_x is None else _crop(grad_x, piece, native, shape).to(grad.dtype)], [grad_w, grad_b][: len(weights)]
 
     def transforms(self, kernel: Tensor, outputs: Size) -> bool:
         """Whether a kernel is held in another form, for fewer products, where as many rows and columns are computed on a processor."""
         return self._by_winograd(kernel, outputs, "output") or self._by_winograd(kernel, outputs, "input")
 
-    def _by_winograd(self, kernel: Tensor, outputs: Size, wanted: str) -> bool:
-        plain = self.groups == 1 and all(axis.stride == axis.dilation == 1 for axis in (self.rows, self.cols))
-        return plain and winograd.suits(kernel, outputs, wanted)
+    def _by_winograd(self, kernel: Tensor, outputs: Size, wanted: Literal["output", "input", "kernel"]) -> bool:
+        return self.groups == 1 and winograd.suits(kernel, (self.rows, self.cols), outputs, wanted)
 
-    def _scratch(self, x: Tensor, kernel: Tensor, outputs: Size, *wanted: str) -> Tensor | None:
+    def _scratch(self, x: Tensor, kernel: Tensor, outputs: Size, *wanted: Literal["output", "input", "kernel"]) -> Tensor | None:
         """What that takes besides, where a plan counts memory: the operations are torch's own there."""
         if x.device.type != "meta" or not any(self._by_winograd(kernel, outputs, kind) for kind in wanted):
             return None
@@ -149,15 +148,11 @@ class Convolution:
             return self._input_gradient(grad, kernel, native, shape)
         if grad.device.type not in ("cpu", "meta") or self.groups > 1 or self.rows.dilation > 1 or self.cols.dilation > 1:
             return None
-        alike = grad.device.type == "cpu" and grad.dtype == kernel.dtype and max(native) <= 2
+        alike = grad.device.type == "cpu" and grad.dtype == kernel.dtype
         if alike and self._by_winograd(kernel, (grad.shape[2], grad.shape[3]), "input"):
-            found = winograd.input_gradient(grad, kernel, native)
-            return found if finite(found) else None
+            gradient = winograd.input_gradient(grad, kernel, native)
+            return gradient if finite(gradient) else None
         return image_gradient(grad, kernel, (self.rows.stride, self.cols.stride), native, shape[2:])
-
-    def _faster_kernel_gradient(self, x: Tensor, grad: Tensor, kernel: Tensor, native: Size) -> Tensor | None:
-        """The same of the gradient of the kernel."""
-        return kernel_gradient(x, grad, kernel, (self.rows, self.cols), native) if self.groups == 1 else None
 
     def _transposes(self, grad: Tensor) -> bool:
         """Whether the input's gradient is better computed by forward convolutions.

@@ -13,6 +13,7 @@ its rounding error is two to three times that of the sum itself.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +21,7 @@ from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from streamview.streaming.ops.registry import Size
+from streamview.streaming.schedule import Window
 
 __all__ = ["AVX512", "convolve", "input_gradient", "kernel_gradient", "scratch", "suits", "transformed", "transformed_bytes"]
 
@@ -34,15 +36,17 @@ _STRAIGHT, _TURNED = (0, 1, 2, 3), (3, 1, 2, 0)
 _transformed: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
 
-def suits(kernel: Tensor, outputs: Size, wanted: str) -> bool:
-    """Whether a convolution with this kernel (O, C, rows, columns) is faster so on a processor, for as many rows and columns.
+def suits(kernel: Tensor, window: tuple[Window, Window], outputs: Size, wanted: Literal["output", "input", "kernel"]) -> bool:
+    """Whether a convolution without groups is faster so on a processor, for as many rows and columns of outputs.
 
-    `wanted` is ``"output"``, or the gradient of the ``"input"`` or the ``"kernel"``.
+    `kernel` is (O, C, rows, columns), `window` that of its rows and of its columns; `wanted` is ``"output"``, or the gradient of the
+    ``"input"`` or the ``"kernel"``.
     """
-    out_channels, channels, *lengths = kernel.shape
+    out_channels, channels = kernel.shape[:2]
     return (
         kernel.dtype.itemsize >= 4
-        and lengths == [3, 3]
+        and all(axis.kernel == 3 and axis.stride == axis.dilation == 1 for axis in window)
+        and all(0 <= padding <= 2 for axis in window for padding in (axis.before, axis.after))
         and min(out_channels, channels) >= _CHANNELS[wanted]
         and outputs[0] * outputs[1] >= 4 * _TILES
     )
@@ -118,8 +122,7 @@ def _tiles(x: Tensor, padding: Size, outputs: Sequence[int], order: Sequence[int
     x = x.permute(0, 2, 3, 1)
     images, height, width, channels = x.shape
     down, across = ((n + 1) // 2 for n in outputs)
-    left = padding[1]
-    at_once = _rows_at_once(images, across, channels)
+    left, at_once = padding[1], _rows_at_once(images, across, channels)
     for first in range(0, down, at_once):
         last = min(first + at_once, down)
         start, stop = 2 * first - padding[0], 2 * last + 2 - padding[0]
@@ -167,13 +170,13 @@ def _spread(grad: Tensor, rows: Size, across: int) -> Tensor:
     if bottom or right:
         grad = F.pad(grad, (0, 0, 0, right, 0, bottom))
     upper, lower = grad.unflatten(1, (-1, 2)).unbind(2)
-    found = grad.new_empty(4, 4, *upper.shape[:2], across, grad.shape[3])
-    for part, into in zip((upper, upper + lower, upper - lower, lower), found, strict=True):
+    spread = grad.new_empty(4, 4, *upper.shape[:2], across, grad.shape[3])
+    for part, into in zip((upper, upper + lower, upper - lower, lower), spread, strict=True):
         first, second = part.unflatten(2, (-1, 2)).unbind(3)
         into[0], into[3] = first, second
         torch.add(first, second, out=into[1])
         torch.sub(first, second, out=into[2])
-    return found.flatten(0, 1)
+    return spread.flatten(0, 1)
 
 
 def _both_axes(like: Tensor, last: int = 1) -> Tensor:

@@ -301,13 +301,13 @@ class _Planner:
         """Bytes of the kernels that are held in another form during the call."""
         if self.call.device.type != "cpu":
             return 0
-        taken = {}
+        transformed = {}
         for program in self.programs:
             for value, node in enumerate(program.nodes, len(program.sources)):
                 op, size = program.op(value), self.bound.sizes[program.values[value]]
                 if isinstance(op, Convolution) and op.transforms(self.blank[node.weights[0]], size):
-                    taken[node.weights[0]] = transformed_bytes(self.blank[node.weights[0]])
-        return sum(taken.values())
+                    transformed[node.weights[0]] = transformed_bytes(self.blank[node.weights[0]])
+        return sum(transformed.values())
 
     def totals(self) -> tuple[list[Totals], int]:
         """The costs of each pass as a whole, and the operations of conventional autograd."""

@@ -77,12 +77,12 @@ def options_of(cost: PassCosts, busy: NDArray[np.bool_] | None) -> Iterator[Opti
     if busy is not None:
         tapes = tapes * torch.from_numpy(busy.flatten())
         carries = carries * torch.from_numpy(busy.flatten())
-    kept, made = _from_none(tapes.flip(0).cumsum(0)), _from_none(tapes.cumsum(0))
+    last_tapes, first_tapes = _from_none(tapes.flip(0).cumsum(0)), _from_none(tapes.cumsum(0))
 
     def bytes_by_tapes(carried: Tensor, again: Tensor) -> Tensor:
         # the last steps keep theirs, and these are gone when those of the first ones are computed again
         carried, again = _from_none(carried.cumsum(0)).flip(0), _from_none(again.cummax(0).values).flip(0)
-        return (carried + torch.maximum(kept, again)).ceil().long()
+        return (carried + torch.maximum(last_tapes, again)).ceil().long()
 
     yield Option(0, False, bytes_by_tapes(carries, tapes))
     segment = 1 if columns > 1 else 2
@@ -90,7 +90,7 @@ def options_of(cost: PassCosts, busy: NDArray[np.bool_] | None) -> Iterator[Opti
         row = torch.arange(rows)
         begins = (row - row % segment).repeat_interleave(columns)
         # a segment that is computed again is at hand as a whole, and so is what it hands down
-        again = made[1:] - made[begins * columns] + states.max()
+        again = first_tapes[1:] - first_tapes[begins * columns] + states.max()
         starts = torch.zeros(rows, columns, dtype=torch.float64)
         starts[::segment, 0] = states[::segment]
         yield Option(segment, False, bytes_by_tapes(starts.flatten(), again))
@@ -108,8 +108,8 @@ def remembering(
 ) -> tuple[tuple[PassPlan, ...], int]:
     """What each pass remembers, those of later passes chosen first, and the bytes of all that with what is `fixed`."""
     if budget is None:
-        options = [[option for option in found if not option.segment] for found in options]
-    least = [min(int(option.bytes[0]) for option in found) for found in options]
+        options = [[option for option in ways if not option.segment] for ways in options]
+    least = [min(int(option.bytes[0]) for option in ways) for ways in options]
     again = lean[0].again
     used = fixed + (0 if again else max(peaks))
     passes: list[PassPlan] = []
@@ -117,14 +117,14 @@ def remembering(
         # a pass that is run again is alone in memory
         others = fixed + peaks[p] if again else used + sum(least[:p])
         tapes, option = _chosen(options[p], 0 if budget is None else budget - others)
-        taken = int(option.bytes[tapes])
-        used = max(used, others + taken) if again else used + taken
+        remembered = int(option.bytes[tapes])
+        used = max(used, others + remembered) if again else used + remembered
         passes.insert(0, replace(lean[p], tapes=tapes, segment=option.segment, spill=option.spill))
     return tuple(passes), used
 
 
 def _chosen(options: Sequence[Option], room: int) -> tuple[int, Option]:
     """How many tapes are kept, and how the other steps are remembered; in a file only where memory alone does not do."""
-    found = [(option.most(room), option) for option in options]
-    held = [(tapes, option) for tapes, option in found if not option.spill and option.bytes[tapes] <= room]
-    return max(held or found, key=lambda pair: (pair[0], -int(pair[1].bytes[pair[0]])))
+    ways = [(option.most(room), option) for option in options]
+    held = [(tapes, option) for tapes, option in ways if not option.spill and option.bytes[tapes] <= room]
+    return max(held or ways, key=lambda pair: (pair[0], -int(pair[1].bytes[pair[0]])))
