@@ -95,7 +95,7 @@ def test_a_wrong_sign_is_noticed(name, monkeypatch):
 
 @pytest.mark.usefixtures("always")
 @pytest.mark.parametrize("padding", [3, 5])
-def test_more_padding_than_the_kernel_is_left_to_torch(padding):
+def test_padding_beyond_the_kernel(padding):
     network = nn.Sequential(nn.Conv2d(3, 4, 3, padding=padding), nn.AdaptiveAvgPool2d(1)).double()
     assert max(errors(network, torch.randn(1, 3, 12, 14, dtype=torch.float64), tile=(64, 64))) < 1e-10
 

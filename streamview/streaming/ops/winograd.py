@@ -46,7 +46,6 @@ def suits(kernel: Tensor, window: tuple[Window, Window], outputs: Size, wanted: 
     return (
         kernel.dtype.itemsize >= 4
         and all(axis.kernel == 3 and axis.stride == axis.dilation == 1 for axis in window)
-        and all(0 <= padding <= 2 for axis in window for padding in (axis.before, axis.after))
         and min(out_channels, channels) >= _CHANNELS[wanted]
         and outputs[0] * outputs[1] >= 4 * _TILES
     )
