@@ -144,9 +144,9 @@ def test_tab_goes_down_the_panel(opened: tuple[Any, Any], qtbot: Any) -> None:
         panel.device,
         panel.precision,
         panel.memory,
-        panel.maps,
-        panel.glass,
+        panel.even_glass,
         panel.method,
+        panel.maps,
         panel.run,
     ] == passed
     places = [widget.mapTo(dock, QPoint(0, widget.height())) for widget in passed]

@@ -22,7 +22,6 @@ from superqt import QDoubleSlider, QLabeledDoubleSlider
 
 from streamview.errors import StreamviewError
 from streamview.finetuning.settings import Part
-from streamview.inference.compute import GlassPixels
 from streamview.results import Method, Precision
 from streamview.results.display import PALETTES
 from streamview.results.display import TITLES as MAPS
@@ -273,7 +272,7 @@ def _types() -> TypeMap:
     types = TypeMap()
     texts: dict[Any, dict[Any, str]] = {
         RegionChoice: dict(REGIONS), controls.Device: dict(controls.DEVICES), Precision: dict(controls.PRECISIONS), Method: dict(MAPS),
-        GlassPixels: dict(controls.GLASS), MethodName: dict(METHOD_TITLES),
+        MethodName: dict(METHOD_TITLES),
         Preset: dict(TITLES), Part: dict(PARTS), Format: {name: each.title for name, each in FORMATS.items()},
         controls.ModelName: {"": "Looking for networks…"}, controls.Palette: {name: name for name in PALETTES},
     }  # fmt: skip

@@ -81,7 +81,7 @@ class InferenceSection(RunSection[RunForecast]):
         region = stored.region if stored.region in REGIONS else "2048"
         self.controls = Form(RunControls, region=region, memory=str(self.state.compute.memory or ""), maps=bool(stored.maps))
         natives = self.controls.natives
-        self.model, self.region, self.device, self.precision, self.memory, self.maps, self.glass, self.method = natives
+        self.model, self.region, self.device, self.precision, self.memory, self.even_glass, self.method, self.maps = natives
         self.model.setEnabled(False)
         self.browse = QPushButton("Browse…")
         self.browse.setToolTip("A network of your own: a card.json or config.json with its weights beside it, or an exported .pt2 file.")
@@ -101,8 +101,8 @@ class InferenceSection(RunSection[RunForecast]):
         self.column.addWidget(self.streaming)
         self.column.addLayout(self.controls.row("region", beside=(self.draw,)))
         self.column.addLayout(self.controls.row("device", "precision"))
-        self.column.addLayout(self.controls.row("memory", "maps"))
-        self.column.addLayout(self.controls.row("glass", "method"))
+        self.column.addLayout(self.controls.row("memory", "even_glass"))
+        self.column.addLayout(self.controls.row("method", beside=(self.maps,)))
         below: tuple[QWidget, ...] = (self.extent, self.forecast)
         for widget in below:
             self.column.addWidget(widget)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NewType
 
-from streamview.inference.compute import Compute, GlassPixels
+from streamview.inference.compute import Compute
 from streamview.results import ExplanationMethod, Method, Precision
 from streamview.results.methods import MethodName
 from streamview_napari.requests.inference import RegionChoice
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 __all__ = [
-    "DEVICES", "GLASS", "PRECISIONS", "ClassName", "Count", "Device", "DisplayControls", "Folder", "Fraction", "LabelControls", "Memory",
+    "DEVICES", "PRECISIONS", "ClassName", "Count", "Device", "DisplayControls", "Folder", "Fraction", "LabelControls", "Memory",
     "Micrometres", "ModelName", "Palette", "Percent", "Percentile", "Rate", "RunControls", "Share", "command_options", "read_memory",
 ]  # fmt: skip
 
@@ -28,8 +28,6 @@ DEVICES: dict[Device, str] = {"auto": "automatic", "cpu": "cpu"}
 """The devices that every machine has, for people."""
 PRECISIONS: dict[Precision, str] = {precision: precision for precision in ("float32", "bf16", "fp16")}
 """Arithmetics, for people."""
-GLASS: dict[GlassPixels, str] = {"as-scanned": "as scanned", "flat": "made even"}
-"""What becomes of empty glass, for people."""
 
 ModelName = NewType("ModelName", str)
 """A network, as for `streamview.load_model`."""
@@ -69,12 +67,12 @@ class RunControls:
         Arithmetic of the streamed part. bf16 and fp16 halve the memory and are fast on recent graphics cards; the answer changes slightly.
     memory
         Bound on the memory of the program (CUDA: of the card), such as 2GB; empty: half of what is free.
-    maps
-        Compute what the answer rests on. Without maps only the prediction is computed, in a third of the time or less.
-    glass
-        Pixels of empty glass. Made even, further than 64 µm from the tissue, they take no time and have no map: for whole slides.
+    even_glass
+        Glass further than 64 µm from the tissue gets one colour: it takes no time and has no map. For whole slides.
     method
         How it is explained. SmoothGrad, integrated gradients and occlusion go over the region many times, Grad-CAM once.
+    maps
+        Compute what the answer rests on. Without maps only the prediction is computed, in a third of the time or less.
     """
 
     model: Annotated[ModelName, {"label": "Model"}] = ModelName("")
@@ -82,15 +80,17 @@ class RunControls:
     device: Annotated[Device, {"label": "Device"}] = "auto"
     precision: Annotated[Precision, {"label": "Precision"}] = "float32"
     memory: Annotated[Memory, {"label": "Memory", "placeholder": "auto"}] = Memory("")
-    maps: Annotated[bool, {"label": "Saliency maps"}] = True
-    glass: Annotated[GlassPixels, {"label": "Glass"}] = "as-scanned"
+    even_glass: Annotated[bool, {"label": "Even glass"}] = False
     method: Annotated[MethodName, {"label": "Method"}] = "gradient"
+    maps: Annotated[bool, {"label": "Maps"}] = True
 
     @property
     def compute(self) -> Compute:
         """Where and how, for the core."""
         method = ExplanationMethod(self.method)
-        return Compute(self.device, self.memory or None, precision=self.precision, method=method, glass=self.glass)
+        return Compute(
+            self.device, self.memory or None, precision=self.precision, method=method, glass="flat" if self.even_glass else "as-scanned"
+        )
 
 
 @dataclass(frozen=True, slots=True)
