@@ -37,7 +37,7 @@ lint: .venv/.test  ## Style, format and types
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
-bench: .venv/.test  ## Seed network and ResNet-18 at 2048 px against autograd, checkpointing and lightstream; less than 15 minutes
+bench: .venv/.test  ## Seed network and ResNet-18 at 2048 px against autograd, checkpointing and lightstream; about 20 minutes
 	$(BIN)/python -m benchmarks.peers
 
 bench-full: .venv/.test  ## Seven networks at 512 to 4096 px, ours to 16384, then page and picture; hours, and goes on where it stopped
