@@ -35,7 +35,7 @@ COMBINATIONS = (
     ("resnet18", 2048, "forward", "500MB"),
     ("resnet18", 2048, "training", "700MB"),
     ("resnet18", 4096, "saliency", "700MB"),
-    ("resnet34", 2048, "saliency", "300MB"),
+    ("resnet34", 2048, "saliency", "350MB"),
     ("resnet50", 1024, "training", "1GB"),
     ("convnext_tiny", 1024, "saliency", "2GB"),
     ("camelyon17-2048", 1024, "training", "3GB"),

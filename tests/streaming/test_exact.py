@@ -13,11 +13,12 @@ from torch import nn
 from streamview.errors import StreamviewError
 from streamview.streaming import step
 from tests.support.networks import Case, cases, seed_network
-from tests.support.oracle import captured, errors, joined, remembering
+from tests.support.oracle import captured, errors, joined, jumps, remembering
 
 pytestmark = pytest.mark.usefixtures("fine_rows")
 
 TOLERANCE = 1e-10
+JUMPS = "torch's own gradient jumps there"
 SETTINGS = {"deadline": None, "suppress_health_check": list(HealthCheck)}
 
 
@@ -33,13 +34,15 @@ def outcome(case: Case) -> str:
             worst = max(errors(case.network, case.image, tile=case.tile, barriers=case.barriers))
     except StreamviewError as refusal:
         return re.sub(r"[\w.]*\d[\w.]*", "#", str(refusal))
+    if worst >= TOLERANCE and jumps(case.network, case.image):
+        return JUMPS
     assert worst < TOLERANCE
     return "exact"
 
 
 def check(case: Case) -> None:
     reason = outcome(case)
-    assume(reason != "torch itself refuses it")
+    assume(reason not in ("torch itself refuses it", JUMPS))
     assert reason == "exact" or "shares memory with a slice" in reason, reason  # the one refusal that a random network may earn
 
 

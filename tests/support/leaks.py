@@ -22,6 +22,7 @@ _KEPT_THREADS = {
     "fsspecIO": "the event loop of fsspec, one a process",
     "IO loop": "the event loop of Dask's client, one a process",
     "Dask-": "the workers of that loop",
+    "MainThread - runner": "the event loop of Jupyter's client, one a process",
     "Profile": "by which Dask samples its own event loop",
 }
 # Files that libraries keep for the life of the process, by a part of their paths.

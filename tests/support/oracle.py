@@ -73,6 +73,23 @@ def gradients(network: nn.Module, image: Tensor, parameters: list[Tensor], cotan
     return [out.detach(), *torch.autograd.grad(out, [leaf, *parameters], cotangent, allow_unused=True)]
 
 
+def jumps(network: nn.Module, image: Tensor) -> bool:
+    """Whether autograd's own gradient of the whole image is another after a change of the image by rounding.
+
+    So it is where two values of a maximum are equal but for rounding, as on even background: both gradients are right.
+    """
+    parameters = [p for p in network.parameters() if p.requires_grad]
+    with torch.no_grad():
+        cotangent = torch.randn_like(joined(network(image.clone())))
+    expected = gradients(network, image, parameters, cotangent)
+    for _ in range(5):
+        moved = gradients(network, image * (1 + 1e-13 * torch.randn_like(image)), parameters, cotangent)
+        for a, b in zip(expected, moved, strict=True):
+            if a is not None and b is not None and a.numel() and (a - b).abs().max() > 1e-6 * a.abs().max():
+                return True
+    return False
+
+
 def errors(network: nn.Module, image: Tensor, **how: Any) -> list[float]:
     """Worst error of the output, the image's gradient and every parameter's, relative to the largest value of each.
 

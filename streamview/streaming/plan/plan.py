@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -33,6 +34,25 @@ _CUDA_COLUMNS = 2048  # the least
 _ELEMENTS = 2**31  # several of torch's kernels fail beyond
 
 
+class HeldBack(NamedTuple):
+    """Memory that the C library holds back for reuse, in units of what the heaviest step takes.
+
+    Parameters
+    ----------
+    most, expected
+        At most, and as a rule.
+    between
+        Between two steps, relative to the peak of what is used: what is more is given back.
+    """
+
+    most: float
+    expected: float
+    between: float
+
+
+_REUSED, _REUSED_TRAINING, _RETURNED = HeldBack(5, 2, 4), HeldBack(5, 1, 4), HeldBack(0.4, 0.15, -1)
+
+
 @dataclass(frozen=True, slots=True)
 class CostModel:
     """The measured constants by which plans are compared; a machine of another kind may want others.
@@ -44,8 +64,9 @@ class CostModel:
         networks of 18 and 22 layers at widths of 2048 and 8192 px.
     returned_time
         Time, relative to memory that is reused, where every block of a step comes from the system anew.
-    reused_most, reused_expected, reused_between
-        Memory that the C library holds back for reuse, in units of what the heaviest step takes: at most, as a rule, and between two steps.
+    reused, reused_training, returned
+        What is held back where freed memory is reused, where it is reused for gradients of weights, and where it is returned to the
+        system. Fitted to the combinations of `benchmarks.forecasts`.
     reused_block
         Bytes from which a tensor comes from the system every time, whatever was freed: glibc keeps no more.
     cuda_largest_px
@@ -58,13 +79,19 @@ class CostModel:
 
     best_log2_px: float = 17.5
     returned_time: float = 1.25
-    reused_most: float = 5
-    reused_expected: float = 2.2
-    reused_between: float = 4
+    reused: HeldBack = _REUSED
+    reused_training: HeldBack = _REUSED_TRAINING
+    returned: HeldBack = _RETURNED
     reused_block: int = 2**25
     cuda_largest_px: int = 2**23
     cuda_launch_px: int = 2**20
     cuda_reserved: float = 1.75
+
+    def held_back(self, freed: str, training: bool) -> HeldBack:
+        """What is held back under this treatment of freed memory (`Plan.freed`), with or without gradients of weights."""
+        if freed == "as ever":
+            return HeldBack(0, 0, 0)
+        return self.returned if freed == "returned" else self.reused_training if training else self.reused
 
     def step_time(self, tile: Size, width: int) -> float:
         """Time of steps of this shape on a processor, relative to large ones, for an image of this width."""
@@ -226,16 +253,17 @@ def make_plan(
                     plan = replace(plan, peak_bytes=round(plan.peak_bytes * costs.cuda_reserved))
                 if freed == "reused" and plan.block_bytes >= costs.reused_block:
                     slower = costs.returned_time
-                held_back = (costs.reused_most - costs.reused_expected) * plan.step_bytes * (freed == "reused")
-                if plan.peak_bytes + held_back <= budget and work * slower * plan.overhead < best_work:
+                held = costs.held_back(freed, planner.training)
+                most = plan.peak_bytes + round((held.most - held.expected) * plan.step_bytes)
+                if most <= budget and work * slower * plan.overhead < best_work:
                     best, best_work = plan, work * slower * plan.overhead
-                least = plan if least is None or plan.peak_bytes < least.peak_bytes else least
+                least = most if least is None else min(least, most)
         if best is not None:
             return replace(best, budget=memory)
     if least is None:
         raise AssertionError("there is always a candidate")
     raise MemoryBudgetError(
-        f"an image of {height} x {width} px needs at least {format_bytes(least.peak_bytes)} more memory with this network, but the budget "
+        f"an image of {height} x {width} px needs at least {format_bytes(least)} more memory with this network, but the budget "
         f"leaves {format_bytes(budget)}: give more memory or a smaller region"
     )
 
@@ -274,10 +302,10 @@ class _Planner:
         self.maps = [sink.value for sink in graph.sinks if sink.kind == "map"] if call.holds_maps else []
         self.stored = Plan((), way).stored(graph)
         self.programs = [call.bound.program(phase, self.stored) for phase in range(graph.passes)]
-        train = call.needs is not None and any(call.needs.operands)
+        self.training = call.needs is not None and any(call.needs.operands)
         # convolutions lay a weight out anew for the processor, and its gradient twice
-        laid_out = max((w.nbytes for w in weights), default=0) * (2 if train else 1)
-        self.weights = call.folded_bytes + laid_out + (sum(w.nbytes for w in weights) if train else 0)
+        laid_out = max((w.nbytes for w in weights), default=0) * (2 if self.training else 1)
+        self.weights = call.folded_bytes + laid_out + (sum(w.nbytes for w in weights) if self.training else 0)
         given = iter(weights)
         self.blank = [
             torch.empty([n or call.images for n in o.shape], dtype=self.gathered, device="meta") if isinstance(o, Statistic)
@@ -357,8 +385,8 @@ class _Planner:
             self._costs[tile] = [pass_costs(*of) for of in zip(self.programs, grids, self.batches, strict=True)]
         costs = self._costs[tile]
         step_bytes = max(cost.working for cost in costs)
-        fitted, reused = self.cost_model, freed == "reused"
-        most, expected = (round(fitted.reused_most * step_bytes), round(fitted.reused_expected * step_bytes)) if reused else (0, 0)
+        held = self.cost_model.held_back(freed, self.training)
+        most, expected, between = (round(steps * step_bytes) for steps in held)
         sinks = sum(self._bytes(value, self.gathered) for value in self.maps) * (2 if self.needs else 1)
         outside = self.call.reader_bytes * min(tile[0], self.bound.sizes[0][0]) * min(tile[1], self.bound.sizes[0][1])
         peaks = [outside + cost.working + max(cost.states) + self._held_bytes(p) for p, cost in enumerate(costs)]
@@ -388,7 +416,7 @@ class _Planner:
             freed=freed,
             block_bytes=largest * self.dtype.itemsize,
             step_bytes=step_bytes,
-            kept_bytes=used - self.call.folded_bytes + round(fitted.reused_between * step_bytes),
+            kept_bytes=used - self.call.folded_bytes + between,
         )
 
     def _grids(self, tile: Size) -> list[tuple[Size, Grid]]:

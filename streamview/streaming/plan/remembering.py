@@ -62,9 +62,9 @@ class Option:
     bytes: Tensor
 
     def most(self, room: int) -> int:
-        """The most tapes that fit; 0 if nothing does."""
+        """The most tapes that fit; as many as take the least if nothing does."""
         fitting = (self.bytes <= room).nonzero()
-        return int(fitting[-1]) if len(fitting) else 0
+        return int(fitting[-1] if len(fitting) else self.bytes.argmin())
 
 
 def options_of(cost: PassCosts, busy: NDArray[np.bool_] | None) -> Iterator[Option]:
@@ -116,7 +116,7 @@ def remembering(
     for p in reversed(range(len(lean))):
         # a pass that is run again is alone in memory
         others = fixed + peaks[p] if again else used + sum(least[:p])
-        tapes, option = _chosen(options[p], 0 if budget is None else budget - others)
+        tapes, option = (0, options[p][0]) if budget is None else _chosen(options[p], budget - others)
         remembered = int(option.bytes[tapes])
         used = max(used, others + remembered) if again else used + remembered
         passes.insert(0, replace(lean[p], tapes=tapes, segment=option.segment, spill=option.spill))
@@ -124,7 +124,13 @@ def remembering(
 
 
 def _chosen(options: Sequence[Option], room: int) -> tuple[int, Option]:
-    """How many tapes are kept, and how the other steps are remembered; in a file only where memory alone does not do."""
-    ways = [(option.most(room), option) for option in options]
-    held = [(tapes, option) for tapes, option in ways if not option.spill and option.bytes[tapes] <= room]
-    return max(held or ways, key=lambda pair: (pair[0], -int(pair[1].bytes[pair[0]])))
+    """How many tapes are kept, and how the other steps are remembered.
+
+    In a file only where memory alone does not do; what takes the least if nothing fits.
+    """
+    ways = [(tapes, option, int(option.bytes[tapes])) for option in options for tapes in [option.most(room)]]
+    fitting = [way for way in ways if way[2] <= room]
+    held = [way for way in fitting if not way[1].spill]
+    least = [min(ways, key=lambda way: way[2])]
+    tapes, option, _ = max(held or fitting or least, key=lambda way: (way[0], -way[2]))
+    return tapes, option

@@ -80,7 +80,7 @@ class Run:
         self._stores: dict[int, Store] = {}
         self._passed: list[tuple[Forward, Sinks]] = []
         treat_freed_blocks(plan.freed)
-        self._settle: Callable[[], None] = Ceiling(plan.kept_bytes) if plan.freed == "reused" else _nothing
+        self._settle: Callable[[], None] = Ceiling(plan.kept_bytes) if plan.freed != "as ever" else _nothing
 
     @property
     def steps(self) -> int:
