@@ -14,6 +14,8 @@ from torch import nn
 import streamview.streaming.run.passes as passes
 from streamview.cohort.settings import Settings
 from streamview.errors import ModelError
+from streamview.export.dicom.provenance import algorithm_parameters
+from streamview.export.report import write_results
 from streamview.geometry import Region
 from streamview.inference.compute import Compute
 from streamview.inference.explain import predict, saliency
@@ -171,6 +173,15 @@ def test_identity_says_so(model: Model, pixels: NDArray[np.uint8]) -> None:
     assert Settings(compute=FLAT).compute.glass == "flat"
     with pytest.raises(ModelError, match="glass 'thin' is unknown: expected as-scanned or flat"):
         Compute(glass="thin")  # type: ignore[arg-type]
+
+
+def test_exports_say_so(model: Model, pixels: NDArray[np.uint8], tmp_path: Path) -> None:
+    slide = as_slide(pixels)
+    for compute, said in ((FLAT, "flat"), (Compute(), "as-scanned")):
+        prediction = predict(model, slide, compute=compute)
+        assert algorithm_parameters(prediction)["glass"] == said
+        page, _ = write_results([prediction], tmp_path / f"{said}.html", slide)
+        assert ("flat: away from tissue" in page.read_text(encoding="utf-8")) == (said == "flat")
 
 
 def test_a_map_on_disk_takes_no_space_on_glass(model: Model, tmp_path: Path) -> None:

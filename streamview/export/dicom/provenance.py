@@ -119,6 +119,7 @@ def algorithm_parameters(prediction: Prediction) -> dict[str, str]:
         "precision": identity.precision,
         "region X,Y,WIDTH,HEIGHT": str(prediction.region).replace(",", " "),
         "trained": "yes" if prediction.trained else "no",
+        "glass": identity.glass or "as-scanned",
     }
 
 

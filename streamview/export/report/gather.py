@@ -202,6 +202,8 @@ def _provenance(prediction: Prediction, views: Sequence[RegionView]) -> tuple[tu
         )
     if identity.pixel_source is not None:
         facts.append(("Pixels read by", identity.pixel_source))
+    if identity.glass is not None:
+        facts.append(("Glass", f"{identity.glass}: away from tissue the slide's background colour, not the scanned pixels"))
     return (*facts, ("Result identity", identity.key))
 
 
