@@ -358,6 +358,13 @@ class SliceChanged(ReadThenChanged):
         return x.relu_().mean((2, 3)) + margin.mean((2, 3))
 
 
+class ConversionChanged(ReadThenChanged):
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        same = x.to(x.dtype).type_as(self.conv.weight)
+        return x.relu_().mean((2, 3)) + (same * 2).amax((2, 3))
+
+
 class Branching(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x if x.sum() > 0 else -x
@@ -374,6 +381,7 @@ class Branching(nn.Module):
         (Branching(), "cannot be traced"),
         (ReadThenChanged(), "relu_ changes a value in place .* the head reads too"),
         (SliceChanged(), "relu_ changes a value in place that shares memory with a slice"),
+        (ConversionChanged(), "relu_ changes a value in place that shares memory with a slice or a conversion"),
         (nn.Linear(3, 3), "Linear"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else "",

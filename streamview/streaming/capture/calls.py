@@ -16,6 +16,7 @@ _SHAPE_QUERIES = {"size", "dim", "ndim", "shape", "dtype", "device", "sym_size"}
 VIEWS = {
     "view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "getitem", "select", "slice", "narrow", "transpose", "permute",
     "expand", "expand_as", "chunk", "split", "split_with_sizes", "unbind", "detach", "t", "swapaxes", "contiguous", "alias", "view_as",
+    "to", "type_as", "type", "float", "double", "half", "bfloat16",  # themselves, of the type and device that they have
 }  # fmt: skip
 
 

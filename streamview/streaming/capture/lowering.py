@@ -320,7 +320,9 @@ class Lowering:
         if changed is None or not in_place(node, target):
             return
         if changed in slices or changed in slices.values():
-            raise NotStreamableError(f"{path_of(node)} changes a value in place that shares memory with a slice: do not do it in place")
+            raise NotStreamableError(
+                f"{path_of(node)} changes a value in place that shares memory with a slice or a conversion: do not do it in place"
+            )
         spoilt[changed] = path_of(node)
 
     def _changed(self, node: fx.Node) -> int | None:
@@ -341,8 +343,8 @@ class Lowering:
         shared = {index for index in range(len(self.channels)) if _base(index, slices) == _base(changed, slices)}
         if shared & read or (shared - {changed}) & later:
             raise NotStreamableError(
-                f"{path_of(node)} changes a value in place that shares memory with a slice, or that the head reads too: do not do it in "
-                "place"
+                f"{path_of(node)} changes a value in place that shares memory with a slice or a conversion, or that the head reads "
+                "too: do not do it in place"
             )
         self.known |= {node: _renumbered(known, changed, found.index) for node, known in self.known.items()}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import operator
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -473,12 +473,13 @@ def _as(x: Tensor, other: Tensor) -> Tensor:
 
 
 def _convert(input: Value, dtype: Any, device: Any) -> Local | Value:
+    """To the type and device that it already has, a tensor is itself: the result may share its memory."""
     if isinstance(dtype, torch.dtype) and not dtype.is_floating_point:
         raise NotLocal(f"a conversion to {dtype}, which has no gradient")
     dtype, device = (None if isinstance(a, Trait) else a for a in (dtype, device))
     if dtype is None and device is None:
         return input
-    return elementwise(_converted, (input, dtype, device), {})
+    return replace(elementwise(_converted, (input, dtype, device), {}), shares=True)
 
 
 @lowers("to", any_layout=True)
@@ -497,7 +498,7 @@ def _aten_to(input: Value, *target: Any, **how: Any) -> Local | Value:
 
 @lowers("type_as", any_layout=True)
 def _type_as(input: Value, other: Value | Weight) -> Local | Value:
-    return elementwise(_as, (input, other), {})
+    return replace(elementwise(_as, (input, other), {}), shares=True)
 
 
 @lowers("type", any_layout=True)
