@@ -50,7 +50,7 @@ class HeldBack(NamedTuple):
     between: float
 
 
-_REUSED, _REUSED_TRAINING, _RETURNED = HeldBack(5, 2, 4), HeldBack(5, 1, 4), HeldBack(0.4, 0.15, -1)
+_REUSED, _REUSED_TRAINING, _RETURNED = HeldBack(5, 2, 4), HeldBack(5, 1.6, 4), HeldBack(0.4, 0.15, -1)
 
 
 @dataclass(frozen=True, slots=True)
