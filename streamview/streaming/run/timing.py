@@ -85,7 +85,9 @@ def measure(call: Call, plan: Plan, clock: Callable[[], float] = time.perf_count
         return image[:, :, rows[0] : rows[1], cols[0] : cols[1]]
 
     tile = min(plan.tile[0], height), min(plan.tile[1], width)
-    plan = make_plan(call, memory=2**40, tile=tile, barriers=plan.barriers)
+    sampled = make_plan(call, memory=2**40, tile=tile, barriers=plan.barriers)
+    # memory that is returned costs page faults, in the sample as in the call
+    plan = replace(sampled, freed=plan.freed, kept_bytes=sampled.kept_bytes if plan.freed == "reused" else 0)
     write = _drop if needs is not None and needs.values[0] else None
     forward: list[float] = []
     backward: list[float] = []
@@ -113,7 +115,7 @@ class Timings:
     def speed(self, call: Call, plan: Plan, clock: Callable[[], float] = time.perf_counter) -> Speed:
         """As `measure`, which runs only where device, precision, gradients, steps or threads differ from what is known."""
         rows, columns = (min(step, side) for step, side in zip(plan.tile, SAMPLE, strict=True))
-        key = str(call.device), call.dtype, call.needs is None, rows, columns, plan.barriers, torch.get_num_threads()
+        key = str(call.device), call.dtype, call.needs is None, rows, columns, plan.barriers, plan.freed, torch.get_num_threads()
         if key not in self._known:
             self._known[key] = measure(call, plan, clock)
         return self._known[key]
