@@ -111,15 +111,16 @@ def remembering(
         options = [[option for option in ways if not option.segment] for ways in options]
     least = [min(int(option.bytes[0]) for option in ways) for ways in options]
     again, passes = lean[0].again, list[PassPlan]()
-    after = 0  # what the passes behind this one take, which remember nothing yet when it runs, and nothing any more when it is reversed
+    # Bytes of the passes behind this one: they remember nothing yet when it runs, and nothing any more when it is reversed.
+    behind = 0
     for p in reversed(range(len(lean))):
         # a pass that is run again is alone in memory
-        others = fixed + (peaks[p] if again else max(peaks[p], after) + sum(least[:p]))
+        others = fixed + (peaks[p] if again else max(peaks[p], behind) + sum(least[:p]))
         tapes, option = (0, options[p][0]) if budget is None else _chosen(options[p], budget - others)
         remembered = int(option.bytes[tapes])
-        after = max(after, peaks[p] + remembered) if again else max(peaks[p], after) + remembered
+        behind = max(behind, peaks[p] + remembered) if again else max(peaks[p], behind) + remembered
         passes.insert(0, replace(lean[p], tapes=tapes, segment=option.segment, spill=option.spill))
-    return tuple(passes), fixed + after
+    return tuple(passes), fixed + behind
 
 
 def _chosen(options: Sequence[Option], room: int) -> tuple[int, Option]:
