@@ -180,6 +180,7 @@ FORMS: dict[str, tuple[int, Callable[[Any, Tensor], Any]]] = {
     "weights shared with the head": (2, lambda m, x: m.fc(m.c(m.one(m.a(x))).mean((2, 3))) @ m.c.weight[:, :, 1, 1]),
     "ConvNeXt behind a gate": (2, lambda m, x: m.next(m.one(m.a(x)))),
     "unused gate": (1, lambda m, x: (lambda y: (m.one(y), m.c(y))[1])(m.a(x))),
+    "gates for a size alone": (2, lambda m, x: (lambda y: F.interpolate(m.one(y), size=m.b(m.group(m.grn(m.two(y)))).shape[2:]))(m.a(x))),
     "map and mean out": (2, lambda m, x: (lambda y: torch.cat([m.c(y * mean(y)).flatten(1), mean(y).flatten(1), y.flatten(1)], 1))(m.a(x))),
     "changed in place behind its mean": (2, lambda m, x: (lambda y: (lambda s: (y.add_(1), m.c(y * s))[1])(mean(y)))(m.a(x) * 2)),
 }  # fmt: skip

@@ -57,12 +57,10 @@ def divide(capture: Lowering, reduce: bool) -> Graph:
         reason = next(iter(capture.refusals.values()), "it has no convolution or pooling")
         raise NotStreamableError(f"{capture.title} cannot be streamed: {reason}")
 
-    crossing = {
-        v for index, node in enumerate(capture.nodes) for v in node.inputs if capture.phases[v] < capture.phases[index + 1]
-    }  # what a later pass reads is not fused away
+    crossing = {v for index, node in enumerate(capture.nodes) for v in node.inputs if capture.phases[v] < capture.phases[index + 1]}
     # folding reads a kernel twice, which would advance the state of a parametrization (spectral norm) twice a call
     advancing = {name for name, layer in capture.modules.items() if layer.training and is_parametrized(layer)}
-    nodes = _fuse(capture.nodes, {sink.value for sink in sinks} | crossing, advancing)
+    nodes = _fuse(capture.nodes, {sink.value for sink in sinks if sink.kind != "shape"}, crossing, advancing)
     operands = list(dict.fromkeys(weight for node in nodes.values() for weight in node.weights))
     number = {weight: index for index, weight in enumerate(operands)}
 
@@ -221,27 +219,25 @@ def _head(capture: Lowering, live: set[fx.Node]) -> Bridge:
     return writer.bridge()
 
 
-def _fuse(lowered: Sequence[_Node], wanted: set[int], unfolded: Collection[str] = ()) -> dict[int, _Node]:
-    """Drop what no sink needs, fold BatchNorm into the convolution before it, and let ReLU act in place on the value before it, or
-    on that behind a max-pool.
+def _fuse(lowered: Sequence[_Node], gathered: set[int], crossing: set[int], unfolded: Collection[str] = ()) -> dict[int, _Node]:
+    """Drop what nothing gathered is made of, fold BatchNorm into the convolution before it, and let ReLU act in place on the value
+    before it, or on that behind a max-pool.
 
     Folding ``w' = w * s, b' = (b - mean) * s + shift`` with ``s = scale / sqrt(variance + eps)`` is part of the weights' own
     autograd graph, so the gradients of all of them stay exact.
     """
     needed: set[int] = set()
-    sunk = set(wanted)
-    # a value that a later pass reads is needed only if what reads it is
-    nodes = {index + 1: node for index, node in enumerate(lowered)}
-    for index in reversed(nodes):
-        if index in sunk or index in needed:
+    for index in range(len(lowered), 0, -1):
+        if index in gathered or index in needed:
             needed.add(index)
-            needed.update(nodes[index].inputs)
-    nodes = {index: node for index, node in nodes.items() if index in needed}
+            needed.update(lowered[index - 1].inputs)
+    nodes = {index: node for index, node in enumerate(lowered, 1) if index in needed}
+    whole = gathered | crossing  # what a later pass reads is not fused away
     readers = {index: [i for i, node in nodes.items() if index in node.inputs] for index in needed}
     for index in sorted(nodes):
         node = nodes[index]
         source = nodes.get(node.inputs[0])
-        if source is None or readers[node.inputs[0]] != [index] or node.inputs[0] in wanted:
+        if source is None or readers[node.inputs[0]] != [index] or node.inputs[0] in whole:
             continue
         if isinstance(node.op, BatchNorm) and isinstance(source.op, Convolution) and source.name in unfolded:
             continue
