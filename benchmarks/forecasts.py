@@ -97,7 +97,7 @@ def main() -> None:
         found = []
         for timed in (0, 1):
             command = [sys.executable, "-m", "benchmarks.forecasts", "--call", str(number), str(timed)]
-            found.append(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
+            found.append(json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout))
         memory, timing = found
         name, side, task, budget = COMBINATIONS[number]
         row = {"forecast": number, "network": name, "size": side, "kind": task, "budget": budget, "machine": describe_machine("cpu")}

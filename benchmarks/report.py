@@ -133,7 +133,8 @@ def forecasts(rows: Sequence[Row]) -> str:
     """What plans forecast beside what was measured."""
     header = ["network", "px", "task", "budget", "operations", "memory: forecast, measured", "process time: forecast, measured", "load"]
     lines = []
-    for row in (row for row in rows if "forecast" in row):
+    latest = {row["forecast"]: row for row in rows if "forecast" in row}  # of those measured again
+    for row in latest.values():
         memory, seconds = (row["predicted_bytes"], row["bytes"]), (row["predicted_seconds"], row["seconds"])
         lines.append(
             [

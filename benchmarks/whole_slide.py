@@ -159,7 +159,9 @@ def main() -> None:
     parser.add_argument("-m", "--model", default="camelyon16-tiles")
     parser.add_argument("--memory", default="4GB")
     parser.add_argument("--glass", nargs="+", choices=("flat", "as-scanned"), default=["flat", "as-scanned"])
-    parser.add_argument("--targets", type=int, nargs="+", default=[0, 1], help="0: prediction alone; 1: also the maps of a class")
+    parser.add_argument(
+        "--targets", type=int, nargs="+", choices=(0, 1), default=[0, 1], help="0: prediction alone; 1: also the maps of a class"
+    )
     parser.add_argument("--call", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     slide = options.out / f"slide-{options.size[0]}x{options.size[1]}.svs"
@@ -183,7 +185,7 @@ def main() -> None:
                 options.model,
             ]
             command += ["--size", *map(str, options.size), "--memory", options.memory, "--glass", glass, "--targets", str(targets)]
-            row = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+            row = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
             with (options.out / "runs.jsonl").open("a") as file:
                 file.write(json.dumps(row) + "\n")
             print(describe(row), flush=True)
@@ -195,7 +197,8 @@ def describe(row: dict[str, object]) -> str:
     guessed, peak = int(row["forecast_bytes"]), int(row["bytes"])  # type: ignore[call-overload]
     what = "maps" if row["targets"] else "prediction"
     return (
-        f"{row['model']}, glass {row['glass']}, {what}: {row['steps']} steps of {row['tile']}, {row['computed']:.0%} computed; planned in "
+        f"{row['model']}, glass {row['glass']}, {what}: {row['steps']} steps of {row['tile']}, {row['computed']:.0%} computed; prepared in "
+        f"{row['prepare_seconds']:.1f} s, planned in "
         f"{row['plan_seconds']:.1f} s; time {format_seconds(took)} (forecast {ahead / took - 1:+.0%}), peak {format_bytes(peak)} "
         f"(forecast {guessed / peak - 1:+.0%}), disk {format_bytes(row['disk_bytes'])}, {row['probabilities']}"  # type: ignore[arg-type]
     )

@@ -75,8 +75,9 @@ class Worker:
         return self._ask("count" if count else "run")
 
     def save(self, path: Path) -> None:
-        """Write the tensors of the last pass."""
-        self._ask(str(path))
+        """Write the tensors of the last pass; RuntimeError where the process has ended."""
+        if note := self._ask(str(path)).get("note"):
+            raise RuntimeError(f"{self.contestant}: {note}")
 
     def close(self) -> None:
         """End the process."""
@@ -141,18 +142,19 @@ def _set_up(contestant: str, case: Case, peak: int | None) -> tuple[Tensor, Pass
 def _timed(run: Pass, image: Tensor, case: Case, count: bool = False) -> tuple[dict[str, Any], dict[str, Tensor]]:
     gc.collect()
     with FlopCounterMode(display=False) if count else torch.enable_grad() as counter:
+        began, clock = time.process_time(), time.perf_counter()
         if case.device == "cuda":
             start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             start.record()
             found = run(image, case.kind)
             stop.record()
             torch.cuda.synchronize()
-            row: dict[str, Any] = {"seconds": start.elapsed_time(stop) / 1000}
+            seconds = start.elapsed_time(stop) / 1000
             torch.cuda.empty_cache()
         else:
-            began, clock = time.process_time(), time.perf_counter()
             found = run(image, case.kind)
-            row = {"seconds": time.process_time() - began, "wall": time.perf_counter() - clock}
+            seconds = time.process_time() - began
+        row: dict[str, Any] = {"seconds": seconds, "wall": time.perf_counter() - clock}
     return {**row, "flops": counter.get_total_flops()} if count else row, found
 
 

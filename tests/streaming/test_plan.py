@@ -209,7 +209,7 @@ def test_plan_of_a_call() -> None:
     assert forward.keeps == "nothing"
     assert forward.peak_bytes < plan.peak_bytes
     assert forward.operations < plan.operations
-    assert str(plan).startswith("1 steps of 256 x 256 px, maps kept of 1, nothing is computed again: peak memory ")
+    assert str(plan).startswith("1 steps of 256 x 256 px, activations of 1 saved, none recomputed: peak memory ")
     with pytest.raises(RegionError, match="too small"):
         streamed.plan((1, 3, 3, 3))
 
@@ -253,6 +253,12 @@ def test_wide_images_are_cut_into_tiles() -> None:
 def test_no_tensor_of_a_step_reaches_the_elements_where_torch_fails() -> None:
     plan = plan_for(8192, 600_000, 2**44)
     assert 16 * plan.tile[0] * plan.tile[1] < 2**31
+
+
+def test_a_tile_of_so_many_elements_is_refused_whatever_the_memory() -> None:
+    streamed = stream(seed_network(8, 3).eval(), tile=(2**14, 2**14), memory=2**44, check=False)
+    with pytest.raises(MemoryBudgetError, match=r"^an image of 16384 x 16384 px: every step .* give a smaller tile or fewer images$"):
+        streamed.plan((1, 3, 2**14, 2**14), seconds=False)
 
 
 def test_refused_before_running() -> None:

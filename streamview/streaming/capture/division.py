@@ -83,7 +83,7 @@ def divide(capture: Lowering, reduce: bool) -> Graph:
 
 
 def _inner(capture: Lowering, live: set[fx.Node]) -> set[fx.Node]:
-    """The calls between passes: those that a statistic comes from which something that is needed in the end was made with."""
+    """The calls between passes: those that feed a statistic the output depends on."""
     inner: set[fx.Node] = set()
     while True:
         used = _used(capture, live | inner)

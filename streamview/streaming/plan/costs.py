@@ -81,7 +81,7 @@ class PassCosts:
     left
         What steps take over from the left, all steps together.
     rows, columns
-        Shares of all that is made that each row of steps makes, and each column: a network that sees far makes much at the end.
+        Fractions of all output elements that each row of steps makes, and each column; a large receptive field delays them.
     """
 
     working: int

@@ -21,16 +21,17 @@ from streamview.streaming.ops import Size, Statistic
 from streamview.streaming.ops.window import Convolution
 from streamview.streaming.ops.winograd import transformed_bytes
 from streamview.streaming.plan.costs import Batch, PassCosts, Totals, largest_block, pass_costs, totals
-from streamview.streaming.plan.remembering import PassPlan, options_of, remembering
+from streamview.streaming.plan.remembering import PassPlan, choose_saved, options_of
 from streamview.streaming.step import Grid, build_grid, wanted
 
 __all__ = ["CostModel", "PassPlan", "Plan", "make_plan"]
 
 _STRIP_ROWS = (256, 128, 64, 32, 16, 8)
 _TILE_ROWS = (512, 256, 128, 64)
-_TILE_COLUMNS = 256  # the least
+_TILE_COLUMNS = 256  # wider tiles are halved
+_COLUMN_UNIT = 64  # whole strides of most networks, so that steps on even background are alike
 _CUDA_ROWS = tuple(2**n for n in reversed(range(5, 14)))
-_CUDA_COLUMNS = 2048  # the least
+_CUDA_COLUMNS = 2048  # wider tiles are halved
 _ELEMENTS = 2**31  # several of torch's kernels fail beyond
 
 
@@ -129,7 +130,7 @@ class Plan:
     seconds
         Predicted time on this machine; None where it was not asked for.
     freed
-        What becomes of freed memory during the call: ``"reused"``, which is faster and takes some times what a step takes besides;
+        What becomes of freed memory during the call: ``"reused"``, which is faster and costs overhead, a multiple of the step's size;
         ``"returned"`` to the system at once; or ``"as ever"``, the allocator's own way, of a given step without a budget and on CUDA.
     block_bytes
         The largest tensor of a step.
@@ -178,15 +179,14 @@ class Plan:
     def __str__(self) -> str:
         """One line for people."""
         rows, cols = self.tile
-        said = f"{self.steps} steps of {rows} x {cols} px"
+        text = f"{self.steps} steps of {rows} x {cols} px"
         if len(self.passes) > 1:
-            said += f" in {len(self.passes)} passes, maps between them {self.barriers}"
+            text += f" in {len(self.passes)} passes, maps between them {self.barriers}"
         if self.keeps != "nothing":
-            kept = {"bits": "bits in place of maps", "maps": "maps"}[self.keeps]
-            again = "nothing is" if self.tapes == self.steps else f"{self.steps - self.tapes} are"
-            said += f", {kept} kept of {self.tapes}, {again} computed again"
-        said += f": peak memory {format_bytes(self.peak_bytes)}, {self.overhead:.3f} of conventional operations"
-        return said
+            recomputed = "none" if self.tapes == self.steps else self.steps - self.tapes
+            text += f", activations of {self.tapes} saved{' as bits' if self.keeps == 'bits' else ''}, {recomputed} recomputed"
+        text += f": peak memory {format_bytes(self.peak_bytes)}, {self.overhead:.3f} of conventional operations"
+        return text
 
 
 MEASURED = CostModel()
@@ -249,6 +249,8 @@ def make_plan(
             # the treatments of freed memory are of the host's allocator
             for freed, slower in (("as ever", 1.0),) if cuda else (("reused", 1.0), ("returned", costs.returned_time)):
                 plan = planner.plan(candidate, round(budget / costs.cuda_reserved) if cuda else budget, freed)
+                if plan.block_bytes >= _ELEMENTS * call.dtype.itemsize:
+                    continue
                 if cuda:
                     plan = replace(plan, peak_bytes=round(plan.peak_bytes * costs.cuda_reserved))
                 if freed == "reused" and plan.block_bytes >= costs.reused_block:
@@ -261,7 +263,10 @@ def make_plan(
         if best is not None:
             return replace(best, budget=memory)
     if least is None:
-        raise AssertionError("there is always a candidate")
+        raise MemoryBudgetError(
+            f"an image of {height} x {width} px: every step would hold a tensor of {_ELEMENTS} elements or more, where torch's kernels "
+            "fail: give a smaller tile or fewer images"
+        )
     raise MemoryBudgetError(
         f"an image of {height} x {width} px needs at least {format_bytes(least)} more memory with this network, but the budget "
         f"leaves {format_bytes(budget)}: give more memory or a smaller region"
@@ -274,8 +279,7 @@ def _candidates(size: Size, costs: CostModel) -> list[tuple[Size, float]]:
     tiles = [(rows, width) for rows in _STRIP_ROWS]
     columns = width
     while columns > _TILE_COLUMNS:
-        # in whole strides of most networks, so that steps on even background are alike
-        columns = -(-columns // (2 * _TILE_COLUMNS // 4)) * (_TILE_COLUMNS // 4)
+        columns = -(-columns // (2 * _COLUMN_UNIT)) * _COLUMN_UNIT
         tiles += [(rows, columns) for rows in _TILE_ROWS]
     candidates = [(tile, costs.step_time(tile, width)) for tile in tiles if tile[0] <= max(height, _STRIP_ROWS[-1])]
     return sorted(candidates, key=lambda candidate: candidate[1])
@@ -373,7 +377,7 @@ class _Planner:
         return share * (whole.forward * (1 + again) + whole.reverse) / max(conventional, 1)
 
     def bare(self, tile: Size, forecast: bool) -> Plan:
-        """One shape of the steps without tapes, every step remembered by what it took over."""
+        """One shape of the steps with nothing saved; each step is recomputed from its carry."""
         return self.plan(tile, None) if forecast else Plan(self._lean(self._grids(tile)), self.way)
 
     def plan(self, tile: Size, budget: int | None, freed: str = "as ever") -> Plan:
@@ -397,18 +401,18 @@ class _Planner:
         passes = self._lean(laid)
         if self.needs is not None:
             options = [list(options_of(cost, busy if self._reach else None)) for cost in costs]
-            passes, remembered = remembering(passes, options, peaks, self.weights + sinks + most, budget)
-            used = max(used, remembered - most)
+            passes, peak = choose_saved(passes, options, peaks, self.weights + sinks + most, budget)
+            used = max(used, peak - most)
             for chosen, whole in zip(passes, wholes, strict=True):
-                again = (
+                recomputed = (
                     float(busy.flat[: chosen.steps - chosen.tapes].sum()) / busy.size if self._reach else 1 - chosen.tapes / chosen.steps
                 )
-                operations += round(whole.forward * (again + chosen.again))
+                operations += round(whole.forward * (recomputed + chosen.again))
         largest = max(largest_block(program, grid, self.images) for program, grid in zip(self.programs, grids, strict=True))
         return Plan(
             passes,
             self.way,
-            used + expected if budget is None or largest < _ELEMENTS else budget + 1,
+            used + expected,
             "nothing" if self.needs is None else "maps" if any(whole.maps for whole in wholes) else "bits",
             operations,
             operations / max(conventional, 1),

@@ -13,7 +13,7 @@ from torch import Tensor
 from streamview.streaming.ops import Size
 from streamview.streaming.plan.costs import PassCosts
 
-__all__ = ["PassPlan", "options_of", "remembering"]
+__all__ = ["PassPlan", "choose_saved", "options_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,11 +77,11 @@ def options_of(cost: PassCosts, busy: NDArray[np.bool_] | None) -> Iterator[Opti
     if busy is not None:
         tapes = tapes * torch.from_numpy(busy.flatten())
         carries = carries * torch.from_numpy(busy.flatten())
-    last_tapes, first_tapes = _from_none(tapes.flip(0).cumsum(0)), _from_none(tapes.cumsum(0))
+    last_tapes, first_tapes = _with_leading_zero(tapes.flip(0).cumsum(0)), _with_leading_zero(tapes.cumsum(0))
 
     def bytes_by_tapes(carried: Tensor, again: Tensor) -> Tensor:
         # the last steps keep theirs, and these are gone when those of the first ones are computed again
-        carried, again = _from_none(carried.cumsum(0)).flip(0), _from_none(again.cummax(0).values).flip(0)
+        carried, again = _with_leading_zero(carried.cumsum(0)).flip(0), _with_leading_zero(again.cummax(0).values).flip(0)
         return (carried + torch.maximum(last_tapes, again)).ceil().long()
 
     yield Option(0, False, bytes_by_tapes(carries, tapes))
@@ -98,15 +98,34 @@ def options_of(cost: PassCosts, busy: NDArray[np.bool_] | None) -> Iterator[Opti
         segment *= 2
 
 
-def _from_none(running: Tensor) -> Tensor:
-    """Running values of one step, two steps and so on, with that of none before them."""
-    return torch.cat([running.new_zeros(1), running])
+def _with_leading_zero(cumulative: Tensor) -> Tensor:
+    """Cumulative values of the first steps, with a leading zero for none of them."""
+    return torch.cat([cumulative.new_zeros(1), cumulative])
 
 
-def remembering(
+def choose_saved(
     lean: Sequence[PassPlan], options: Sequence[list[Option]], peaks: Sequence[int], fixed: int, budget: int | None
 ) -> tuple[tuple[PassPlan, ...], int]:
-    """What each pass remembers, those of later passes chosen first, and the bytes of all that with what is `fixed`."""
+    """What each pass saves for its reverse pass, later passes chosen first.
+
+    Parameters
+    ----------
+    lean
+        The passes with nothing saved.
+    options
+        Of every pass, the ways to save.
+    peaks
+        Bytes of every pass besides what it saves.
+    fixed
+        Bytes held throughout.
+    budget
+        Bytes for all; None: save no tape.
+
+    Returns
+    -------
+    tuple
+        The passes, and the peak in bytes, `fixed` included.
+    """
     if budget is None:
         options = [[option for option in ways if not option.segment] for ways in options]
     least = [min(int(option.bytes[0]) for option in ways) for ways in options]
