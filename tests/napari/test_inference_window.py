@@ -560,7 +560,11 @@ def test_memory_and_precision_are_chosen_by_hand_and_a_bound_that_is_none_waits(
     assert dock.state.compute == Compute("auto", "2GB", precision="bf16")
     qtbot.waitUntil(panel.run.isEnabled, timeout=LIMIT)
     panel.run.click()
-    qtbot.waitUntil(lambda: bool(dock.state.answers), timeout=LIMIT)
+
+    def answered() -> None:
+        assert dock.state.answers, (panel.forecast.text(), panel.message.text(), panel.problem.text())
+
+    qtbot.waitUntil(answered, timeout=LIMIT)
     assert dock.state.answers[0].prediction.identity.precision == "bf16"
     section(dock, "Export").copy_command()
     assert "--precision bf16" in QApplication.clipboard().text()

@@ -237,7 +237,7 @@ class Slider(SliderWidget[float]):
         self.native.findChild(_KeyedSlider).setAccessibleName(self.label)
         self.unit = QLabel(unit)
         set_role(self.unit, "quiet")
-        self.unit.setFixedWidth(50)
+        self.unit.setFixedWidth(56)
 
     def get_value(self) -> float:
         """Return the number shown, without the scale."""
