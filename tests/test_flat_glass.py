@@ -20,6 +20,7 @@ from streamview.geometry import Region
 from streamview.inference.compute import Compute
 from streamview.inference.explain import predict, saliency
 from streamview.inference.identity import identify
+from streamview.inference.methods import ExplanationMethod
 from streamview.inference.prepared import prepare
 from streamview.networks import Model
 from streamview.results import Identity, open_saliency
@@ -161,6 +162,15 @@ def test_steps_that_see_no_part_are_left_out(model: Model) -> None:
     assert busy.min() == 4
     assert busy[:, 1].max() <= 5  # deep values wait for rows worth computing, but not for columns
     assert busy_steps(Reach(bound, program), grid, summed(np.ones((1, 1), bool))).all()
+
+
+def test_a_black_baseline_counts_the_glass(model: Model, pixels: NDArray[np.uint8]) -> None:
+    """Glass differs from the baseline, so it has attributions, which must be in their sum."""
+    method = ExplanationMethod("integrated-gradients", steps=4, baseline="black")
+    flat = prepare(model, as_slide(pixels), compute=Compute(glass="flat", method=method, tile=(32, 32))).explain([0])[0]
+    plain = prepare(model, as_slide(flattened(pixels)[0]), compute=Compute(method=method)).explain([0])[0]
+    assert plain.completeness is not None
+    assert flat.completeness == pytest.approx(plain.completeness, rel=0.02)
 
 
 def test_identity_says_so(model: Model, pixels: NDArray[np.uint8]) -> None:

@@ -132,8 +132,11 @@ def prepare(
     if dtype != torch.float32:
         bound, weights = narrowed(bound), narrow_weights(graph, weights, dtype)
     reader_bytes = _READER_BYTES if device.type == "cuda" else 0
-    # steps of smoothgrad are noise all over, and those beside a padded region are black
-    flat = sampler if isinstance(sampler, FlatSampler) and compute.method.name != "smoothgrad" else None
+    # steps of smoothgrad are noise all over, glass differs from a black baseline, and steps beside a padded region are black
+    everywhere = compute.method.name == "smoothgrad" or (
+        compute.method.name == "integrated-gradients" and compute.method.baseline == "black"
+    )
+    flat = sampler if isinstance(sampler, FlatSampler) and not everywhere else None
     parts = None if flat is None else flat.parts
     forward = Call(bound, 1, dtype, None, weights, torch.float32, reader_bytes=reader_bytes, parts=parts)
     caches = device.type == "cuda" and 3 * math.prod(sampler.shape) <= _free_bytes(compute, device) // _CACHED_SHARE

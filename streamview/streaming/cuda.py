@@ -37,24 +37,34 @@ def release_cache(device: torch.device) -> None:
         torch.cuda.empty_cache()
 
 
+_LOCK = threading.Lock()
+_SHARES: dict[torch.device, list[float]] = {}  # of a device's memory: what the process had before, and the limits of callers
+
+
 @contextlib.contextmanager
 def bounded(device: torch.device, limit: int | None) -> Iterator[None]:
     """Let the allocator of a CUDA device reserve no more than `limit` bytes in all, instead of what it may take otherwise.
 
-    What goes beyond raises `torch.OutOfMemoryError`, or makes cuDNN choose an algorithm that needs less. Does nothing without a limit
-    or on other devices.
+    What goes beyond raises `torch.OutOfMemoryError`, or makes cuDNN choose an algorithm that needs less. Of callers that overlap in
+    several threads the least limit holds. Does nothing without a limit or on other devices.
     """
     if limit is None or device.type != "cuda":
         yield
         return
     release_cache(device)
-    before = torch.cuda.get_per_process_memory_fraction(device)
-    total = torch.cuda.get_device_properties(device).total_memory
-    torch.cuda.set_per_process_memory_fraction(min(limit / total, before), device)
+    share = limit / torch.cuda.get_device_properties(device).total_memory
+    with _LOCK:
+        shares = _SHARES.setdefault(device, [torch.cuda.get_per_process_memory_fraction(device)])
+        shares.append(share)
+        torch.cuda.set_per_process_memory_fraction(min(shares), device)
     try:
         yield
     finally:
-        torch.cuda.set_per_process_memory_fraction(before, device)
+        with _LOCK:
+            shares.remove(share)
+            torch.cuda.set_per_process_memory_fraction(min(shares), device)
+            if len(shares) == 1:
+                del _SHARES[device]
 
 
 def rounds_to_tf32() -> bool:

@@ -286,7 +286,7 @@ class Streamed(nn.Module):
         """The plan of a call; the last few are used again for the same calls while they fit."""
         forecast = forecast and self._tile is not None and self._memory is None  # other plans are the same without
         graph, needs = call.bound.graph, call.needs
-        key = (graph, call.size, call.images, call.dtype, needs, forecast)
+        key = (graph, call.size, call.images, call.dtype, call.device, needs, forecast)
         plan = self._plans.pop(key, None)
         if plan is None or (self._memory is None and plan.peak_bytes > free_memory_of(call.device) // 2):
             height, width = call.size
@@ -352,7 +352,7 @@ class Streamed(nn.Module):
 
         def watch(value: int, piece: Tensor, rows: Span, cols: Span) -> None:
             if value == sink.value:
-                write(piece, rows, cols)
+                write(piece.clone(), rows, cols)  # the engine hands out a piece again where steps repeat
 
         with torch.no_grad():
             Run(call, plan).forward(read, done, watch)

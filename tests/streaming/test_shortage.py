@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from streamview.errors import MemoryBudgetError
-from streamview.streaming import stream
+from streamview.streaming import cuda, stream
 from streamview.streaming.call import Call
 from streamview.streaming.capture.capture import capture
 from streamview.streaming.graph import bind
@@ -169,3 +170,19 @@ def test_what_the_failed_attempt_had_is_let_go_before_the_next() -> None:
     call = Call(bind(graph, (64, 64)), 1, torch.float32, None, [weight.read().detach() for weight in graph.weights])
     assert retry_smaller(attempt, call, make_plan(call, tile=(64, 64))) == "done"
     assert seen == [0, 0, 0]
+
+
+def test_limits_of_callers_that_overlap(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The least of the limits in force holds, and when the last caller has left, what held before."""
+    share = [0.9]
+    monkeypatch.setattr(cuda, "release_cache", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=1000))
+    monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda device: share[0])
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda fraction, device: share.__setitem__(0, fraction))
+    device = torch.device("cuda", 0)
+    first, second = cuda.bounded(device, 500), cuda.bounded(device, 700)
+    shares = []
+    for change in (first.__enter__, second.__enter__, lambda: first.__exit__(None, None, None), lambda: second.__exit__(None, None, None)):
+        change()
+        shares.append(share[0])
+    assert shares == [0.5, 0.5, 0.7, 0.9]

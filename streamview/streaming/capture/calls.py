@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-__all__ = ["Constants", "VIEWS", "asks_shape", "asserts", "constants_of", "in_place", "memory_of", "name_of", "path_of", "picks"]
+__all__ = ["Constants", "VIEWS", "asks_shape", "asserts", "in_place", "memory_of", "name_of", "path_of", "picks"]
 
 _SHAPE_QUERIES = {"size", "dim", "ndim", "shape", "dtype", "device", "sym_size"}
 VIEWS = {
@@ -18,10 +18,6 @@ VIEWS = {
     "expand", "expand_as", "chunk", "split", "split_with_sizes", "unbind", "detach", "t", "swapaxes", "contiguous", "alias", "view_as",
     "to", "type_as", "type", "float", "double", "half", "bfloat16",  # themselves, of the type and device that they have
 }  # fmt: skip
-
-
-Constants = dict[fx.Node, Callable[[], Any]]
-"""Every call that does not depend on an input, with the function that evaluates it anew."""
 
 
 def memory_of(node: fx.Node) -> fx.Node:
@@ -79,26 +75,31 @@ def asks_shape(node: fx.Node) -> bool:
     return node.op == "call_function" and node.target is getattr and node.args[1] in _SHAPE_QUERIES
 
 
-def constants_of(module: nn.Module, graph: fx.Graph) -> Constants:
-    """Every node that does not depend on an input, with the function that evaluates it anew."""
-    constants: Constants = {}
+class Constants(dict[fx.Node, Callable[[], Any]]):
+    """Every call of a graph that does not depend on an input, with the function that evaluates it anew."""
 
-    def evaluate(node: fx.Node) -> Any:
+    def __init__(self, module: nn.Module, graph: fx.Graph) -> None:
+        super().__init__()
+        self._module = module
+        for node in graph.nodes:
+            self.note(node)
+
+    def note(self, node: fx.Node) -> None:
+        """Add a call if it does not depend on an input."""
+        given = node.op == "get_attr" or (node.op == "placeholder" and node.args)
+        if given or (node.op.startswith("call_") and all(s in self for s in node.all_input_nodes)):
+            self[node] = partial(self._evaluate, node)
+
+    def _evaluate(self, node: fx.Node) -> Any:
         target: Any = node.target
         if node.op == "get_attr":
-            return operator.attrgetter(target)(module)
+            return operator.attrgetter(target)(self._module)
         if node.op == "placeholder":
             return node.args[0]
-        args: Any = fx.node.map_arg(node.args, evaluate)
-        kwargs: Any = fx.node.map_arg(node.kwargs, evaluate)
+        args: Any = fx.node.map_arg(node.args, self._evaluate)
+        kwargs: Any = fx.node.map_arg(node.kwargs, self._evaluate)
         if node.op == "call_module":
-            return module.get_submodule(target)(*args, **kwargs)
+            return self._module.get_submodule(target)(*args, **kwargs)
         if node.op == "call_method":
             return getattr(args[0], target)(*args[1:], **kwargs)
         return target(*args, **kwargs)
-
-    for node in graph.nodes:
-        given = node.op == "get_attr" or (node.op == "placeholder" and node.args)
-        if given or (node.op.startswith("call_") and all(s in constants for s in node.all_input_nodes)):
-            constants[node] = partial(evaluate, node)
-    return constants

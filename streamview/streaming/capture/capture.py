@@ -18,7 +18,7 @@ from torch import fx, nn
 from torch.nn.utils.prune import BasePruningMethod
 
 from streamview.errors import NotStreamableError
-from streamview.streaming.capture.calls import Constants, constants_of
+from streamview.streaming.capture.calls import Constants
 from streamview.streaming.capture.check import check as compare
 from streamview.streaming.capture.division import divide
 from streamview.streaming.capture.fingerprint import Fingerprint
@@ -159,7 +159,7 @@ def capture(module: nn.Module, *, channels: int | None = None, reduce: bool = Tr
     if len(images) != 1:
         raise NotStreamableError(f"{title} takes {len(images)} inputs: only networks of one image can be streamed")
     refusals: list[tuple[int, Exception]] = []  # with the number of calls that were lowered
-    untouched, constants = _copied(calls), constants_of(root, calls)
+    untouched, constants = _copied(calls), Constants(root, calls)
     for count in counts if known is None else (known,):
         lowering = _lowering(module, root, calls, constants)
         try:
@@ -168,7 +168,7 @@ def capture(module: nn.Module, *, channels: int | None = None, reduce: bool = Tr
             refusals.append((len(lowering.known), refusal))
             if lowering.rewired:
                 calls = _copied(untouched)
-                constants = constants_of(root, calls)
+                constants = Constants(root, calls)
             if sum(isinstance(other, NotStreamableError) for _, other in refusals) == _REFUSALS:
                 break
             continue
@@ -178,7 +178,7 @@ def capture(module: nn.Module, *, channels: int | None = None, reduce: bool = Tr
 
         def again(twin: nn.Module, twin_root: nn.Module, count: int = count) -> Graph:
             copied = _copied(untouched)
-            return _divided(twin, _lowering(twin, twin_root, copied, constants_of(twin_root, copied)), count, reduce)
+            return _divided(twin, _lowering(twin, twin_root, copied, Constants(twin_root, copied)), count, reduce)
 
         return replace(graph, unchecked=compare(module, root, graph, again))
     # the number of channels that the network takes gets furthest

@@ -9,22 +9,21 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
-from torch.fx.proxy import GraphAppendingTracer
 from torch.nn.utils import parametrize
 
 from streamview.streaming.capture.proxies import AppendingTracer
 from streamview.streaming.ops.origin import runs_torch_code
-from streamview.streaming.ops.pointwise import of_channels
+from streamview.streaming.ops.pointwise import of_channels, squares
 from streamview.streaming.ops.reduce import positions, spread
 
-__all__ = ["decompose"]
+__all__ = ["decompose", "dissolve"]
 
 
 def _moments(x: Any, dim: Any, keepdim: bool) -> tuple[Any, Any]:
     """Mean and variance over a map, float64."""
     mean = x.mean(dim, keepdim, dtype=torch.float64)
     # the difference of the means has the variance's gradient, but loses its digits far from zero
-    difference = (x * x).mean(dim, keepdim, dtype=torch.float64) - mean * mean
+    difference = _squared(x).mean(dim, keepdim, dtype=torch.float64) - mean * mean
     exact = x.tracer.create_proxy("call_function", spread, (x, dim, keepdim), {})
     return mean, difference + (exact - difference).detach()
 
@@ -47,8 +46,7 @@ def _deviation(x: Any, *args: Any, **kwargs: Any) -> Tensor | None:
     variance = _variance(x, *args, **kwargs)
     if variance is None:
         return None
-    root: Tensor = torch.where(variance > 0, variance, 1).sqrt() * (variance > 0)
-    return root
+    return _root(variance)
 
 
 def _group_norm(
@@ -88,9 +86,19 @@ def _instance_norm(
 
 def _norm(x: Tensor, dim: Any, keepdim: bool) -> Tensor:
     """The Euclidean norm, with torch's gradient of zero at zero."""
-    square = (x * x).sum(dim, keepdim)
-    root: Tensor = torch.where(square > 0, square, 1).sqrt() * (square > 0)
+    root: Tensor = _root(_squared(x).sum(dim, keepdim)).to(x.dtype)
     return root
+
+
+def _root(square: Any) -> Tensor:
+    """The square root, with a gradient of zero at zero."""
+    zero = square <= 0
+    root: Tensor = torch.where(zero, 1, square).sqrt() * torch.where(zero, 0, 1)
+    return root
+
+
+def _squared(x: Any) -> Any:
+    return x.tracer.create_proxy("call_function", squares, (x,), {})
 
 
 def _spatial_norm(input: Tensor, p: Any = 2, dim: Any = None, keepdim: bool = False, out: None = None, dtype: Any = None) -> Tensor | None:
@@ -139,48 +147,55 @@ _FUNCTIONS: dict[Any, Callable[..., Any]] = {
 }
 
 
-def decompose(graph: fx.Graph, root: nn.Module) -> None:
-    """Replace calls by what they consist of."""
+def dissolve(graph: fx.Graph) -> None:
+    """Replace calls of functions outside torch by what they call."""
+    pending = list(reversed(graph.nodes))
+    while pending:
+        node = pending.pop()
+        write = _dissolved(node) if node.op == "call_function" else None
+        if write is not None:
+            pending += reversed(_rewrite(graph, node, write))
+
+
+def decompose(graph: fx.Graph, node: fx.Node, root: nn.Module) -> list[fx.Node]:
+    """Replace a call on a map by the calls that it consists of; none where it is left as it is."""
+    if node.op == "call_module":
+        write = _of_module(graph, root.get_submodule(str(node.target)), str(node.target))
+    else:
+        write = _FUNCTIONS.get(node.target) if node.op in ("call_function", "call_method") else None
+    return [] if write is None else _rewrite(graph, node, write)
+
+
+def _rewrite(graph: fx.Graph, node: fx.Node, write: Callable[..., Any]) -> list[fx.Node]:
+    """The calls that `write` makes in place of one; none where it declines."""
     tracer = AppendingTracer(graph)
 
     def proxy(node: fx.Node) -> Any:
         return fx.Proxy(node, tracer)
 
-    pending = list(reversed(graph.nodes))
-    while pending:
-        node = pending.pop()
-        if node.op == "call_module":
-            write = _of_module(graph, root.get_submodule(str(node.target)), str(node.target), tracer)
-        elif node.op in ("call_function", "call_method"):
-            write = _FUNCTIONS.get(node.target) or _dissolved(node)
-        else:
-            continue
-        if write is None:
-            continue
-        args: Any = fx.node.map_arg(node.args, proxy)
-        kwargs: Any = fx.node.map_arg(node.kwargs, proxy)
-        before = node.prev
-        with graph.inserting_before(node):
-            found = write(*args, **kwargs)
-        if isinstance(found, fx.Proxy):
-            part = node.prev
-            while part is not before:
-                part.meta = dict(node.meta) | ({"rewritten": str(node.target)} if node.op == "call_module" else {})
-                part.meta.pop("val", None)  # the shape is that of the whole
-                pending.append(part)  # its own parts in their turn
-                part = part.prev
-            node.replace_all_uses_with(found.node)
-            graph.erase_node(node)
+    args: Any = fx.node.map_arg(node.args, proxy)
+    kwargs: Any = fx.node.map_arg(node.kwargs, proxy)
+    before = node.prev
+    with graph.inserting_before(node):
+        result = write(*args, **kwargs)
+    if not isinstance(result, fx.Proxy):
+        return []
+    parts: list[fx.Node] = []
+    part = node.prev
+    while part is not before:
+        part.meta = dict(node.meta) | ({"rewritten": str(node.target)} if node.op == "call_module" else {})
+        part.meta.pop("val", None)  # the shape is that of the whole
+        parts.insert(0, part)
+        part = part.prev
+    node.replace_all_uses_with(result.node)
+    graph.erase_node(node)
+    return parts
 
 
 def _dissolved(node: fx.Node) -> Callable[..., Any] | None:
     """The code of a function outside torch that a trace kept whole (``fx.wrap``); None from it where that cannot be traced."""
     target: Any = node.target
-    if (
-        target in (of_channels, spread, positions)
-        or not isinstance(target, types.FunctionType)
-        or target.__module__.split(".")[0] in ("torch", "_operator")
-    ):
+    if not isinstance(target, types.FunctionType) or target.__module__.split(".")[0] in ("torch", "_operator"):
         return None
 
     def write(*args: Any, **kwargs: Any) -> Any:
@@ -195,8 +210,9 @@ def _dissolved(node: fx.Node) -> Callable[..., Any] | None:
     return write
 
 
-def _of_module(graph: fx.Graph, module: nn.Module, path: str, tracer: GraphAppendingTracer) -> Callable[..., Any] | None:
+def _of_module(graph: fx.Graph, module: nn.Module, path: str) -> Callable[..., Any] | None:
     """How a call of a module is rewritten, its weights read where they are."""
+    tracer = AppendingTracer(graph)
 
     def tensor(name: str) -> Any:
         if parametrize.is_parametrized(module, name):

@@ -239,7 +239,7 @@ def _fuse(lowered: Sequence[_Node], gathered: set[int], crossing: set[int], unfo
         source = nodes.get(node.inputs[0])
         if source is None or readers[node.inputs[0]] != [index] or node.inputs[0] in whole:
             continue
-        if isinstance(node.op, BatchNorm) and isinstance(source.op, Convolution) and source.name in unfolded:
+        if isinstance(node.op, BatchNorm) and (source.name in unfolded or not all(isinstance(w, Weight) for w in node.weights)):
             continue
         if isinstance(node.op, BatchNorm) and isinstance(source.op, Convolution):
             weights = _folded(source.weights, node.weights, node.op.eps)

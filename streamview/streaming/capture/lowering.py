@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch.utils import _pytree
 
 from streamview.errors import NotStreamableError, RegionError
 from streamview.streaming.capture.calls import VIEWS, Constants, asks_shape, asserts, in_place, memory_of, name_of, path_of, picks
+from streamview.streaming.capture.decompositions import decompose
 from streamview.streaming.capture.trace import admit, quiet
 from streamview.streaming.graph import Node
 from streamview.streaming.ops import (
@@ -84,11 +86,11 @@ class Lowering:
         self.known[image] = Value.plain(0, channels)
         slices: dict[int, int] = {}  # value that may share memory -> the value it shares it with
         spoilt: dict[int, str] = {}  # value that the head changes in place -> the call that does
-        for node in self.calls.nodes:
+        for node in self._decomposed():
             sources = node.all_input_nodes
             if node.op not in ("call_module", "call_function", "call_method") or node in self.constants:
                 continue
-            target: Any = self.root.get_submodule(node.target) if node.op == "call_module" else node.target
+            target: Any = self.root.get_submodule(str(node.target)) if node.op == "call_module" else node.target
             name = path_of(node)
             read = [v.index for s in sources for v in values_of(self.known.get(s))]
             unfinished = [s for s in sources if s in self.partials]
@@ -141,6 +143,18 @@ class Lowering:
             if changed is not None and isinstance(found, Value) and found.index != changed and in_place(node, target):
                 self._update(changed, found, slices, node)
 
+    def _decomposed(self) -> Iterator[fx.Node]:
+        """Every call, in place of those on maps the calls that they consist of."""
+        node = next(iter(self.calls.nodes))
+        while node.op != "root":
+            on_map = any(values_of(self.known.get(s)) for s in node.all_input_nodes)
+            parts = decompose(self.calls, node, self.root) if on_map else []
+            for part in parts:
+                self.constants.note(part)
+            if not parts:
+                yield node
+            node = parts[0] if parts else node.next
+
     def _lower(self, node: fx.Node, target: Any) -> Any:
         """Lower one call on values or numbers."""
         for source in node.all_input_nodes:
@@ -165,7 +179,8 @@ class Lowering:
         if any(isinstance(operands[s], Value) or values_of(operands[s]) for s in operands) and not (
             picks(node) and isinstance(args[0], tuple)
         ):
-            return lower(target, args, kwargs)
+            lowered = lower(target, args, kwargs)
+            return replace(lowered, example=self._example()) if isinstance(lowered, Trait) else lowered
         if target is getattr and args[1:] == ("values",):
             return args[0][0]
         if asserts(node) and not isinstance(args[0], bool):
@@ -225,7 +240,7 @@ class Lowering:
         if local.shares:
             slices[index] = first.index
         same = not isinstance(local.op, Sized) and _keeps_length(local.op.rows) and _keeps_length(local.op.cols)
-        return Value(index, channels, layout, first.like if same else index)
+        return Value(index, channels, layout, first.like if same else index, _dtype_of(local))
 
     def _compare(self, node: fx.Node, lowered: Any) -> None:
         """Refuse a call whose result would not have the shape that torch.export recorded."""
@@ -266,7 +281,7 @@ class Lowering:
 
     def _deferred(self, target: Any, args: Any, kwargs: Any) -> Any:
         """A tensor made of weights, numbers, and the type and device of the image, which are taken to be those of the network."""
-        if not any(t.is_floating_point() for t in (*self.root.parameters(), *self.root.buffers())):
+        if self._example() is None:
             raise NotLocal("it depends on the type of the image, and the network has no weights that tell it")
 
         def value(a: Any) -> Any:
@@ -285,6 +300,12 @@ class Lowering:
         if isinstance(example, torch.dtype | torch.device):
             raise NotLocal("a type or device that depends on the image's")
         return Weight(read) if isinstance(example, Tensor) else example
+
+    def _example(self) -> Weight | None:
+        """A tensor of the type and device of the image, which are taken to be those of the network."""
+        if not any(t.is_floating_point() for t in (*self.root.parameters(), *self.root.buffers())):
+            return None
+        return Weight(lambda: torch.empty((), dtype=self._dtype, device=self._device))
 
     def _gathers(self, node: fx.Node) -> bool:
         """Whether a result comes from a reduction, or from a whole map, rather than from sizes alone."""
@@ -489,6 +510,14 @@ def _layout_of(local: Local) -> Layout:
     if local.layout is not None:
         return local.layout
     return canonical(first.channels if local.channels is None else local.channels) if is_canonical(first.layout) else first.layout
+
+
+def _dtype_of(local: Local) -> torch.dtype | None:
+    """The type that conversions gave an output; None: that of the image. Of maps of different types a conversion's is the wider one."""
+    if local.to is not None:
+        return local.to.of
+    set_by_conversion = [value.dtype for value in local.inputs if value.dtype is not None]
+    return functools.reduce(torch.promote_types, set_by_conversion) if set_by_conversion else None
 
 
 def _keeps_length(axis: Any) -> bool:

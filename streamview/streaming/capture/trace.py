@@ -26,7 +26,7 @@ from torch.utils import _pytree
 
 from streamview.errors import NotStreamableError
 from streamview.streaming.capture.answers import retyped
-from streamview.streaming.capture.decompositions import decompose
+from streamview.streaming.capture.decompositions import dissolve
 from streamview.streaming.capture.intact import attributes_restored, state_restored
 from streamview.streaming.capture.proxies import RecordingProxy
 from streamview.streaming.ops.origin import runs_torch_code
@@ -280,7 +280,7 @@ def trace(module: nn.Module, counts: Sequence[int], exported: bool = False) -> t
             graph, spec = root.graph, root.graph._codegen
     if isinstance(spec, fx.graph._PyTreeCodeGen):
         _restore_outputs(graph, spec.pytree_info.out_spec)
-    decompose(graph, root)
+    dissolve(graph)
     return graph, root, channels, tuple(numbers.read.values())
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from streamview.streaming.ops.layouts import Layout, is_canonical, split
 from streamview.streaming.ops.margins import Pad
-from streamview.streaming.ops.pointwise import Pointwise, Slot, elementwise
+from streamview.streaming.ops.pointwise import Pointwise, Slot, elementwise, of_its_type
 from streamview.streaming.ops.registry import Local, NotLocal, OtherChannels, Piece, Value, Wants, Weight, lowers
 from streamview.streaming.ops.reshape import Shuffle
 from streamview.streaming.schedule import IDENTITY, Window
@@ -77,21 +77,34 @@ class Channels:
         return [whole], []
 
 
-def _sum(a: Any, b: Any, factor: float) -> Local:
-    if isinstance(a, Value) and isinstance(b, Value) and (a.layout == b.layout or (is_canonical(a.layout) and is_canonical(b.layout))):
+def _sum(a: Any, b: Any, factor: float, changes: bool = False) -> Local:
+    same_type = isinstance(a, Value) and isinstance(b, Value) and (a.dtype == b.dtype or not changes)
+    if same_type and (a.layout == b.layout or (is_canonical(a.layout) and is_canonical(b.layout))):
         channels = max(a.channels, b.channels)
         return Local(Add(factor), (a, b), (), channels, a.layout if a.channels == channels else b.layout)
-    return elementwise(torch.sub if factor < 0 else torch.add, (a, b), {"alpha": abs(factor)} if abs(factor) != 1 else {}, True)
+    function = torch.sub if factor < 0 else torch.add
+    named = {"alpha": abs(factor)} if abs(factor) != 1 else {}
+    return elementwise(of_its_type(function) if changes else function, (a, b), named, True)
 
 
-@lowers(operator.add, operator.iadd, torch.add, "add", "add_", any_layout=True)
+@lowers(operator.add, torch.add, "add", any_layout=True)
 def _add(input: Any, other: Any, *, alpha: float = 1) -> Local:
     return _sum(input, other, alpha)
 
 
-@lowers(operator.sub, operator.isub, torch.sub, torch.subtract, "sub", "sub_", "subtract", any_layout=True)
+@lowers(operator.iadd, "add_", any_layout=True)
+def _add_in_place(input: Any, other: Any, *, alpha: float = 1) -> Local:
+    return _sum(input, other, alpha, changes=True)
+
+
+@lowers(operator.sub, torch.sub, torch.subtract, "sub", "subtract", any_layout=True)
 def _sub(input: Any, other: Any, *, alpha: float = 1) -> Local:
     return _sum(input, other, -alpha)
+
+
+@lowers(operator.isub, "sub_", "subtract_", any_layout=True)
+def _sub_in_place(input: Any, other: Any, *, alpha: float = 1) -> Local:
+    return _sum(input, other, -alpha, changes=True)
 
 
 @lowers(torch.cat, torch.concat, torch.concatenate, any_layout=True)
@@ -102,6 +115,7 @@ def _cat(tensors: Sequence[Any], dim: int = 0, axis: int | None = None) -> Local
     at = (dim if axis is None else axis) % len(first)
     if len(first) != 4 or not isinstance(first[at], tuple) or any(_places(t.layout) != _places(first) for t in tensors):
         raise NotLocal("concatenation over other dimensions than channels")
+    _one_dimension(tensors[0])
     channels = sum(t.channels for t in tensors)
     return Local(Concatenate(), tuple(tensors), (), channels, tuple((1, channels) if isinstance(d, tuple) else d for d in first))
 
@@ -119,8 +133,15 @@ def _places(layout: Layout) -> list[str]:
     return ["C" if isinstance(d, tuple) else d for d in layout]
 
 
+def _one_dimension(input: Value) -> None:
+    """Refuse a map whose channels are split in several dimensions."""
+    if sum(isinstance(d, tuple) for d in input.layout) != 1:
+        raise NotLocal("a part of the channels of a map that are split in several dimensions")
+
+
 def _channels(input: Value, start: int, stop: int) -> Local:
     """Channels [start, stop) of a map with one dimension of channels."""
+    _one_dimension(input)
     found = len(range(*slice(start, stop).indices(input.channels)))
     layout: Layout = tuple((1, found) if isinstance(d, tuple) else d for d in input.layout)
     return Local(Channels(start, stop), (input,), (), found, layout, shares=True)
@@ -128,6 +149,7 @@ def _channels(input: Value, start: int, stop: int) -> Local:
 
 def _reordered(input: Value, order: Sequence[int]) -> Local:
     """A map's channels by number, some of them several times or not at all."""
+    _one_dimension(input)
     count = input.channels
     if not all(-count <= i < count for i in order):
         raise OtherChannels(f"it picks channels {list(order)}, its map has {count}")
@@ -148,8 +170,11 @@ def _channels_by(input: Value, index: Any) -> Local:
     numbers = index.read()
     if numbers.is_floating_point():
         raise NotLocal("channels picked by numbers that are not whole")
-    channels = int(numbers.sum()) if numbers.dtype == torch.bool else len(numbers)
-    return Local(Pointwise(_picked, (Slot(0), Slot(1)), {}), (input,), (index,), channels)
+    if numbers.dtype == torch.bool:
+        if len(numbers) != input.channels:
+            raise OtherChannels(f"it picks from {len(numbers)} channels, its map has {input.channels}")
+        mask, index = index, Weight(lambda: mask.read().nonzero().flatten())
+    return Local(Pointwise(_picked, (Slot(0), Slot(1)), {}), (input,), (index,), len(index.read()))
 
 
 @lowers("index_select", torch.index_select)
@@ -187,7 +212,8 @@ def _roll(input: Value, shifts: Any, dims: Any = ()) -> Local:
 def _narrow(input: Value, dim: int, start: int, length: int) -> Local | Value:
     if dim % 4 != 1 or not isinstance(start, int) or not isinstance(length, int):
         raise NotLocal("a part of a map's rows or columns by their numbers")
-    return _channels(input, start, start + length)
+    first = start % input.channels if start < 0 else start
+    return _channels(input, first, first + length)
 
 
 @lowers("unbind", torch.unbind)
@@ -232,6 +258,8 @@ def _is_whole(index: Any) -> bool:
 def _select(input: Value, dim: int, index: int) -> Local:
     if dim % 4 != 1 or not isinstance(index, int):
         raise NotLocal("picking an image, a row or a column of a map")
+    if not -input.channels <= index < input.channels:
+        raise OtherChannels(f"it picks channel {index}, its map has {input.channels}")
     found = _channels(input, index % input.channels, index % input.channels + 1)
     return replace(found, layout=("N", "H", "W"))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from streamview.streaming.ops.layouts import Layout, parts
 from streamview.streaming.ops.partials import Softmax
 from streamview.streaming.ops.pointwise import Pointwise, Slot, elementwise
-from streamview.streaming.ops.registry import Local, NotLocal, Partial, Value, Weight, fits, lowers, lowers_module
+from streamview.streaming.ops.registry import Local, NotLocal, Partial, Trait, Value, Weight, fits, lowers, lowers_module
 
 __all__ = ["over_channels", "over_positions"]
 
@@ -39,17 +40,22 @@ def _softmax(function: Callable[..., Tensor], input: Value, dim: int | None, dty
     if function is torch.softmax and dtype is None and over_positions(input, dim):
         return Softmax(input)
     at = _dimension(input, dim, "softmax")
-    return _within(lambda x: function(x, dim=at, dtype=dtype), input, input.layout, input.channels)
+    lowered = _within(lambda x: function(x, dim=at, dtype=dtype), input, input.layout, input.channels)
+    return lowered if dtype is None else replace(lowered, to=Trait("dtype", dtype))
 
 
 @lowers(F.softmax, torch.softmax, "softmax", any_layout=True)
-def _softmax_function(input: Value, dim: int | None = None, _stacklevel: int = 3, dtype: torch.dtype | None = None) -> Local | Partial:
-    return _softmax(torch.softmax, input, dim, dtype)
+def _softmax_function(
+    input: Value, dim: int | None = None, _stacklevel: int | torch.dtype = 3, dtype: torch.dtype | None = None
+) -> Local | Partial:
+    return _softmax(torch.softmax, input, dim, _stacklevel if isinstance(_stacklevel, torch.dtype) else dtype)
 
 
 @lowers(F.log_softmax, torch.log_softmax, "log_softmax", any_layout=True)
-def _log_softmax_function(input: Value, dim: int | None = None, _stacklevel: int = 3, dtype: torch.dtype | None = None) -> Local | Partial:
-    return _softmax(torch.log_softmax, input, dim, dtype)
+def _log_softmax_function(
+    input: Value, dim: int | None = None, _stacklevel: int | torch.dtype = 3, dtype: torch.dtype | None = None
+) -> Local | Partial:
+    return _softmax(torch.log_softmax, input, dim, _stacklevel if isinstance(_stacklevel, torch.dtype) else dtype)
 
 
 @lowers_module(nn.Softmax, nn.LogSoftmax, any_layout=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -267,6 +268,17 @@ def _register(function: Callable[..., Tensor], *targets: Any, broadcasts: bool =
     lowers(*targets, any_layout=True)(lowered)
 
 
+def of_its_type(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """A function as the call that changes its first argument, whose type stays."""
+
+    @functools.wraps(function)
+    def call(first: Any, *others: Any, **named: Any) -> Tensor:
+        result = function(first, *others, **named)
+        return result.to(first.dtype) if isinstance(first, Tensor) else result
+
+    return call
+
+
 _ACTIVATIONS = [
     "elu",
     "selu",
@@ -329,9 +341,12 @@ for _name in _UNARY:
     if hasattr(torch.special, _name):  # the same function under a second name, by which torch.export calls it too
         _register(getattr(torch, _name), getattr(torch.special, _name), f"special_{_name}")
 for _name in _ARITHMETIC:
-    _register(getattr(torch, _name), getattr(torch, _name), _name, _name + "_", broadcasts=True)
-_register(torch.mul, operator.mul, operator.imul, "multiply", "multiply_", torch.multiply, broadcasts=True)
-_register(torch.div, operator.truediv, operator.itruediv, "divide", "divide_", torch.divide, broadcasts=True)
+    _register(getattr(torch, _name), getattr(torch, _name), _name, broadcasts=True)
+    _register(of_its_type(getattr(torch, _name)), _name + "_", broadcasts=True)
+_register(torch.mul, operator.mul, "multiply", torch.multiply, broadcasts=True)
+_register(torch.div, operator.truediv, "divide", torch.divide, broadcasts=True)
+_register(of_its_type(torch.mul), operator.imul, "multiply_", broadcasts=True)
+_register(of_its_type(torch.div), operator.itruediv, "divide_", broadcasts=True)
 _register(torch.pow, operator.pow)
 _register(torch.neg, operator.neg)
 _register(torch.sigmoid, torch.special.expit, "special_expit")
@@ -453,6 +468,15 @@ def _of_channels(map: Value, channels: int) -> Value:
     return map
 
 
+def squares(map: Tensor) -> Tensor:
+    """The square of every element, of half precision in float32, where it does not overflow."""
+    wide = map.float() if map.dtype in (torch.float16, torch.bfloat16) else map
+    return wide * wide
+
+
+_register(squares, squares)
+
+
 @lowers("clone", torch.clone, any_layout=True)
 def _cloned(input: Value, *, memory_format: Any = None) -> Local:
     return Local(Copy(), (input,))
@@ -476,19 +500,28 @@ def _convert(input: Value, dtype: Any, device: Any) -> Local | Value:
     """To the type and device that it already has, a tensor is itself: the result may share its memory."""
     if isinstance(dtype, torch.dtype) and not dtype.is_floating_point:
         raise NotLocal(f"a conversion to {dtype}, which has no gradient")
-    dtype, device = (None if isinstance(a, Trait) else a for a in (dtype, device))
+    device = None if isinstance(device, Trait) else device
+    if isinstance(dtype, Trait) and dtype.of == input.dtype:
+        dtype = None
+    elif isinstance(dtype, Trait) and dtype.of is None:
+        if dtype.example is None:
+            raise NotLocal("a conversion to the type of the image, and the network has no weights that tell it")
+        return replace(_type_as(input, dtype.example), to=Trait("dtype"))
+    elif isinstance(dtype, Trait):
+        dtype = dtype.of
     if dtype is None and device is None:
         return input
-    return replace(elementwise(_converted, (input, dtype, device), {}), shares=True)
+    to = Trait("dtype", input.dtype if dtype is None else dtype)
+    return replace(elementwise(_converted, (input, dtype, device), {}), shares=True, to=to)
 
 
 @lowers("to", any_layout=True)
 def _to(input: Value, *target: Any, **how: Any) -> Local | Value:
     if target and isinstance(target[0], Value | Weight):
         return _type_as(input, target[0])
-    dtype = next((t for t in target if isinstance(t, torch.dtype)), how.get("dtype"))
-    device = next((t for t in target if isinstance(t, torch.device | str)), how.get("device"))
-    return _convert(input, dtype, device)
+    kinds = [t.name if isinstance(t, Trait) else "dtype" if isinstance(t, torch.dtype) else "device" for t in target]
+    named = {kind: t for kind, t in zip(kinds, target, strict=True) if isinstance(t, torch.dtype | torch.device | str | Trait)} | how
+    return _convert(input, named.get("dtype"), named.get("device"))
 
 
 @lowers(torch.ops.aten.to.dtype, torch.ops.aten.to.dtype_layout, torch.ops.aten.to.device, any_layout=True)
@@ -497,8 +530,9 @@ def _aten_to(input: Value, *target: Any, **how: Any) -> Local | Value:
 
 
 @lowers("type_as", any_layout=True)
-def _type_as(input: Value, other: Value | Weight) -> Local | Value:
-    return replace(elementwise(_as, (input, other), {}), shares=True)
+def _type_as(input: Value, other: Value | Weight) -> Local:
+    to = Trait("dtype", other.dtype if isinstance(other, Value) else None)
+    return replace(elementwise(_as, (input, other), {}), shares=True, to=to)
 
 
 @lowers("type", any_layout=True)

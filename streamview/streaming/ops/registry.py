@@ -60,9 +60,21 @@ BATCH = _Batch()
 
 @dataclass(frozen=True, slots=True)
 class Trait:
-    """Stands for the ``dtype`` or the ``device`` of a map."""
+    """Stands for the ``dtype`` or the ``device`` of a map.
+
+    Parameters
+    ----------
+    name
+        Which of the two.
+    of
+        The type, where a conversion set it; None: that of the image.
+    example
+        A tensor of the image's type and device, which are taken to be those of the network; None: the network has none.
+    """
 
     name: str
+    of: torch.dtype | None = None
+    example: Weight | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,12 +91,15 @@ class Value:
         Dimensions of the tensor it stands for, if not (N, C, H, W) itself.
     like
         The earliest value that has the same height and width, whatever the image.
+    dtype
+        The type that a conversion gave it; None: that of the image.
     """
 
     index: int
     channels: int
     layout: Layout
     like: int
+    dtype: torch.dtype | None = None
 
     @classmethod
     def plain(cls, index: int, channels: int) -> Value:
@@ -271,6 +286,8 @@ class Local:
         Of the tensor that its output stands for; None: that of its first input, with these channels.
     shares
         Whether the output of the call shares memory with its input, in torch.
+    to
+        The type that it converts to; None: it converts nothing.
     """
 
     op: Op | Sized
@@ -279,6 +296,7 @@ class Local:
     channels: int | None = None
     layout: Layout | None = None
     shares: bool = False
+    to: Trait | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -442,6 +460,8 @@ def local_vjp(
     with torch.enable_grad():
         leaves = [t.detach().requires_grad_(want) for t, want in zip([*inputs, *weights], asked, strict=True)]
         out = function(*leaves)
+    if not out.requires_grad:  # it does not depend on what is asked for, as `a.expand_as(b)` on b
+        return [None] * len(inputs), [None] * len(weights)
     found = iter(torch.autograd.grad(out, [t for t, want in zip(leaves, asked, strict=True) if want], grad, allow_unused=True))
     grads = [next(found) if want else None for want in asked]
     owners: set[int] = set()

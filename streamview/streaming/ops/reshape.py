@@ -64,7 +64,7 @@ def _getattr(input: Value, name: str) -> Any:
     if name == "ndim":
         return len(input.layout)
     if name in ("dtype", "device"):
-        return Trait(name)
+        return Trait(name, input.dtype)
     raise NotLocal(f"attribute {name} of a map")
 
 
