@@ -5,7 +5,7 @@ To add a function of single pixels, add its name to a list in `pointwise`. For a
 that is not local (it mixes rows or columns over the whole map) raises `NotLocal` with the reason.
 """
 
-from streamview.streaming.ops import combine, margins, mixing, patches, pointwise, reduce, resample, reshape, window
+from streamview.streaming.ops import combine, conversions, margins, mixing, patches, pointwise, reduce, resample, reshape, window
 from streamview.streaming.ops.registry import (
     Extent,
     Local,
@@ -43,6 +43,7 @@ __all__ = [
     "Weight",
     "combine",
     "computed",
+    "conversions",
     "layout",
     "lower",
     "margins",
