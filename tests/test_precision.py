@@ -97,6 +97,26 @@ def test_maps_and_logits_are_close_to_float32(network: Callable[[], nn.Module], 
     assert np.array_equal(predict(model, pixels, compute=Compute(tile=TILE, precision=precision)).logits, found.prediction.logits)
 
 
+class Converting(nn.Module):
+    """A network that computes in float32 whatever it is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = seed_network(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network(x.float())
+
+
+@pytest.mark.parametrize("precision", HALVES)
+def test_a_network_that_converts_its_maps(pixels: NDArray[np.uint8], precision: Precision) -> None:
+    torch.manual_seed(0)
+    model = make_model(Converting())
+    exact, half = (saliency(model, pixels, target=1, compute=Compute(tile=TILE, precision=p)) for p in ("float32", precision))
+    assert np.abs(half.prediction.logits - exact.prediction.logits).max() < 0.05 * np.abs(exact.prediction.logits).max()
+    assert distance(half.maps["absolute"].values, exact.maps["absolute"].values) < 0.2
+
+
 @pytest.mark.parametrize("precision", HALVES)
 def test_as_close_as_torch_itself(pixels: NDArray[np.uint8], precision: Precision) -> None:
     """Max-pooling decides near ties by rounding: a neighbour gets the gradient, in plain torch too."""

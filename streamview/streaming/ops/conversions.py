@@ -11,14 +11,17 @@ from torch import Tensor
 from streamview.streaming.ops.pointwise import elementwise
 from streamview.streaming.ops.registry import Local, NotLocal, Trait, Value, Weight, lowers
 
+__all__ = ["converted"]
 
-def _converted(x: Tensor, dtype: torch.dtype | None, device: torch.device | str | None) -> Tensor:
+
+def converted(x: Tensor, dtype: torch.dtype | None, device: torch.device | str | None) -> Tensor:
+    """A map in another type, or on another device."""
     # forecasts run on the device without memory
     return x.to(dtype=dtype, device=None if x.device.type == "meta" else device)
 
 
 def _as(x: Tensor, other: Tensor) -> Tensor:
-    return _converted(x, other.dtype, other.device)
+    return converted(x, other.dtype, other.device)
 
 
 def _convert(input: Value, dtype: Any, device: Any) -> Local | Value:
@@ -37,7 +40,7 @@ def _convert(input: Value, dtype: Any, device: Any) -> Local | Value:
     if dtype is None and device is None:
         return input
     to = Trait("dtype", input.dtype if dtype is None else dtype)
-    return replace(elementwise(_converted, (input, dtype, device), {}), shares=True, to=to)
+    return replace(elementwise(converted, (input, dtype, device), {}), shares=True, to=to)
 
 
 @lowers("to", any_layout=True)

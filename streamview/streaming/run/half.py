@@ -2,6 +2,7 @@
 
 What is computed of whole maps (the scale and shift of GroupNorm, the gates of squeeze-excitation) stays in float32 and meets its
 map there: rounded, its error would be the same at every position and would not average out. So does BatchNorm, as in autocast.
+Maps are in half precision throughout, also where the network converts them.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ import torch
 from torch import Tensor
 
 from streamview.streaming.graph import Bound, Graph
-from streamview.streaming.ops import Piece, Statistic, Wants
-from streamview.streaming.ops.pointwise import Around, BatchNorm
+from streamview.streaming.ops import Op, Piece, Statistic, Wants
+from streamview.streaming.ops.conversions import converted
+from streamview.streaming.ops.pointwise import Around, BatchNorm, Copy, Pointwise
 
 __all__ = ["Narrowed", "narrow_weights", "narrowed"]
 
@@ -41,13 +43,15 @@ class Narrowed(Around):
 
 
 def narrowed(bound: Bound) -> Bound:
-    """The graph whose operations keep their maps' type beside statistics, which are in float32."""
+    """The graph whose operations keep their maps' type beside statistics, which are in float32, and convert no map."""
     graph = bound.graph
-    ops = {
-        value: Narrowed(op) if any(isinstance(graph.operands[w], Statistic) for w in graph.nodes[value].weights) else op
-        for value, op in bound.ops.items()
-    }
-    return replace(bound, ops=ops)
+
+    def narrow(value: int, op: Op) -> Op:
+        if isinstance(op, Pointwise) and op.function is converted:
+            return Copy()
+        return Narrowed(op) if any(isinstance(graph.operands[w], Statistic) for w in graph.nodes[value].weights) else op
+
+    return replace(bound, ops={value: narrow(value, op) for value, op in bound.ops.items()})
 
 
 def narrow_weights(graph: Graph, weights: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
