@@ -86,8 +86,8 @@ class Constants(dict[fx.Node, Callable[[], Any]]):
 
     def note(self, node: fx.Node) -> None:
         """Add a call if it does not depend on an input."""
-        given = node.op == "get_attr" or (node.op == "placeholder" and node.args)
-        if given or (node.op.startswith("call_") and all(s in self for s in node.all_input_nodes)):
+        is_constant_itself = node.op == "get_attr" or (node.op == "placeholder" and node.args)
+        if is_constant_itself or (node.op.startswith("call_") and all(s in self for s in node.all_input_nodes)):
             self[node] = partial(self._evaluate, node)
 
     def _evaluate(self, node: fx.Node) -> Any:

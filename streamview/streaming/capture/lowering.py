@@ -305,7 +305,7 @@ class Lowering:
         """A tensor of the type and device of the image, which are taken to be those of the network."""
         if not any(t.is_floating_point() for t in (*self.root.parameters(), *self.root.buffers())):
             return None
-        return Weight(lambda: torch.empty((), dtype=self._dtype, device=self._device))
+        return Weight(lambda: torch.zeros((), dtype=self._dtype, device=self._device))
 
     def _gathers(self, node: fx.Node) -> bool:
         """Whether a result comes from a reduction, or from a whole map, rather than from sizes alone."""
