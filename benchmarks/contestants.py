@@ -2,7 +2,7 @@
 
 A forward pass returns the logits; saliency also the gradient of one logit with respect to the image; training the gradients of all
 weights. A contestant is named in words: ``"conventional"``, ``"offload"``, ``"lightstream 5/1184"`` (units streamed, tile),
-``"streamview least"``.
+``"streamview recomputed"``.
 """
 
 from __future__ import annotations
@@ -167,7 +167,7 @@ def build_contestant(contestant: str, name: str, size: int, dtype: torch.dtype, 
         module = lambda image: checkpoint_sequential(parts, len(parts), image, use_reentrant=False)  # noqa: E731
     elif contestant == "offload":
         module = lambda image: _offloaded(network, image)  # noqa: E731
-    elif contestant == "streamview least":
+    elif contestant == "streamview recomputed":
         module = stream(network, tile=(STRIP_ROWS, size))
     elif contestant.startswith("streamview"):
         module = stream(network, memory=budget)
