@@ -168,6 +168,17 @@ class RandomNetwork(nn.Module):
                 values.append(a.type_as(self.scale).to(image.dtype).to(self.scale.device))
             elif kind == "constant":
                 values.append((a - torch.tensor([0.5] * a.size(1), dtype=a.dtype).view(1, -1, 1, 1)) / torch.tensor(2.0))
+            elif kind == "filled":
+                values.append(a + self.scale[:, :1].expand_as(a))
+            elif kind == "masked":
+                values.append(a[:, torch.arange(a.size(1)) % 3 != 1])
+            elif kind == "narrow":
+                values.append(a * a.narrow(1, -1, 1))
+            elif kind == "rows":
+                gate = F.group_norm(values[sources[1]].mean((2, 3)), 1, eps=1e-2)
+                values.append(a * gate[:, :, None, None].sigmoid())
+            elif kind == "variance":
+                values.append(a * (values[sources[1]].tanh().var((2, 3), keepdim=True) + 0.1).sqrt())
             elif kind == "maximum":
                 values.append(a - values[sources[1]].max(-1, keepdim=True)[0].max(-2, keepdim=True)[0].tanh())
             else:
@@ -287,12 +298,12 @@ def _layers(draw: st.DrawFn, channels: int) -> nn.Module:
 _KINDS = (
     *["layer"] * 8, "add", "iadd", "sub", "mul", "cat", "half", "scalar", "swap", "split", "shuffle", "nearest", "bilinear", "fit", "gate",
     "again", "again", "halves", "own", "pooled", "expanded", "attention", "top", "area", "flip", "order", "alternate", "convert",
-    "constant", "maximum",
+    "constant", "maximum", "filled", "masked", "narrow", "rows", "variance",
 )  # fmt: skip
 
 
 _SIZED = ("nearest", "bilinear", "fit", "area")  # to the size of another value
-_WHOLE = ("gate", "halves", "own", "attention", "maximum")  # with a number for each channel of another value
+_WHOLE = ("gate", "halves", "own", "attention", "maximum", "rows", "variance")  # with a number for each channel of another value
 
 
 @st.composite
@@ -344,6 +355,8 @@ def cases(draw: st.DrawFn, exported: float = 0) -> Case:
             continue
         if kind == "again" or (kind == "alternate" and a.shape[1] < 2):
             continue
+        if (kind == "rows" and b.shape[1] < 2) or (kind == "variance" and b.shape[2] * b.shape[3] < 2):  # of which there is no variance
+            continue
         many = a.shape[2] * a.shape[3]
         number = draw(st.integers(1, min(3, many)) if kind == "top" else st.integers(0, 11) if kind in ("order", "pooled") else st.just(0))
         steps.append((kind, number, (first, second)))
@@ -355,6 +368,7 @@ def cases(draw: st.DrawFn, exported: float = 0) -> Case:
             else torch.cat([a, b[:, :, :1, :1].expand(-1, -1, *a.shape[2:])], 1) if kind in ("pooled", "expanded")
             else a[:, :1] if kind == "half"
             else a[:, [0] * (1 + number % 4)] if kind == "order"
+            else a[:, torch.arange(a.shape[1]) % 3 != 1] if kind == "masked"
             else a + b if kind in ("add", "sub", "mul", "iadd")
             else a
         )  # fmt: skip
