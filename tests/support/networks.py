@@ -207,14 +207,14 @@ class RandomNetwork(nn.Module):
 
 @dataclass
 class Case:
-    """A random network, an image for it, and how it is streamed: which share of the steps keeps a tape, how the rest is remembered."""
+    """A random network, an image for it, and how it is streamed: the share of steps that are saved, how the rest is remembered."""
 
     network: RandomNetwork
     image: Tensor
     tile: tuple[int, int]
     barriers: str
     worthwhile: int
-    tapes: float
+    saved_steps: float
     segment: int
     spill: bool
     exported: bool = False
@@ -222,7 +222,7 @@ class Case:
     def __repr__(self) -> str:
         network = self.network
         how = f"image={tuple(self.image.shape)}, tile={self.tile}, {self.barriers}, {self.worthwhile} positions at once, "
-        how += f"{self.tapes} of the tapes, segments of {self.segment}{' in a file' * self.spill}, head={network.head}, "
+        how += f"{self.saved_steps} of the steps saved, segments of {self.segment}{' in a file' * self.spill}, head={network.head}, "
         how += "torch.export" if self.exported else "torch.fx"
         return f"Case({how}, {network.steps}, {network.layers})"
 
@@ -343,7 +343,7 @@ def cases(draw: st.DrawFn, exported: float = 0) -> Case:
                     out = layer(a.clone())
             except (RuntimeError, ValueError):  # it takes other channels, or a larger map
                 continue
-            # torch corrupts memory in the reverse pass of a max-pool window that a dilation keeps from meeting the map: minus infinity
+            # torch corrupts memory in the backward pass of a max-pool window that a dilation keeps from meeting the map: minus infinity
             if min(out.shape[2:]) < 1 or out.numel() > 20000 or out.isinf().any():
                 continue
             layers = layers if layer in layers else [*layers, layer]
@@ -384,7 +384,7 @@ def cases(draw: st.DrawFn, exported: float = 0) -> Case:
         tile,
         barriers=draw(st.sampled_from(["kept", "spilled", "regenerated"])),
         worthwhile=draw(st.sampled_from([1, 1, 30, 512])),
-        tapes=draw(st.sampled_from([0.0, 0.0, 0.4, 1.0])),
+        saved_steps=draw(st.sampled_from([0.0, 0.0, 0.4, 1.0])),
         segment=draw(st.sampled_from([0, 0, 1, 2, 3])),
         spill=draw(st.booleans()),
         exported=draw(st.floats(0, 1)) < exported,
