@@ -118,7 +118,7 @@ def test_nothing_is_saved_under_no_grad(network: nn.Module, image: Tensor, monke
         out = stream(network, tile=TILE, check=False)(image.requires_grad_())
     assert not out.requires_grad
     assert not calls[0].carries
-    assert not calls[0].saved_steps
+    assert not calls[0].saved
 
 
 def test_autocast_of_the_forward_pass_rules_the_recomputation() -> None:
