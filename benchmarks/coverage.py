@@ -8,7 +8,7 @@ network's, divided by its largest value.
 
 efficientnet
     EfficientNet-B0 (timm; 16 squeeze-excitations) at 2048 x 2048, float32, gradient of the image: plain, and the maps in front of
-    the squeeze-excitations kept, spilled and regenerated, in strips of 256 rows of which no tape is kept.
+    the squeeze-excitations kept, spilled and regenerated, in strips of 256 rows that save nothing.
 unet
     A U-Net of four levels, gradients of all weights, float32, at 1024 and 2048, in strips of 128 rows; and in float64, for the error.
 patches

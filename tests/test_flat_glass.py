@@ -122,9 +122,9 @@ def test_other_networks(module: Any, pixels: NDArray[np.uint8]) -> None:
 def test_little_is_computed(model: Model, pixels: NDArray[np.uint8], growth: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
     memory = None if growth is None else resident_memory() + growth
     forward, backward = [], []
-    run, reverse = passes.run_step, passes.reverse_step
+    run, reverse = passes.run_step, passes.backward_step
     monkeypatch.setattr(passes, "run_step", lambda *a: (forward.append(0), run(*a))[1])
-    monkeypatch.setattr(passes, "reverse_step", lambda *a: (backward.append(0), reverse(*a))[1])
+    monkeypatch.setattr(passes, "backward_step", lambda *a: (backward.append(0), reverse(*a))[1])
     prepared = prepare(model, pixels, compute=Compute(tile=(64, 64), glass="flat", memory=memory))
     plan = prepared.plan(1)
     forward.clear()
@@ -133,7 +133,7 @@ def test_little_is_computed(model: Model, pixels: NDArray[np.uint8], growth: int
     assert plan.computed < 0.5
     assert len(backward) == round(plan.computed * plan.steps)
     # besides these a few steps of every geometry, and those on which a carry of something else arrives
-    assert len(forward) - (0 if plan.tapes == plan.steps else len(backward)) < 0.7 * plan.steps
+    assert len(forward) - (0 if plan.saved_steps == plan.steps else len(backward)) < 0.7 * plan.steps
     assert prepared.forecast(1).plan.overhead == pytest.approx(plan.overhead)
 
 

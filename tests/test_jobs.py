@@ -274,7 +274,7 @@ def test_an_answer_of_an_earlier_version_gives_way(tmp_path: Path) -> None:
     new = replace(old.prediction.identity, slide_mpp=(0.25, 0.25), slide_mpp_source="file", pixel_source="tiff", sampling=1)
     job.add(replace(old, prediction=replace(old.prediction, identity=new), maps=()))
     assert [row["status"] for row in rows(job)] == ["ok", "ok", "superseded"]
-    assert rows(job)[-1]["error"] == "computed again by a later version"
+    assert rows(job)[-1]["error"] == "recomputed by a later version"
     other = replace(new, slide_mpp=(0.5, 0.5), slide_mpp_source="given")  # of the same grid mpp, as by --mpp
     job.add(replace(old, prediction=replace(old.prediction, identity=other), mpp=(0.5, 0.5), maps=()))
     assert [row["maps"] for row in rows(job) if row["mpp_source"] == "given"] == ["", ""]

@@ -140,7 +140,7 @@ class Rooted(nn.Module):
 def test_a_gradient_that_is_not_finite(pixels: NDArray[np.uint8], tmp_path: Path) -> None:
     model = make_model(Rooted())
     assert np.isfinite(predict(model, pixels, compute=Compute(tile=TILE)).logits).all()
-    found = "^the model test gave a gradient of tumour: not finite; the reverse pass of (mul|relu|relu_1|sqrt|add) is the first to give"
+    found = "^the model test gave a gradient of tumour: not finite; the backward pass of (mul|relu|relu_1|sqrt|add) is the first to give"
     with pytest.raises(ModelError, match=rf"{found} (NaN|infinity), in rows \d+ to 250 and columns \d+ to 333 of the region; check its"):
         saliency(model, pixels, target="tumour", compute=Compute(tile=TILE), out=tmp_path / "map.ome.zarr")
     assert list(tmp_path.iterdir()) == []

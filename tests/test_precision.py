@@ -219,7 +219,7 @@ def test_what_overflows_is_refused_with_the_remedy(pixels: NDArray[np.uint8]) ->
         steep[layer].weight.data *= 2.0**6
     model = make_model(nn.Sequential(Shrunk(2.0**-13), *steep))
     predict(model, pixels, compute=Compute(tile=TILE, precision="fp16"))
-    found = "gave a gradient of .*: not finite; the reverse pass of [12] is the first to give (NaN|infinity), in rows"
+    found = "gave a gradient of .*: not finite; the backward pass of [12] is the first to give (NaN|infinity), in rows"
     with pytest.raises(ModelError, match=f"{found} .*; {remedy}"):
         saliency(model, pixels, compute=Compute(tile=TILE, precision="fp16"))
     saliency(model, pixels, compute=Compute(tile=TILE, precision="bf16"))

@@ -57,7 +57,7 @@ def test_estimated_shares_are_near_what_is_computed(pool: Callable[[], nn.Module
     run = prepare(model, source, compute=Compute("cpu", "4GB", TILE))
     plan = run.plan(targets=1, stored=True)
     shares = step_shares(run.slide, run.sampler, run.inside, run.both, plan)
-    counts = {"run_step": 0, "reverse_step": 0}
+    counts = {"run_step": 0, "backward_step": 0}
 
     def counted(name: str) -> Callable[..., Any]:
         original = getattr(execute, name)
@@ -71,7 +71,7 @@ def test_estimated_shares_are_near_what_is_computed(pool: Callable[[], nn.Module
     for name in counts:
         monkeypatch.setattr(execute, name, counted(name))
     run.explain(plan=plan)
-    assert plan.tapes == plan.steps
+    assert plan.saved_steps == plan.steps
     computed, reversed_ = (count / plan.steps for count in counts.values())
     assert abs(shares.computed - computed) <= 0.3 * computed
     assert abs(shares.reversed - reversed_) <= 0.4 * reversed_ + 0.02

@@ -21,7 +21,7 @@ from streamview.networks import Model, load_model
 from streamview.progress import Step
 from streamview.slides import open_slide
 from streamview.slides.sampling import Sampler
-from streamview.streaming.step import reverse_step
+from streamview.streaming.step import backward_step
 from tests.support.slides import SyntheticSlide
 
 Run = Callable[..., tuple[int, str, str]]
@@ -107,7 +107,7 @@ def test_the_command_prints_and_keeps_the_certificate(run: Run, model: Model, sy
 
 
 def test_a_broken_engine_fails_the_command(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("streamview.streaming.run.passes.reverse_step", lambda *args: (reverse_step(*args)[0], [None] * 99))
+    monkeypatch.setattr("streamview.streaming.run.passes.backward_step", lambda *args: (backward_step(*args)[0], [None] * 99))
     status, out, _ = run("verify", "-m", "demo", "--windows", 1, "-o", tmp_path)
     assert status == 1
     assert "\nFAILED: worst relative error " in out

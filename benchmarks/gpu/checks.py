@@ -81,7 +81,7 @@ def random_networks(device: torch.device, count: int = 100) -> str:
             return  # torch itself refuses
         how: dict[str, Any] = {"tile": case.tile, "barriers": case.barriers}
         try:
-            with remembering(case.tapes, case.segment, case.spill):
+            with remembering(case.saved_steps, case.segment, case.spill):
                 error = max(errors(network, image, **how))
                 if error >= EXACT and _far_from_cpu(network, image, how) < _STRAY:
                     strayed += 1

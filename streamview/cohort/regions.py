@@ -324,7 +324,7 @@ def _plan(work: Work, ahead: Forecast | PatchPlan) -> dict[str, object]:
     return {
         "tile": list(ahead.plan.tile),
         "steps": ahead.plan.steps,
-        "tapes": ahead.plan.tapes,
+        "saved_steps": ahead.plan.saved_steps,
         "memory": compute.memory,
         "precision": compute.precision,
         "glass": compute.glass,

@@ -118,7 +118,7 @@ class MapFaithfulness:
         Curves of the map's ranking.
     shuffled, cascade
         Comparisons with networks all of whose layers, and only the last of whose layers, were shuffled; empty where the map could not be
-        computed again.
+        recomputed.
     changes
         Comparisons with maps of hardly changed regions.
     localisation
@@ -249,7 +249,7 @@ class Faithfulness:
     def _randomised(self, one: MapFaithfulness) -> Check:
         name: CheckName = "parameter randomisation"
         if not one.shuffled:
-            return Check(name, None, "this map cannot be computed again here")
+            return Check(name, None, "this map cannot be recomputed here")
         rank, structure = (sum(values) / len(values) for values in zip(*((abs(s.rank), s.structure) for s in one.shuffled), strict=True))
         reason = f"rank correlation {rank:.2f}, at most {self.settings.similar:.2f} passes; structural similarity {structure:.2f}"
         reason += f"; mean of {len(one.shuffled)} shuffled networks"
@@ -261,7 +261,7 @@ class Faithfulness:
     def _stable(self, one: MapFaithfulness) -> Check:
         counted = [change for change in one.changes if change.score <= self.settings.unsettled]
         if not one.changes:
-            return Check("stability", None, "this map cannot be computed again here")
+            return Check("stability", None, "this map cannot be recomputed here")
         if not counted:
             least = min(change.score for change in one.changes)
             return Check("stability", None, f"the score itself changes by {least:.0%} or more when the region hardly does")

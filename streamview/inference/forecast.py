@@ -120,7 +120,7 @@ def seconds_of(
     forward, backward = speed.seconds(plan, (height, width), shares.computed, shares.reversed)
     seconds = passes.forward * (forward + laid_out) + passes.backward * backward + reading_seconds(sampler) * passes.all
     if method.name == "smoothgrad":
-        again = 1 - plan.tapes / plan.steps
+        again = 1 - plan.saved_steps / plan.steps
         seconds += _noise_seconds() * height * width * (passes.forward - 1 + again * passes.backward)
     return seconds
 

@@ -96,7 +96,7 @@ class _Watched(fx.Interpreter):
 
 
 def bad_gradient(run: Run, read: ReadImage, grads: Mapping[Key, Tensor | None], done: Callable[[], None] = lambda: None) -> str | None:
-    """The layer in whose reverse pass the gradient is first not finite, and the part of the image.
+    """The layer in whose backward pass the gradient is first not finite, and the part of the image.
 
     Parameters
     ----------
@@ -118,7 +118,7 @@ def bad_gradient(run: Run, read: ReadImage, grads: Mapping[Key, Tensor | None], 
         if grad.isfinite().all():
             return
         readers = dict.fromkeys(node.name for node in graph.nodes.values() if value in node.inputs)
-        through = f"the reverse pass of {' or '.join(readers)}" if readers else "the calls behind the last map"
+        through = f"the backward pass of {' or '.join(readers)}" if readers else "the calls behind the last map"
         raise _Found(f"{through} is the first to give {_what(grad)}, in {_region(run.bound, value, rows, cols)}")
 
     try:

@@ -188,7 +188,7 @@ def backward_pass(
     width = run.call.size[1]
 
     def read(rows: Span, cols: Span) -> Tensor:
-        progress.advance(0)  # steps that are computed again can be cancelled too
+        progress.advance(0)  # steps that are recomputed can be cancelled too
         return reader.pixels(rows, cols)
 
     def take(grad: Tensor | None, rows: Span, cols: Span) -> None:

@@ -84,7 +84,7 @@ def step_shares(slide: Slide, sampler: AnySampler, inside: tuple[int, int], call
     kinds = {key.kind for key in graph.head.takes if isinstance(key, Sink)}
     if graph.passes > 1 or kinds != {"max"}:
         # repeated in reverse too where steps keep their saved activations, or several are recomputed together
-        again = plan.passes[0].tapes < plan.passes[0].steps and not plan.passes[0].segment
+        again = plan.passes[0].saved_steps < plan.passes[0].steps and not plan.passes[0].segment
         return Shares(computed, 1.0 if again else computed)
     channels = sum(graph.channels[key.value] for key in graph.head.takes if isinstance(key, Sink))
     return Shares(computed, _reached(picture, bound, reach, program.values[sink], sink, grid, channels))

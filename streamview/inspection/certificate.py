@@ -42,14 +42,14 @@ class Comparison:
     tile
         Rows and columns of a step, px; may be larger than the window.
     kept
-        Whether the reverse pass for weights used what the forward pass kept, and the one for pixels alone computed it again; else the
+        Whether the backward pass for weights used what the forward pass kept, and the one for pixels alone recomputed it; else the
         other way round.
     barriers
         What became of maps in front of layers that need a number of the whole map (see `stream`); means nothing for other networks.
     output
         Error of the outputs.
     gradient
-        Error of the input's gradient, for random gradients of the outputs; the worse of a reverse pass that also makes the weights'
+        Error of the input's gradient, for random gradients of the outputs; the worse of a backward pass that also makes the weights'
         gradients (training) and of one that does not (saliency).
     weights, parameter
         Largest error of a parameter's gradient, and that parameter's name; None where the network has no parameters. A gradient

@@ -57,7 +57,7 @@ def verify(
 
     Both are a float64 copy of the network: the network itself, its mode, weights, gradients and hooks stay as they are, and so does
     torch's random state. Every window has a size, a place and (unless given) a step of its own, odd ones among them. Both ways to
-    run a reverse pass (with the weights' gradients and without) and both ways to come by what it needs (kept or computed again)
+    run a backward pass (with the weights' gradients and without) and both ways to come by what it needs (kept or recomputed)
     take turns, and so do the three things that may become of maps at barriers (see `stream`).
 
     Parameters
@@ -175,7 +175,7 @@ class _Twin:
                 torch.cuda.manual_seed(seed)
 
     def streamed(self, tile: Size, memory: int | None, barriers: str = "kept") -> Streamed:
-        """The copy, streamed; with memory it keeps what the reverse pass needs, without it computes it again."""
+        """The copy, streamed; with memory it keeps what the backward pass needs, without it recomputes it."""
         return stream(self.module, tile=tile, memory=memory, barriers=barriers, check=False)
 
     def cost(self, size: tuple[int, int]) -> int:
@@ -377,7 +377,7 @@ def _step(random: Random, window: Size, number: int) -> Size:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Passes:
-    """What a forward and a reverse pass made."""
+    """What a forward and a backward pass made."""
 
     outputs: list[Tensor]
     pixels: Tensor

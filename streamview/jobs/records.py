@@ -159,7 +159,7 @@ class SlideRecord:
     def superseded(self, result: RegionResult) -> str | None:
         """Return why an answer of this record no longer counts; None if it does.
 
-        It was computed from other pixels at this slide's path, or by an earlier version that recorded less and computed again since.
+        It was computed from other pixels at this slide's path, or by an earlier version that recorded less and recomputed since.
         """
         identity = result.prediction.identity
         if self.identity is not None and identity.source != self.identity:
@@ -169,7 +169,7 @@ class SlideRecord:
             for other in self.regions
             if other.prediction.identity.sampling is not None and other.mpp == result.mpp
         ):
-            return "computed again by a later version"
+            return "recomputed by a later version"
         return None
 
     def to_dict(self) -> dict[str, Any]:

@@ -313,7 +313,7 @@ class Prediction:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Inverse of `to_dict`; what follows from the logits is computed again."""
+        """Inverse of `to_dict`; what follows from the logits is recomputed."""
         height, width = values["shape"]
         return cls(
             slide_name=values["slide_name"],

@@ -13,7 +13,7 @@ It imports nothing of streamview but its errors and is usable alone on any `torc
 6. `plan/` chooses the steps: their rows and columns, which of them keep their activations for the backward pass and which are recomputed
    (checkpointing), and whether maps between passes stay in memory, go to disk or are recomputed. It runs the very code of a step on the
    meta device to know what it takes, and refuses what does not fit the memory.
-7. `run/` carries the plan out, pass by pass and step by step (`step`), forward and in reverse; where memory runs out after all, it
+7. `run/` carries the plan out, pass by pass and step by step (`step`), forward and backward; where memory runs out after all, it
    starts again in smaller steps.
 8. `module` presents that to torch as one `torch.autograd.Function`, so that losses, optimisers and hooks work as ever.
 """

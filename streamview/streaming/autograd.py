@@ -95,7 +95,7 @@ class StreamedBody(torch.autograd.Function):
     def forward(ctx: Any, body: Body, image: Tensor | None, *weights: Tensor) -> tuple[Tensor, ...]:
         """Run the passes; the outputs are what the head takes."""
         ctx.body = body
-        # the guards are saved only so that torch notices when a weight is changed in place before the reverse pass
+        # the guards are saved only so that torch notices when a weight is changed in place before the backward pass
         ctx.save_for_backward(image, *weights, *body.guards)
         ctx.set_materialize_grads(False)  # an output that is not used has no gradient, nor has what only it depends on
         # new tensors: autograd marks those it returns, and the body must not hold what holds the body
@@ -123,7 +123,7 @@ class StreamedBody(torch.autograd.Function):
 
 
 def _graph_is_kept() -> bool:
-    """Whether the reverse pass that is under way may be repeated (``retain_graph``); yes where this torch does not say."""
+    """Whether the backward pass that is under way may be repeated (``retain_graph``); yes where this torch does not say."""
     ask = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)
     return ask is None or bool(ask())
 

@@ -1,6 +1,6 @@
 """Which steps depend on a part of the image: what lies beside it is one even colour whose gradient nobody asks for.
 
-A forward pass repeats the other steps from earlier ones, and a reverse pass leaves them out: neither changes what is wanted.
+A forward pass repeats the other steps from earlier ones, and a backward pass leaves them out: neither changes what is wanted.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ class LazyImage:
         (N, C, H, W).
     read
         Gives the pixels (N, C, h, w) of these rows and columns; the same ones at every call. It is called once for every step of the
-        forward pass, and again where the reverse pass needs them.
+        forward pass, and again where the backward pass needs them.
     dtype, device
         Of what `read` gives.
     """

@@ -166,7 +166,7 @@ class Streamed(nn.Module):
             Floating point tensor (N, C, H, W), or a `LazyImage`, whose pixels are read when they are needed. In half precision, with
             weights that are not, the local part runs in half precision; sums, statistics and gradients of weights stay in float32.
         done
-            Called after every step, also of the reverse pass; what it raises ends the pass.
+            Called after every step, also of the backward pass; what it raises ends the pass.
 
         Returns
         -------
@@ -371,7 +371,7 @@ class Streamed(nn.Module):
 
 
 def _demands(graph: Graph, image: bool, weights: Sequence[Tensor], between: Sequence[Tensor]) -> Demands | None:
-    """What a reverse pass will be asked for; None if there will be none."""
+    """What a backward pass will be asked for; None if there will be none."""
     if not torch.is_grad_enabled() or not (image or any(t.requires_grad for t in (*weights, *between))):
         return None
     return demands(graph, image, [w.requires_grad for w in weights])

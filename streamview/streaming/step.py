@@ -1,4 +1,4 @@
-"""One step: the geometry of its blocks, what it computes, and the same in reverse, operation by operation.
+"""One step: the geometry of its blocks, its forward and its backward pass, operation by operation.
 
 Step (i, j) of the grid has at hand, for every value, the *block* [kept, produced) in rows and columns. It is put together from
 what the step above left behind, what the step to the left left behind, and what the step itself computes. In reverse, the gradient
@@ -28,11 +28,11 @@ __all__ = [
     "SinkGrads",
     "Span",
     "Step",
-    "Tape",
+    "Saved",
     "Write",
     "asked",
     "build_grid",
-    "reverse_step",
+    "backward_step",
     "run_step",
     "wanted",
 ]
@@ -79,27 +79,27 @@ def build_grid(program: Program, tile: Size) -> Grid:
 
 
 def wanted(program: Program, values: Sequence[bool], operands: Sequence[bool]) -> list[Wants]:
-    """For every node, which gradients the reverse pass asks of it, given those that are needed of the graph's values and operands."""
+    """For every node, which gradients the backward pass asks of it, given those that are needed of the graph's values and operands."""
     return [
         Wants(tuple(values[program.values[v]] for v in node.inputs), tuple(operands[w] for w in node.weights)) for node in program.nodes
     ]
 
 
 @dataclass(slots=True)
-class Tape:
-    """What one step remembers for its reverse pass.
+class Saved:
+    """What one step saves for its backward pass.
 
     Parameters
     ----------
-    saved
-        Per node, what the operation saved.
+    activations
+        Per node, what the operation saved: its input, bits of it, or nothing.
     blocks
         Per value, shape and dtype of its block.
     shared
         Whether several steps have it, which did the same.
     """
 
-    saved: list[Any]
+    activations: list[Any]
     blocks: list[tuple[torch.Size, torch.dtype] | None]
     shared: bool = False
 
@@ -192,8 +192,8 @@ def run_step(
     wants: Sequence[Wants] | None,
     emit: Emit | None,
     see: Emit | None = None,
-) -> tuple[Blocks, Blocks, Tape | None]:
-    """Compute one step from the new part of every source; return what the steps below and to the right take over, and its tape if asked.
+) -> tuple[Blocks, Blocks, Saved | None]:
+    """Compute one step from the new part of every source; return its carries, below and right, and what it saves if asked.
 
     `emit` takes the pieces of sinks, `see` those of every value.
     """
@@ -202,7 +202,7 @@ def run_step(
     blocks: Blocks = [None] * count
     below: Blocks = [None] * count
     right: Blocks = [None] * count
-    tape = Tape([None] * len(program.nodes), [None] * count) if wants is not None else None
+    saved = Saved([None] * len(program.nodes), [None] * count) if wants is not None else None
     readers = _readers(program)
     sunk = {value for value, _ in program.sinks}
     for value in range(count):
@@ -215,10 +215,10 @@ def run_step(
             if piece is not None:
                 parts = [_needed(blocks[v], step.need(value, v, piece), sources[0], program.channels[v]) for v in read]
                 want = wants[index] if wants is not None and wants[index] else None
-                new, saved = program.op(value).run(parts, [weights[w] for w in node.weights], piece, want)
-                if tape is not None:
-                    tape.saved[index] = saved
-                del parts, saved
+                new, activations = program.op(value).run(parts, [weights[w] for w in node.weights], piece, want)
+                if saved is not None:
+                    saved.activations[index] = activations
+                del parts, activations
         if new is not None and see is not None:
             see(value, new, *step.new(value))
         if new is not None and emit is not None and value in sunk:
@@ -228,13 +228,13 @@ def run_step(
         if block is not None:
             below[value] = _copy(_part(block, *step.below(value)))
             right[value] = _copy(_part(block, *step.right(value)))
-            if tape is not None:
-                tape.blocks[value] = block.shape, block.dtype
+            if saved is not None:
+                saved.blocks[value] = block.shape, block.dtype
         del new, block
         for source in {value, *read}:
             if readers[source] <= value:
                 blocks[source] = None
-    return below, right, tape
+    return below, right, saved
 
 
 def _readers(program: Program) -> list[int]:
@@ -255,9 +255,9 @@ def _needed(block: Tensor | None, part: tuple[Span, Span], like: Tensor, channel
     return found
 
 
-def reverse_step(
+def backward_step(
     step: Step,
-    tape: Tape,
+    saved: Saved,
     weights: Sequence[Any],
     wants: Sequence[Wants],
     pending: tuple[Blocks, Blocks],
@@ -266,7 +266,7 @@ def reverse_step(
     weight_grads: list[Tensor | None],
     see: Emit | None = None,
 ) -> tuple[Blocks, Blocks]:
-    """The reverse pass of one step.
+    """The backward pass of one step.
 
     Parameters
     ----------
@@ -289,7 +289,7 @@ def reverse_step(
     to_left: Blocks = [None] * count
     for value in reversed(range(count)):
         source = value < step.first
-        info = tape.blocks[value]
+        info = saved.blocks[value]
         # a source that is itself gathered has a gradient even where nothing in this pass reads it
         if info is None or not (value in sunk or asked(step.program, wants, value) if source else wants[value - step.first]):
             continue
@@ -314,7 +314,7 @@ def reverse_step(
         if new is not None and source:
             write(value, new, rows, cols)
         elif new is not None:
-            _reverse_node(step, value, new, tape, weights, wants[value - step.first], grads, weight_grads)
+            _backward_node(step, value, new, saved, weights, wants[value - step.first], grads, weight_grads)
     return to_above, to_left
 
 
@@ -324,11 +324,11 @@ def asked(program: Program, wants: Sequence[Wants], source: int) -> bool:
     return any(asked for node, want in read for value, asked in zip(node.inputs, want.inputs, strict=True) if value == source)
 
 
-def _reverse_node(
+def _backward_node(
     step: Step,
     value: int,
     grad: Tensor,
-    tape: Tape,
+    saved: Saved,
     weights: Sequence[Any],
     wants: Wants,
     grads: Blocks,
@@ -338,10 +338,10 @@ def _reverse_node(
     node, piece = step.program.nodes[value - step.first], step.piece(value)
     if piece is None:
         raise AssertionError("a node without a piece has no gradient")
-    saved = tape.saved[value - step.first]
-    found_inputs, found_weights = step.program.op(value).vjp(grad, saved, [weights[w] for w in node.weights], piece, wants)
+    activations = saved.activations[value - step.first]
+    found_inputs, found_weights = step.program.op(value).vjp(grad, activations, [weights[w] for w in node.weights], piece, wants)
     for source, found, asked in zip(node.inputs, found_inputs, wants.inputs, strict=True):
-        info = tape.blocks[source]
+        info = saved.blocks[source]
         if asked and found is not None and info is not None:
             _accumulate(grads, source, found, step.need(value, source, piece), info)
     for weight, found in zip(node.weights, found_weights, strict=True):

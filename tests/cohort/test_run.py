@@ -60,7 +60,7 @@ def test_what_is_done_is_skipped_and_what_failed_waits_for_a_change(tmp_path: Pa
     last = statuses(run(tmp_path / "slides", tmp_path / "job"))
     assert last == {names[0]: "answered before", names[1]: "answered", names[2]: "answered before", names[3]: "answered"}
     other = statuses(run(tmp_path / "slides", tmp_path / "job", Settings(aggregation="maximum of lesion")))
-    assert set(other.values()) == {"answered"}  # of the same regions, which are not computed again
+    assert set(other.values()) == {"answered"}  # of the same regions, which are not recomputed
     assert all(len(record.regions) == 1 + (record.slide_id == names[1]) for record in Job(tmp_path / "job").slides())
 
 

@@ -92,7 +92,7 @@ def test_memory_is_let_go_of_unless_the_graph_is_retained(network: nn.Module, im
     calls = []
     forward = run.Forward
     monkeypatch.setattr(run, "Forward", lambda *args: calls.append(forward(*args)) or calls[-1])
-    for how, kept in (({"tile": TILE}, "carries"), ({"memory": "1GB"}, "tapes")):
+    for how, kept in (({"tile": TILE}, "carries"), ({"memory": "1GB"}, "saved")):
         out = stream(network, **how)(image.clone().requires_grad_()).sum()
         out.backward(retain_graph=True)
         assert getattr(calls[-1], kept)
@@ -118,7 +118,7 @@ def test_nothing_is_saved_under_no_grad(network: nn.Module, image: Tensor, monke
         out = stream(network, tile=TILE, check=False)(image.requires_grad_())
     assert not out.requires_grad
     assert not calls[0].carries
-    assert not calls[0].tapes
+    assert not calls[0].saved
 
 
 def test_autocast_of_the_forward_pass_rules_the_recomputation() -> None:

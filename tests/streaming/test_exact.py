@@ -27,9 +27,12 @@ def outcome(case: Case) -> str:
     try:
         joined(case.network(case.image.clone().requires_grad_())).sum().backward()
     except RuntimeError:
-        return "torch itself refuses it"  # the image, or a value needed for the reverse pass, was changed in place
+        return "torch itself refuses it"  # the image, or a value needed for the backward pass, was changed in place
     try:
-        worthwhile, remembered = mock.patch.object(step, "_WORTHWHILE", case.worthwhile), remembering(case.tapes, case.segment, case.spill)
+        worthwhile, remembered = (
+            mock.patch.object(step, "_WORTHWHILE", case.worthwhile),
+            remembering(case.saved_steps, case.segment, case.spill),
+        )
         with captured(case.exported), worthwhile, remembered:
             output, *gradients = errors(case.network, case.image, tile=case.tile, barriers=case.barriers)
     except StreamviewError as refusal:

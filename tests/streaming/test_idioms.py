@@ -56,6 +56,7 @@ EXACT: dict[str, Callable[[Any, Tensor], Any]] = {
     "instance_norm of three dimensions": lambda m, x: F.instance_norm(F.adaptive_avg_pool2d(m.b(m.a(x)), 2).flatten(2)).square().mean(2),
     "GroupNorm of a map and of what is none": lambda m, x: m.flat_norm(mean(m.b(m.flat_norm(m.a(x))))),
     "channels by a boolean buffer": lambda m, x: mean(m.b(m.a(x))[:, m.mask]),
+    "channels by a mask computed from their number": lambda m, x: (lambda y: mean(m.b(y)[:, torch.arange(y.size(1)) % 3 != 1]))(m.a(x)),
     "channels counted from the end": lambda m, x: mean(m.b(m.a(x)).narrow(1, -3, 2)),
     "channel counted from the end": lambda m, x: m.b(m.a(x))[:, -2].mean((1, 2)),
 }

@@ -43,8 +43,8 @@ def test_gradient_of_a_carry_lost(image: torch.Tensor, monkeypatch: pytest.Monke
     network = seed_network(blocks=3).double()
     from streamview.streaming.run import passes as execute
 
-    reverse = execute.reverse_step
-    monkeypatch.setattr(execute, "reverse_step", lambda *args: (reverse(*args)[0], [None] * 99))
+    reverse = execute.backward_step
+    monkeypatch.setattr(execute, "backward_step", lambda *args: (reverse(*args)[0], [None] * 99))
     assert _broken(network, image)
 
 

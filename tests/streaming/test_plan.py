@@ -57,7 +57,7 @@ for case in {cases}:
 
 
 def growths(*cases: tuple[int, int, int | None, bool]) -> list[int]:
-    """Bytes by which a process of its own grows over a forward and a reverse pass, for each height, width, memory and whether it trains."""
+    """Bytes by which a process of its own grows over both passes, for each height, width, memory and whether it trains."""
     script = MEASURE.format(folder=str(Path(__file__).parents[2]), cases=cases)
     told = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True).stdout
     return [int(json.loads(line)) for line in told.splitlines()]
@@ -126,8 +126,8 @@ def test_freed_memory_is_used_again() -> None:
 
 def test_more_memory_keeps_more_tapes() -> None:
     small, large = plan_for(2048, 1024, 90 * MB, train=True), plan_for(2048, 1024, 4096 * MB, train=True)
-    assert small.tapes < small.steps
-    assert large.tapes == large.steps
+    assert small.saved_steps < small.steps
+    assert large.saved_steps == large.steps
     assert small.peak_bytes <= 90 * MB < large.peak_bytes
 
 
@@ -176,7 +176,7 @@ def test_smooth_activations_keep_maps_and_cost_half_more_where_they_do_not_fit()
 def test_little_memory_takes_segments_then_a_file() -> None:
     budgets = (220, 100, 24)
     plans = [plan_for(16384, 1024, budget * MB) for budget in budgets]
-    assert plans[0].tapes == plans[0].steps
+    assert plans[0].saved_steps == plans[0].steps
     assert plans[1].passes[0].segment
     assert not plans[1].passes[0].spill
     assert plans[2].passes[0].spill
@@ -203,7 +203,7 @@ def test_plan_of_a_call() -> None:
     streamed = stream(network, memory="1GB")
     plan = streamed.plan((1, 3, 256, 256))
     assert 0 < plan.seconds < 60
-    assert plan.tapes == plan.steps
+    assert plan.saved_steps == plan.steps
     with torch.no_grad():
         forward = streamed.plan((1, 3, 256, 256), seconds=False)
     assert forward.keeps == "nothing"
@@ -216,7 +216,7 @@ def test_plan_of_a_call() -> None:
 
 def test_plan_of_given_steps() -> None:
     plan = stream(seed_network(8, 3), tile=(64, 256)).plan((1, 3, 256, 256), seconds=False)
-    assert (plan.tile, plan.steps, plan.tapes) == ((64, 256), 4, 0)
+    assert (plan.tile, plan.steps, plan.saved_steps) == ((64, 256), 4, 0)
     assert plan.overhead == pytest.approx(1.33, abs=0.02)
     assert plan.peak_bytes > 0
 

@@ -1,4 +1,4 @@
-"""Steps on even background are not computed again, and nothing changes; what nothing reaches is not computed in reverse."""
+"""Steps on even background are not recomputed, and nothing changes; what nothing reaches is not computed in reverse."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def slide() -> Tensor:
 @pytest.fixture
 def counted(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     """Steps that were computed, forward and in reverse."""
-    counts = {"run_step": 0, "reverse_step": 0}
+    counts = {"run_step": 0, "backward_step": 0}
 
     def counting(name: str) -> None:
         function = getattr(execute, name)
@@ -52,14 +52,14 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
         monkeypatch.setattr(execute, name, call)
 
     counting("run_step")
-    counting("reverse_step")
+    counting("backward_step")
     return counts
 
 
 @pytest.mark.parametrize("pool", [nn.AdaptiveAvgPool2d(1), nn.AdaptiveMaxPool2d(1)], ids=["mean", "max"])
-@pytest.mark.parametrize(("tapes", "segment"), [(0.0, 0), (0.0, 3), (0.5, 2), (1.0, 0)])
-def test_exact_on_even_background(slide: Tensor, pool: nn.Module, tapes: float, segment: int) -> None:
-    with remembering(tapes, segment):
+@pytest.mark.parametrize(("saved_steps", "segment"), [(0.0, 0), (0.0, 3), (0.5, 2), (1.0, 0)])
+def test_exact_on_even_background(slide: Tensor, pool: nn.Module, saved_steps: float, segment: int) -> None:
+    with remembering(saved_steps, segment):
         assert max(errors(network_ending_in(pool), slide, tile=TILE)) < 1e-10
         assert max(errors(network_ending_in(pool).requires_grad_(False), slide, tile=TILE)) < 1e-10
 
@@ -70,7 +70,7 @@ def test_even_steps_are_computed_once(slide: Tensor, counted: dict[str, int]) ->
     with remembering(1.0, 0):
         stream(network, tile=TILE)(leaf)[0, 0].backward()
     assert counted["run_step"] < 180  # of 256; those at the border of the image and the noise differ
-    assert counted["reverse_step"] < 180
+    assert counted["backward_step"] < 180
 
 
 def test_what_no_gradient_reaches_is_not_computed(slide: Tensor, counted: dict[str, int]) -> None:
@@ -79,8 +79,8 @@ def test_what_no_gradient_reaches_is_not_computed(slide: Tensor, counted: dict[s
     out = stream(network, tile=TILE, check=False)(slide)
     forward = counted["run_step"]
     out[0, 0].backward()
-    assert counted["reverse_step"] < 180
-    assert counted["run_step"] - forward == counted["reverse_step"]  # nor its tape
+    assert counted["backward_step"] < 180
+    assert counted["run_step"] - forward == counted["backward_step"]  # nor what it saved
 
 
 def test_a_single_pixel_breaks_the_background(slide: Tensor) -> None:

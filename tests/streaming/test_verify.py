@@ -147,8 +147,8 @@ def test_a_wrong_pad_value_fails(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_lost_gradient_of_a_carry_fails_beside_the_borders(network: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
     from streamview.streaming.run import passes as execute
 
-    reverse = execute.reverse_step
-    monkeypatch.setattr(execute, "reverse_step", lambda *args: (reverse(*args)[0], [None] * 99))
+    reverse = execute.backward_step
+    monkeypatch.setattr(execute, "backward_step", lambda *args: (reverse(*args)[0], [None] * 99))
     found = verify(network, 200)
     assert not found.passed
     assert found.verdict.startswith("FAILED: worst relative error ")

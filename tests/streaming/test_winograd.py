@@ -25,7 +25,8 @@ def always(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(winograd, "_CHANNELS", dict.fromkeys(winograd._CHANNELS, 1))
     monkeypatch.setattr(winograd, "_TILES", 1)
     monkeypatch.setattr(winograd, "_ELEMENTS", 2**9)
-    monkeypatch.setattr(kernel_gradient, "_CHANNELS", 1)
+    monkeypatch.setattr(kernel_gradient, "_ONE", 1)
+    monkeypatch.setattr(kernel_gradient, "_SEVERAL", 1)
     monkeypatch.setattr(winograd, "AVX512", False)
 
 
@@ -72,8 +73,10 @@ def test_a_kernels_gradient_by_its_elements_equals_autograd(size, lengths, strid
 @pytest.mark.parametrize("tile", [(8, 64), (16, 11)])
 def test_a_network_is_exact(tile):
     torch.manual_seed(0)
-    layers = [nn.Conv2d(3, 6, 3, padding=1), nn.ReLU(), nn.Conv2d(6, 5, 3, stride=2, padding=1), nn.ReLU(), nn.Conv2d(5, 7, 3, bias=False)]
-    network = nn.Sequential(*layers, nn.ReLU(), nn.Conv2d(7, 2, 3, padding=2), nn.AdaptiveAvgPool2d(1)).double()
+    layers = [nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(6, 6, 1), nn.ReLU(), nn.Conv2d(6, 5, 3, stride=2, padding=1), nn.ReLU()]
+    network = nn.Sequential(
+        *layers, nn.Conv2d(5, 7, 3, bias=False), nn.ReLU(), nn.Conv2d(7, 2, 3, padding=2), nn.AdaptiveAvgPool2d(1)
+    ).double()
     image = torch.randn(2, 3, 47, 39, dtype=torch.float64)
     calls = {name: mock.patch.object(winograd, name, wraps=getattr(winograd, name)) for name in _WAYS}
     with calls["convolve"] as convolved, calls["input_gradient"] as of_input, calls["kernel_gradient"] as of_kernel:

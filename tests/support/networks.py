@@ -168,6 +168,17 @@ class RandomNetwork(nn.Module):
                 values.append(a.type_as(self.scale).to(image.dtype).to(self.scale.device))
             elif kind == "constant":
                 values.append((a - torch.tensor([0.5] * a.size(1), dtype=a.dtype).view(1, -1, 1, 1)) / torch.tensor(2.0))
+            elif kind == "filled":
+                values.append(a + self.scale[:, :1].expand_as(a))
+            elif kind == "masked":
+                values.append(a[:, torch.arange(a.size(1)) % 3 != 1])
+            elif kind == "narrow":
+                values.append(a * a.narrow(1, -1, 1))
+            elif kind == "rows":
+                gate = F.group_norm(values[sources[1]].mean((2, 3)), 1, eps=1e-2)
+                values.append(a * gate[:, :, None, None].sigmoid())
+            elif kind == "variance":
+                values.append(a * (values[sources[1]].tanh().var((2, 3), keepdim=True) + 0.1).sqrt())
             elif kind == "maximum":
                 values.append(a - values[sources[1]].max(-1, keepdim=True)[0].max(-2, keepdim=True)[0].tanh())
             else:
@@ -196,14 +207,14 @@ class RandomNetwork(nn.Module):
 
 @dataclass
 class Case:
-    """A random network, an image for it, and how it is streamed: which share of the steps keeps a tape, how the rest is remembered."""
+    """A random network, an image for it, and how it is streamed: the share of steps that are saved, how the rest is remembered."""
 
     network: RandomNetwork
     image: Tensor
     tile: tuple[int, int]
     barriers: str
     worthwhile: int
-    tapes: float
+    saved_steps: float
     segment: int
     spill: bool
     exported: bool = False
@@ -211,7 +222,7 @@ class Case:
     def __repr__(self) -> str:
         network = self.network
         how = f"image={tuple(self.image.shape)}, tile={self.tile}, {self.barriers}, {self.worthwhile} positions at once, "
-        how += f"{self.tapes} of the tapes, segments of {self.segment}{' in a file' * self.spill}, head={network.head}, "
+        how += f"{self.saved_steps} of the steps saved, segments of {self.segment}{' in a file' * self.spill}, head={network.head}, "
         how += "torch.export" if self.exported else "torch.fx"
         return f"Case({how}, {network.steps}, {network.layers})"
 
@@ -287,12 +298,12 @@ def _layers(draw: st.DrawFn, channels: int) -> nn.Module:
 _KINDS = (
     *["layer"] * 8, "add", "iadd", "sub", "mul", "cat", "half", "scalar", "swap", "split", "shuffle", "nearest", "bilinear", "fit", "gate",
     "again", "again", "halves", "own", "pooled", "expanded", "attention", "top", "area", "flip", "order", "alternate", "convert",
-    "constant", "maximum",
+    "constant", "maximum", "filled", "masked", "narrow", "rows", "variance",
 )  # fmt: skip
 
 
 _SIZED = ("nearest", "bilinear", "fit", "area")  # to the size of another value
-_WHOLE = ("gate", "halves", "own", "attention", "maximum")  # with a number for each channel of another value
+_WHOLE = ("gate", "halves", "own", "attention", "maximum", "rows", "variance")  # with a number for each channel of another value
 
 
 @st.composite
@@ -332,7 +343,7 @@ def cases(draw: st.DrawFn, exported: float = 0) -> Case:
                     out = layer(a.clone())
             except (RuntimeError, ValueError):  # it takes other channels, or a larger map
                 continue
-            # torch corrupts memory in the reverse pass of a max-pool window that a dilation keeps from meeting the map: minus infinity
+            # torch corrupts memory in the backward pass of a max-pool window that a dilation keeps from meeting the map: minus infinity
             if min(out.shape[2:]) < 1 or out.numel() > 20000 or out.isinf().any():
                 continue
             layers = layers if layer in layers else [*layers, layer]
@@ -343,6 +354,8 @@ def cases(draw: st.DrawFn, exported: float = 0) -> Case:
         if kind == "fit" and any(n + 6 < m for n, m in zip(b.shape[2:], a.shape[2:], strict=True)):
             continue
         if kind == "again" or (kind == "alternate" and a.shape[1] < 2):
+            continue
+        if (kind == "rows" and b.shape[1] < 2) or (kind == "variance" and b.shape[2] * b.shape[3] < 2):  # of which there is no variance
             continue
         many = a.shape[2] * a.shape[3]
         number = draw(st.integers(1, min(3, many)) if kind == "top" else st.integers(0, 11) if kind in ("order", "pooled") else st.just(0))
@@ -355,6 +368,7 @@ def cases(draw: st.DrawFn, exported: float = 0) -> Case:
             else torch.cat([a, b[:, :, :1, :1].expand(-1, -1, *a.shape[2:])], 1) if kind in ("pooled", "expanded")
             else a[:, :1] if kind == "half"
             else a[:, [0] * (1 + number % 4)] if kind == "order"
+            else a[:, torch.arange(a.shape[1]) % 3 != 1] if kind == "masked"
             else a + b if kind in ("add", "sub", "mul", "iadd")
             else a
         )  # fmt: skip
@@ -370,7 +384,7 @@ def cases(draw: st.DrawFn, exported: float = 0) -> Case:
         tile,
         barriers=draw(st.sampled_from(["kept", "spilled", "regenerated"])),
         worthwhile=draw(st.sampled_from([1, 1, 30, 512])),
-        tapes=draw(st.sampled_from([0.0, 0.0, 0.4, 1.0])),
+        saved_steps=draw(st.sampled_from([0.0, 0.0, 0.4, 1.0])),
         segment=draw(st.sampled_from([0, 0, 1, 2, 3])),
         spill=draw(st.booleans()),
         exported=draw(st.floats(0, 1)) < exported,

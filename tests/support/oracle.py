@@ -23,13 +23,13 @@ __all__ = ["captured", "captured_once", "errors", "gradients", "joined", "rememb
 
 
 @contextlib.contextmanager
-def remembering(tapes: float, segment: int, spill: bool = False) -> Iterator[None]:
-    """Have every pass keep this share of its tapes, and compute the others again in segments of so many rows, from a file with `spill`."""
+def remembering(saved_steps: float, segment: int, spill: bool = False) -> Iterator[None]:
+    """Have every pass save this share of its steps, and compute the others again in segments of so many rows, from a file with `spill`."""
     made = make_plan
 
     def plan(*args: Any, **how: Any) -> Plan:
         found = made(*args, **how)
-        passes = [replace(p, tapes=round(tapes * p.steps), segment=segment, spill=spill and segment > 0) for p in found.passes]
+        passes = [replace(p, saved_steps=round(saved_steps * p.steps), segment=segment, spill=spill and segment > 0) for p in found.passes]
         return replace(found, passes=tuple(passes))
 
     with mock.patch.object(module, "make_plan", plan):

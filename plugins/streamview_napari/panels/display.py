@@ -1,4 +1,4 @@
-"""The section of display controls: they act at once, and nothing is computed again."""
+"""The section of display controls: they act at once, and nothing is recomputed."""
 
 from __future__ import annotations
 

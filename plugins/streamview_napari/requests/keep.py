@@ -60,7 +60,7 @@ def keep_results(answers: Sequence[Answer], folder: Path, report: Report | None 
 
 
 def _run(answer: Answer, run_id: str, job: Job) -> Run:
-    """The record of the run that made an answer, its command the one that computes it again."""
+    """The record of the run that made an answer, its command the one that recomputes it."""
     now = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
     words: tuple[str, ...] = ()
     if answer.saliency is not None:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from streamview.errors import NotStreamableError, RegionError, StreamviewError
 from streamview.streaming.call import Call
 from streamview.streaming.capture.fingerprint import parts_of
+from streamview.streaming.capture.nominal import type_and_device
 from streamview.streaming.graph import Bound, Graph, Key, bind, demands
 from streamview.streaming.memory import format_bytes, free_memory
 from streamview.streaming.ops import Size
@@ -70,8 +71,7 @@ def check(module: nn.Module, root: nn.Module, graph: Graph, lower: Lower) -> str
         When they differ; the message names the first layer that does, if one is to blame.
     """
     tensors = [part for part in parts_of(module) if isinstance(part, Tensor)]
-    own = next((t.dtype for t in tensors if t.is_floating_point()), torch.float32)
-    device = next((t.device for t in tensors), torch.device("cpu"))
+    own, device = type_and_device(tensors)
     if device.type == "meta" or any(nn.parameter.is_lazy(t) for t in tensors):
         return "its weights have no values"
     if not all(bool(t.detach().isfinite().all()) for t in tensors if t.is_floating_point()):

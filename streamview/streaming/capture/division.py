@@ -13,7 +13,8 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from streamview.errors import NotStreamableError, RegionError
 from streamview.streaming.capture.calls import asks_shape, asserts, in_place, name_of, path_of, picks
-from streamview.streaming.capture.lowering import Lowering, shaped, values_of
+from streamview.streaming.capture.lowering import Lowering, values_of
+from streamview.streaming.capture.nominal import shaped
 from streamview.streaming.graph import Bridge, Graph, Key, Node, Sink, bind
 from streamview.streaming.ops import Statistic, Value, Weight
 from streamview.streaming.ops.combine import Add

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.func import functional_call
 from torch.utils import _pytree
 
 from streamview.errors import NotStreamableError, RegionError
 from streamview.streaming.capture.calls import VIEWS, Constants, asks_shape, asserts, in_place, memory_of, name_of, path_of, picks
 from streamview.streaming.capture.decompositions import decompose
-from streamview.streaming.capture.trace import admit, quiet
+from streamview.streaming.capture.nominal import Nominal, Result, statistic, type_and_device
+from streamview.streaming.capture.trace import admit
 from streamview.streaming.graph import Node
 from streamview.streaming.ops import (
     Extent,
@@ -34,28 +33,19 @@ from streamview.streaming.ops import (
     computed,
     lower,
 )
-from streamview.streaming.ops.layouts import Layout, canonical, is_canonical, to_layout
+from streamview.streaming.ops.layouts import Layout, canonical, is_canonical
 from streamview.streaming.ops.partials import PARTIALS
 from streamview.streaming.ops.pointwise import Copy, Pointwise, Slot
 from streamview.streaming.ops.registry import BATCH, Size, Sized
 from streamview.streaming.ops.reshape import reduced
 from streamview.streaming.schedule import Window
 
-__all__ = ["Lowering", "Result", "shaped", "values_of"]
+__all__ = ["Lowering", "values_of"]
 
 _JOINS = "it joins a map with the result of a layer that needs the whole map"
 _WIDENING = {"interpolate", "upsample", "upsample_nearest2d", "upsample_bilinear2d", "upsample_bicubic2d", "expand", "repeat"}
 _WIDENING |= {"adaptive_avg_pool2d"}  # how torch.export records interpolation by area
 _NEW = {"new_tensor", "new_full", "new_zeros", "new_ones"}
-_NOMINAL = (10007, 4099, 6151)  # images, height and width where only a shape must be known: primes that no layer has
-
-
-@dataclass(slots=True)
-class Result:
-    """A call on gathered tensors: the pass behind which it can run, and whether it needs a whole map."""
-
-    phase: int
-    whole: bool
 
 
 @dataclass(slots=True)
@@ -74,11 +64,15 @@ class Lowering:
     results: dict[fx.Node, Result] = field(default_factory=dict)
     refusals: dict[fx.Node, str] = field(default_factory=dict)
     modules: dict[str, nn.Module] = field(default_factory=dict)
-    shapes: dict[fx.Node, Any] = field(default_factory=dict)  # results of calls on tensors without memory
     partials: dict[fx.Node, Partial] = field(default_factory=dict)  # results that later calls may complete to reductions
-    failures: dict[fx.Node, str] = field(default_factory=dict)  # why the shape of a result is not known
     rewired: bool = False  # whether a call now reads another than the network's code says
-    mode: FakeTensorMode | None = None  # of tensors without memory, once one is asked for
+    nominal: Nominal = field(init=False)
+    dtype: torch.dtype = field(init=False)  # of the image, which is taken to be that of the network
+    device: torch.device = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.nominal = Nominal(self.root, self.constants, self.known, self.reductions, self.results)
+        self.dtype, self.device = type_and_device((*self.root.parameters(), *self.root.buffers()))
 
     def walk(self, image: fx.Node, channels: int) -> None:
         """Lower every call, for an image of so many channels."""
@@ -162,8 +156,8 @@ class Lowering:
                 continue
             if self.results[source].whole:
                 raise NotLocal(f"{_JOINS}{self._cause(source)}")
-            if self._shape(source) is None:
-                reason = f" ({self.failures[source]})" if source in self.failures else self._cause(source)
+            if self.nominal.of(source) is None:
+                reason = f" ({self.nominal.failures[source]})" if source in self.nominal.failures else self._cause(source)
                 raise NotLocal(f"it joins a map with the result of {path_of(source)}, whose shape is not known{reason}")
         operands: Any = {s: self._operand(s) for s in node.all_input_nodes}
         args: Any = fx.node.map_arg(node.args, operands.__getitem__)
@@ -210,18 +204,19 @@ class Lowering:
 
     def _operand(self, node: fx.Node) -> Any:
         if node in self.known:
-            return self.known[node]
+            known = self.known[node]
+            return Weight(lambda: known) if isinstance(known, Tensor) else known
         if node in self.partials:
             return self.partials[node]
         if node in self.constants:
             value = self.constants[node]()
             return Weight(self.constants[node]) if isinstance(value, Tensor) else value
-        fake = self._shape(node)
+        fake = self.nominal.of(node)
         if not isinstance(fake, Tensor):
             raise NotLocal(f"{node.name} is a number or tuple that depends on the size of the image")
         if not self._gathers(node):
             raise NotLocal(f"{node.name} is a tensor that depends on the size of the image")
-        return Statistic(node.name, tuple(0 if n == _NOMINAL[0] else n for n in fake.shape))
+        return statistic(node.name, fake)
 
     def _add(self, name: str, local: Local, slices: dict[int, int]) -> Value:
         """Append an operation and return the value that it makes."""
@@ -281,13 +276,13 @@ class Lowering:
 
     def _deferred(self, target: Any, args: Any, kwargs: Any) -> Any:
         """A tensor made of weights, numbers, and the type and device of the image, which are taken to be those of the network."""
-        if self._example() is None:
+        if self._example() is None and any(isinstance(a, Value | Trait) for a in _pytree.tree_leaves((args, kwargs))):
             raise NotLocal("it depends on the type of the image, and the network has no weights that tell it")
 
         def value(a: Any) -> Any:
             if isinstance(a, Weight):
                 return a.read()
-            example = torch.empty((), dtype=self._dtype, device=self._device)
+            example = torch.empty((), dtype=self.dtype, device=self.device)
             return getattr(example, a.name) if isinstance(a, Trait) else example if isinstance(a, Value) else a
 
         def read() -> Tensor:
@@ -305,7 +300,7 @@ class Lowering:
         """A tensor of the type and device of the image, which are taken to be those of the network."""
         if not any(t.is_floating_point() for t in (*self.root.parameters(), *self.root.buffers())):
             return None
-        return Weight(lambda: torch.zeros((), dtype=self._dtype, device=self._device))
+        return Weight(lambda: torch.zeros((), dtype=self.dtype, device=self.device))
 
     def _gathers(self, node: fx.Node) -> bool:
         """Whether a result comes from a reduction, or from a whole map, rather than from sizes alone."""
@@ -325,15 +320,14 @@ class Lowering:
         maps = [a for a in _pytree.tree_leaves(arguments) if isinstance(a, Value)]
         if name_of(node) == "expand_as" or len(maps) + len(like) == 0 or self.results[sources[0]].whole or not self._gathers(sources[0]):
             return None
-        shape, widened = self._shape(sources[0]), self._shape(node)
+        shape, widened = self.nominal.of(sources[0]), self.nominal.of(node)
         if not isinstance(shape, Tensor) or shape.dim() != 4 or tuple(shape.shape[2:]) != (1, 1) or not isinstance(widened, Tensor):
             return None
         if axes != [0, 1] or None in like or like[0] != like[1] or widened.shape[1] != shape.shape[1]:
             return None
-        statistic = Statistic(sources[0].name, tuple(0 if n == _NOMINAL[0] else n for n in shape.shape))
         channels = int(shape.shape[1])
         first = Value.plain(int(like[0] or 0), self.channels[int(like[0] or 0)])
-        return Local(Pointwise(_everywhere, (Slot(0), Slot(1)), {}), (first,), (statistic,), channels)
+        return Local(Pointwise(_everywhere, (Slot(0), Slot(1)), {}), (first,), (statistic(sources[0].name, shape),), channels)
 
     def _spoil(self, node: fx.Node, target: Any, slices: Mapping[int, int], spoilt: dict[int, str]) -> None:
         """Remember what value the head changes in place, which local calls behind may then not read."""
@@ -393,99 +387,6 @@ class Lowering:
         phases += [self.results[s].phase for s in sources if s in self.results]
         whole = any(values_of(self.known.get(s)) for s in sources) and not asks_shape(node)
         return Result(max(phases, default=0), whole or any(self.results[s].whole for s in sources if s in self.results))
-
-    def _shape(self, node: fx.Node) -> Any:
-        """The result of a call on gathered tensors, without memory; None where it cannot be known beforehand.
-
-        Only asked for where a local call needs it: modules of the head are not run to find out.
-        """
-        if node not in self.shapes:
-            self.shapes[node] = self._run_without_memory(node)
-        return self.shapes[node]
-
-    @property
-    def fakes(self) -> FakeTensorMode:
-        """The mode in which tensors have no memory; the first of a process imports some 800 modules, so most networks do without."""
-        if self.mode is None:
-            self.mode = FakeTensorMode(allow_non_fake_inputs=True)
-        return self.mode
-
-    def _run_without_memory(self, node: fx.Node) -> Any:
-        if node in self.reductions:
-            found = self.reductions[node]
-            layout, dropped = reduced(found.value.layout, found.keepdim, found.value.channels)
-            with self.fakes:
-                empty = torch.empty(
-                    _NOMINAL[0], found.value.channels, found.count, 1, dtype=found.dtype or self._dtype, device=self._device
-                )
-                return shaped(empty, layout, dropped)
-        target: Any = node.target
-        if node.op == "call_module":
-            target = self._without_effect(self.root.get_submodule(target))
-        nominal: Any = {s: self._nominal(s) for s in node.all_input_nodes}
-        unknown = next((s for s in nominal if s in self.failures), None)
-        if unknown is not None:
-            self.failures[node] = self.failures[unknown]
-            return None
-        args: Any = fx.node.map_arg(node.args, nominal.__getitem__)
-        kwargs: Any = fx.node.map_arg(node.kwargs, nominal.__getitem__)
-        try:
-            with quiet(), self.fakes, torch.no_grad():
-                return getattr(args[0], target)(*args[1:], **kwargs) if isinstance(target, str) else target(*args, **kwargs)
-        except Exception as error:  # noqa: BLE001 - whatever fails on a nominal shape is left to the head, which runs on true ones
-            reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-            self.failures[node] = f"{path_of(node)}: {reason.replace(str(_NOMINAL[0]), 'N')}"
-            return None
-
-    def _without_effect(self, module: nn.Module) -> Callable[..., Any]:
-        """A module's forward without its hooks, on tensors without memory, so that running statistics stay as they are."""
-        plain = _Plain(module)
-        named = (*plain.named_parameters(), *plain.named_buffers())
-        tensors: dict[str, Tensor] = {name: self.fakes.from_tensor(tensor.detach()) for name, tensor in named}
-        return lambda *args, **kwargs: functional_call(plain, tensors, args, kwargs)
-
-    def _nominal(self, node: fx.Node) -> Any:
-        if node in self.constants:
-            value = self.constants[node]()
-            return self.fakes.from_tensor(value.detach()) if isinstance(value, Tensor) else value
-        return self._shape(node) if node in self.results else self._nominal_of(self.known[node])
-
-    def _nominal_of(self, known: Any) -> Any:
-        """Something of the kind that is known, of a nominal size."""
-        if isinstance(known, Value):
-            images, height, width = _NOMINAL
-            with self.fakes:
-                blank = torch.empty(images, known.channels, height, width, dtype=self._dtype, device=self._device)
-                return to_layout(blank, known.layout)
-        if isinstance(known, Extent):
-            return _NOMINAL[1 + known.axis]
-        if known is BATCH:
-            return _NOMINAL[0]
-        if isinstance(known, Weight):
-            return self.fakes.from_tensor(known.read().detach())
-        if isinstance(known, Trait):
-            return self._dtype if known.name == "dtype" else torch.device("cpu")
-        return tuple(map(self._nominal_of, known)) if isinstance(known, tuple) else known
-
-    @property
-    def _dtype(self) -> torch.dtype:
-        tensors = itertools.chain(self.root.parameters(), self.root.buffers())
-        return next((t.dtype for t in tensors if t.is_floating_point()), torch.float32)
-
-    @property
-    def _device(self) -> torch.device:
-        return next((t.device for t in itertools.chain(self.root.parameters(), self.root.buffers())), torch.device("cpu"))
-
-
-class _Plain(nn.Module):
-    """A module whose own hooks are not run."""
-
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__()
-        self.module = module
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return self.module.forward(*args, **kwargs)
 
 
 def _plain(argument: Any) -> Any:
@@ -555,9 +456,3 @@ def _guarded(guards: nn.Module, image: Value) -> Local:
         return Copy()
 
     return Local(Sized(sized), (image,))
-
-
-def shaped(gathered: Tensor, layout: Any, dropped: Sequence[int]) -> Tensor:
-    """A reduction (N, C, 1, 1) as the network sees it."""
-    found = to_layout(gathered, layout)
-    return found.squeeze(tuple(dropped)) if dropped else found

@@ -1,4 +1,4 @@
-"""Masks as one bit an element: the little that the reverse pass of a piecewise-linear operation has to remember."""
+"""Masks as one bit an element: the little that the backward pass of a piecewise-linear operation has to remember."""
 
 from __future__ import annotations
 

@@ -14,9 +14,9 @@ from streamview.streaming.schedule import Window
 
 __all__ = ["kernel_gradient"]
 
-# The least channels with which a product for each element of the kernel is faster. oneDNN's gradient of a kernel is slow in channels
-# last without AVX-512, and with it at a stride; with fewer channels the copies of the input cost more.
-_CHANNELS = 128 if winograd.AVX512 else 32
+# The least channels with which a product for each element of the kernel is faster: for one element, for several. oneDNN's gradient of a
+# kernel is slow in channels last without AVX-512, and with it at a stride; with fewer channels the copies of the input cost more.
+_ONE, _SEVERAL = 128, 128 if winograd.AVX512 else 32
 
 
 def kernel_gradient(x: Tensor, grad: Tensor, kernel: Tensor, window: tuple[Window, Window], padding: Size) -> Tensor | None:
@@ -38,12 +38,19 @@ def kernel_gradient(x: Tensor, grad: Tensor, kernel: Tensor, window: tuple[Windo
         return None
     if winograd.suits(kernel, window, (grad.shape[2], grad.shape[3]), "kernel"):
         gradient = winograd.kernel_gradient(x, grad, padding)
-    elif min(kernel.shape[:2]) >= _CHANNELS and max(kernel.shape[2:]) > 1 and (strides or not winograd.AVX512):
+    elif _suits(kernel, strides):
         gradient = _by_element(x, grad, window, padding)
     else:
         return None
     # torch's own kernels do not meet the padding, whose zeros an infinity would make NaN
     return gradient if finite(gradient) else None
+
+
+def _suits(kernel: Tensor, strides: bool) -> bool:
+    """Whether products are faster than torch's own kernel."""
+    if max(kernel.shape[2:]) == 1:
+        return min(kernel.shape[:2]) >= _ONE and not strides
+    return min(kernel.shape[:2]) >= _SEVERAL and (strides or not winograd.AVX512)
 
 
 def _by_element(x: Tensor, grad: Tensor, window: tuple[Window, Window], padding: Size) -> Tensor:

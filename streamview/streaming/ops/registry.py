@@ -236,7 +236,7 @@ class Wants:
 class Op(Protocol):
     """A local operation.
 
-    `run` gets just the inputs that the piece needs, without padding, and what the reverse pass will want; with ``wants`` None
+    `run` gets just the inputs that the piece needs, without padding, and what the backward pass will want; with ``wants`` None
     it saves nothing. `vjp` (vector-Jacobian product) owns ``grad``: it may change it in place and return parts of it, as long
     as no two returned tensors overlap.
     """

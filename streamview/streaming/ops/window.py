@@ -205,7 +205,7 @@ class Convolution:
 class MaxPool:
     """``F.max_pool2d``, first along the columns of every row, then along rows; padding is minus infinity, so that it never wins.
 
-    Along an axis the window's elements meet the greatest so far one after the other, and the reverse pass needs one bit of each
+    Along an axis the window's elements meet the greatest so far one after the other, and the backward pass needs one bit of each
     meeting: whether the later one was greater. Equals keep the first, row by row, as in torch.
     """
 

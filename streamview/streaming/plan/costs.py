@@ -22,7 +22,7 @@ from torch.utils.flop_counter import flop_registry
 from streamview.streaming.graph import Program
 from streamview.streaming.ops import Wants
 from streamview.streaming.schedule import AxisSchedule
-from streamview.streaming.step import Carry, Grid, Span, Step, build_grid, reverse_step, run_step
+from streamview.streaming.step import Carry, Grid, Span, Step, backward_step, build_grid, run_step
 
 __all__ = ["Batch", "PassCosts", "Totals", "largest_block", "pass_costs", "totals"]
 
@@ -40,7 +40,7 @@ class Batch:
     blank
         The graph's operands on the meta device.
     wants
-        Per node what the reverse pass will ask; None when there is none.
+        Per node what the backward pass will ask; None when there is none.
     """
 
     images: int
@@ -58,7 +58,7 @@ class Totals:
     forward, reverse
         Floating point operations of convolutions and matrix products.
     maps
-        Whether tapes hold maps; if not, a bit or so for every element.
+        Whether steps save maps; if not, a bit or so for every element.
     """
 
     forward: int
@@ -73,9 +73,9 @@ class PassCosts:
     Parameters
     ----------
     working
-        The most that a step takes, forward and in reverse, beside its tape and what it takes over.
-    tapes
-        The tapes of all steps.
+        The most that a step takes, forward and backward, beside what it saves and what it takes over.
+    saved
+        What all steps save.
     states
         For every row of steps what it takes over from the rows above, in all columns.
     left
@@ -85,7 +85,7 @@ class PassCosts:
     """
 
     working: int
-    tapes: float
+    saved: float
     states: tuple[int, ...]
     left: int
     rows: tuple[float, ...]
@@ -102,10 +102,10 @@ def totals(program: Program, batch: Batch) -> Totals:
         with forward:
             saved = run_step(step, _sources(step, batch), Carry(nothing, nothing), batch.blank, batch.wants, None)[2]
         if saved is not None and batch.wants is not None:
-            maps = any(isinstance(t, Tensor) and t.dim() == 4 for t in tree_leaves(saved.saved))
+            maps = any(isinstance(t, Tensor) and t.dim() == 4 for t in tree_leaves(saved.activations))
             with reverse:
                 grads: list[Tensor | None] = [None] * len(batch.blank)
-                reverse_step(
+                backward_step(
                     step, saved, batch.blank, batch.wants, (nothing, nothing), partial(_sink_gradient, step, batch), _ignore, grads
                 )
     return Totals(forward.operations, reverse.operations, maps)
@@ -129,10 +129,10 @@ def pass_costs(program: Program, grid: Grid, batch: Batch) -> PassCosts:
 
     down, across = _shares(rows, channels, cols.sizes), _shares(cols, channels, rows.sizes)
     heaviest = {(rows.steps // 2, cols.steps // 2), (down.index(max(down)), across.index(max(across)))}
-    peaks, tapes = zip(*(_step_peak(Step(program, grid, i, j), batch) for i, j in heaviest), strict=True)
-    working = max(peak - tape for peak, tape in zip(peaks, tapes, strict=True))
-    all_tapes = sum(tapes) / sum(down[i] * across[j] for i, j in heaviest)
-    return PassCosts(working, all_tapes, states, left, down, across)
+    peaks, saved = zip(*(_step_peak(Step(program, grid, i, j), batch) for i, j in heaviest), strict=True)
+    working = max(peak - after for peak, after in zip(peaks, saved, strict=True))
+    saved_by_all = sum(saved) / sum(down[i] * across[j] for i, j in heaviest)
+    return PassCosts(working, saved_by_all, states, left, down, across)
 
 
 def _shares(axis: AxisSchedule, channels: Sequence[int], across: Sequence[int]) -> tuple[float, ...]:
@@ -153,20 +153,20 @@ def largest_block(program: Program, grid: Grid, images: int) -> int:
 
 
 def _step_peak(step: Step, batch: Batch) -> tuple[int, int]:
-    """Bytes of a step, forward and in reverse, and those of its tape."""
+    """Bytes of a step, forward and backward, and those that it saves."""
     above, left, below, right = ([_blank(step, v, side, batch) for v in range(len(step.program.channels))] for side in _SIDES)
-    pixels, taped = _sources(step, batch), 0
+    pixels, saved_bytes = _sources(step, batch), 0
     # outside of the caller's modes, which would count these operations as real
     with _disable_current_modes(), torch.no_grad(), _Meter() as meter:
         made = run_step(step, pixels, Carry(above, left), batch.blank, None, None)
         del made
         if batch.wants is not None:
-            tape = run_step(step, pixels, Carry(above, left), batch.blank, batch.wants, None)[2]
-            if tape is not None:
-                taped = meter.live()
+            saved = run_step(step, pixels, Carry(above, left), batch.blank, batch.wants, None)[2]
+            if saved is not None:
+                saved_bytes = meter.live()
                 grads: list[Tensor | None] = [None] * len(batch.blank)
-                reverse_step(step, tape, batch.blank, batch.wants, (below, right), partial(_sink_gradient, step, batch), _ignore, grads)
-    return int(meter.peak), taped
+                backward_step(step, saved, batch.blank, batch.wants, (below, right), partial(_sink_gradient, step, batch), _ignore, grads)
+    return int(meter.peak), saved_bytes
 
 
 def _sources(step: Step, batch: Batch) -> list[Tensor]:

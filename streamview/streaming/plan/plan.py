@@ -119,10 +119,10 @@ class Plan:
     peak_bytes
         Predicted growth of memory over the call, without the image; that of a `Streamed` counts the image's gradient.
     keeps
-        What a tape holds: ``"nothing"`` (no gradient is wanted), ``"bits"`` (of a network that is linear piece by piece, for the
+        What a step saves: ``"nothing"`` (no gradient is wanted), ``"bits"`` (of a network that is linear piece by piece, for the
         image's gradient) or ``"maps"``.
     operations
-        Floating point operations of convolutions and matrix products, forward and in reverse.
+        Floating point operations of convolutions and matrix products, forward and backward.
     overhead
         The same relative to conventional autograd, which computes nothing twice.
     computed
@@ -135,7 +135,7 @@ class Plan:
     block_bytes
         The largest tensor of a step.
     step_bytes
-        What the heaviest step takes of `peak_bytes` besides its tape.
+        What the heaviest step takes of `peak_bytes` besides what it saves.
     kept_bytes
         Bytes by which the process may have grown between two steps, once the weights are computed, before freed memory that is kept
         for reuse is given back.
@@ -168,9 +168,9 @@ class Plan:
         return sum(p.steps for p in self.passes)
 
     @property
-    def tapes(self) -> int:
-        """Steps that keep what their reverse pass needs."""
-        return sum(p.tapes for p in self.passes)
+    def saved_steps(self) -> int:
+        """Steps that keep what their backward pass needs."""
+        return sum(p.saved_steps for p in self.passes)
 
     def stored(self, graph: Graph) -> list[int]:
         """The graph's values that are stored between passes."""
@@ -183,8 +183,8 @@ class Plan:
         if len(self.passes) > 1:
             text += f" in {len(self.passes)} passes, maps between them {self.barriers}"
         if self.keeps != "nothing":
-            recomputed = "none" if self.tapes == self.steps else self.steps - self.tapes
-            text += f", activations of {self.tapes} saved{' as bits' if self.keeps == 'bits' else ''}, {recomputed} recomputed"
+            recomputed = "none" if self.saved_steps == self.steps else self.steps - self.saved_steps
+            text += f", activations of {self.saved_steps} saved{' as bits' if self.keeps == 'bits' else ''}, {recomputed} recomputed"
         text += f": peak memory {format_bytes(self.peak_bytes)}, {self.overhead:.3f} of conventional operations"
         return text
 
@@ -211,7 +211,7 @@ def make_plan(
     memory
         Bytes by which the call may grow; default half of what the machine has free.
     tile
-        Rows and columns of a step in px of the image, instead of choosing them; without `memory` no step keeps a tape.
+        Rows and columns of a step in px of the image, instead of choosing them; without `memory` no step saves anything.
     barriers
         ``"kept"``, ``"spilled"`` or ``"regenerated"`` (see `Plan`); ``"auto"``: the first of them that fits.
     forecast
@@ -366,14 +366,14 @@ class _Planner:
     def least_overhead(self, tile: Size, budget: int) -> float:
         """A bound below the operations of any plan with this step, relative to conventional autograd.
 
-        Tapes take nearly the same in all of one pass, however it is divided.
+        What is saved takes nearly the same in all of one pass, however it is divided.
         """
         share = float(self.busy(tile).mean())
         if self.needs is None or len(self.programs) > 1 or not self._costs:
             return share
         (whole,), conventional = self.totals()
-        tapes = 0.95 * share * next(iter(self._costs.values()))[0].tapes
-        again = 0.0 if tapes <= budget else 1 - budget / tapes
+        saved = 0.95 * share * next(iter(self._costs.values()))[0].saved
+        again = 0.0 if saved <= budget else 1 - budget / saved
         return share * (whole.forward * (1 + again) + whole.reverse) / max(conventional, 1)
 
     def bare(self, tile: Size, forecast: bool) -> Plan:
@@ -381,7 +381,7 @@ class _Planner:
         return self.plan(tile, None) if forecast else Plan(self._lean(self._grids(tile)), self.way)
 
     def plan(self, tile: Size, budget: int | None, freed: str = "as ever") -> Plan:
-        """One shape of the steps, with as many tapes as the budget allows; without a budget as `bare`."""
+        """One shape of the steps, with as many saved steps as the budget allows; without a budget as `bare`."""
         laid = self._grids(tile)
         grids = [grid for _, grid in laid]
         wholes, conventional = self.totals()
@@ -405,7 +405,9 @@ class _Planner:
             used = max(used, peak - most)
             for chosen, whole in zip(passes, wholes, strict=True):
                 recomputed = (
-                    float(busy.flat[: chosen.steps - chosen.tapes].sum()) / busy.size if self._reach else 1 - chosen.tapes / chosen.steps
+                    float(busy.flat[: chosen.steps - chosen.saved_steps].sum()) / busy.size
+                    if self._reach
+                    else 1 - chosen.saved_steps / chosen.steps
                 )
                 operations += round(whole.forward * (recomputed + chosen.again))
         largest = max(largest_block(program, grid, self.images) for program, grid in zip(self.programs, grids, strict=True))
@@ -431,7 +433,7 @@ class _Planner:
         return self._laid[tile]
 
     def _lean(self, laid: Sequence[tuple[Size, Grid]]) -> tuple[PassPlan, ...]:
-        """All passes without tapes."""
+        """All passes with nothing saved."""
         # passes from the image grow and grow: they are run again one by one rather than remembered all at once
         again = self.way == "regenerated"
         return tuple(PassPlan(tile, grid.rows.steps * grid.cols.steps, again=again) for tile, grid in laid)

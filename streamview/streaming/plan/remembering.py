@@ -1,4 +1,4 @@
-"""What a pass remembers for its reverse pass within a budget: tapes, carries of steps or of segments, in memory or in a file."""
+"""What a pass remembers for its backward pass within a budget: activations, carries of steps or of segments, in memory or in a file."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ class PassPlan:
         Rows and columns of a step, in px of the pass's largest source: of the image in the first pass.
     steps
         Number of steps.
-    tapes
-        How many of them keep what their reverse pass needs, which saves computing them again.
+    saved_steps
+        How many of them keep what their backward pass needs, which saves their recomputation.
     segment
-        The others are computed again in segments of so many rows of steps, each from what its first row took over; 0: every step
+        The others are recomputed in segments of so many rows of steps, each from what its first row took over; 0: every step
         from what it took over itself.
     spill
         Whether what they are computed from is kept in a file.
     again
-        Whether the reverse pass first runs the whole pass again, so that nothing of it is remembered in between.
+        Whether the backward pass first runs the whole pass again, so that nothing of it is remembered in between.
     """
 
     tile: Size
     steps: int
-    tapes: int = 0
+    saved_steps: int = 0
     segment: int = 0
     spill: bool = False
     again: bool = False
@@ -54,7 +54,7 @@ class Option:
     segment, spill
         As in `PassPlan`.
     bytes
-        What that takes, and the tapes that are at hand while it is computed again, by the number of tapes that are kept.
+        What that takes, and what is saved while it is recomputed, by the number of saved steps.
     """
 
     segment: int
@@ -62,39 +62,39 @@ class Option:
     bytes: Tensor
 
     def most(self, room: int) -> int:
-        """The most tapes that fit; as many as take the least if nothing does."""
+        """The most saved steps that fit; as many as take the least if nothing does."""
         fitting = (self.bytes <= room).nonzero()
         return int(fitting[-1] if len(fitting) else self.bytes.argmin())
 
 
 def options_of(cost: PassCosts, busy: NDArray[np.bool_] | None) -> Iterator[Option]:
-    """The ways to remember a pass, of whose steps only those that are `busy` keep a tape."""
+    """The ways to remember a pass, of whose steps only those that are `busy` save anything."""
     rows, columns = len(cost.rows), len(cost.columns)
     states = torch.tensor(cost.states, dtype=torch.float64)
     carries = (states[:, None] / columns + cost.left / (rows * columns)).expand(-1, columns).flatten()
     shares = torch.tensor(cost.rows, dtype=torch.float64)[:, None] * torch.tensor(cost.columns, dtype=torch.float64)
-    tapes = shares.flatten() * cost.tapes
+    saved = shares.flatten() * cost.saved
     if busy is not None:
-        tapes = tapes * torch.from_numpy(busy.flatten())
+        saved = saved * torch.from_numpy(busy.flatten())
         carries = carries * torch.from_numpy(busy.flatten())
-    last_tapes, first_tapes = _with_leading_zero(tapes.flip(0).cumsum(0)), _with_leading_zero(tapes.cumsum(0))
+    saved_by_last, saved_by_first = _with_leading_zero(saved.flip(0).cumsum(0)), _with_leading_zero(saved.cumsum(0))
 
-    def bytes_by_tapes(carried: Tensor, again: Tensor) -> Tensor:
-        # the last steps keep theirs, and these are gone when those of the first ones are computed again
+    def bytes_by_saved_steps(carried: Tensor, again: Tensor) -> Tensor:
+        # the last steps keep theirs, and these are gone when those of the first ones are recomputed
         carried, again = _with_leading_zero(carried.cumsum(0)).flip(0), _with_leading_zero(again.cummax(0).values).flip(0)
-        return (carried + torch.maximum(last_tapes, again)).ceil().long()
+        return (carried + torch.maximum(saved_by_last, again)).ceil().long()
 
-    yield Option(0, False, bytes_by_tapes(carries, tapes))
+    yield Option(0, False, bytes_by_saved_steps(carries, saved))
     segment = 1 if columns > 1 else 2
     while segment < rows:
         row = torch.arange(rows)
         begins = (row - row % segment).repeat_interleave(columns)
-        # a segment that is computed again is at hand as a whole, and so is what it hands down
-        again = first_tapes[1:] - first_tapes[begins * columns] + states.max()
+        # a segment that is recomputed is at hand as a whole, and so is what it hands down
+        again = saved_by_first[1:] - saved_by_first[begins * columns] + states.max()
         starts = torch.zeros(rows, columns, dtype=torch.float64)
         starts[::segment, 0] = states[::segment]
-        yield Option(segment, False, bytes_by_tapes(starts.flatten(), again))
-        yield Option(segment, True, bytes_by_tapes(torch.zeros_like(tapes), again + states[::segment].max()))
+        yield Option(segment, False, bytes_by_saved_steps(starts.flatten(), again))
+        yield Option(segment, True, bytes_by_saved_steps(torch.zeros_like(saved), again + states[::segment].max()))
         segment *= 2
 
 
@@ -106,7 +106,7 @@ def _with_leading_zero(cumulative: Tensor) -> Tensor:
 def choose_saved(
     lean: Sequence[PassPlan], options: Sequence[list[Option]], peaks: Sequence[int], fixed: int, budget: int | None
 ) -> tuple[tuple[PassPlan, ...], int]:
-    """What each pass saves for its reverse pass, later passes chosen first.
+    """What each pass saves for its backward pass, later passes chosen first.
 
     Parameters
     ----------
@@ -119,7 +119,7 @@ def choose_saved(
     fixed
         Bytes held throughout.
     budget
-        Bytes for all; None: save no tape.
+        Bytes for all; None: save nothing.
 
     Returns
     -------
@@ -135,21 +135,21 @@ def choose_saved(
     for p in reversed(range(len(lean))):
         # a pass that is run again is alone in memory
         others = fixed + (peaks[p] if again else max(peaks[p], behind) + sum(least[:p]))
-        tapes, option = (0, options[p][0]) if budget is None else _chosen(options[p], budget - others)
-        remembered = int(option.bytes[tapes])
+        saved_steps, option = (0, options[p][0]) if budget is None else _chosen(options[p], budget - others)
+        remembered = int(option.bytes[saved_steps])
         behind = max(behind, peaks[p] + remembered) if again else max(peaks[p], behind) + remembered
-        passes.insert(0, replace(lean[p], tapes=tapes, segment=option.segment, spill=option.spill))
+        passes.insert(0, replace(lean[p], saved_steps=saved_steps, segment=option.segment, spill=option.spill))
     return tuple(passes), fixed + behind
 
 
 def _chosen(options: Sequence[Option], room: int) -> tuple[int, Option]:
-    """How many tapes are kept, and how the other steps are remembered.
+    """How many steps are saved, and how the others are remembered.
 
     In a file only where memory alone does not do; what takes the least if nothing fits.
     """
-    ways = [(tapes, option, int(option.bytes[tapes])) for option in options for tapes in [option.most(room)]]
+    ways = [(saved_steps, option, int(option.bytes[saved_steps])) for option in options for saved_steps in [option.most(room)]]
     fitting = [way for way in ways if way[2] <= room]
     held = [way for way in fitting if not way[1].spill]
     least = [min(ways, key=lambda way: way[2])]
-    tapes, option, _ = max(held or fitting or least, key=lambda way: (way[0], -way[2]))
-    return tapes, option
+    saved_steps, option, _ = max(held or fitting or least, key=lambda way: (way[0], -way[2]))
+    return saved_steps, option

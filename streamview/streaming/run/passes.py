@@ -1,6 +1,6 @@
 """One pass, forward and backward, over the schedule: one step at a time, nothing computed twice, nothing held that is not needed.
 
-The reverse pass visits the steps in reverse order. What it needs of a step was remembered (its *tape*), or is computed again from
+The backward pass visits the steps in reverse order. What it needs of a step was saved (its activations), or is recomputed from
 what was carried into it, or from what was carried into the first row of its *segment*.
 """
 
@@ -19,7 +19,7 @@ from streamview.streaming.graph import Program
 from streamview.streaming.ops import Wants
 from streamview.streaming.run.background import Repeats, alike_everywhere, even
 from streamview.streaming.run.stores import Shelf
-from streamview.streaming.step import Blocks, Carry, Emit, Grid, Read, SinkGrads, Span, Step, Tape, Write, asked, reverse_step, run_step
+from streamview.streaming.step import Blocks, Carry, Emit, Grid, Read, Saved, SinkGrads, Span, Step, Write, asked, backward_step, run_step
 
 __all__ = ["Backward", "Forward"]
 
@@ -27,7 +27,7 @@ _Pieces = list[tuple[int, Tensor | None]]
 
 
 class Forward:
-    """The forward pass over a grid, remembering what a reverse pass needs.
+    """The forward pass over a grid, remembering what a backward pass needs.
 
     Parameters
     ----------
@@ -36,9 +36,9 @@ class Forward:
     weights
         The graph's operands, detached.
     wants
-        Per node what the reverse pass will ask (see `streamview.streaming.step.wanted`); None when there is none.
-    tapes
-        How many of the last steps keep their tape, which saves their recomputation.
+        Per node what the backward pass will ask (see `streamview.streaming.step.wanted`); None when there is none.
+    saved_steps
+        How many of the last steps save their activations, so that they are not recomputed.
     segment
         The others are remembered by what every row of steps of this multiple took over from above; 0: by what each took over itself.
     spill
@@ -55,7 +55,7 @@ class Forward:
         grid: Grid,
         weights: Sequence[Any],
         wants: Sequence[Wants] | None,
-        tapes: int = 0,
+        saved_steps: int = 0,
         segment: int = 0,
         spill: bool = False,
         settle: Callable[[], None] = lambda: None,
@@ -63,13 +63,13 @@ class Forward:
     ) -> None:
         self.busy = busy
         self.program, self.grid, self.weights, self.wants, self.segment = program, grid, weights, wants, segment
-        self.taped = grid.rows.steps * grid.cols.steps - tapes
+        self.recomputed_steps = grid.rows.steps * grid.cols.steps - saved_steps
         self.carries: dict[tuple[int, int], Carry] = {}
         self.starts: dict[int, list[Blocks]] = {}
         self.shelf = Shelf() if spill else None
         self.settle = settle
-        self.tapes: dict[tuple[int, int], Tape] = {}
-        self._repeats: Repeats[tuple[Blocks, Blocks, Tape | None, _Pieces]] = Repeats()
+        self.saved: dict[tuple[int, int], Saved] = {}
+        self._repeats: Repeats[tuple[Blocks, Blocks, Saved | None, _Pieces]] = Repeats()
 
     def run(self, read: Read, emit: Emit, done: Callable[[], None] = lambda: None, see: Emit | None = None) -> None:
         """Run all steps.
@@ -88,16 +88,16 @@ class Forward:
         columns = self.grid.cols.steps
         above = [self._nothing() for _ in range(columns)]
         for i in range(self.grid.rows.steps):
-            if self.wants is not None and self.segment and i % self.segment == 0 and i * columns < self.taped:
+            if self.wants is not None and self.segment and i % self.segment == 0 and i * columns < self.recomputed_steps:
                 self._begin(i, above)
             left = self._nothing()
             for j in range(columns):
                 carry = Carry(above[j], left)
-                keep = self.wants is not None and i * columns + j >= self.taped and self.is_busy(i, j)
-                above[j], left, tape = self._compute(i, j, carry, keep, read, emit, see)
+                keep = self.wants is not None and i * columns + j >= self.recomputed_steps and self.is_busy(i, j)
+                above[j], left, saved = self._compute(i, j, carry, keep, read, emit, see)
                 self.settle()
-                if tape is not None:
-                    self.tapes[i, j] = tape
+                if saved is not None:
+                    self.saved[i, j] = saved
                 elif self.wants is not None and not self.segment and self.is_busy(i, j):
                     self.carries[i, j] = carry
                 done()
@@ -107,18 +107,18 @@ class Forward:
         """Whether a step is reversed."""
         return self.busy is None or bool(self.busy[i, j])
 
-    def again(self, i: int, j: int, read: Read) -> dict[tuple[int, int], Tape]:
-        """Tapes of a step that has none and of those before it in its segment, by step, computed again."""
+    def recompute(self, i: int, j: int, read: Read) -> dict[tuple[int, int], Saved]:
+        """What a step would have saved, and those before it in its segment, by step: recomputed."""
         if not self.segment:
-            return self._tapes([(i, j)], [self.carries[i, j].above], self.carries[i, j].left, read)
+            return self._recompute([(i, j)], [self.carries[i, j].above], self.carries[i, j].left, read)
         columns = self.grid.cols.steps
         first = i - i % self.segment
         steps = [(row, column) for row in range(first, i + 1) for column in range(columns) if (row, column) <= (i, j)]
-        return self._tapes(steps, self._beginning(first), self._nothing(), read)
+        return self._recompute(steps, self._beginning(first), self._nothing(), read)
 
     def forget(self, i: int, j: int) -> None:
         """Let go of what was remembered for a step; the steps behind it were forgotten before."""
-        self.tapes.pop((i, j), None)
+        self.saved.pop((i, j), None)
         self.carries.pop((i, j), None)
         if j == 0:
             self.starts.pop(i, None)
@@ -141,22 +141,22 @@ class Forward:
         """Whether steps of the same geometry may do the same."""
         return alike_everywhere(self.program, self.weights)
 
-    def _tapes(self, steps: Sequence[tuple[int, int]], above: list[Blocks], left: Blocks, read: Read) -> dict[tuple[int, int], Tape]:
+    def _recompute(self, steps: Sequence[tuple[int, int]], above: list[Blocks], left: Blocks, read: Read) -> dict[tuple[int, int], Saved]:
         found = {}
         for number, (i, j) in enumerate(steps):
             column = j if len(above) > 1 else 0
             if number and j == 0:
                 left = self._nothing()
-            above[column], left, tape = self._compute(i, j, Carry(above[column], left), self.is_busy(i, j), read, None, None)
+            above[column], left, saved = self._compute(i, j, Carry(above[column], left), self.is_busy(i, j), read, None, None)
             self.settle()
-            if tape is not None:
-                found[i, j] = tape
-        self._repeats = Repeats()  # it would hold tapes that are let go of one by one
+            if saved is not None:
+                found[i, j] = saved
+        self._repeats = Repeats()  # it would hold what is let go of step by step
         return found
 
     def _compute(
         self, i: int, j: int, carry: Carry, keep: bool, read: Read, emit: Emit | None, see: Emit | None
-    ) -> tuple[Blocks, Blocks, Tape | None]:
+    ) -> tuple[Blocks, Blocks, Saved | None]:
         """Run a step, or hand out again what one that was given the same gave."""
         step = Step(self.program, self.grid, i, j)
         wants = self.wants if keep else None
@@ -173,12 +173,12 @@ class Forward:
             self._repeats.remember(key, given, known)
         elif known[2] is not None:
             known[2].shared = True
-        below, right, tape, pieces = known
+        below, right, saved, pieces = known
         if emit is not None:
             for value, piece in pieces:
                 if piece is not None:
                     emit(value, piece, *step.new(value))
-        return below, right, tape
+        return below, right, saved
 
     def _nothing(self) -> Blocks:
         return [None] * len(self.program.values)
@@ -186,7 +186,7 @@ class Forward:
 
 @dataclass(slots=True)
 class Backward:
-    """The reverse pass of a `Forward`.
+    """The backward pass of a `Forward`.
 
     Parameters
     ----------
@@ -235,8 +235,8 @@ class Backward:
         sources = [source for source in range(len(program.sources)) if source in sunk or asked(program, wants, source)]
         # gradients of weights are sums that every step adds to
         alike = see is None and forward.may_repeat and not any(any(want.weights) for want in wants)
-        repeats: Repeats[tuple[Tape, Blocks, Blocks, _Pieces]] = Repeats()
-        computed: dict[tuple[int, int], Tape] = {}
+        repeats: Repeats[tuple[Saved, Blocks, Blocks, _Pieces]] = Repeats()
+        computed: dict[tuple[int, int], Saved] = {}
         self.weight_grads = [None] * len(forward.weights)
         pending_above: list[Blocks] = [[None] * count for _ in range(columns)]
         pending_left: Blocks = [None] * count
@@ -251,20 +251,20 @@ class Backward:
             if not forward.is_busy(i, j) or not any(grad is not None and bool(grad.any()) for grad in incoming):
                 pending_above[j], pending_left = [None] * count, [None] * count
             else:
-                tape = forward.tapes.get((i, j)) or computed.pop((i, j), None)
-                if tape is None:
-                    computed = forward.again(i, j, read)
-                    tape = computed.pop((i, j))
-                key = (id(tape), step.signature()) if alike and tape.shared else None
+                saved = forward.saved.get((i, j)) or computed.pop((i, j), None)
+                if saved is None:
+                    computed = forward.recompute(i, j, read)
+                    saved = computed.pop((i, j))
+                key = (id(saved), step.signature()) if alike and saved.shared else None
                 known = None if key is None else repeats.find(key, incoming)
                 if known is None:
                     take, put = partial(_given, given), partial(_gather, written)
-                    above, left = reverse_step(step, tape, forward.weights, wants, pending, take, put, self.weight_grads, see)
-                    known = tape, above, left, written
+                    above, left = backward_step(step, saved, forward.weights, wants, pending, take, put, self.weight_grads, see)
+                    known = saved, above, left, written
                     if key is not None:
                         repeats.remember(key, incoming, known)
                 pending_above[j], pending_left, written = known[1:]
-                del tape, known  # or it would still be there while the next one is computed
+                del saved, known  # or it would still be there while the next one is computed
             finished = dict(written)
             for source in sources:
                 if _area(*step.new(source)):

@@ -1,6 +1,6 @@
 """One call of a captured network's local part: its passes one after the other, the bridges between them, and all of it in reverse.
 
-Between passes stand the maps that a later pass reads (kept in memory, spilled to disk, or computed again from the image) and the
+Between passes stand the maps that a later pass reads (kept in memory, spilled to disk, or recomputed from the image) and the
 tensors of the bridges, which autograd follows. The chain rule over the passes is exact whatever is stored: a value that is
 computed twice hands its gradient back twice, through each pass that used it.
 """
@@ -35,7 +35,7 @@ Watch = Callable[[int, Tensor, Span, Span], None]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Gradients:
-    """What a reverse pass gives beside the gradient of the image, which is written piece by piece.
+    """What a backward pass gives beside the gradient of the image, which is written piece by piece.
 
     Parameters
     ----------
@@ -54,7 +54,7 @@ class Gradients:
 
 
 class Run:
-    """A forward pass through the local part by a plan, and any number of reverse passes.
+    """A forward pass through the local part by a plan, and any number of backward passes.
 
     Parameters
     ----------
@@ -151,13 +151,13 @@ class Run:
             return_freed_blocks()
 
     def _pass(self, program: Program, phase: int, remember: bool) -> Forward:
-        """The forward pass of a phase; with `remember` it keeps what its reverse pass needs."""
+        """The forward pass of a phase; with `remember` it keeps what its backward pass needs."""
         chosen = self.plan.passes[phase]
         wants = wanted(program, self.needs.values, self.needs.operands) if remember and self.needs is not None else None
         grid = build_grid(program, chosen.tile)
         parts, alone = self.call.parts, self.bound.graph.passes == 1
         busy = busy_steps(Reach(self.bound, program), grid, summed(parts)) if parts is not None and alone and wants is not None else None
-        return Forward(program, grid, self.operands, wants, chosen.tapes, chosen.segment, chosen.spill, self._settle, busy)
+        return Forward(program, grid, self.operands, wants, chosen.saved_steps, chosen.segment, chosen.spill, self._settle, busy)
 
     def _read(self, values: Sequence[int], read: ReadImage, source: int, rows: Span, cols: Span) -> Tensor:
         value = values[source]
@@ -321,7 +321,7 @@ def _nowhere(value: int, piece: Tensor, rows: Span, cols: Span) -> None:
 
 
 class _SourceGradients:
-    """Gradients of sources during a reverse pass: those of stored maps until their own pass is reversed, the image's until complete."""
+    """Gradients of sources during a backward pass: those of stored maps until their own pass is reversed, the image's until complete."""
 
     def __init__(self, run: Run, write: WriteImage | None) -> None:
         self._run, self._write = run, write

@@ -36,18 +36,18 @@ class Speed:
     Parameters
     ----------
     forward, backward
-        Of a forward pass, and of a reverse pass that computes nothing again.
+        Of a forward pass, and of a backward pass that recomputes nothing.
     """
 
     forward: float
     backward: float
 
     def seconds(self, plan: Plan, size: Size, computed: float = 1.0, reversed: float = 1.0) -> tuple[float, float]:
-        """Seconds of a forward and of a reverse pass over an image of this height and width by a plan.
+        """Seconds of a forward and of a backward pass over an image of this height and width by a plan.
 
         `computed` and `reversed` are the shares of the steps that each pass computes: others repeat an earlier step or get no gradient.
         """
-        again = (plan.steps - plan.tapes) / plan.steps
+        again = (plan.steps - plan.saved_steps) / plan.steps
         px = size[0] * size[1]
         return self.forward * px * computed, (self.backward + again * self.forward) * px * reversed if self.backward else 0.0
 
