@@ -30,7 +30,8 @@ from streamview.jobs import Job, new_run_id
 from streamview.networks import load_model
 from streamview.progress import Report
 from streamview.results import Plane, Saliency, SaliencyMap
-from streamview.results.display import PRESETS, Preset, blur
+from streamview.results.blurring import blur
+from streamview.results.display import PRESETS, Preset
 from streamview.slides import Slide, open_slide
 from streamview.slides.pyramid import build_pyramid
 from streamview.slides.synthetic import write_synthetic_slide

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from streamview.geometry import Region
 from streamview.results import Identity, Prediction, Saliency, SaliencyMap, Target, open_saliency, save_saliency
-from streamview.results.display import PRESETS, blur, show
+from streamview.results.blurring import blur
+from streamview.results.display import PRESETS, show
 from streamview.results.maps import Plane, halve
 from streamview.results.stitching import stitch
 

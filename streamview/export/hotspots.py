@@ -12,7 +12,8 @@ from streamview.errors import StreamviewError
 from streamview.export.outlines import find_areas, shown_shares, signed_area
 from streamview.labels.annotations import Polygon
 from streamview.results import Saliency
-from streamview.results.display import Recipe, blur, show
+from streamview.results.blurring import blur
+from streamview.results.display import Recipe, show
 from streamview.results.glass import Glass
 
 __all__ = ["Hotspot", "find_hotspots", "no_hotspots"]

@@ -6,23 +6,19 @@ Rounding in float64 is some 1e-15 and a mistake at a seam some 1e-2, so nothing 
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from random import Random
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from streamview.errors import MemoryBudgetError, ModelError, RegionError
 from streamview.inspection.certificate import Certificate, Comparison, Line
-from streamview.streaming.cuda import free_memory_of
+from streamview.inspection.twin import Twin, tensors_of
 from streamview.streaming.memory import format_bytes, parse_bytes
-from streamview.streaming.module import Streamed, stream
 
 __all__ = ["TOLERANCE", "Pixels", "verify"]
 
@@ -34,11 +30,9 @@ Size = tuple[int, int]
 TOLERANCE = 1e-10
 _SIDE = 256  # largest side of a window, px, of a network that takes smaller ones
 _AREA = 2**20  # px that a window is to have at most to hold a border between steps that were given
-_PEAK = 2.5  # peak of the plain network's two passes over what its forward pass saves
 _SMALL = 1e-3  # a weight whose gradient is below this share of the largest weight's is measured against that share
 _DECIDED = 0.01  # share of the difference of two gradients that finite differences may be off
 _BARRIERS = ("kept", "spilled", "regenerated")
-_REFUSALS = (RuntimeError, ValueError, AssertionError)  # how networks refuse a size
 
 
 def verify(
@@ -103,7 +97,7 @@ def verify(
     channels, size = _shape(shape)
     read = _reader(pixels, (channels, *size))
     random = Random(seed)
-    twin = _Twin(module, channels)
+    twin = Twin(module, channels)
     budget = twin.free() // 2 if memory is None else parse_bytes(memory)
     found = []
     with torch.random.fork_rng(devices=[twin.device.index or 0] if twin.device.type == "cuda" else []):
@@ -143,135 +137,7 @@ def _digest(module: nn.Module) -> str:
     return digest.hexdigest()
 
 
-class _Twin:
-    """A float64 copy of a network, with gradients of all its weights, and what it costs."""
-
-    def __init__(self, module: nn.Module, channels: int) -> None:
-        self.name, self.channels = type(module).__name__, channels
-        try:
-            self.module = copy.deepcopy(module).double()
-        except (RuntimeError, TypeError, copy.Error) as error:
-            raise ModelError(f"{self.name} cannot be copied as float64 ({_first(error)}); a copy is what is compared") from None
-        self.parameters = [(name, p) for name, p in self.module.named_parameters() if p.is_floating_point()]
-        self.device = next((t.device for t in (*self.module.parameters(), *self.module.buffers())), torch.device("cpu"))
-        self._rate = 0.0
-        self.train(True)
-        stream(self.module, tile=(1, 1), check=False)  # refuses at once what cannot be streamed
-
-    def train(self, wanted: bool) -> None:
-        """Ask for the weights' gradients, or not; the mode stays."""
-        for _, parameter in self.parameters:
-            parameter.requires_grad_(wanted)
-
-    def free(self) -> int:
-        """Bytes that the device has free."""
-        return free_memory_of(self.device)
-
-    def seed(self, seed: int) -> None:
-        """Seed what the network itself draws, such as dropout."""
-        torch.default_generator.manual_seed(seed)
-        if self.device.type == "cuda":
-            with torch.cuda.device(self.device):
-                torch.cuda.manual_seed(seed)
-
-    def streamed(self, tile: Size, memory: int | None, barriers: str = "kept") -> Streamed:
-        """The copy, streamed; with memory it keeps what the backward pass needs, without it recomputes it."""
-        return stream(self.module, tile=tile, memory=memory, barriers=barriers, check=False)
-
-    def cost(self, size: tuple[int, int]) -> int:
-        """Bytes that the plain network's two passes take on an image, by what an earlier one saved."""
-        return int(_PEAK * self._rate * size[0] * size[1])
-
-    def answer(self, image: Tensor) -> list[Tensor]:
-        """Run the plain network as it is, with autograd.
-
-        Raises
-        ------
-        RegionError
-            When it does not take an image of this size.
-        """
-        own = {t.untyped_storage().data_ptr() for t in (*self.module.parameters(), *self.module.buffers())}
-        saved: dict[int, int] = {}
-
-        def keep(tensor: Tensor) -> Tensor:
-            storage = tensor.untyped_storage()
-            if storage.data_ptr() not in own:
-                saved[storage.data_ptr()] = storage.nbytes()
-            return tensor
-
-        height, width = image.shape[2:]
-        try:
-            with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), _ContiguousCotangents():
-                # of a clone, since a network may change its input in place
-                return _tensors(self.module(image.clone()), self.name)
-        except torch.OutOfMemoryError:
-            raise
-        except _REFUSALS as error:
-            raise RegionError(
-                f"{self.name} in float64 does not run on {width} x {height} px ({_first(error)}); give the shape of an image that it takes"
-            ) from None
-        finally:
-            self._rate = max(sum(saved.values()), image.nbytes) / (height * width)
-
-    def refusal(self, size: tuple[int, int]) -> RegionError | None:
-        """Why a size is not accepted by the plain or the streamed network; None when both take it."""
-        image = torch.zeros((1, self.channels, *size), dtype=torch.float64, device=self.device, requires_grad=True)
-        plain: RegionError | None = None
-        try:
-            self.answer(image)
-        except RegionError as error:
-            plain = error
-        try:
-            with torch.no_grad():
-                self.streamed(size, None)(image.detach())
-        except RegionError as error:
-            return error  # which names the layer and the remedy
-        except _REFUSALS:
-            if plain is None:
-                raise
-        return plain
-
-
-class _ContiguousCotangents(TorchFunctionMode):
-    """Hands every function's derivative a contiguous gradient.
-
-    Torch's own derivatives of normalisations are wrong on the CPU for some that lie otherwise (torch 2.13: `batch_norm` in eval mode and
-    `instance_norm` in front of a flattened and transposed or a permuted map).
-    """
-
-    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = function(*args, **(kwargs or {}))
-        if isinstance(out, Tensor) and out.requires_grad and not out.is_leaf:
-            out.register_hook(_contiguous)
-        return out
-
-
-def _contiguous(grad: Tensor) -> Tensor:
-    return grad.contiguous()
-
-
-def _first(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
-
-
-def _tensors(answer: Any, name: str) -> list[Tensor]:
-    """The floating point tensors of what a network returned."""
-
-    def inside(value: Any) -> Iterator[Tensor]:
-        if isinstance(value, Tensor) and value.is_floating_point():
-            yield value
-        elif isinstance(value, Mapping):
-            yield from (found for item in value.values() for found in inside(item))
-        elif isinstance(value, tuple | list):
-            yield from (found for item in value for found in inside(item))
-
-    found = list(inside(answer))
-    if not found:
-        raise ModelError(f"{name} answered {type(answer).__name__} without floating point tensors: expected some to compare")
-    return found
-
-
-def _smallest(twin: _Twin, size: Size, budget: int) -> Size:
+def _smallest(twin: Twin, size: Size, budget: int) -> Size:
     """About the smallest window that both networks accept, square where the image allows; the whole image if nothing less."""
 
     def clipped(side: int) -> Size:
@@ -297,14 +163,14 @@ def _smallest(twin: _Twin, size: Size, budget: int) -> Size:
     return clipped(side)
 
 
-def _too_much(twin: _Twin, size: Size, budget: int) -> MemoryBudgetError:
+def _too_much(twin: Twin, size: Size, budget: int) -> MemoryBudgetError:
     return MemoryBudgetError(
         f"a window of {size[1]} x {size[0]} px takes {twin.name} in float64 {format_bytes(twin.cost(size))} as a whole, of memory "
         f"{format_bytes(budget)}: give more memory, or a smaller tile where one was given"
     )
 
 
-def _sides(twin: _Twin, size: Size, smallest: Size, tile: Size | None, budget: int) -> tuple[Size, Size]:
+def _sides(twin: Twin, size: Size, smallest: Size, tile: Size | None, budget: int) -> tuple[Size, Size]:
     """Least and largest height and width of the windows to draw: within the memory, and with borders between the steps."""
     high = _pair(lambda a: min(size[a], max(_SIDE, smallest[a] + smallest[a] // 2)))
     usual = _pair(lambda a: max(smallest[a], high[a] // 2))
@@ -333,7 +199,7 @@ def _pair(of: Callable[[int], int]) -> Size:
 
 
 def _window(
-    twin: _Twin,
+    twin: Twin,
     read: Pixels | None,
     size: Size,
     sides: tuple[Size, Size, Size],
@@ -394,7 +260,7 @@ def _passes(outputs: list[Tensor], cotangents: list[Tensor], leaf: Tensor, weigh
     return _Passes([out.detach() for out in outputs], made[0], made[1:])
 
 
-def _compare(twin: _Twin, image: Tensor, place: Size, tile: Size, generator: torch.Generator, budget: int, number: int) -> Comparison:
+def _compare(twin: Twin, image: Tensor, place: Size, tile: Size, generator: torch.Generator, budget: int, number: int) -> Comparison:
     """The plain network once, the streamed one with the weights' gradients and without."""
     height, width = image.shape[2:]
     kept, barriers = number % 2 == 1, _BARRIERS[number % 3]
@@ -414,7 +280,7 @@ def _compare(twin: _Twin, image: Tensor, place: Size, tile: Size, generator: tor
         twin.train(training)
         twin.seed(seed)
         leaf = image.clone().requires_grad_()
-        outputs = _tensors(twin.streamed(tile, budget if kept == training else None, barriers)(leaf), twin.name)
+        outputs = tensors_of(twin.streamed(tile, budget if kept == training else None, barriers)(leaf), twin.name)
         return _passes(outputs, cotangents, leaf, parameters if training else [])
 
     found = streamed(True), streamed(False)
@@ -454,7 +320,7 @@ def _compare(twin: _Twin, image: Tensor, place: Size, tile: Size, generator: tor
     )
 
 
-def _decide(twin: _Twin, image: Tensor, cotangents: list[Tensor], seed: int, tensor: Tensor, streamed: Tensor, plain: Tensor) -> str:
+def _decide(twin: Twin, image: Tensor, cotangents: list[Tensor], seed: int, tensor: Tensor, streamed: Tensor, plain: Tensor) -> str:
     """Which of two gradients of a tensor finite differences of the plain network agree with, along the direction in which they differ.
 
     `tensor` is the image or a parameter of the network; it is moved and put back.
@@ -471,7 +337,7 @@ def _decide(twin: _Twin, image: Tensor, cotangents: list[Tensor], seed: int, ten
         with torch.no_grad():
             tensor.copy_(before + step * direction)
             twin.seed(seed)
-            outputs = _tensors(twin.module(image.clone()), twin.name)
+            outputs = tensors_of(twin.module(image.clone()), twin.name)
             return sum(float((out * cotangent).sum()) for out, cotangent in zip(outputs, cotangents, strict=True))
 
     try:

@@ -1,24 +1,21 @@
 """How a raw map is displayed: blur, cap, threshold, colour and outline. Pure functions, shared by PNG, napari and reports.
 
-A recipe never changes the stored map. Everything up to the blur is linear, so a map is blurred on the coarsest level that still
-resolves the blur (standard deviation of at least four pixels). Block means over f pixels already blur with a variance of
-``(f**2 - 1) / 12`` px**2, which is subtracted from the requested blur.
+A recipe never changes the stored map.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from streamview.errors import StreamviewError
-from streamview.results.maps import LazyPlane, Method, Plane, Saliency, SaliencyMap, halve
+from streamview.results.blurring import blur, blurs_of, resolving, um_per_px
+from streamview.results.maps import LazyPlane, Method, Plane, Saliency
 from streamview.results.methods import ExplanationMethod, MethodName
 
 __all__ = [
@@ -71,10 +68,7 @@ _TITLES_BY_METHOD: Mapping[MethodName, Mapping[Method, str]] = {
 
 _SMALL_PICTURE = 512  # px a side of a picture in a notebook
 _OVERVIEW = 2048  # px: the cap comes from the finest level no larger than this
-_RESOLVED = 4.0  # px: standard deviation from which sampling a blur loses nothing visible
 _COARSE, _MEASURED = 1024, 1.0  # px: the cap comes from a level no larger than _COARSE if the blur is at least _MEASURED there
-_THREADED, _BANDS = 2**19, 4  # px from which a blur uses threads, and how many
-_PAPER_WIDTH_UM = 8192 * 2.0  # the paper's region: 8192 px at 2 um/px, where 100 um are 50 px
 
 
 @dataclass(frozen=True, slots=True)
@@ -332,9 +326,9 @@ def blurred_overview(saliency: Saliency, method: Method, blur_um: float) -> Over
     StreamviewError
         If the saliency has no such map.
     """
-    raws, sigmas = _blurs(saliency, method, blur_um)
+    raws, sigmas = blurs_of(saliency, method, blur_um)
     fitting, coarse = (next((n for n, raw in enumerate(raws) if max(raw.shape) <= side), len(raws) - 1) for side in (_OVERVIEW, _COARSE))
-    level = max(_resolving(sigmas), coarse if min(sigmas[coarse]) >= _MEASURED else fitting)
+    level = max(resolving(sigmas), coarse if min(sigmas[coarse]) >= _MEASURED else fitting)
     return Overview(method, blur_um, level, blur(np.asarray(raws[level][:, :], np.float32), sigmas[level]))
 
 
@@ -356,9 +350,9 @@ def show(saliency: Saliency, recipe: Recipe, overview: Overview | None = None) -
     StreamviewError
         If the saliency has no such map.
     """
-    raws, sigmas = _blurs(saliency, recipe.method, recipe.blur_um)
-    saliency_map, unit = saliency.maps[recipe.method], _um_per_px(saliency)
-    first = _resolving(sigmas)
+    raws, sigmas = blurs_of(saliency, recipe.method, recipe.blur_um)
+    saliency_map, unit = saliency.maps[recipe.method], um_per_px(saliency)
+    first = resolving(sigmas)
     placed = [saliency_map.placed(level) for level in range(first, len(raws))]
     values = (overview or blurred_overview(saliency, recipe.method, recipe.blur_um)).values
     # positive values only: the gradient through a maximum is zero nearly everywhere, and so would be the percentiles of all values
@@ -404,32 +398,6 @@ def apply_recipe(blurred: NDArray[np.float32], cap: float, threshold: float) -> 
     return np.where(shown >= threshold, shown, np.float32(0))
 
 
-def blur(values: NDArray[np.float32], sigma: tuple[float, float]) -> NDArray[np.float32]:
-    """Gaussian blur of a float32 (h, w) map, truncated at four standard deviations, with replicated edges.
-
-    NaN, where a map was not computed, stays NaN and does not count: the blur there is the weighted mean of what is known.
-    """
-    absent = np.isnan(values)
-    if absent.any():
-        known = blur((~absent).astype(np.float32), sigma)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            return np.where(absent, np.float32(np.nan), blur(np.where(absent, np.float32(0), values), sigma) / known)
-    for axis, width in enumerate(sigma):
-        if width > 0 and values.size < _THREADED:
-            values = ndimage.gaussian_filter1d(values, width, axis, mode="nearest", truncate=4.0)
-        elif width > 0:
-            bands, out = np.array_split(values, _BANDS, 1 - axis), np.empty(values.shape, np.float32)
-            into = np.array_split(out, _BANDS, 1 - axis)
-
-            def filtered(part: NDArray[np.float32], place: NDArray[np.float32], axis: int = axis, width: float = width) -> None:
-                ndimage.gaussian_filter1d(part, width, axis, output=place, mode="nearest", truncate=4.0)
-
-            with ThreadPoolExecutor(_BANDS) as threads:
-                list(threads.map(filtered, bands, into))
-            values = out
-    return values
-
-
 def colours(recipe: Recipe, shown: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Colour displayed values.
 
@@ -462,47 +430,6 @@ def draw_map(saliency: Saliency) -> NDArray[np.uint8]:
     enlarged = max(1, _SMALL_PICTURE // (2 * max(values.shape)))  # maps of features have few pixels
     rgb, alpha = colours(recipe, values.repeat(enlarged, 0).repeat(enlarged, 1))
     return np.asarray(np.rint(255 * (1 - alpha[..., None] * (1 - rgb))), np.uint8)
-
-
-_Raws = tuple[NDArray[np.float32] | Plane, ...]
-
-
-def _blurs(saliency: Saliency, method: Method, blur_um: float) -> tuple[_Raws, list[tuple[float, float]]]:
-    """All levels of a map, and the blur's standard deviation in px of each."""
-    if method not in saliency.maps:
-        raise StreamviewError(
-            f"there is no {method} map here, only {', '.join(saliency.maps)}; class evidence requires a network that ends in pooling "
-            "and one linear layer: choose another display"
-        )
-    saliency_map, unit = saliency.maps[method], _um_per_px(saliency)
-    raws = saliency_map.levels if saliency_map.coarser else block_means(saliency_map.values)
-    return raws, [_sigma(saliency_map, blur_um, unit, level) for level in range(len(raws))]
-
-
-def _resolving(sigmas: list[tuple[float, float]]) -> int:
-    """Index of the coarsest level that still resolves the blur."""
-    return max((level for level, sigma in enumerate(sigmas) if min(sigma) >= _RESOLVED), default=0)
-
-
-def _um_per_px(saliency: Saliency) -> tuple[float, float]:
-    region = saliency.prediction.region
-    assumed = _PAPER_WIDTH_UM / max(region.height, region.width)
-    return saliency.mpp or (assumed, assumed)
-
-
-def _sigma(saliency_map: SaliencyMap, blur_um: float, unit: tuple[float, float], level: int) -> tuple[float, float]:
-    factor = 2**level
-    variances = [(blur_um / (step * um)) ** 2 - (factor**2 - 1) / 12 for step, um in zip(saliency_map.step, unit, strict=True)]
-    y, x = (math.sqrt(max(variance, 0.0)) / factor for variance in variances)
-    return y, x
-
-
-def block_means(values: NDArray[np.float32] | Plane) -> _Raws:
-    """Return a map and its coarser levels, as in the stored form: block means down to at most 512 px."""
-    levels = [values]
-    while max(levels[-1].shape) > 512:
-        levels.append(halve(np.asarray(levels[-1])))
-    return tuple(levels)
 
 
 def _percentile(values: NDArray[np.float32], percentile: float) -> float:

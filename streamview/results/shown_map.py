@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from streamview.results.display import Overview, Recipe, Shown, block_means, blur, blurred_overview, show
+from streamview.results.blurring import block_means, blur
+from streamview.results.display import Overview, Recipe, Shown, blurred_overview, show
 from streamview.results.glass import Glass
 from streamview.results.maps import Saliency, SaliencyMap
 
