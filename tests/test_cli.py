@@ -609,6 +609,7 @@ def test_ctrl_c_leaves_nothing_that_looks_finished(synthetic_slide: SyntheticSli
     assert json.loads(record.read_text())["finished"] is None
 
 
+@pytest.mark.slow
 def test_saliency_by_several_methods_side_by_side(run: Run, synthetic_slide: SyntheticSlide, tmp_path: Path) -> None:
     job = tmp_path / "job"
     command = ["saliency", "-i", synthetic_slide.path, "-o", job, "-m", "demo", "--region", "600,300,320,256", "--target", "lesion"]

@@ -92,6 +92,7 @@ def test_the_command_prints_what_a_user_needs(tmp_path: Path, capsys: pytest.Cap
     assert "backward pass: " in err
 
 
+@pytest.mark.slow
 def test_a_slide_of_tissue_is_explained_by_the_network_that_knows_tissue(synthetic_slide: SyntheticSlide, tmp_path: Path) -> None:
     told: list[str] = []
     result = run_demo_on(synthetic_slide.path, tmp_path / "out", tell=told.append, announce=lambda slide, ahead: None)

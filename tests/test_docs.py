@@ -42,9 +42,12 @@ def commands():
 
 # importing napari gives deprecation warnings of its own
 QUIET = {"docs/napari.md": pytest.mark.filterwarnings("ignore")}
+SLOW = dict.fromkeys(("docs/faithfulness.md", "docs/finetuning.md", "docs/whole-slides.md", "docs/report.md"), pytest.mark.slow)
 
 
-@pytest.mark.parametrize("page", [pytest.param(page, id=name, marks=QUIET.get(name, ())) for page, name in zip(PAGES, NAMES, strict=True)])
+@pytest.mark.parametrize(
+    "page", [pytest.param(page, id=name, marks=(QUIET | SLOW).get(name, ())) for page, name in zip(PAGES, NAMES, strict=True)]
+)
 def test_the_examples_run_and_print_what_is_shown(page, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("NAPARI_CONFIG", str(tmp_path / "settings.yaml"))

@@ -51,6 +51,7 @@ def test_every_region_of_a_batch_has_one_rank() -> None:
     assert sorted(index for part in parts for index in part) == list(range(8))
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_two_processes_come_to_the_weights_of_one(alone, tmp_path) -> None:
     finish(start_two(tmp_path))

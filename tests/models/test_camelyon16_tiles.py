@@ -1,6 +1,7 @@
 """The network that knows tissue: its map is its answer, and on a source slide that it has not seen it finds the lesion."""
 
 import numpy as np
+import pytest
 
 import streamview
 from experiments.camelyon16_tiles.__main__ import TEST
@@ -29,6 +30,7 @@ def test_the_card_says_what_it_is_for() -> None:
     assert card.calibration
 
 
+@pytest.mark.slow
 def test_it_finds_lesions_of_a_source_slide_that_it_has_not_seen(shared_data) -> None:
     tiles = load_tiles(shared_data / "camelyon16_tiles", [TEST])
     model, untrained = load_model("camelyon16-tiles"), load_model("camelyon16-tiles", untrained=True)

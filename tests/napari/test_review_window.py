@@ -105,6 +105,7 @@ def crash(path: Path, folder: Path) -> tuple[float, ...]:
     return tuple(json.loads(line.removeprefix("ready ").replace("(", "[").replace(")", "]")))
 
 
+@pytest.mark.slow
 def test_a_whole_session(
     job: Path, tmp_path: Path, open_review: Callable[..., tuple[Any, Any]], qtbot: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:

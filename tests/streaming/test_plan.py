@@ -114,6 +114,7 @@ def test_peak_is_forecast(width: int, budget: int) -> None:
     assert 0.8 * measured < predicted < 1.25 * measured
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of glibc's allocator")
 def test_freed_memory_is_used_again() -> None:
     """A step finds the memory of the one before it: the pages that a call asks the system for are those that it takes at its peak."""
@@ -124,7 +125,7 @@ def test_freed_memory_is_used_again() -> None:
     assert times < 1.2
 
 
-def test_more_memory_keeps_more_tapes() -> None:
+def test_more_memory_saves_more_steps() -> None:
     small, large = plan_for(2048, 1024, 90 * MB, train=True), plan_for(2048, 1024, 4096 * MB, train=True)
     assert small.saved_steps < small.steps
     assert large.saved_steps == large.steps
