@@ -45,6 +45,7 @@ PROBE = 1024  # px: runs anywhere, and shows what larger images will take
 WRONG = 1e-3  # of the largest value
 UNEXACT = {"conventional NCHW", "checkpoint", "offload", "streamview kept"}  # without a part in the comparison in float64
 EXACT = 1024  # px: the size of the comparison in float64
+BOUNDED = ("lightstream", "streamview kept", EQUAL)  # whose memory has a bound of their own
 LARGE = (8192, 16384)  # px: for the picture, ours alone
 
 
@@ -163,8 +164,8 @@ def note_errors(workers: dict[str, Worker], rows: dict[str, Row]) -> None:
 
 
 def predict(name: str, case: Case, known: Sequence[Row]) -> int:
-    """Bytes that autograd on the whole image will take, from what it took for a smaller one; 0 for those whose memory is bounded."""
-    if name.startswith(("lightstream", "streamview")) or case.size <= PROBE:
+    """Bytes that a contestant will take, from what it took for a smaller image, by the area; 0 for those whose memory is bounded."""
+    if name.startswith(BOUNDED) or case.size <= PROBE:
         return 0
     same = {"network": case.network, "kind": case.kind, "dtype": case.dtype, "device": case.device, "contestant": name}
     smaller = [row for row in known if same.items() <= row.items() and row["size"] < case.size and "growth" in row]

@@ -94,7 +94,9 @@ def test_errors_are_relative_to_each_tensor_and_counted_by_pixel():
 
 def test_what_does_not_fit_is_known_from_a_smaller_image():
     assert predict("conventional", Case("resnet18", 4096, "saliency"), rows()) == 13 * 2**30
-    assert predict("streamview recomputed", Case("resnet18", 4096, "saliency"), rows()) == 0
+    assert predict("streamview kept", Case("resnet18", 4096, "saliency"), rows()) == 0
+    known = [{**as_row("streamview recomputed", CASE), "peak": 5, "growth": 4}]
+    assert predict("streamview recomputed", Case("resnet18", 4096, "saliency"), known) == 17
     assert predict("conventional", Case("resnet18", 1024, "saliency"), []) == 0
 
 
