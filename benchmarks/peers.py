@@ -188,7 +188,7 @@ def extrapolate(name: str, case: Case, known: Sequence[Row]) -> Row | None:
         return None
     last = max(alike, key=lambda row: row["size"])
     larger = (case.size / last["size"]) ** 2
-    # what has a bound has one also for larger images; what has none grows with the area
+    # a tile bounds memory whatever the image; what has no such bound grows with the area at most
     growth = round(last["growth"] * (1 if name.startswith("lightstream") else larger))
     found = {"seconds": larger * last["seconds"], "wall": larger * last["wall"], "peak": last["peak"] - last["growth"] + growth}
     return {**found, **({"flops": round(larger * last["flops"])} if "flops" in last else {}), "extrapolated": last["size"]}

@@ -181,7 +181,7 @@ def page(text: str, rows: Sequence[Row]) -> str:
 
 
 def draw(rows: Sequence[Row], path: Path) -> None:
-    """Time and memory against image size, one line a contestant, its name at its end; hollow: predicted, not measured."""
+    """Time and memory against image size, one line a contestant; hollow: predicted, not measured."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -195,7 +195,8 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     figure, axes = pyplot.subplots(max(len(drawn), 1), 2, figsize=(10, 4.2 * max(len(drawn), 1)), squeeze=False)
     for pair, (title, chosen) in zip(axes, drawn.items(), strict=False):
         _draw_pair(pair, chosen, title)
-    figure.tight_layout(h_pad=2)
+    figure.tight_layout(h_pad=2, rect=(0, 0, 1, 0.96))
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="upper center", ncols=len(_COLORS), frameon=False, fontsize=9)
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
 
@@ -206,19 +207,15 @@ def _draw_pair(axes: Sequence[Any], chosen: Sequence[Row], title: str) -> None:
 
     sizes = sorted({row["size"] for row in chosen})
     for axis, what, unit in zip(axes, ("seconds", "peak"), ("process time, s", "peak memory, GB"), strict=True):
-        ends = []
         for family, color in _COLORS.items():
             line = series(chosen, family, what)
-            axis.plot([size for size, _ in line], [value for _, value in line], "o-", color=color, markersize=4)
+            axis.plot([size for size, _ in line], [value for _, value in line], "o-", color=color, markersize=4, label=family)
             ahead = {row["size"] for row in chosen if _family(row) == family and "extrapolated" in row}
             hollow = [point for point in line if point[0] in ahead]
             axis.plot([size for size, _ in hollow], [value for _, value in hollow], "o", color=color, markersize=4, markerfacecolor="white")
             missing = [(row["size"], row["needs"] / _GB) for row in chosen if _family(row) == family and "needs" in row]
             if missing and what == "peak":
                 axis.plot(*zip(*line[-1:], *missing, strict=True), "o:", color=color, markersize=4, markerfacecolor="white", zorder=1)
-                ends.append((*missing[-1], f"{family} (does not fit)", color))
-            elif line:
-                ends.append((*line[-1], family, color))
         axis.set(xscale="log", yscale="log", xlim=(sizes[0] * 0.93, sizes[-1] * 1.08))
         axis.set_title(title + unit, loc="left", fontsize=10)
         axis.set_xticks(sizes, [str(size) for size in sizes])
@@ -229,12 +226,6 @@ def _draw_pair(axes: Sequence[Any], chosen: Sequence[Row], title: str) -> None:
         axis.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(axis="y", color="#e4e7eb", linewidth=0.8)
-        low, high = axis.get_ylim()
-        whole = [end for end in ends if end[0] == sizes[-1]]
-        for (_, _, name, color), place in zip(whole, spread([y for _, y, _, _ in whole], (high / low) ** 0.055), strict=True):
-            axis.text(1.03, place, name, color=color, fontsize=9, va="center", transform=axis.get_yaxis_transform())
-        for x, y, name, color in (end for end in ends if end[0] < sizes[-1]):  # under its end, where no line goes on
-            axis.annotate(name, (x, y), (6, -4), textcoords="offset points", color=color, fontsize=9, va="top")
 
 
 def _family(row: Row) -> str:
@@ -251,15 +242,6 @@ def series(rows: Sequence[Row], family: str, what: str) -> list[tuple[int, float
             known = best.setdefault(row["size"], row)
             best[row["size"]] = row if row["seconds"] < known["seconds"] else known
     return [(size, row[what] / (_GB if what == "peak" else 1)) for size, row in sorted(best.items())]
-
-
-def spread(values: Sequence[float], factor: float) -> list[float]:
-    """Places for labels at these positive values, each at least `factor` above the one below."""
-    found = list(values)
-    below = 0.0
-    for index in sorted(range(len(found)), key=lambda index: values[index]):
-        found[index] = below = max(found[index], below * factor)
-    return found
 
 
 def _about(row: Row) -> str:

@@ -7,7 +7,7 @@ import torch
 
 from benchmarks.contestants import NETWORKS, build_network, documented, tilings, units
 from benchmarks.peers import CONTESTANTS, LARGE, cases, compare, contestants, extrapolate, measure, parse, predict, read
-from benchmarks.report import SECTIONS, draw, markdown, page, series, share, spread, table
+from benchmarks.report import SECTIONS, draw, markdown, page, series, share, table
 from benchmarks.worker import Case, as_row
 
 CASE = Case("resnet18", 2048, "saliency")
@@ -135,7 +135,6 @@ def test_tables():
 def test_parts_of_the_tables():
     assert [share(wrong) for wrong in (None, 0.0, 0.0453, 0.00002)] == ["", "0", "4.5 %", "0.002 %"]
     assert markdown(["a", "b"], [["long", "c"]]) == "| a    | b |\n| ---- | - |\n| long | c |"
-    assert spread([1.0, 1.01, 5.0], 1.5) == [1.0, 1.5, 5.0]
     assert series(rows(), "lightstream", "seconds") == [(2048, 20.0)]
 
 

@@ -266,7 +266,7 @@ def _compare(twin: Twin, image: Tensor, place: Size, tile: Size, generator: torc
     kept, barriers = number % 2 == 1, _BARRIERS[number % 3]
     seed = int(torch.randint(2**31, (), generator=generator))
     parameters = [p for _, p in twin.parameters]
-    twin.train(True)
+    twin.require_gradients(True)
     twin.seed(seed)
     leaf = image.clone().requires_grad_()
     outputs = twin.answer(leaf)
@@ -277,7 +277,7 @@ def _compare(twin: Twin, image: Tensor, place: Size, tile: Size, generator: torc
     del outputs, leaf
 
     def streamed(training: bool) -> _Passes:
-        twin.train(training)
+        twin.require_gradients(training)
         twin.seed(seed)
         leaf = image.clone().requires_grad_()
         outputs = tensors_of(twin.streamed(tile, budget if kept == training else None, barriers)(leaf), twin.name)
@@ -298,7 +298,7 @@ def _compare(twin: Twin, image: Tensor, place: Size, tile: Size, generator: torc
             disputed = image, pixels, plain.pixels
         else:
             disputed = parameters[worst], found[0].weights[worst], plain.weights[worst]
-        twin.train(False)
+        twin.require_gradients(False)
         differences = _decide(twin, image, cotangents, seed, *disputed)
     return Comparison(
         *place,

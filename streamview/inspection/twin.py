@@ -18,7 +18,7 @@ __all__ = ["Twin", "tensors_of"]
 
 Size = tuple[int, int]
 
-_PEAK = 2.5  # peak of the plain network's two passes over what its forward pass saves
+_PEAK = 2.5  # peak memory of the plain network's two passes, as a multiple of what its forward pass saves
 _REFUSALS = (RuntimeError, ValueError, AssertionError)  # how networks refuse a size
 
 
@@ -34,10 +34,10 @@ class Twin:
         self.parameters = [(name, p) for name, p in self.module.named_parameters() if p.is_floating_point()]
         self.device = next((t.device for t in (*self.module.parameters(), *self.module.buffers())), torch.device("cpu"))
         self._rate = 0.0
-        self.train(True)
+        self.require_gradients(True)
         stream(self.module, tile=(1, 1), check=False)  # refuses at once what cannot be streamed
 
-    def train(self, wanted: bool) -> None:
+    def require_gradients(self, wanted: bool) -> None:
         """Ask for the weights' gradients, or not; the mode stays."""
         for _, parameter in self.parameters:
             parameter.requires_grad_(wanted)
@@ -54,7 +54,7 @@ class Twin:
                 torch.cuda.manual_seed(seed)
 
     def streamed(self, tile: Size, memory: int | None, barriers: str = "kept") -> Streamed:
-        """The copy, streamed; with memory it keeps what the backward pass needs, without it recomputes it."""
+        """The copy, streamed; with memory it saves activations, without it recomputes them."""
         return stream(self.module, tile=tile, memory=memory, barriers=barriers, check=False)
 
     def cost(self, size: tuple[int, int]) -> int:

@@ -30,7 +30,7 @@ Raws = tuple[NDArray[np.float32] | Plane, ...]
 def blur(values: NDArray[np.float32], sigma: tuple[float, float]) -> NDArray[np.float32]:
     """Gaussian blur of a float32 (h, w) map, truncated at four standard deviations, with replicated edges.
 
-    NaN, where a map was not computed, stays NaN and does not count: the blur there is the weighted mean of what is known.
+    NaN, where a map was not computed, stays NaN; beside it the blur is the weighted mean of the known values.
     """
     absent = np.isnan(values)
     if absent.any():
@@ -54,7 +54,7 @@ def blur(values: NDArray[np.float32], sigma: tuple[float, float]) -> NDArray[np.
 
 
 def blurs_of(saliency: Saliency, method: Method, blur_um: float) -> tuple[Raws, list[tuple[float, float]]]:
-    """All levels of a map, and the blur's standard deviation in px of each.
+    """All levels of a map, and for each the (y, x) standard deviation in px that blurs it by `blur_um`.
 
     Raises
     ------

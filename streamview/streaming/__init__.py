@@ -1,4 +1,4 @@
-"""The streaming engine: any CNN, exactly, in memory that depends on the step and not on the image.
+"""The streaming engine: any CNN, exactly, piece by piece, in memory that keeps to a budget.
 
 It imports nothing of streamview but its errors and is usable alone on any `torch.nn.Module`. From a module to its gradients:
 
@@ -8,11 +8,11 @@ It imports nothing of streamview but its errors and is usable alone on any `torc
    `graph.Graph`, whatever the image's size; it is compared once with the network itself, and captured anew when the network changes.
 3. `graph.bind` fixes the size of the image: every value gets a height and a width, every operation its geometry.
 4. `schedule` says, in integers alone, which rows and columns of every value each step makes, and which it must keep for later steps. No
-   activation is computed twice in a pass: what later steps still need is carried, where the paper overlaps its tiles.
+   activation is computed twice in a forward pass: what later steps still need is carried, where the paper overlaps its tiles.
 5. A `call.Call` is what one call computes: the bound graph, the weights, the gradients that are asked for.
 6. `plan/` chooses the steps: their rows and columns, which of them keep their activations for the backward pass and which are recomputed
-   (checkpointing), and whether maps between passes stay in memory, go to disk or are recomputed. It runs the very code of a step on the
-   meta device to know what it takes, and refuses what does not fit the memory.
+   (checkpointing), and whether maps between passes stay in memory, go to disk or are regenerated from the image. It runs the very
+   code of a step on the meta device to know what it takes, and refuses what does not fit the memory.
 7. `run/` carries the plan out, pass by pass and step by step (`step`), forward and backward; where memory runs out after all, it
    starts again in smaller steps.
 8. `module` presents that to torch as one `torch.autograd.Function`, so that losses, optimisers and hooks work as ever.

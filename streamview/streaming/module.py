@@ -84,7 +84,7 @@ def stream(
     Notes
     -----
     The method is that of Pinckaers, van Ginneken and Litjens (TPAMI 2020) without their overlap: what later steps still need is
-    carried, so no convolution is computed twice in a pass.
+    carried, so no convolution is computed twice in a forward pass.
 
     Examples
     --------

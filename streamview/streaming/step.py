@@ -1,7 +1,7 @@
 """One step: the geometry of its blocks, its forward and its backward pass, operation by operation.
 
 Step (i, j) of the grid has at hand, for every value, the *block* [kept, produced) in rows and columns. It is put together from
-what the step above left behind, what the step to the left left behind, and what the step itself computes. In reverse, the gradient
+the carry of the step above, the carry of the step to the left, and what the step itself computes. In the backward pass, the gradient
 of a block is gathered in one buffer from all that read it, then its parts go back to the step above, to the step to the left, and
 through the operation that made the new part.
 """
@@ -96,7 +96,7 @@ class Saved:
     blocks
         Per value, shape and dtype of its block.
     shared
-        Whether several steps have it, which did the same.
+        Whether several steps that did the same share it.
     """
 
     activations: list[Any]

@@ -132,7 +132,7 @@ def test_more_memory_saves_more_steps() -> None:
     assert small.peak_bytes <= 90 * MB < large.peak_bytes
 
 
-def test_tapes_change_nothing() -> None:
+def test_saved_activations_change_nothing() -> None:
     torch.manual_seed(0)
     network = seed_network(4, 3).double()
     image = torch.randn(1, 3, 400, 90, dtype=torch.float64, requires_grad=True)

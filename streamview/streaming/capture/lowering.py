@@ -15,7 +15,7 @@ from torch.utils import _pytree
 from streamview.errors import NotStreamableError, RegionError
 from streamview.streaming.capture.calls import VIEWS, Constants, asks_shape, asserts, in_place, memory_of, name_of, path_of, picks
 from streamview.streaming.capture.decompositions import decompose
-from streamview.streaming.capture.nominal import Nominal, Result, statistic, type_and_device
+from streamview.streaming.capture.nominal import Nominal, Result, statistic
 from streamview.streaming.capture.trace import admit
 from streamview.streaming.graph import Node
 from streamview.streaming.ops import (
@@ -59,7 +59,7 @@ class Lowering:
     nodes: list[Node[Weight | Statistic]] = field(default_factory=list)
     channels: list[int] = field(default_factory=list)
     phases: list[int] = field(default_factory=list)
-    known: dict[fx.Node, Any] = field(default_factory=dict)  # what a call stands for: values, numbers, and tuples of them
+    known: dict[fx.Node, Any] = field(default_factory=dict)  # what a call stands for: values, numbers, constants, and tuples of them
     reductions: dict[fx.Node, Reduction] = field(default_factory=dict)
     results: dict[fx.Node, Result] = field(default_factory=dict)
     refusals: dict[fx.Node, str] = field(default_factory=dict)
@@ -72,7 +72,7 @@ class Lowering:
 
     def __post_init__(self) -> None:
         self.nominal = Nominal(self.root, self.constants, self.known, self.reductions, self.results)
-        self.dtype, self.device = type_and_device((*self.root.parameters(), *self.root.buffers()))
+        self.dtype, self.device = self.nominal.dtype, self.nominal.device
 
     def walk(self, image: fx.Node, channels: int) -> None:
         """Lower every call, for an image of so many channels."""
@@ -262,7 +262,7 @@ class Lowering:
                 raise NotLocal(f"its result would not have the shape {tuple(map(str, lengths))} that torch.export recorded")
 
     def _is_constant(self, node: fx.Node, args: Any, kwargs: Any) -> bool:
-        """Whether a call takes of maps their type or device alone, and makes a tensor."""
+        """Whether a call makes a tensor of weights and numbers, and reads of maps only their type or device."""
         leaves = _pytree.tree_leaves((args, kwargs))
         if any(isinstance(a, Statistic | Extent) or a is BATCH for a in leaves):
             return False

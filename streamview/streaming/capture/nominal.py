@@ -1,4 +1,4 @@
-"""What calls on gathered tensors give for an image of a nominal size, run without memory: where a local call needs only their shape."""
+"""Results that the head computes from reductions, for an image of a nominal size and without memory: a local call may need their shape."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _NOMINAL = (10007, 4099, 6151)  # images, height and width where only a shape mu
 
 @dataclass(slots=True)
 class Result:
-    """A call on gathered tensors: the pass behind which it can run, and whether it needs a whole map."""
+    """A call that is not local: the pass behind which it can run, and whether it needs a whole map."""
 
     phase: int
     whole: bool
@@ -52,7 +52,7 @@ class Nominal:
     def of(self, node: fx.Node) -> Any:
         """The result of a call on gathered tensors, without memory; None where it cannot be known beforehand.
 
-        Only asked for where a local call needs it: modules of the head are not run to find out.
+        Computed when asked for: modules of the head run without memory, and only where a local call needs their result.
         """
         if node not in self.tensors:
             self.tensors[node] = self._run(node)
@@ -117,7 +117,7 @@ class Nominal:
         if isinstance(known, Weight):
             return self.fakes.from_tensor(known.read().detach())
         if isinstance(known, Trait):
-            return self.dtype if known.name == "dtype" else torch.device("cpu")
+            return (known.of or self.dtype) if known.name == "dtype" else self.device
         return tuple(map(self._stand_in, known)) if isinstance(known, tuple) else known
 
 

@@ -99,7 +99,7 @@ class Convolution:
         return out, (x if wants.weights[0] else x.shape, inputs[0].shape, native)
 
     def vjp(self, grad: Tensor, saved: Any, weights: Sequence[Tensor], piece: Piece, wants: Wants) -> Gradients:
-        """Both gradients by torch's own kernel, each only if wanted."""
+        """Both gradients, each only if wanted: by a faster product where one suits, else by torch's own kernel."""
         x, shape, native = saved
         padded = x.shape if isinstance(x, Tensor) else x
         bias = len(weights) > 1 and wants.weights[1]

@@ -169,7 +169,7 @@ class Plan:
 
     @property
     def saved_steps(self) -> int:
-        """Steps that keep what their backward pass needs."""
+        """Steps that save their activations for the backward pass."""
         return sum(p.saved_steps for p in self.passes)
 
     def stored(self, graph: Graph) -> list[int]:

@@ -27,7 +27,7 @@ class PassPlan:
     steps
         Number of steps.
     saved_steps
-        How many of them keep what their backward pass needs, which saves their recomputation.
+        How many of them, the last ones, save their activations, so that they are not recomputed.
     segment
         The others are recomputed in segments of so many rows of steps, each from what its first row took over; 0: every step
         from what it took over itself.
@@ -54,7 +54,7 @@ class Option:
     segment, spill
         As in `PassPlan`.
     bytes
-        What that takes, and what is saved while it is recomputed, by the number of saved steps.
+        By the number of saved steps: the most held at once, which is their activations, the carries, and what is recomputed at a time.
     """
 
     segment: int
@@ -62,7 +62,7 @@ class Option:
     bytes: Tensor
 
     def most(self, room: int) -> int:
-        """The most saved steps that fit; as many as take the least if nothing does."""
+        """The largest number of saved steps that fits; the number that takes the least if none does."""
         fitting = (self.bytes <= room).nonzero()
         return int(fitting[-1] if len(fitting) else self.bytes.argmin())
 
@@ -130,7 +130,7 @@ def choose_saved(
         options = [[option for option in ways if not option.segment] for ways in options]
     least = [min(int(option.bytes[0]) for option in ways) for ways in options]
     again, passes = lean[0].again, list[PassPlan]()
-    # Bytes of the passes behind this one: they remember nothing yet when it runs, and nothing any more when it is reversed.
+    # Bytes of the passes behind this one: they remember nothing yet when it runs, and nothing any more in its backward pass.
     behind = 0
     for p in reversed(range(len(lean))):
         # a pass that is run again is alone in memory

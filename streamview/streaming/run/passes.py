@@ -1,4 +1,4 @@
-"""One pass, forward and backward, over the schedule: one step at a time, nothing computed twice, nothing held that is not needed.
+"""One pass, forward and backward, over the schedule: one step at a time, nothing computed twice on the way forward, or held in vain.
 
 The backward pass visits the steps in reverse order. What it needs of a step was saved (its activations), or is recomputed from
 what was carried into it, or from what was carried into the first row of its *segment*.
@@ -40,13 +40,14 @@ class Forward:
     saved_steps
         How many of the last steps save their activations, so that they are not recomputed.
     segment
-        The others are remembered by what every row of steps of this multiple took over from above; 0: by what each took over itself.
+        Of the others: 0 remembers each one's own carry, n what every n-th row of steps took over from above.
     spill
         Whether that is kept in a file.
     settle
-        Called whenever a step was computed or reversed.
+        Called after every step, forward and backward, so that freed memory can be given back.
     busy
-        bool (rows of steps, columns of steps): those that are reversed; None: all.
+        bool (rows of steps, columns of steps): those that depend on more than even background, which alone save anything and have a
+        backward pass; None: all.
     """
 
     def __init__(
@@ -104,7 +105,7 @@ class Forward:
         self._repeats = Repeats()
 
     def is_busy(self, i: int, j: int) -> bool:
-        """Whether a step is reversed."""
+        """Whether the backward pass computes a step."""
         return self.busy is None or bool(self.busy[i, j])
 
     def recompute(self, i: int, j: int, read: Read) -> dict[tuple[int, int], Saved]:
@@ -210,7 +211,7 @@ class Backward:
         done: Callable[[], None] = lambda: None,
         see: Emit | None = None,
     ) -> None:
-        """Run all steps in reverse.
+        """Run the backward pass of all steps.
 
         Parameters
         ----------

@@ -214,7 +214,7 @@ class Run:
         release: bool = False,
         see: Watch | None = None,
     ) -> Gradients:
-        """Run all passes in reverse.
+        """Run the backward passes, the last first.
 
         Parameters
         ----------
@@ -321,7 +321,7 @@ def _nowhere(value: int, piece: Tensor, rows: Span, cols: Span) -> None:
 
 
 class _SourceGradients:
-    """Gradients of sources during a backward pass: those of stored maps until their own pass is reversed, the image's until complete."""
+    """Gradients of sources during a backward pass: those of stored maps until their own backward pass, the image's until complete."""
 
     def __init__(self, run: Run, write: WriteImage | None) -> None:
         self._run, self._write = run, write
@@ -330,7 +330,7 @@ class _SourceGradients:
     def take(self, phase: int, values: Sequence[int], source: int, grad: Tensor | None, rows: Span, cols: Span) -> None:
         """Take the gradient of a source's rows and columns from the pass of a phase."""
         value = values[source]
-        if value == 0 and phase == 0 and self._write is not None:  # the first pass is reversed last
+        if value == 0 and phase == 0 and self._write is not None:  # the first pass has its backward pass last
             if 0 in self.stores:
                 later = self.stores[0].read(rows, cols)
                 grad = later if grad is None else grad + later
