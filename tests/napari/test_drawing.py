@@ -73,7 +73,7 @@ def test_what_is_moved_keeps_its_size_to_the_pixel(region: Region, down: float, 
     assert abs(found.x - region.x - right - 50) <= 0.6
 
 
-@given(REGIONS, st.integers(1, 127) | st.just(64), st.sampled_from([0, 1]), st.sampled_from([0, 1]), st.integers(-2, 2))
+@given(REGIONS, st.integers(1, 127) | st.integers(63, 66), st.sampled_from([0, 1]), st.sampled_from([0, 1]), st.integers(-2, 2))
 def test_an_edge_that_is_dragged_leaves_the_one_opposite(region: Region, parts: int, axis: int, dragged: int, ulps: int) -> None:
     """Also where the new edge is on the middle of a pixel, as one in 128 is at this size, and the other off by what float32 rounds."""
     vertices = corners(region, None).astype(np.float32)

@@ -171,7 +171,7 @@ def broken(network: nn.Module) -> bool:
 
 
 def test_seams_are_found_where_they_are(network: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
-    from streamview.inspection import exactness as certificate
+    from streamview.inspection import twin as certificate
 
     streamed = certificate.stream
 
@@ -202,7 +202,7 @@ def test_seams_are_found_where_they_are(network: nn.Module, monkeypatch: pytest.
 
 
 def test_nan_fails(network: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
-    from streamview.inspection import exactness as certificate
+    from streamview.inspection import twin as certificate
 
     streamed = certificate.stream
     monkeypatch.setattr(certificate, "stream", lambda m, **how: nn.Sequential(streamed(m, **how), Nan()))
