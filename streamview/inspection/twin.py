@@ -140,11 +140,11 @@ def tensors_of(answer: Any, name: str) -> list[Tensor]:
         if isinstance(value, Tensor) and value.is_floating_point():
             yield value
         elif isinstance(value, Mapping):
-            yield from (found for item in value.values() for found in inside(item))
+            yield from (tensor for item in value.values() for tensor in inside(item))
         elif isinstance(value, tuple | list):
-            yield from (found for item in value for found in inside(item))
+            yield from (tensor for item in value for tensor in inside(item))
 
-    found = list(inside(answer))
-    if not found:
+    tensors = list(inside(answer))
+    if not tensors:
         raise ModelError(f"{name} answered {type(answer).__name__} without floating point tensors: expected some to compare")
-    return found
+    return tensors

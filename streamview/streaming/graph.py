@@ -2,7 +2,7 @@
 
 A value has a *phase*: the image has phase 0, and a value that uses a statistic of a value of phase p (the gates of
 squeeze-excitation, the moments of GroupNorm) has phase p + 1 or more. One pass runs the layers of one phase. What a later pass
-reads of an earlier one is stored in between, or recomputed from the image.
+reads of an earlier one is stored in between, or regenerated from the image.
 """
 
 from __future__ import annotations

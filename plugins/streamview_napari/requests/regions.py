@@ -76,8 +76,8 @@ def within(vertices: Sequence[Sequence[float]] | NDArray[np.floating], shape: tu
     low, high = positions.min(axis=0), positions.max(axis=0)
     precision = _ULPS * np.spacing(np.float32(np.abs(positions).max()))
     first = np.floor(low + 0.5)
-    beyond = first + np.ceil(high - low - 0.5 - precision)  # a half, rounded up in the first, is rounded down in the extent
-    last = np.where(np.abs(high - np.round(high)) <= precision, np.round(high), beyond)  # an edge that was left in place stays
+    last = first + np.ceil(high - low - 0.5 - precision)  # a half, rounded up in the first, is rounded down in the extent
+    last = np.where(np.abs(high - np.round(high)) <= precision, np.round(high), last)  # an edge that was left in place stays
     (top, left), (bottom, right) = (np.clip(edge, 0, shape).astype(int) for edge in (first, last))
     if bottom <= top or right <= left:
         raise RegionError("the rectangle lies outside the slide; draw one on it")

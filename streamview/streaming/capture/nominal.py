@@ -67,10 +67,12 @@ class Nominal:
 
     def _run(self, node: fx.Node) -> Any:
         if node in self.reductions:
-            found = self.reductions[node]
-            layout, dropped = reduced(found.value.layout, found.keepdim, found.value.channels)
+            reduction = self.reductions[node]
+            layout, dropped = reduced(reduction.value.layout, reduction.keepdim, reduction.value.channels)
             with self.fakes:
-                empty = torch.empty(_NOMINAL[0], found.value.channels, found.count, 1, dtype=found.dtype or self.dtype, device=self.device)
+                empty = torch.empty(
+                    _NOMINAL[0], reduction.value.channels, reduction.count, 1, dtype=reduction.dtype or self.dtype, device=self.device
+                )
                 return shaped(empty, layout, dropped)
         target: Any = node.target
         if node.op == "call_module":
@@ -145,5 +147,5 @@ def statistic(name: str, result: Tensor) -> Statistic:
 
 def shaped(gathered: Tensor, layout: Any, dropped: Sequence[int]) -> Tensor:
     """A reduction (N, C, 1, 1) as the network sees it."""
-    found = to_layout(gathered, layout)
-    return found.squeeze(tuple(dropped)) if dropped else found
+    result = to_layout(gathered, layout)
+    return result.squeeze(tuple(dropped)) if dropped else result

@@ -14,9 +14,9 @@ from streamview.streaming.schedule import Window
 
 __all__ = ["kernel_gradient"]
 
-# The least channels with which a product for each element of the kernel is faster: for one element, for several. oneDNN's gradient of a
-# kernel is slow in channels last without AVX-512, and with it at a stride; with fewer channels the copies of the input cost more.
-_ONE, _SEVERAL = 128, 128 if winograd.AVX512 else 32
+# The least channels with which a product for each element of the kernel is faster. oneDNN's gradient of a kernel is slow in channels last:
+# of 1 x 1 kernels at stride 1; of larger ones without AVX-512, and with it at a stride. With fewer channels copies of the input cost more.
+_ONE, _SEVERAL = 128, 128 if winograd.AVX512 else 32  # of kernels of one element, and of several
 
 
 def kernel_gradient(x: Tensor, grad: Tensor, kernel: Tensor, window: tuple[Window, Window], padding: Size) -> Tensor | None:

@@ -1,6 +1,6 @@
 """One call of a captured network's local part: its passes one after the other, the bridges between them, and all of it in reverse.
 
-Between passes stand the maps that a later pass reads (kept in memory, spilled to disk, or recomputed from the image) and the
+Between passes stand the maps that a later pass reads (kept in memory, spilled to disk, or regenerated from the image) and the
 tensors of the bridges, which autograd follows. The chain rule over the passes is exact whatever is stored: a value that is
 computed twice hands its gradient back twice, through each pass that used it.
 """
