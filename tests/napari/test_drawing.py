@@ -46,33 +46,33 @@ class Hand:
 
     def drag(self, start: tuple[float, float], stop: tuple[float, float], *, release: bool = True) -> None:
         """Press the left button at one level-0 position ``(y, x)`` and go to another."""
-        from qtpy.QtCore import Qt
-        from qtpy.QtTest import QTest
-
         first, last = self.point(*start), self.point(*stop)
-        QTest.mouseMove(self.canvas, first)
-        self.qtbot.wait(20)
-        QTest.mousePress(self.canvas, Qt.MouseButton.LeftButton, pos=first)
+        self._mouse("MouseMove", first)
+        self._mouse("MouseButtonPress", first)
         for part in (0.3, 0.6, 1.0):
-            QTest.mouseMove(self.canvas, first + (last - first) * part)
-            self.qtbot.wait(20)
+            self._mouse("MouseMove", first + (last - first) * part, held=True)
         if release:
             self.let_go(stop)
 
     def let_go(self, at: tuple[float, float]) -> None:
-        from qtpy.QtCore import Qt
-        from qtpy.QtTest import QTest
-
-        QTest.mouseRelease(self.canvas, Qt.MouseButton.LeftButton, pos=self.point(*at))
-        self.qtbot.wait(20)
+        self._mouse("MouseButtonRelease", self.point(*at))
 
     def click(self, at: tuple[float, float]) -> None:
-        from qtpy.QtCore import Qt
-        from qtpy.QtTest import QTest
+        for kind in ("MouseMove", "MouseButtonPress", "MouseButtonRelease"):
+            self._mouse(kind, self.point(*at))
 
-        QTest.mouseMove(self.canvas, self.point(*at))
-        self.qtbot.wait(20)
-        QTest.mouseClick(self.canvas, Qt.MouseButton.LeftButton, pos=self.point(*at))
+    def _mouse(self, kind: str, at: Any, *, held: bool = False) -> None:
+        """Send the canvas one event of the left button; the screen's own pointer stays, since every process on the screen shares it."""
+        from qtpy.QtCore import QEvent, QPointF, Qt
+        from qtpy.QtGui import QMouseEvent
+        from qtpy.QtWidgets import QApplication
+
+        left, none = Qt.MouseButton.LeftButton, Qt.MouseButton.NoButton
+        button = none if kind == "MouseMove" else left
+        buttons = left if held or kind == "MouseButtonPress" else none
+        place = (QPointF(at), QPointF(self.canvas.mapToGlobal(at)))
+        event = QMouseEvent(getattr(QEvent.Type, kind), *place, button, buttons, Qt.KeyboardModifier.NoModifier)
+        QApplication.sendEvent(self.canvas, event)
         self.qtbot.wait(20)
 
     def press(self, button: Any) -> None:
@@ -163,6 +163,17 @@ def drag_over(window: Window, region: Region) -> None:
 @pytest.mark.usefixtures("qapp")
 class TestOnTheCanvas:
     pytestmark = REAL_WINDOW
+
+    def test_a_rectangle_being_dragged_is_none_yet(self, opened: Window) -> None:
+        opened.press(opened.run.draw)
+        opened.drag((100, 100), (400, 300), release=False)
+        opened.run.refresh()
+        opened.qtbot.waitUntil(lambda: not opened.run.task.debounce.isActive(), timeout=LIMIT)
+        assert opened.run.extent.text() == "Drag a rectangle over the tissue."
+        assert opened.run.forecast.text() == ""
+        opened.let_go((400, 300))
+        opened.qtbot.waitUntil(lambda: opened.run.task.forecast is not None, timeout=LIMIT)
+        assert near(opened.run.task.forecast.region, FIRST)
 
     def test_a_click_makes_nothing_a_small_drag_a_word_and_a_drag_a_region(self, opened: Window) -> None:
         opened.press(opened.run.draw)

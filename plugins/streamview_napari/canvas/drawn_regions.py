@@ -43,11 +43,12 @@ class Drawing(RegionLayers):
         self._told_of_change = changed
 
     def rectangle(self) -> NDArray[np.float64] | None:
-        """Corners of the selected rectangle, else of the last, in the world; None where there is none."""
+        """Corners of the selected rectangle, else of the last, in the world; None where there is none. One being dragged is none yet."""
         layer = self.find()
-        if layer is None or not len(layer.data):
+        count = 0 if layer is None else len(layer.data) - (self._dragged is layer)
+        if layer is None or count == 0:
             return None
-        chosen = max(layer.selected_data) if layer.selected_data else len(layer.data) - 1
+        chosen = max((index for index in layer.selected_data if index < count), default=count - 1)
         return np.array([layer.data_to_world(corner) for corner in layer.data[chosen]])
 
     def add(self, **options: Any) -> Shapes:
