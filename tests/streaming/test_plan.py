@@ -210,7 +210,7 @@ def test_plan_of_a_call() -> None:
     assert forward.keeps == "nothing"
     assert forward.peak_bytes < plan.peak_bytes
     assert forward.operations < plan.operations
-    assert str(plan).startswith("1 steps of 256 x 256 px, activations of 1 saved, none recomputed: peak memory ")
+    assert str(plan).startswith("1 step of 256 x 256 px, activations of 1 saved, none recomputed: peak memory ")
     with pytest.raises(RegionError, match="too small"):
         streamed.plan((1, 3, 3, 3))
 

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from streamview.errors import MemoryBudgetError
+from streamview.progress import format_steps
 from streamview.streaming.busy import Reach, busy_steps, summed
 from streamview.streaming.call import Call
 from streamview.streaming.cuda import free_memory_of
@@ -179,9 +180,10 @@ class Plan:
     def __str__(self) -> str:
         """One line for people."""
         rows, cols = self.tile
-        text = f"{self.steps} steps of {rows} x {cols} px"
+        text = f"{format_steps(self.steps)} of {rows} x {cols} px"
         if len(self.passes) > 1:
-            text += f" in {len(self.passes)} passes, maps between them {self.barriers}"
+            again = " by running earlier passes again" if self.barriers == "regenerated" else ""
+            text += f" in {len(self.passes)} passes, maps between them {self.barriers}{again}"
         if self.keeps != "nothing":
             recomputed = "none" if self.saved_steps == self.steps else self.steps - self.saved_steps
             text += f", activations of {self.saved_steps} saved{' as bits' if self.keeps == 'bits' else ''}, {recomputed} recomputed"
