@@ -118,7 +118,7 @@ def seconds_of(
         laid_out = _EVEN_SECONDS * height * width * (1 - plan.computed)
     else:
         shares = Shares() if method.name == "smoothgrad" else step_shares(slide, sampler, inside, call, plan)
-    forward, backward = speed.seconds(plan, (height, width), shares.computed, shares.reversed)
+    forward, backward = speed.seconds(plan, (height, width), shares.computed, shares.differentiated)
     seconds = passes.forward * (forward + laid_out) + passes.backward * backward + reading_seconds(sampler) * passes.all
     if method.name == "smoothgrad":
         again = 1 - plan.saved_steps / plan.steps

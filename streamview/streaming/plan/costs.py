@@ -55,14 +55,14 @@ class Totals:
 
     Parameters
     ----------
-    forward, reverse
+    forward, backward
         Floating point operations of convolutions and matrix products.
     maps
         Whether steps save maps; if not, a bit or so for every element.
     """
 
     forward: int
-    reverse: int
+    backward: int
     maps: bool
 
 
@@ -96,19 +96,19 @@ def totals(program: Program, batch: Batch) -> Totals:
     """The costs of a program's pass as a whole."""
     longest = max(h for h, _ in program.sources), max(w for _, w in program.sources)
     step = Step(program, build_grid(program, longest), 0, 0)
-    forward, reverse, maps = _Meter(), _Meter(), False
+    forward, backward, maps = _Meter(), _Meter(), False
     nothing: list[Tensor | None] = [None] * len(program.values)
     with _disable_current_modes(), torch.no_grad():
         with forward:
             saved = run_step(step, _sources(step, batch), Carry(nothing, nothing), batch.blank, batch.wants, None)[2]
         if saved is not None and batch.wants is not None:
             maps = any(isinstance(t, Tensor) and t.dim() == 4 for t in tree_leaves(saved.activations))
-            with reverse:
+            with backward:
                 grads: list[Tensor | None] = [None] * len(batch.blank)
                 backward_step(
                     step, saved, batch.blank, batch.wants, (nothing, nothing), partial(_sink_gradient, step, batch), _ignore, grads
                 )
-    return Totals(forward.operations, reverse.operations, maps)
+    return Totals(forward.operations, backward.operations, maps)
 
 
 def pass_costs(program: Program, grid: Grid, batch: Batch) -> PassCosts:

@@ -23,7 +23,7 @@ from streamview.streaming.ops.window import Convolution
 from streamview.streaming.ops.winograd import transformed_bytes
 from streamview.streaming.plan.costs import Batch, PassCosts, Totals, largest_block, pass_costs, totals
 from streamview.streaming.plan.remembering import PassPlan, choose_saved, options_of
-from streamview.streaming.step import Grid, build_grid, wanted
+from streamview.streaming.step import Grid, build_grid, wants_of
 
 __all__ = ["CostModel", "PassPlan", "Plan", "make_plan"]
 
@@ -119,7 +119,7 @@ class Plan:
         ``"regenerated"`` from the image.
     peak_bytes
         Predicted growth of memory over the call, without the image; that of a `Streamed` counts the image's gradient.
-    keeps
+    saves
         What a step saves: ``"nothing"`` (no gradient is wanted), ``"bits"`` (of a network that is linear piece by piece, for the
         image's gradient) or ``"maps"``.
     operations
@@ -147,7 +147,7 @@ class Plan:
     passes: tuple[PassPlan, ...]
     barriers: str
     peak_bytes: int = 0
-    keeps: str = "nothing"
+    saves: str = "nothing"
     operations: int = 0
     overhead: float = 1.0
     computed: float = 1.0
@@ -182,11 +182,11 @@ class Plan:
         rows, cols = self.tile
         text = f"{format_steps(self.steps)} of {rows} x {cols} px"
         if len(self.passes) > 1:
-            again = " by running earlier passes again" if self.barriers == "regenerated" else ""
-            text += f" in {len(self.passes)} passes, maps between them {self.barriers}{again}"
-        if self.keeps != "nothing":
+            rerun = " by running earlier passes again" if self.barriers == "regenerated" else ""
+            text += f" in {len(self.passes)} passes, maps between them {self.barriers}{rerun}"
+        if self.saves != "nothing":
             recomputed = "none" if self.saved_steps == self.steps else self.steps - self.saved_steps
-            text += f", activations of {self.saved_steps} saved{' as bits' if self.keeps == 'bits' else ''}, {recomputed} recomputed"
+            text += f", activations of {self.saved_steps} saved{' as bits' if self.saves == 'bits' else ''}, {recomputed} recomputed"
         text += f": peak memory {format_bytes(self.peak_bytes)}, {self.overhead:.3f} of conventional operations"
         return text
 
@@ -328,7 +328,7 @@ class _Planner:
         self._busy: dict[Size, NDArray[np.bool_]] = {}
 
     def _batch(self, program: Program) -> Batch:
-        wants = None if self.needs is None else wanted(program, self.needs.values, self.needs.operands)
+        wants = None if self.needs is None else wants_of(program, self.needs.values, self.needs.operands)
         return Batch(self.images, self.dtype, self.blank, wants)
 
     def _transformed_bytes(self) -> int:
@@ -352,7 +352,7 @@ class _Planner:
                 graph = self.bound.graph
                 plain = [self.bound.program(phase, graph.crossing) for phase in range(graph.passes)]
                 once = [totals(program, self._batch(program)) for program in plain]
-            self._totals = found, sum(t.forward + t.reverse for t in once)
+            self._totals = found, sum(t.forward + t.backward for t in once)
         return self._totals
 
     def busy(self, tile: Size) -> NDArray[np.bool_]:
@@ -375,8 +375,8 @@ class _Planner:
             return share
         (whole,), conventional = self.totals()
         saved = 0.95 * share * next(iter(self._costs.values()))[0].saved
-        again = 0.0 if saved <= budget else 1 - budget / saved
-        return share * (whole.forward * (1 + again) + whole.reverse) / max(conventional, 1)
+        recomputed = 0.0 if saved <= budget else 1 - budget / saved
+        return share * (whole.forward * (1 + recomputed) + whole.backward) / max(conventional, 1)
 
     def bare(self, tile: Size, forecast: bool) -> Plan:
         """One shape of the steps with nothing saved; each step is recomputed from its carry."""
@@ -399,7 +399,7 @@ class _Planner:
         used = self.weights + sinks + max(peaks)
         busy = self.busy(tile)
         computed = float(busy.mean())
-        operations = round(computed * sum(whole.forward + whole.reverse for whole in wholes))
+        operations = round(computed * sum(whole.forward + whole.backward for whole in wholes))
         passes = self._lean(laid)
         if self.needs is not None:
             options = [list(options_of(cost, busy if self._reach else None)) for cost in costs]
@@ -411,7 +411,7 @@ class _Planner:
                     if self._reach
                     else 1 - chosen.saved_steps / chosen.steps
                 )
-                operations += round(whole.forward * (recomputed + chosen.again))
+                operations += round(whole.forward * (recomputed + chosen.rerun))
         largest = max(largest_block(program, grid, self.images) for program, grid in zip(self.programs, grids, strict=True))
         return Plan(
             passes,
@@ -437,8 +437,7 @@ class _Planner:
     def _lean(self, laid: Sequence[tuple[Size, Grid]]) -> tuple[PassPlan, ...]:
         """All passes with nothing saved."""
         # passes from the image grow and grow: they are run again one by one rather than remembered all at once
-        again = self.way == "regenerated"
-        return tuple(PassPlan(tile, grid.rows.steps * grid.cols.steps, again=again) for tile, grid in laid)
+        return tuple(PassPlan(tile, grid.rows.steps * grid.cols.steps, rerun=self.way == "regenerated") for tile, grid in laid)
 
     def _scaled(self, tile: Size, program: Program) -> Size:
         """A step of the first pass for a later one: the same share of the columns, and as many rows as hold as much."""
