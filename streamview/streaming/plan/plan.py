@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from heapq import heapify, heappop, heappush
 from typing import NamedTuple
 
 import numpy as np
@@ -243,20 +244,19 @@ def make_plan(
         planner = _Planner(call, way, costs)
         if tile is not None and memory is None:
             return planner.bare(tile, forecast)
-        candidates = _cuda_candidates(call.size, costs) if cuda else _candidates(call.size, costs)
+        candidates = [(tile, 1.0)] if tile is not None else (_cuda_candidates if cuda else _candidates)(call.size, costs)
         best, best_work = None, float("inf")
-        for candidate, work in [(tile, 1.0)] if tile is not None else candidates:
+        for candidate, work in candidates if cuda else _least_first(candidates, planner.slower):
             if best is not None and work * planner.least_overhead(candidate, budget) >= best_work:
                 continue
             # the treatments of freed memory are of the host's allocator
-            for freed, slower in (("as ever", 1.0),) if cuda else (("reused", 1.0), ("returned", costs.returned_time)):
+            for freed in ("as ever",) if cuda else ("reused", "returned"):
                 plan = planner.plan(candidate, round(budget / costs.cuda_reserved) if cuda else budget, freed)
                 if plan.block_bytes >= _ELEMENTS * call.dtype.itemsize:
                     continue
                 if cuda:
                     plan = replace(plan, peak_bytes=round(plan.peak_bytes * costs.cuda_reserved))
-                if freed == "reused" and plan.block_bytes >= costs.reused_block:
-                    slower = costs.returned_time
+                slower = costs.returned_time / planner.slower(candidate) if freed == "returned" else 1.0
                 held = costs.held_back(freed, planner.training)
                 most = plan.peak_bytes + round((held.most - held.expected) * plan.step_bytes)
                 if most <= budget and work * slower * plan.overhead < best_work:
@@ -285,6 +285,18 @@ def _candidates(size: Size, costs: CostModel) -> list[tuple[Size, float]]:
         tiles += [(rows, columns) for rows in _TILE_ROWS]
     candidates = [(tile, costs.step_time(tile, width)) for tile in tiles if tile[0] <= max(height, _STRIP_ROWS[-1])]
     return sorted(candidates, key=lambda candidate: candidate[1])
+
+
+def _least_first(candidates: Sequence[tuple[Size, float]], slower: Callable[[Size], float]) -> Iterator[tuple[Size, float]]:
+    """The candidates with their work times what `slower` says of their shape, the least first; it is asked as late as that allows."""
+    heap = [(work, False, tile) for tile, work in candidates]
+    heapify(heap)
+    while heap:
+        work, final, tile = heappop(heap)
+        if final:
+            yield tile, work
+        else:
+            heappush(heap, (work * slower(tile), True, tile))
 
 
 def _cuda_candidates(size: Size, costs: CostModel) -> list[tuple[Size, float]]:
@@ -365,6 +377,15 @@ class _Planner:
                 self._busy[tile] = np.ones((grid.rows.steps, grid.cols.steps), bool)
         return self._busy[tile]
 
+    def block_bytes(self, tile: Size) -> int:
+        """Bytes of the largest tensor of a step."""
+        grids = [grid for _, grid in self._grids(tile)]
+        return self.dtype.itemsize * max(largest_block(*of, self.images) for of in zip(self.programs, grids, strict=True))
+
+    def slower(self, tile: Size) -> float:
+        """Time on a processor relative to steps whose blocks can be kept for reuse."""
+        return self.cost_model.returned_time if self.block_bytes(tile) >= self.cost_model.reused_block else 1.0
+
     def least_overhead(self, tile: Size, budget: int) -> float:
         """A bound below the operations of any plan with this step, relative to conventional autograd.
 
@@ -412,7 +433,6 @@ class _Planner:
                     else 1 - chosen.saved_steps / chosen.steps
                 )
                 operations += round(whole.forward * (recomputed + chosen.rerun))
-        largest = max(largest_block(program, grid, self.images) for program, grid in zip(self.programs, grids, strict=True))
         return Plan(
             passes,
             self.way,
@@ -422,7 +442,7 @@ class _Planner:
             operations / max(conventional, 1),
             computed,
             freed=freed,
-            block_bytes=largest * self.dtype.itemsize,
+            block_bytes=self.block_bytes(tile),
             step_bytes=step_bytes,
             kept_bytes=used - self.call.folded_bytes + between,
         )
