@@ -130,9 +130,15 @@ def measure(case: Case, names: Sequence[str], equal: bool, repeat: int, known: S
 
 
 def begin(name: str, case: Case, peak: int | None = None) -> tuple[Worker, Row]:
-    """A contestant and its first pass."""
+    """A contestant and its first passes: one in which operations are counted, which takes longer, and one that is timed.
+
+    Of the largest images only the latter.
+    """
     worker = Worker(name, case, peak)
-    return worker, {**as_row(name, case), **worker.run(count=True)}
+    row = {**as_row(name, case), **worker.run(count=case.size not in LARGE)}
+    if "note" not in row and case.size not in LARGE:
+        row |= worker.run(count=False)  # its peak is that of the process so far
+    return worker, row
 
 
 def begin_at_peak(case: Case, peak: int) -> tuple[Worker, Row]:

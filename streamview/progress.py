@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-__all__ = ["Progress", "Report", "Step"]
+__all__ = ["Progress", "Report", "Step", "format_steps"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +39,11 @@ class Step:
 
 
 Report = Callable[[Step], None]
+
+
+def format_steps(count: int) -> str:
+    """A number of steps for people: ``"1 step"``, ``"24 steps"``."""
+    return f"{count} {'step' if count == 1 else 'steps'}"
 
 
 class Progress:

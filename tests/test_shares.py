@@ -74,7 +74,7 @@ def test_estimated_shares_are_near_what_is_computed(pool: Callable[[], nn.Module
     assert plan.saved_steps == plan.steps
     computed, reversed_ = (count / plan.steps for count in counts.values())
     assert abs(shares.computed - computed) <= 0.3 * computed
-    assert abs(shares.reversed - reversed_) <= 0.4 * reversed_ + 0.02
+    assert abs(shares.differentiated - reversed_) <= 0.4 * reversed_ + 0.02
 
 
 def test_a_forecast_counts_what_is_not_computed(monkeypatch: pytest.MonkeyPatch) -> None:

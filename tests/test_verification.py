@@ -94,7 +94,7 @@ def test_the_command_prints_and_keeps_the_certificate(run: Run, model: Model, sy
     arguments = ["-m", "demo", "-i", synthetic_slide.path, "--region", "300,700,402,301", "--windows", 1, "--seed", 5]
     status, out, err = run("verify", *arguments, "--json", file, "-o", job)
     assert status == 0
-    assert "verification: 1 steps" in err
+    assert "verification: 1 step, " in err
     assert "\npassed: worst relative error " in out
     kept = job / "certificates" / f"synthetic.svs-x300-y700-w402-h301-{model.sha256[:12]}.json"
     assert f"written: {file}" in out

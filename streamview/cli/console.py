@@ -9,7 +9,7 @@ from types import FrameType, TracebackType
 from typing import Any, Self
 
 from streamview.errors import Cancelled, name_options
-from streamview.progress import Step
+from streamview.progress import Step, format_steps
 
 __all__ = ["Bars", "amount", "complain", "one_line", "say", "warn"]
 
@@ -70,9 +70,9 @@ class Bars:
         if sys.stderr.isatty():
             self._draw(step)
         elif step.done == step.total:
-            complain(f"{step.task}: {step.total} steps, {step.elapsed:.1f} s")
+            complain(f"{step.task}: {format_steps(step.total)}, {step.elapsed:.1f} s")
         elif int(step.elapsed // 60) > self._minute and step.remaining is not None:
-            complain(f"{step.task}: {step.done} of {step.total} steps, {step.remaining / 60:.0f} min left")
+            complain(f"{step.task}: {step.done} of {format_steps(step.total)}, {step.remaining / 60:.0f} min left")
         self._minute = int(step.elapsed // 60)
 
     def check(self) -> None:

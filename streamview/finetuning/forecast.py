@@ -12,6 +12,7 @@ from streamview.finetuning.settings import Settings
 from streamview.inference.forecast import reading_seconds
 from streamview.labels.regions import Example
 from streamview.networks import Model
+from streamview.progress import format_steps
 from streamview.slides.sampling import Sampler
 from streamview.streaming.cuda import full_float32
 from streamview.streaming.memory import format_bytes
@@ -70,7 +71,7 @@ class TrainingForecast:
         epoch = "features computed once" if self.cached else f"an epoch takes {format_seconds(self.epoch_seconds)}"
         return (
             f"{regions} regions of {patients} patients for training, {validation}; {self.parameters:,} weights are trained; up to "
-            f"{self.largest[1]} x {self.largest[0]} px in {self.plan.steps} steps of {min(rows, self.largest[0])} x "
+            f"{self.largest[1]} x {self.largest[0]} px in {format_steps(self.plan.steps)} of {min(rows, self.largest[0])} x "
             f"{min(cols, self.largest[1])} px on {self.device}: peak memory {format_bytes(self.peak_bytes)}, {epoch}, at most "
             f"{format_seconds(self.seconds)} in all"
         )

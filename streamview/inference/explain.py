@@ -50,7 +50,7 @@ def forecast(
     >>> import numpy as np, streamview
     >>> pixels = np.full((256, 256, 3), 230, np.uint8)
     >>> print(streamview.forecast(streamview.load_model("demo"), pixels, mpp=0.5))  # doctest: +ELLIPSIS
-    256 x 256 px in 1 steps of 256 x 256 px on cpu: peak memory ...
+    256 x 256 px in 1 step of 256 x 256 px on cpu: peak memory ...
     """
     return prepare(model, source, region, compute=compute, mpp=mpp, pad_to=pad_to).forecast(targets, out)
 

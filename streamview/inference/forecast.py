@@ -10,6 +10,7 @@ from statistics import median
 from streamview.inference.changes import normal_noise
 from streamview.inference.methods import Passes
 from streamview.inference.shares import Shares, step_shares
+from streamview.progress import format_steps
 from streamview.results import GRADIENT, ExplanationMethod
 from streamview.slides import Slide
 from streamview.slides.padding import AnySampler, flat_part
@@ -67,9 +68,9 @@ class Forecast:
     def __str__(self) -> str:
         """One line for people."""
         rows, cols = self.plan.tile
-        step = f"{self.plan.steps} steps of {min(rows, self.shape[0])} x {min(cols, self.shape[1])} px"
+        step = f"{format_steps(self.plan.steps)} of {min(rows, self.shape[0])} x {min(cols, self.shape[1])} px"
         if len(self.plan.passes) > 1:
-            step = f"{len(self.plan.passes)} passes, maps between them {self.plan.barriers}, of {self.plan.steps} steps in all"
+            step = f"{len(self.plan.passes)} passes, maps between them {self.plan.barriers}, of {format_steps(self.plan.steps)} in all"
         duration = "a few seconds" if self.seconds is None else f"about {format_seconds(self.seconds)}"
         said = f"{self.shape[1]} x {self.shape[0]} px in {step} on {self.device}: peak memory {format_bytes(self.peak_bytes)}, {duration}"
         if self.targets > 1:
@@ -117,7 +118,7 @@ def seconds_of(
         laid_out = _EVEN_SECONDS * height * width * (1 - plan.computed)
     else:
         shares = Shares() if method.name == "smoothgrad" else step_shares(slide, sampler, inside, call, plan)
-    forward, backward = speed.seconds(plan, (height, width), shares.computed, shares.reversed)
+    forward, backward = speed.seconds(plan, (height, width), shares.computed, shares.differentiated)
     seconds = passes.forward * (forward + laid_out) + passes.backward * backward + reading_seconds(sampler) * passes.all
     if method.name == "smoothgrad":
         again = 1 - plan.saved_steps / plan.steps

@@ -41,12 +41,12 @@ class Shares:
     ----------
     computed
         Those that a forward pass computes; the others repeat an earlier one.
-    reversed
+    differentiated
         Those that a backward pass computes.
     """
 
     computed: float = 1.0
-    reversed: float = 1.0
+    differentiated: float = 1.0
 
 
 def step_shares(slide: Slide, sampler: AnySampler, inside: tuple[int, int], call: Call, plan: Plan) -> Shares:

@@ -82,15 +82,15 @@ class Twin:
         try:
             with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), _ContiguousCotangents():
                 # of a clone, since a network may change its input in place
-                return tensors_of(self.module(image.clone()), self.name)
+                tensors = tensors_of(self.module(image.clone()), self.name)
         except torch.OutOfMemoryError:
             raise
         except _REFUSALS as error:
             raise RegionError(
                 f"{self.name} in float64 does not run on {width} x {height} px ({_first(error)}); give the shape of an image that it takes"
             ) from None
-        finally:
-            self._rate = max(sum(saved.values()), image.nbytes) / (height * width)
+        self._rate = max(sum(saved.values()), image.nbytes) / (height * width)
+        return tensors
 
     def refusal(self, size: tuple[int, int]) -> RegionError | None:
         """Why a size is not accepted by the plain or the streamed network; None when both take it."""

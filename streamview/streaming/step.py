@@ -30,11 +30,11 @@ __all__ = [
     "Step",
     "Saved",
     "Write",
-    "asked",
     "build_grid",
     "backward_step",
     "run_step",
-    "wanted",
+    "wants_of",
+    "wants_source",
 ]
 
 Span = tuple[int, int]
@@ -78,7 +78,7 @@ def build_grid(program: Program, tile: Size) -> Grid:
     return Grid(rows, cols)
 
 
-def wanted(program: Program, values: Sequence[bool], operands: Sequence[bool]) -> list[Wants]:
+def wants_of(program: Program, values: Sequence[bool], operands: Sequence[bool]) -> list[Wants]:
     """For every node, which gradients the backward pass asks of it, given those that are needed of the graph's values and operands."""
     return [
         Wants(tuple(values[program.values[v]] for v in node.inputs), tuple(operands[w] for w in node.weights)) for node in program.nodes
@@ -291,7 +291,7 @@ def backward_step(
         source = value < step.first
         info = saved.blocks[value]
         # a source that is itself gathered has a gradient even where nothing in this pass reads it
-        if info is None or not (value in sunk or asked(step.program, wants, value) if source else wants[value - step.first]):
+        if info is None or not (value in sunk or wants_source(step.program, wants, value) if source else wants[value - step.first]):
             continue
         (r0, _), (c0, _) = step.block(value)
         rows, cols = step.new(value)
@@ -318,10 +318,10 @@ def backward_step(
     return to_above, to_left
 
 
-def asked(program: Program, wants: Sequence[Wants], source: int) -> bool:
+def wants_source(program: Program, wants: Sequence[Wants], source: int) -> bool:
     """Whether the gradient of a source is wanted."""
     read = zip(program.nodes, wants, strict=True)
-    return any(asked for node, want in read for value, asked in zip(node.inputs, want.inputs, strict=True) if value == source)
+    return any(want for node, of_node in read for value, want in zip(node.inputs, of_node.inputs, strict=True) if value == source)
 
 
 def _backward_node(
@@ -340,9 +340,9 @@ def _backward_node(
         raise AssertionError("a node without a piece has no gradient")
     activations = saved.activations[value - step.first]
     found_inputs, found_weights = step.program.op(value).vjp(grad, activations, [weights[w] for w in node.weights], piece, wants)
-    for source, found, asked in zip(node.inputs, found_inputs, wants.inputs, strict=True):
+    for source, found, want in zip(node.inputs, found_inputs, wants.inputs, strict=True):
         info = saved.blocks[source]
-        if asked and found is not None and info is not None:
+        if want and found is not None and info is not None:
             _accumulate(grads, source, found, step.need(value, source, piece), info)
     for weight, found in zip(node.weights, found_weights, strict=True):
         if found is not None:

@@ -160,7 +160,7 @@ def test_operations_are_forecast(memory: str, train: bool) -> None:
     assert plan.operations == pytest.approx(counts[1], rel=0.05)
     assert plan.overhead == pytest.approx(counts[1] / counts[0], rel=0.05)
     assert plan.overhead <= (1.34 if train else 1.505)
-    assert plan.keeps == ("maps" if train else "bits")
+    assert plan.saves == ("maps" if train else "bits")
 
 
 @pytest.mark.slow
@@ -168,7 +168,7 @@ def test_smooth_activations_keep_maps_and_cost_half_more_where_they_do_not_fit()
     network = torch.nn.Sequential(*(torch.nn.GELU() if isinstance(m, torch.nn.ReLU) else m for m in seed_network(8, 4)))
     network.requires_grad_(False)
     small, large = (stream(network, memory=memory).plan((1, 3, 512, 512), seconds=False) for memory in ("10MB", "1GB"))
-    assert small.keeps == large.keeps == "maps"
+    assert small.saves == large.saves == "maps"
     assert large.overhead == 1
     assert 1.4 < small.overhead <= 1.505
 
@@ -207,10 +207,10 @@ def test_plan_of_a_call() -> None:
     assert plan.saved_steps == plan.steps
     with torch.no_grad():
         forward = streamed.plan((1, 3, 256, 256), seconds=False)
-    assert forward.keeps == "nothing"
+    assert forward.saves == "nothing"
     assert forward.peak_bytes < plan.peak_bytes
     assert forward.operations < plan.operations
-    assert str(plan).startswith("1 steps of 256 x 256 px, activations of 1 saved, none recomputed: peak memory ")
+    assert str(plan).startswith("1 step of 256 x 256 px, activations of 1 saved, none recomputed: peak memory ")
     with pytest.raises(RegionError, match="too small"):
         streamed.plan((1, 3, 3, 3))
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 from streamview.errors import RegionError
 from streamview.geometry import Region
-from streamview.progress import Report, Step
+from streamview.progress import Report, Step, format_steps
 from streamview_napari.requests.answers import Answer
 from streamview_napari.requests.models import describe_fit
 from streamview_napari.requests.regions import describe_size, grid_scale, square, within
@@ -118,7 +118,7 @@ class RunForecast:
         forecast = self.forecast
         rows, columns = (min(n, side) for n, side in zip(forecast.plan.tile, forecast.shape, strict=True))
         duration = "a few seconds" if forecast.seconds is None else f"about {format_seconds(forecast.seconds)}"
-        steps = "1 step" if forecast.plan.steps == 1 else f"{forecast.plan.steps} steps of {columns} × {rows} px"
+        steps = format_steps(forecast.plan.steps) + ("" if forecast.plan.steps == 1 else f" of {columns} × {rows} px")
         disk = "" if forecast.disk_free is None or forecast.disk_bytes <= forecast.disk_free else "; the disk may not hold the maps"
         passes = f", {forecast.passes}" if forecast.passes.all > 1 + forecast.targets else ""
         time_and_memory = f"{duration[0].upper()}{duration[1:]}, peak memory {format_bytes(forecast.peak_bytes)}"

@@ -89,7 +89,9 @@ class Nominal:
                 return getattr(args[0], target)(*args[1:], **kwargs) if isinstance(target, str) else target(*args, **kwargs)
         except Exception as error:  # noqa: BLE001 - whatever fails on a nominal shape is left to the head, which runs on true ones
             reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-            self.failures[node] = f"{path_of(node)}: {reason.replace(str(_NOMINAL[0]), 'N')}"
+            for length, letter in zip(_NOMINAL, "NHW", strict=True):
+                reason = reason.replace(str(length), letter)
+            self.failures[node] = f"{path_of(node)}: {reason}"
             return None
 
     def _without_effect(self, module: nn.Module) -> Callable[..., Any]:

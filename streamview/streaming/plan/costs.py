@@ -55,14 +55,14 @@ class Totals:
 
     Parameters
     ----------
-    forward, reverse
+    forward, backward
         Floating point operations of convolutions and matrix products.
     maps
         Whether steps save maps; if not, a bit or so for every element.
     """
 
     forward: int
-    reverse: int
+    backward: int
     maps: bool
 
 
@@ -96,19 +96,19 @@ def totals(program: Program, batch: Batch) -> Totals:
     """The costs of a program's pass as a whole."""
     longest = max(h for h, _ in program.sources), max(w for _, w in program.sources)
     step = Step(program, build_grid(program, longest), 0, 0)
-    forward, reverse, maps = _Meter(), _Meter(), False
+    forward, backward, maps = _Meter(), _Meter(), False
     nothing: list[Tensor | None] = [None] * len(program.values)
     with _disable_current_modes(), torch.no_grad():
         with forward:
             saved = run_step(step, _sources(step, batch), Carry(nothing, nothing), batch.blank, batch.wants, None)[2]
         if saved is not None and batch.wants is not None:
             maps = any(isinstance(t, Tensor) and t.dim() == 4 for t in tree_leaves(saved.activations))
-            with reverse:
+            with backward:
                 grads: list[Tensor | None] = [None] * len(batch.blank)
                 backward_step(
                     step, saved, batch.blank, batch.wants, (nothing, nothing), partial(_sink_gradient, step, batch), _ignore, grads
                 )
-    return Totals(forward.operations, reverse.operations, maps)
+    return Totals(forward.operations, backward.operations, maps)
 
 
 def pass_costs(program: Program, grid: Grid, batch: Batch) -> PassCosts:
@@ -158,14 +158,11 @@ def _step_peak(step: Step, batch: Batch) -> tuple[int, int]:
     pixels, saved_bytes = _sources(step, batch), 0
     # outside of the caller's modes, which would count these operations as real
     with _disable_current_modes(), torch.no_grad(), _Meter() as meter:
-        made = run_step(step, pixels, Carry(above, left), batch.blank, None, None)
-        del made
-        if batch.wants is not None:
-            saved = run_step(step, pixels, Carry(above, left), batch.blank, batch.wants, None)[2]
-            if saved is not None:
-                saved_bytes = meter.live()
-                grads: list[Tensor | None] = [None] * len(batch.blank)
-                backward_step(step, saved, batch.blank, batch.wants, (below, right), partial(_sink_gradient, step, batch), _ignore, grads)
+        saved = run_step(step, pixels, Carry(above, left), batch.blank, batch.wants, None)[2]
+        if saved is not None and batch.wants is not None:
+            saved_bytes = meter.live()
+            grads: list[Tensor | None] = [None] * len(batch.blank)
+            backward_step(step, saved, batch.blank, batch.wants, (below, right), partial(_sink_gradient, step, batch), _ignore, grads)
     return int(meter.peak), saved_bytes
 
 
@@ -209,6 +206,7 @@ class _Meter(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self.peak = self.operations = 0
         self._live: dict[StorageWeakRef, int] = {}
+        self._at_most = 0  # bytes of all that `_live` holds, some of which may be gone
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = function(*args, **(kwargs or {}))
@@ -218,11 +216,15 @@ class _Meter(TorchDispatchMode):
         for tensor in tree_leaves(out):
             if isinstance(tensor, Tensor):
                 storage = tensor.untyped_storage()
-                self._live.setdefault(StorageWeakRef(storage), storage.nbytes())
-        self.peak = max(self.peak, self.live())
+                if (ref := StorageWeakRef(storage)) not in self._live:
+                    self._live[ref] = storage.nbytes()
+                    self._at_most += storage.nbytes()
+        if self._at_most > self.peak:  # else it is no peak, whatever is gone
+            self.peak = max(self.peak, self.live())
         return out
 
     def live(self) -> int:
         """Bytes alive now."""
         self._live = {ref: size for ref, size in self._live.items() if not ref.expired()}
-        return sum(self._live.values())
+        self._at_most = sum(self._live.values())
+        return self._at_most

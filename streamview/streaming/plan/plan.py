@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from heapq import heapify, heappop, heappush
 from typing import NamedTuple
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from streamview.errors import MemoryBudgetError
+from streamview.progress import format_steps
 from streamview.streaming.busy import Reach, busy_steps, summed
 from streamview.streaming.call import Call
 from streamview.streaming.cuda import free_memory_of
@@ -22,7 +24,7 @@ from streamview.streaming.ops.window import Convolution
 from streamview.streaming.ops.winograd import transformed_bytes
 from streamview.streaming.plan.costs import Batch, PassCosts, Totals, largest_block, pass_costs, totals
 from streamview.streaming.plan.remembering import PassPlan, choose_saved, options_of
-from streamview.streaming.step import Grid, build_grid, wanted
+from streamview.streaming.step import Grid, build_grid, wants_of
 
 __all__ = ["CostModel", "PassPlan", "Plan", "make_plan"]
 
@@ -118,7 +120,7 @@ class Plan:
         ``"regenerated"`` from the image.
     peak_bytes
         Predicted growth of memory over the call, without the image; that of a `Streamed` counts the image's gradient.
-    keeps
+    saves
         What a step saves: ``"nothing"`` (no gradient is wanted), ``"bits"`` (of a network that is linear piece by piece, for the
         image's gradient) or ``"maps"``.
     operations
@@ -146,7 +148,7 @@ class Plan:
     passes: tuple[PassPlan, ...]
     barriers: str
     peak_bytes: int = 0
-    keeps: str = "nothing"
+    saves: str = "nothing"
     operations: int = 0
     overhead: float = 1.0
     computed: float = 1.0
@@ -179,12 +181,13 @@ class Plan:
     def __str__(self) -> str:
         """One line for people."""
         rows, cols = self.tile
-        text = f"{self.steps} steps of {rows} x {cols} px"
+        text = f"{format_steps(self.steps)} of {rows} x {cols} px"
         if len(self.passes) > 1:
-            text += f" in {len(self.passes)} passes, maps between them {self.barriers}"
-        if self.keeps != "nothing":
+            rerun = " by running earlier passes again" if self.barriers == "regenerated" else ""
+            text += f" in {len(self.passes)} passes, maps between them {self.barriers}{rerun}"
+        if self.saves != "nothing":
             recomputed = "none" if self.saved_steps == self.steps else self.steps - self.saved_steps
-            text += f", activations of {self.saved_steps} saved{' as bits' if self.keeps == 'bits' else ''}, {recomputed} recomputed"
+            text += f", activations of {self.saved_steps} saved{' as bits' if self.saves == 'bits' else ''}, {recomputed} recomputed"
         text += f": peak memory {format_bytes(self.peak_bytes)}, {self.overhead:.3f} of conventional operations"
         return text
 
@@ -241,20 +244,19 @@ def make_plan(
         planner = _Planner(call, way, costs)
         if tile is not None and memory is None:
             return planner.bare(tile, forecast)
-        candidates = _cuda_candidates(call.size, costs) if cuda else _candidates(call.size, costs)
+        candidates = [(tile, 1.0)] if tile is not None else (_cuda_candidates if cuda else _candidates)(call.size, costs)
         best, best_work = None, float("inf")
-        for candidate, work in [(tile, 1.0)] if tile is not None else candidates:
+        for candidate, work in candidates if cuda else _least_first(candidates, planner.slower):
             if best is not None and work * planner.least_overhead(candidate, budget) >= best_work:
                 continue
             # the treatments of freed memory are of the host's allocator
-            for freed, slower in (("as ever", 1.0),) if cuda else (("reused", 1.0), ("returned", costs.returned_time)):
+            for freed in ("as ever",) if cuda else ("reused", "returned"):
                 plan = planner.plan(candidate, round(budget / costs.cuda_reserved) if cuda else budget, freed)
                 if plan.block_bytes >= _ELEMENTS * call.dtype.itemsize:
                     continue
                 if cuda:
                     plan = replace(plan, peak_bytes=round(plan.peak_bytes * costs.cuda_reserved))
-                if freed == "reused" and plan.block_bytes >= costs.reused_block:
-                    slower = costs.returned_time
+                slower = costs.returned_time / planner.slower(candidate) if freed == "returned" else 1.0
                 held = costs.held_back(freed, planner.training)
                 most = plan.peak_bytes + round((held.most - held.expected) * plan.step_bytes)
                 if most <= budget and work * slower * plan.overhead < best_work:
@@ -283,6 +285,18 @@ def _candidates(size: Size, costs: CostModel) -> list[tuple[Size, float]]:
         tiles += [(rows, columns) for rows in _TILE_ROWS]
     candidates = [(tile, costs.step_time(tile, width)) for tile in tiles if tile[0] <= max(height, _STRIP_ROWS[-1])]
     return sorted(candidates, key=lambda candidate: candidate[1])
+
+
+def _least_first(candidates: Sequence[tuple[Size, float]], slower: Callable[[Size], float]) -> Iterator[tuple[Size, float]]:
+    """The candidates with their work times what `slower` says of their shape, the least first; it is asked as late as that allows."""
+    heap = [(work, False, tile) for tile, work in candidates]
+    heapify(heap)
+    while heap:
+        work, final, tile = heappop(heap)
+        if final:
+            yield tile, work
+        else:
+            heappush(heap, (work * slower(tile), True, tile))
 
 
 def _cuda_candidates(size: Size, costs: CostModel) -> list[tuple[Size, float]]:
@@ -326,7 +340,7 @@ class _Planner:
         self._busy: dict[Size, NDArray[np.bool_]] = {}
 
     def _batch(self, program: Program) -> Batch:
-        wants = None if self.needs is None else wanted(program, self.needs.values, self.needs.operands)
+        wants = None if self.needs is None else wants_of(program, self.needs.values, self.needs.operands)
         return Batch(self.images, self.dtype, self.blank, wants)
 
     def _transformed_bytes(self) -> int:
@@ -350,7 +364,7 @@ class _Planner:
                 graph = self.bound.graph
                 plain = [self.bound.program(phase, graph.crossing) for phase in range(graph.passes)]
                 once = [totals(program, self._batch(program)) for program in plain]
-            self._totals = found, sum(t.forward + t.reverse for t in once)
+            self._totals = found, sum(t.forward + t.backward for t in once)
         return self._totals
 
     def busy(self, tile: Size) -> NDArray[np.bool_]:
@@ -363,6 +377,15 @@ class _Planner:
                 self._busy[tile] = np.ones((grid.rows.steps, grid.cols.steps), bool)
         return self._busy[tile]
 
+    def block_bytes(self, tile: Size) -> int:
+        """Bytes of the largest tensor of a step."""
+        grids = [grid for _, grid in self._grids(tile)]
+        return self.dtype.itemsize * max(largest_block(*of, self.images) for of in zip(self.programs, grids, strict=True))
+
+    def slower(self, tile: Size) -> float:
+        """Time on a processor relative to steps whose blocks can be kept for reuse."""
+        return self.cost_model.returned_time if self.block_bytes(tile) >= self.cost_model.reused_block else 1.0
+
     def least_overhead(self, tile: Size, budget: int) -> float:
         """A bound below the operations of any plan with this step, relative to conventional autograd.
 
@@ -373,8 +396,8 @@ class _Planner:
             return share
         (whole,), conventional = self.totals()
         saved = 0.95 * share * next(iter(self._costs.values()))[0].saved
-        again = 0.0 if saved <= budget else 1 - budget / saved
-        return share * (whole.forward * (1 + again) + whole.reverse) / max(conventional, 1)
+        recomputed = 0.0 if saved <= budget else 1 - budget / saved
+        return share * (whole.forward * (1 + recomputed) + whole.backward) / max(conventional, 1)
 
     def bare(self, tile: Size, forecast: bool) -> Plan:
         """One shape of the steps with nothing saved; each step is recomputed from its carry."""
@@ -397,7 +420,7 @@ class _Planner:
         used = self.weights + sinks + max(peaks)
         busy = self.busy(tile)
         computed = float(busy.mean())
-        operations = round(computed * sum(whole.forward + whole.reverse for whole in wholes))
+        operations = round(computed * sum(whole.forward + whole.backward for whole in wholes))
         passes = self._lean(laid)
         if self.needs is not None:
             options = [list(options_of(cost, busy if self._reach else None)) for cost in costs]
@@ -409,8 +432,7 @@ class _Planner:
                     if self._reach
                     else 1 - chosen.saved_steps / chosen.steps
                 )
-                operations += round(whole.forward * (recomputed + chosen.again))
-        largest = max(largest_block(program, grid, self.images) for program, grid in zip(self.programs, grids, strict=True))
+                operations += round(whole.forward * (recomputed + chosen.rerun))
         return Plan(
             passes,
             self.way,
@@ -420,7 +442,7 @@ class _Planner:
             operations / max(conventional, 1),
             computed,
             freed=freed,
-            block_bytes=largest * self.dtype.itemsize,
+            block_bytes=self.block_bytes(tile),
             step_bytes=step_bytes,
             kept_bytes=used - self.call.folded_bytes + between,
         )
@@ -435,8 +457,7 @@ class _Planner:
     def _lean(self, laid: Sequence[tuple[Size, Grid]]) -> tuple[PassPlan, ...]:
         """All passes with nothing saved."""
         # passes from the image grow and grow: they are run again one by one rather than remembered all at once
-        again = self.way == "regenerated"
-        return tuple(PassPlan(tile, grid.rows.steps * grid.cols.steps, again=again) for tile, grid in laid)
+        return tuple(PassPlan(tile, grid.rows.steps * grid.cols.steps, rerun=self.way == "regenerated") for tile, grid in laid)
 
     def _scaled(self, tile: Size, program: Program) -> Size:
         """A step of the first pass for a later one: the same share of the columns, and as many rows as hold as much."""

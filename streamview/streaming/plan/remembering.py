@@ -33,7 +33,7 @@ class PassPlan:
         from what it took over itself.
     spill
         Whether what they are computed from is kept in a file.
-    again
+    rerun
         Whether the backward pass first runs the whole pass again, so that nothing of it is remembered in between.
     """
 
@@ -42,7 +42,7 @@ class PassPlan:
     saved_steps: int = 0
     segment: int = 0
     spill: bool = False
-    again: bool = False
+    rerun: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -79,10 +79,10 @@ def options_of(cost: PassCosts, busy: NDArray[np.bool_] | None) -> Iterator[Opti
         carries = carries * torch.from_numpy(busy.flatten())
     saved_by_last, saved_by_first = _with_leading_zero(saved.flip(0).cumsum(0)), _with_leading_zero(saved.cumsum(0))
 
-    def bytes_by_saved_steps(carried: Tensor, again: Tensor) -> Tensor:
+    def bytes_by_saved_steps(carried: Tensor, recomputed: Tensor) -> Tensor:
         # the last steps keep theirs, and these are gone when those of the first ones are recomputed
-        carried, again = _with_leading_zero(carried.cumsum(0)).flip(0), _with_leading_zero(again.cummax(0).values).flip(0)
-        return (carried + torch.maximum(saved_by_last, again)).ceil().long()
+        carried, recomputed = _with_leading_zero(carried.cumsum(0)).flip(0), _with_leading_zero(recomputed.cummax(0).values).flip(0)
+        return (carried + torch.maximum(saved_by_last, recomputed)).ceil().long()
 
     yield Option(0, False, bytes_by_saved_steps(carries, saved))
     segment = 1 if columns > 1 else 2
@@ -90,11 +90,11 @@ def options_of(cost: PassCosts, busy: NDArray[np.bool_] | None) -> Iterator[Opti
         row = torch.arange(rows)
         begins = (row - row % segment).repeat_interleave(columns)
         # a segment that is recomputed is at hand as a whole, and so is what it hands down
-        again = saved_by_first[1:] - saved_by_first[begins * columns] + states.max()
+        recomputed = saved_by_first[1:] - saved_by_first[begins * columns] + states.max()
         starts = torch.zeros(rows, columns, dtype=torch.float64)
         starts[::segment, 0] = states[::segment]
-        yield Option(segment, False, bytes_by_saved_steps(starts.flatten(), again))
-        yield Option(segment, True, bytes_by_saved_steps(torch.zeros_like(saved), again + states[::segment].max()))
+        yield Option(segment, False, bytes_by_saved_steps(starts.flatten(), recomputed))
+        yield Option(segment, True, bytes_by_saved_steps(torch.zeros_like(saved), recomputed + states[::segment].max()))
         segment *= 2
 
 
@@ -129,15 +129,15 @@ def choose_saved(
     if budget is None:
         options = [[option for option in ways if not option.segment] for ways in options]
     least = [min(int(option.bytes[0]) for option in ways) for ways in options]
-    again, passes = lean[0].again, list[PassPlan]()
+    rerun, passes = lean[0].rerun, list[PassPlan]()
     # Bytes of the passes behind this one: they remember nothing yet when it runs, and nothing any more in its backward pass.
     behind = 0
     for p in reversed(range(len(lean))):
         # a pass that is run again is alone in memory
-        others = fixed + (peaks[p] if again else max(peaks[p], behind) + sum(least[:p]))
+        others = fixed + (peaks[p] if rerun else max(peaks[p], behind) + sum(least[:p]))
         saved_steps, option = (0, options[p][0]) if budget is None else _chosen(options[p], budget - others)
         remembered = int(option.bytes[saved_steps])
-        behind = max(behind, peaks[p] + remembered) if again else max(peaks[p], behind) + remembered
+        behind = max(behind, peaks[p] + remembered) if rerun else max(peaks[p], behind) + remembered
         passes.insert(0, replace(lean[p], saved_steps=saved_steps, segment=option.segment, spill=option.spill))
     return tuple(passes), fixed + behind
 

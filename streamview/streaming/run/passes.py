@@ -19,7 +19,21 @@ from streamview.streaming.graph import Program
 from streamview.streaming.ops import Wants
 from streamview.streaming.run.background import Repeats, alike_everywhere, even
 from streamview.streaming.run.stores import Shelf
-from streamview.streaming.step import Blocks, Carry, Emit, Grid, Read, Saved, SinkGrads, Span, Step, Write, asked, backward_step, run_step
+from streamview.streaming.step import (
+    Blocks,
+    Carry,
+    Emit,
+    Grid,
+    Read,
+    Saved,
+    SinkGrads,
+    Span,
+    Step,
+    Write,
+    backward_step,
+    run_step,
+    wants_source,
+)
 
 __all__ = ["Backward", "Forward"]
 
@@ -36,7 +50,7 @@ class Forward:
     weights
         The graph's operands, detached.
     wants
-        Per node what the backward pass will ask (see `streamview.streaming.step.wanted`); None when there is none.
+        Per node what the backward pass will ask (see `streamview.streaming.step.wants_of`); None when there is none.
     saved_steps
         How many of the last steps save their activations, so that they are not recomputed.
     segment
@@ -233,7 +247,7 @@ class Backward:
             raise ValueError("the forward pass was told that no gradient is wanted")
         count, columns = len(program.values), grid.cols.steps
         sunk = {value for value, _ in program.sinks}
-        sources = [source for source in range(len(program.sources)) if source in sunk or asked(program, wants, source)]
+        sources = [source for source in range(len(program.sources)) if source in sunk or wants_source(program, wants, source)]
         # gradients of weights are sums that every step adds to
         alike = see is None and forward.may_repeat and not any(any(want.weights) for want in wants)
         repeats: Repeats[tuple[Saved, Blocks, Blocks, _Pieces]] = Repeats()

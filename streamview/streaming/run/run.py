@@ -24,7 +24,7 @@ from streamview.streaming.plan.plan import Plan
 from streamview.streaming.run.passes import Backward, Forward
 from streamview.streaming.run.sinks import Sinks
 from streamview.streaming.run.stores import Held, Spilled, Store
-from streamview.streaming.step import Emit, Span, build_grid, wanted
+from streamview.streaming.step import Emit, Span, build_grid, wants_of
 
 __all__ = ["Gradients", "Run", "Watch"]
 
@@ -117,7 +117,7 @@ class Run:
         for phase, chosen in enumerate(self.plan.passes):
             program = self.bound.program(phase, stored)
             self._stores |= {v: self._store(v) for v in stored if graph.phases[v] == phase}
-            passed = self._pass(program, phase, remember=not chosen.again)
+            passed = self._pass(program, phase, remember=not chosen.rerun)
             sinks = Sinks(program, passed.grid, self._stores, self.call.holds_maps, self.gathered)
             values = program.values
 
@@ -153,7 +153,7 @@ class Run:
     def _pass(self, program: Program, phase: int, remember: bool) -> Forward:
         """The forward pass of a phase; with `remember` it keeps what its backward pass needs."""
         chosen = self.plan.passes[phase]
-        wants = wanted(program, self.needs.values, self.needs.operands) if remember and self.needs is not None else None
+        wants = wants_of(program, self.needs.values, self.needs.operands) if remember and self.needs is not None else None
         grid = build_grid(program, chosen.tile)
         parts, alone = self.call.parts, self.bound.graph.passes == 1
         busy = busy_steps(Reach(self.bound, program), grid, summed(parts)) if parts is not None and alone and wants is not None else None
@@ -249,11 +249,11 @@ class Run:
             passed, sinks = self._passed[phase]
             sink_grads = self._through_bridges(phase, given)
             _reach(graph, [sink.value for sink, grad in sink_grads.items() if grad is not None], reached)
-            if self.plan.passes[phase].again:
+            if self.plan.passes[phase].rerun:
                 passed = self._pass(passed.program, phase, remember=True)
                 with torch.no_grad():
                     passed.run(partial(self._read, passed.program.values, read), _nowhere)
-            backward = Backward(passed, release or self.plan.passes[phase].again)
+            backward = Backward(passed, release or self.plan.passes[phase].rerun)
             with torch.no_grad():
                 backward.run(
                     partial(self._read, passed.program.values, read),

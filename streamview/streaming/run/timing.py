@@ -42,14 +42,14 @@ class Speed:
     forward: float
     backward: float
 
-    def seconds(self, plan: Plan, size: Size, computed: float = 1.0, reversed: float = 1.0) -> tuple[float, float]:
+    def seconds(self, plan: Plan, size: Size, computed: float = 1.0, differentiated: float = 1.0) -> tuple[float, float]:
         """Seconds of a forward and of a backward pass over an image of this height and width by a plan.
 
-        `computed` and `reversed` are the shares of the steps that each pass computes: others repeat an earlier step or get no gradient.
+        `computed` and `differentiated` are the shares of the steps that each pass computes; others repeat a step or get no gradient.
         """
-        again = (plan.steps - plan.saved_steps) / plan.steps
+        recomputed = (plan.steps - plan.saved_steps) / plan.steps
         px = size[0] * size[1]
-        return self.forward * px * computed, (self.backward + again * self.forward) * px * reversed if self.backward else 0.0
+        return self.forward * px * computed, (self.backward + recomputed * self.forward) * px * differentiated if self.backward else 0.0
 
 
 def measure(call: Call, plan: Plan, clock: Callable[[], float] = time.perf_counter) -> Speed:
