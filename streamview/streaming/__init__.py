@@ -1,6 +1,6 @@
 """The streaming engine: any CNN, exactly, piece by piece, in memory that keeps to a budget.
 
-It imports nothing of streamview but its errors and is usable alone on any `torch.nn.Module`. From a module to its gradients:
+It imports nothing of streamview but `errors` and `progress`, and is usable alone on any `torch.nn.Module`. From a module to its gradients:
 
 1. `module.stream` wraps a network. At a call it asks for the network's graph.
 2. `capture/` records the calls of the network (torch.fx, else torch.export), lowers those that are local to operations (`ops/`), and

@@ -50,10 +50,10 @@ def test_what_is_moved_keeps_its_size_to_the_pixel(region: Region, down: float, 
     wide = (2 * SIDE, 2 * SIDE)
     moved = (corners(region, None) + np.float64((down + 50, right + 50))).astype(np.float32)
     noise = np.random.default_rng(seed).integers(-2, 3, moved.shape) * np.spacing(np.float32(SIDE))
-    found = within(moved + noise.astype(np.float32), wide, None)
-    assert found.shape == region.shape
-    assert abs(found.y - region.y - down - 50) <= 0.6
-    assert abs(found.x - region.x - right - 50) <= 0.6
+    after = within(moved + noise.astype(np.float32), wide, None)
+    assert after.shape == region.shape
+    assert abs(after.y - region.y - down - 50) <= 0.6
+    assert abs(after.x - region.x - right - 50) <= 0.6
 
 
 @given(REGIONS, st.integers(1, 127) | st.integers(63, 66), st.sampled_from([0, 1]), st.sampled_from([0, 1]), st.integers(-2, 2))
@@ -64,8 +64,8 @@ def test_an_edge_that_is_dragged_leaves_the_one_opposite(region: Region, parts: 
     moved = first if dragged == 0 else ~first
     vertices[moved, axis] += np.float32((2 * dragged - 1) * parts / 128)
     vertices[~moved, axis] += ulps * np.spacing(vertices.max())
-    found = within(vertices, (2 * SIDE, 2 * SIDE), None)
-    edges = [(each.y, each.y_stop) if axis == 0 else (each.x, each.x_stop) for each in (found, region)]
+    after = within(vertices, (2 * SIDE, 2 * SIDE), None)
+    edges = [(each.y, each.y_stop) if axis == 0 else (each.x, each.x_stop) for each in (after, region)]
     assert edges[0][1 - dragged] == edges[1][1 - dragged]
 
 

@@ -8,16 +8,19 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from streamview.errors import MemoryBudgetError, RegionError
 from streamview.streaming import module
 from streamview.streaming.call import Call
 from streamview.streaming.capture.capture import capture
-from streamview.streaming.graph import bind, demands
+from streamview.streaming.graph import Program, bind, demands
 from streamview.streaming.memory import format_bytes, parse_bytes, return_freed_blocks
 from streamview.streaming.module import stream
-from streamview.streaming.plan.plan import Plan, make_plan
+from streamview.streaming.plan.costs import Batch, PassCosts, pass_costs
+from streamview.streaming.plan.plan import MEASURED, Plan, make_plan
+from streamview.streaming.step import Grid
 from streamview.system.machine import resident_memory
 from tests.support.networks import seed_network
 from tests.support.oracle import remembering
@@ -291,3 +294,17 @@ def test_what_earlier_work_freed_does_not_count_against_a_budget():
     return_freed_blocks()
     assert resident_memory() < full - 250 * 10**6
     assert len(pin) == 1000
+
+
+def test_few_shapes_are_walked_where_the_first_have_blocks_too_large_for_reuse(monkeypatch: pytest.MonkeyPatch) -> None:
+    walked = []
+
+    def walk(program: Program, grid: Grid, batch: Batch) -> PassCosts:
+        walked.append(grid)
+        return pass_costs(program, grid, batch)
+
+    monkeypatch.setattr("streamview.streaming.plan.plan.pass_costs", walk)
+    network = nn.Sequential(nn.Conv2d(3, 96, 3, padding=1), nn.ReLU(), nn.Conv2d(96, 4, 3, padding=1))
+    plan = stream(network, memory="20GB").plan((1, 3, 2048, 2048), seconds=False)
+    assert plan.block_bytes < MEASURED.reused_block, "the fastest shapes at this width have larger blocks"
+    assert len(walked) == 1
