@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from streamview.cli import main
 from streamview.slides.synthetic import write_synthetic_slide
+from tests.support.commands import Run
 from tests.support.leaks import Opened
 from tests.support.slides import SyntheticSlide
 
@@ -37,6 +39,18 @@ def synthetic_slide(tmp_path_factory: pytest.TempPathFactory) -> SyntheticSlide:
     """An Aperio-like SVS of odd size (1501 rows, 2203 columns, two levels) with a lesion; not to be changed."""
     path = tmp_path_factory.mktemp("synthetic") / "synthetic.svs"
     return SyntheticSlide(path, write_synthetic_slide(path, size=(1501, 2203), seed=4), 0.5)
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run a command; return its status, stdout and stderr."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        status = main([str(argument) for argument in arguments])
+        return status, *capsys.readouterr()
+
+    return call
 
 
 @pytest.fixture(autouse=True)

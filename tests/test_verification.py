@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,6 @@ import pytest
 import torch
 
 import streamview
-from streamview.cli import main
 from streamview.errors import Cancelled, MemoryBudgetError, RegionError
 from streamview.geometry import Region
 from streamview.inference.compute import Compute
@@ -22,24 +20,13 @@ from streamview.progress import Step
 from streamview.slides import open_slide
 from streamview.slides.sampling import Sampler
 from streamview.streaming.step import backward_step
+from tests.support.commands import Run
 from tests.support.slides import SyntheticSlide
-
-Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture(scope="module")
 def model() -> Model:
     return load_model("demo")
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    def call(*arguments: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        status = main([str(argument) for argument in arguments])
-        return status, *capsys.readouterr()
-
-    return call
 
 
 def test_of_random_pixels(model: Model) -> None:

@@ -6,7 +6,6 @@ from dataclasses import replace
 import pytest
 from PIL import Image
 
-from streamview.cli import main
 from streamview.labels.regions import labels_digest, read_labels
 from tests.support.finetuning import picture
 
@@ -23,16 +22,6 @@ def table(tmp_path_factory):
         lines.append(f"s{i},{('normal', 'lesion')[i % 2]},p{i},0,16,128,128,0.5")
     (folder / "labels.csv").write_text("\n".join(lines) + "\n")
     return folder / "labels.csv"
-
-
-@pytest.fixture
-def run(capsys):
-    def call(*arguments):
-        capsys.readouterr()
-        status = main([str(argument) for argument in arguments])
-        return status, *capsys.readouterr()
-
-    return call
 
 
 def edited(table, tmp_path, old, new):

@@ -21,7 +21,6 @@ import pytest
 import tifffile
 from PIL import Image
 
-from streamview.errors import StreamviewError
 from streamview.geometry import Region
 from streamview.inference import prepared
 from streamview.inference.compute import Compute
@@ -30,11 +29,11 @@ from streamview.inspection import verification
 from streamview.progress import Step
 from streamview.slides.synthetic import write_synthetic_slide
 from streamview.streaming.capture import capture
+from tests.support.dock import LIMIT, open_dock, section
 from tests.support.real_window import REAL_WINDOW
 
 pytestmark = REAL_WINDOW
 MPP = 0.5
-LIMIT = 60_000  # ms that anything may take on a busy machine
 
 
 @pytest.fixture(scope="module")
@@ -48,15 +47,6 @@ def slide_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def opened(window: Callable[[Any], Any], slide_path: Path, qtbot: Any) -> tuple[Any, Any]:
     """A window on the slide, and its dock with the demo's network loaded."""
     return open_dock(window, slide_path, qtbot)
-
-
-def open_dock(window: Callable[[Any], Any], path: Path, qtbot: Any) -> tuple[Any, Any]:
-    from streamview_napari.view import view
-
-    viewer = window(view(path))
-    dock = viewer.window.dock_widgets["Panel (streamview)"]
-    qtbot.waitUntil(lambda: dock.state.loaded is not None, timeout=LIMIT)
-    return viewer, dock
 
 
 @pytest.mark.slow
@@ -78,20 +68,6 @@ def test_a_method_is_chosen_forecast_and_run(opened: tuple[Any, Any], qtbot: Any
     qtbot.waitUntil(lambda: dock.state.map is not None, timeout=LIMIT)
     assert list(dock.state.map.saliency.maps) == ["evidence"]
     assert dock.state.map.saliency.prediction.identity.method == "grad-cam"
-
-
-@pytest.mark.slow
-def test_a_scale_bar_that_the_user_hid_stays_hidden_with_the_next_slide(opened: tuple[Any, Any]) -> None:
-    viewer, dock = opened
-    bar = viewer.canvas.overlays.scale_bar
-    assert bar.visible
-    bar.visible = False
-    dock.state.events.slide_changed.emit(dock.state.slide_layer)
-    assert not bar.visible
-
-
-def section(dock: Any, title: str) -> Any:
-    return next(found for found in dock.sections if found.title == title)
 
 
 def draw(viewer: Any, dock: Any, region: Region, qtbot: Any) -> Any:
@@ -415,98 +391,6 @@ def test_removing_the_dock_stops_the_run_and_gives_the_keys_back(
     # a new dock finds the slide
     _, again = viewer.window.add_plugin_dock_widget("streamview", "Panel")
     assert again.state.slide_layer is viewer.layers["planted.svs"]
-
-
-def test_a_slide_without_mpp_is_asked_for(window: Callable[[Any], Any], tmp_path: Path, qtbot: Any) -> None:
-    from streamview_napari.requests.regions import corners
-
-    path = tmp_path / "plain.tif"
-    tifffile.imwrite(path, np.random.default_rng(0).integers(0, 256, (512, 640, 3), np.uint8), photometric="rgb", tile=(128, 128))
-    viewer, dock = open_dock(window, path, qtbot)
-    found = section(dock, "Slide")
-    qtbot.waitUntil(lambda: found._dialog is not None, timeout=LIMIT)
-    found._dialog.reject()
-    qtbot.waitUntil(lambda: found._dialog is None, timeout=LIMIT)
-    layer = viewer.layers["plain.tif"]
-    assert [str(unit) for unit in layer.units] == ["pixel", "pixel"]
-    panel = section(dock, "Model and region")
-    qtbot.waitUntil(lambda: "set them above" in panel.forecast.text(), timeout=LIMIT)
-    assert not panel.run.isEnabled()
-    panel.draw.click()
-    viewer.layers["Regions"].add_rectangles(corners(Region(64, 128, 256, 320), None))
-    found.measure.click()
-    found._dialog.line.setText("0.5")
-    found._dialog.accept()
-    assert [str(unit) for unit in layer.units] == ["micrometer", "micrometer"]
-    np.testing.assert_allclose(layer.scale, (0.5, 0.5))
-    assert found.extent.text() == "640 × 512 px · 0.32 × 0.26 mm\n0.5 µm/px (given by you)"
-    qtbot.waitUntil(lambda: panel.task.forecast is not None, timeout=LIMIT)
-    assert dock.state.slide.mpp == (0.5, 0.5)
-    assert panel.task.forecast.region == Region(64, 128, 256, 320), "what was drawn in pixels stays where it was"
-    panel.maps.setChecked(False)
-    qtbot.waitUntil(lambda: panel.task.forecast is not None, timeout=LIMIT)
-    panel.run.click()
-    qtbot.waitUntil(lambda: len(dock.state.answers) == 1, timeout=LIMIT)
-    assert len(viewer.layers["Regions"].data) == 1
-
-
-def test_a_giant_of_one_level_is_converted_in_place(
-    window: Callable[[Any], Any], tmp_path: Path, qtbot: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from streamview_napari.canvas import layers
-
-    monkeypatch.setattr(layers, "_OVERVIEW", 256**2)  # what counts as a giant here
-    path = tmp_path / "plain.tif"
-    pixels = np.random.default_rng(0).integers(0, 256, (640, 768, 3), np.uint8)
-    tifffile.imwrite(path, pixels, photometric="rgb", tile=(128, 128), resolution=(20_000, 20_000), resolutionunit="CENTIMETER")
-    viewer, dock = open_dock(window, path, qtbot)
-    found = section(dock, "Slide")
-    assert found.convert.isVisibleTo(found)
-    monkeypatch.setattr(layers, "_OVERVIEW", 8192**2)
-    found.convert_to(tmp_path / "plain.ome.zarr")
-    qtbot.waitUntil(lambda: dock.state.slide.name != "plain.tif", timeout=LIMIT)
-    assert [layer.name for layer in viewer.layers] == ["plain.ome.zarr"]
-    assert not found.convert.isVisibleTo(found)
-    np.testing.assert_array_equal(np.asarray(viewer.layers[0].data[0][:64, :64]), pixels[:64, :64])
-
-
-def test_a_slide_opened_by_napari_itself_brings_the_panel(window: Callable[[Any], Any], slide_path: Path, qtbot: Any) -> None:
-    import napari
-
-    viewer = window(napari.Viewer())
-    viewer.open(str(slide_path), plugin="streamview")
-    qtbot.waitUntil(lambda: "Panel (streamview)" in viewer.window.dock_widgets, timeout=LIMIT)
-    dock = viewer.window.dock_widgets["Panel (streamview)"]
-    assert dock.state.slide.name == "planted.svs"
-    assert viewer.canvas.overlays.scale_bar.visible
-
-
-@pytest.mark.slow
-def test_every_real_slide_opens_in_its_place(window: Callable[[Any], Any], shared_data: Path, slide_path: Path, qtbot: Any) -> None:
-    from streamview_napari.view import add_layers
-
-    viewer, dock = open_dock(window, slide_path, qtbot)
-    found = section(dock, "Slide")
-    for path in sorted((shared_data / "slides").iterdir()):
-        viewer.layers.clear()
-        assert not found.filled
-        start = time.perf_counter()
-        add_layers(viewer, str(path))
-        picture = np.asarray(viewer.screenshot(canvas_only=True, flash=False))[..., :3]
-        assert time.perf_counter() - start < 20, path  # 2 s where nothing else runs
-        assert picture.std() > 2, path
-        (layer,) = viewer.layers
-        slide = dock.state.slide
-        height, width = slide.shape
-        unit = "pixel" if slide.mpp is None else "micrometer"
-        assert [str(found) for found in layer.units] == [unit, unit]
-        np.testing.assert_allclose(layer.extent.world[1], np.subtract((height, width), 1) * (slide.mpp or (1, 1)), rtol=1e-2)
-        assert found.name.text() == path.name
-        assert found.extent.text().startswith(f"{width} × {height} px")
-        assert found.measure.isVisibleTo(found)
-    for path in sorted((shared_data / "broken").iterdir()):
-        with pytest.raises(StreamviewError, match=path.stem):
-            add_layers(viewer, str(path))
 
 
 def test_keys_sheet_and_settings(opened: tuple[Any, Any], qtbot: Any, tmp_path: Path, own_settings: Path) -> None:
