@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.contestants import build_network
 from streamview.errors import MemoryBudgetError, RegionError
 from streamview.streaming import module
 from streamview.streaming.call import Call
@@ -308,3 +309,9 @@ def test_few_shapes_are_walked_where_the_first_have_blocks_too_large_for_reuse(m
     plan = stream(network, memory="20GB").plan((1, 3, 2048, 2048), seconds=False)
     assert plan.block_bytes < MEASURED.reused_block, "the fastest shapes at this width have larger blocks"
     assert len(walked) == 1
+
+
+def test_a_few_blocks_too_large_for_reuse_do_not_give_up_the_reuse_of_all_others() -> None:
+    plan = stream(build_network("convnext_tiny"), memory="5GB").plan((1, 3, 2048, 2048), seconds=False)
+    assert plan.block_bytes >= MEASURED.reused_block, "the last step holds all rows that were held back"
+    assert plan.freed == "reused"

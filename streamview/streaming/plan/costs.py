@@ -12,7 +12,9 @@ from functools import partial
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
@@ -24,7 +26,7 @@ from streamview.streaming.ops import Wants
 from streamview.streaming.schedule import AxisSchedule
 from streamview.streaming.step import Carry, Grid, Span, Step, backward_step, build_grid, run_step
 
-__all__ = ["Batch", "PassCosts", "Totals", "largest_block", "pass_costs", "totals"]
+__all__ = ["Batch", "PassCosts", "Totals", "block_sizes", "pass_costs", "totals"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,13 +145,19 @@ def _shares(axis: AxisSchedule, channels: Sequence[int], across: Sequence[int]) 
     return tuple(step / max(sum(made), 1) for step in made)
 
 
-def largest_block(program: Program, grid: Grid, images: int) -> int:
-    """Elements of the largest tensor that a step has at hand."""
+def block_sizes(program: Program, grid: Grid, images: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Elements of the tensors that steps have at hand, and how many tensors of all steps have that size; both int64 (sizes,)."""
 
-    def longest(axis: AxisSchedule, value: int) -> int:
-        return max(stop - start for start, stop in (axis.block(value, step) for step in range(axis.steps)))
+    def lengths(axis: AxisSchedule, value: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        starts, stops = np.array(axis.kept[value][: axis.steps], np.int64), np.array(axis.produced[value][1:], np.int64)
+        return np.unique(stops - starts, return_counts=True)
 
-    return max(images * c * longest(grid.rows, v) * longest(grid.cols, v) for v, c in enumerate(program.channels))
+    sizes, counts = [], []
+    for value, channels in enumerate(program.channels):
+        (heights, of_rows), (widths, of_columns) = lengths(grid.rows, value), lengths(grid.cols, value)
+        sizes.append(images * channels * np.outer(heights, widths).ravel())
+        counts.append(np.outer(of_rows, of_columns).ravel())
+    return np.concatenate(sizes), np.concatenate(counts)
 
 
 def _step_peak(step: Step, batch: Batch) -> tuple[int, int]:

@@ -22,7 +22,7 @@ from streamview.streaming.memory import format_bytes
 from streamview.streaming.ops import Size, Statistic
 from streamview.streaming.ops.window import Convolution
 from streamview.streaming.ops.winograd import transformed_bytes
-from streamview.streaming.plan.costs import Batch, PassCosts, Totals, largest_block, pass_costs, totals
+from streamview.streaming.plan.costs import Batch, PassCosts, Totals, block_sizes, pass_costs, totals
 from streamview.streaming.plan.remembering import PassPlan, choose_saved, options_of
 from streamview.streaming.step import Grid, build_grid, wants_of
 
@@ -338,6 +338,7 @@ class _Planner:
         self._reach = Reach(self.bound, self.programs[0]) if call.parts is not None and graph.passes == 1 else None
         self._parts = None if self._reach is None or call.parts is None else summed(call.parts)
         self._busy: dict[Size, NDArray[np.bool_]] = {}
+        self._blocks: dict[Size, tuple[NDArray[np.int64], NDArray[np.int64]]] = {}
 
     def _batch(self, program: Program) -> Batch:
         wants = None if self.needs is None else wants_of(program, self.needs.values, self.needs.operands)
@@ -379,12 +380,21 @@ class _Planner:
 
     def block_bytes(self, tile: Size) -> int:
         """Bytes of the largest tensor of a step."""
-        grids = [grid for _, grid in self._grids(tile)]
-        return self.dtype.itemsize * max(largest_block(*of, self.images) for of in zip(self.programs, grids, strict=True))
+        return int(self._block_sizes(tile)[0].max())
 
     def slower(self, tile: Size) -> float:
-        """Time on a processor relative to steps whose blocks can be kept for reuse."""
-        return self.cost_model.returned_time if self.block_bytes(tile) >= self.cost_model.reused_block else 1.0
+        """Time on a processor relative to steps whose blocks can all be kept for reuse."""
+        sizes, counts = self._block_sizes(tile)
+        total = sizes * counts
+        return 1 + (self.cost_model.returned_time - 1) * float(total[sizes >= self.cost_model.reused_block].sum() / total.sum())
+
+    def _block_sizes(self, tile: Size) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Bytes of the tensors of all steps, and how many have that size."""
+        if tile not in self._blocks:
+            sized = [block_sizes(program, grid, self.images) for program, (_, grid) in zip(self.programs, self._grids(tile), strict=True)]
+            sizes, counts = (np.concatenate(part) for part in zip(*sized, strict=True))
+            self._blocks[tile] = sizes * self.dtype.itemsize, counts
+        return self._blocks[tile]
 
     def least_overhead(self, tile: Size, budget: int) -> float:
         """A bound below the operations of any plan with this step, relative to conventional autograd.
