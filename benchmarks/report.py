@@ -169,7 +169,7 @@ SECTIONS: dict[str, Callable[[Sequence[Row]], str]] = {
 
 def page(text: str, rows: Sequence[Row]) -> str:
     """The page with the tables between its markers, ``<!-- name -->`` and ``<!-- end -->``, written anew."""
-    measured = [row for row in rows if "contestant" in row]
+    measured = sorted((row for row in rows if "contestant" in row), key=lambda row: (row["size"], row["network"], row["kind"]))
     for name, write in SECTIONS.items():
         chosen = rows if name in ("machine", "forecasts") else measured
         text, count = re.subn(
