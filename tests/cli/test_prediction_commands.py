@@ -211,7 +211,7 @@ def test_saliency_by_several_methods_side_by_side(run: Run, synthetic_slide: Syn
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "reason"),
     [
         (["--method", "lime"], "method lime: expected gradient, smoothgrad"),
         (["--method", "smoothgrad:samples=0"], "samples 0: expected a whole number, 1 to"),
@@ -225,12 +225,12 @@ def test_saliency_by_several_methods_side_by_side(run: Run, synthetic_slide: Syn
     ],
 )
 def test_methods_that_do_not_fit_are_refused(
-    run: Run, synthetic_slide: SyntheticSlide, tmp_path: Path, options: list[str], said: str
+    run: Run, synthetic_slide: SyntheticSlide, tmp_path: Path, options: list[str], reason: str
 ) -> None:
     command = ["saliency", "-i", synthetic_slide.path, "-o", tmp_path / "job", "-m", "demo", "--region", "600,300,320,256"]
     status, out, err = run(*command, *options)
     assert status != 0
-    assert said in out + err
+    assert reason in out + err
 
 
 def test_a_full_disk_is_foreseen(run: Run, synthetic_slide: SyntheticSlide, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

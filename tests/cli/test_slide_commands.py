@@ -40,13 +40,13 @@ def test_info(run: Run, synthetic_slide: SyntheticSlide, tmp_path: Path) -> None
 
 def test_info_as_json_holds_no_private_value(run: Run, shared_data: Path) -> None:
     status, out, _ = run("info", shared_data / "slides/CMU-1-Small-Region.svs", "--json")
-    found = json.loads(out)
+    described = json.loads(out)
     assert status == 0
-    assert (found["width"], found["height"], found["mpp"]) == (2220, 2967, [0.499, 0.499])
-    assert found["extent_mm"] == pytest.approx([1.480533, 1.10778])
-    assert found["levels"] == [{"height": 2967, "width": 2220, "downsample": [1.0, 1.0], "tile": [240, 240], "compression": "jpeg"}]
-    assert found["hidden"]["pictures"] == ["label", "macro", "thumbnail"]
-    assert {"aperio.Filename", "aperio.User", "aperio.ScanScope ID", "tiff.ImageDescription"} <= set(found["hidden"]["properties"])
+    assert (described["width"], described["height"], described["mpp"]) == (2220, 2967, [0.499, 0.499])
+    assert described["extent_mm"] == pytest.approx([1.480533, 1.10778])
+    assert described["levels"] == [{"height": 2967, "width": 2220, "downsample": [1.0, 1.0], "tile": [240, 240], "compression": "jpeg"}]
+    assert described["hidden"]["pictures"] == ["label", "macro", "thumbnail"]
+    assert {"aperio.Filename", "aperio.User", "aperio.ScanScope ID", "tiff.ImageDescription"} <= set(described["hidden"]["properties"])
     for value in ("CPAPERIOCS", "b414003d", "12/29/09"):
         assert value not in out
 
@@ -97,14 +97,14 @@ def test_convert_a_part_at_another_mpp(run: Run, synthetic_slide: SyntheticSlide
 
 
 def test_convert_keeps_only_safe_properties_unless_told(run: Run, synthetic_slide: SyntheticSlide, tmp_path: Path) -> None:
-    found = []
+    properties = []
     for name, options in (("safe", []), ("all", ["--keep-metadata"])):
         assert run("convert", synthetic_slide.path, "-o", tmp_path / name, *options)[0] == 0
-        found.append(json.loads((tmp_path / name / "zarr.json").read_text())["attributes"]["streamview"]["properties"])
-    assert found[0]["aperio.AppMag"] == "20"
-    assert "tiff.ImageDescription" not in found[0]
-    assert found[1]["tiff.ImageDescription"].startswith("Aperio")
-    assert found[0].items() <= found[1].items()
+        properties.append(json.loads((tmp_path / name / "zarr.json").read_text())["attributes"]["streamview"]["properties"])
+    assert properties[0]["aperio.AppMag"] == "20"
+    assert "tiff.ImageDescription" not in properties[0]
+    assert properties[1]["tiff.ImageDescription"].startswith("Aperio")
+    assert properties[0].items() <= properties[1].items()
 
 
 def test_convert_goes_on_or_refuses(run: Run, synthetic_slide: SyntheticSlide, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,7 +112,7 @@ def test_convert_goes_on_or_refuses(run: Run, synthetic_slide: SyntheticSlide, t
         if step.done == 1:
             raise Cancelled
 
-    for options, answer, said in (([], 0, ["resuming"]), (["--restart"], 0, []), (["--codec", "lz4"], 1, [])):
+    for options, answer, first_words in (([], 0, ["resuming"]), (["--restart"], 0, []), (["--codec", "lz4"], 1, [])):
         out_path = tmp_path / f"{len(options)}.ome.zarr"
         with monkeypatch.context() as patched:
             patched.setattr(Bars, "__call__", stop)
@@ -121,5 +121,5 @@ def test_convert_goes_on_or_refuses(run: Run, synthetic_slide: SyntheticSlide, t
         assert "the same command resumes from there, with --restart it starts over" in out
         status, out, error = run("convert", synthetic_slide.path, "-o", out_path, *options)
         assert status == answer
-        assert [line.split(":")[0] for line in out.splitlines() if line.startswith("resuming")] == said
+        assert [line.split(":")[0] for line in out.splitlines() if line.startswith("resuming")] == first_words
         assert ("another codec" in error) == (answer == 1)

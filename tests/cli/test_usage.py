@@ -218,8 +218,8 @@ def test_bars_show_the_time_left_on_a_terminal_and_one_line_elsewhere(
     with Bars() as bars:
         for done in range(7):
             bars(Step("forward pass", done, 6, done * 40.0))
-    said = ["2 of 6 steps, 3 min left", "3 of 6 steps, 2 min left", "5 of 6 steps, 1 min left", "6 steps, 240.0 s"]
-    assert capsys.readouterr().err == "".join(f"forward pass: {line}\n" for line in said)
+    expected = ["2 of 6 steps, 3 min left", "3 of 6 steps, 2 min left", "5 of 6 steps, 1 min left", "6 steps, 240.0 s"]
+    assert capsys.readouterr().err == "".join(f"forward pass: {line}\n" for line in expected)
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     with Bars() as bars:
         for task in ("forward pass", "backward pass"):

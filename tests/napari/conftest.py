@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from streamview.slides.synthetic import write_synthetic_slide
+
 if find_spec("napari") is None:
     collect_ignore_glob = ["test_*.py"]
 else:
@@ -57,6 +59,14 @@ def window(qapp: Any, own_settings: Path) -> Iterator[Callable[[Any], Any]]:
     for viewer in viewers:
         viewer.close()
     qapp.processEvents()
+
+
+@pytest.fixture(scope="session")
+def slide_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A slide of 768 rows and 1024 columns at 0.5 um/px with a planted lesion; not to be changed."""
+    path = tmp_path_factory.mktemp("slide") / "planted.svs"
+    write_synthetic_slide(path, size=(768, 1024), mpp=0.5, seed=3)
+    return path
 
 
 @pytest.fixture

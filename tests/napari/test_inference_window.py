@@ -27,20 +27,12 @@ from streamview.inference.compute import Compute
 from streamview.inference.prepared import PreparedRun, prepare
 from streamview.inspection import verification
 from streamview.progress import Step
-from streamview.slides.synthetic import write_synthetic_slide
 from streamview.streaming.capture import capture
 from tests.support.dock import LIMIT, open_dock, section
 from tests.support.real_window import REAL_WINDOW
 
 pytestmark = REAL_WINDOW
-MPP = 0.5
-
-
-@pytest.fixture(scope="module")
-def slide_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("slide") / "planted.svs"
-    write_synthetic_slide(path, size=(768, 1024), mpp=MPP, seed=3)
-    return path
+MPP = 0.5  # of the slide of the fixture `slide_path`
 
 
 @pytest.fixture

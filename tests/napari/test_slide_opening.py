@@ -13,18 +13,10 @@ import tifffile
 
 from streamview.errors import StreamviewError
 from streamview.geometry import Region
-from streamview.slides.synthetic import write_synthetic_slide
 from tests.support.dock import LIMIT, open_dock, section
 from tests.support.real_window import REAL_WINDOW
 
 pytestmark = REAL_WINDOW
-
-
-@pytest.fixture(scope="module")
-def slide_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("slide") / "planted.svs"
-    write_synthetic_slide(path, size=(768, 1024), mpp=0.5, seed=3)
-    return path
 
 
 def test_a_slide_opened_by_napari_itself_brings_the_panel(window: Callable[[Any], Any], slide_path: Path, qtbot: Any) -> None:
@@ -44,10 +36,10 @@ def test_a_slide_without_mpp_is_asked_for(window: Callable[[Any], Any], tmp_path
     path = tmp_path / "plain.tif"
     tifffile.imwrite(path, np.random.default_rng(0).integers(0, 256, (512, 640, 3), np.uint8), photometric="rgb", tile=(128, 128))
     viewer, dock = open_dock(window, path, qtbot)
-    found = section(dock, "Slide")
-    qtbot.waitUntil(lambda: found._dialog is not None, timeout=LIMIT)
-    found._dialog.reject()
-    qtbot.waitUntil(lambda: found._dialog is None, timeout=LIMIT)
+    slide_section = section(dock, "Slide")
+    qtbot.waitUntil(lambda: slide_section._dialog is not None, timeout=LIMIT)
+    slide_section._dialog.reject()
+    qtbot.waitUntil(lambda: slide_section._dialog is None, timeout=LIMIT)
     layer = viewer.layers["plain.tif"]
     assert [str(unit) for unit in layer.units] == ["pixel", "pixel"]
     panel = section(dock, "Model and region")
@@ -55,12 +47,12 @@ def test_a_slide_without_mpp_is_asked_for(window: Callable[[Any], Any], tmp_path
     assert not panel.run.isEnabled()
     panel.draw.click()
     viewer.layers["Regions"].add_rectangles(corners(Region(64, 128, 256, 320), None))
-    found.measure.click()
-    found._dialog.line.setText("0.5")
-    found._dialog.accept()
+    slide_section.measure.click()
+    slide_section._dialog.line.setText("0.5")
+    slide_section._dialog.accept()
     assert [str(unit) for unit in layer.units] == ["micrometer", "micrometer"]
     np.testing.assert_allclose(layer.scale, (0.5, 0.5))
-    assert found.extent.text() == "640 × 512 px · 0.32 × 0.26 mm\n0.5 µm/px (given by you)"
+    assert slide_section.extent.text() == "640 × 512 px · 0.32 × 0.26 mm\n0.5 µm/px (given by you)"
     qtbot.waitUntil(lambda: panel.task.forecast is not None, timeout=LIMIT)
     assert dock.state.slide.mpp == (0.5, 0.5)
     assert panel.task.forecast.region == Region(64, 128, 256, 320), "what was drawn in pixels stays where it was"
@@ -81,13 +73,13 @@ def test_a_giant_of_one_level_is_converted_in_place(
     pixels = np.random.default_rng(0).integers(0, 256, (640, 768, 3), np.uint8)
     tifffile.imwrite(path, pixels, photometric="rgb", tile=(128, 128), resolution=(20_000, 20_000), resolutionunit="CENTIMETER")
     viewer, dock = open_dock(window, path, qtbot)
-    found = section(dock, "Slide")
-    assert found.convert.isVisibleTo(found)
+    slide_section = section(dock, "Slide")
+    assert slide_section.convert.isVisibleTo(slide_section)
     monkeypatch.setattr(layers, "_OVERVIEW", 8192**2)
-    found.convert_to(tmp_path / "plain.ome.zarr")
+    slide_section.convert_to(tmp_path / "plain.ome.zarr")
     qtbot.waitUntil(lambda: dock.state.slide.name != "plain.tif", timeout=LIMIT)
     assert [layer.name for layer in viewer.layers] == ["plain.ome.zarr"]
-    assert not found.convert.isVisibleTo(found)
+    assert not slide_section.convert.isVisibleTo(slide_section)
     np.testing.assert_array_equal(np.asarray(viewer.layers[0].data[0][:64, :64]), pixels[:64, :64])
 
 
@@ -96,10 +88,10 @@ def test_every_real_slide_opens_in_its_place(window: Callable[[Any], Any], share
     from streamview_napari.view import add_layers
 
     viewer, dock = open_dock(window, slide_path, qtbot)
-    found = section(dock, "Slide")
+    slide_section = section(dock, "Slide")
     for path in sorted((shared_data / "slides").iterdir()):
         viewer.layers.clear()
-        assert not found.filled
+        assert not slide_section.filled
         start = time.perf_counter()
         add_layers(viewer, str(path))
         picture = np.asarray(viewer.screenshot(canvas_only=True, flash=False))[..., :3]
@@ -109,11 +101,11 @@ def test_every_real_slide_opens_in_its_place(window: Callable[[Any], Any], share
         slide = dock.state.slide
         height, width = slide.shape
         unit = "pixel" if slide.mpp is None else "micrometer"
-        assert [str(found) for found in layer.units] == [unit, unit]
+        assert [str(axis_unit) for axis_unit in layer.units] == [unit, unit]
         np.testing.assert_allclose(layer.extent.world[1], np.subtract((height, width), 1) * (slide.mpp or (1, 1)), rtol=1e-2)
-        assert found.name.text() == path.name
-        assert found.extent.text().startswith(f"{width} × {height} px")
-        assert found.measure.isVisibleTo(found)
+        assert slide_section.name.text() == path.name
+        assert slide_section.extent.text().startswith(f"{width} × {height} px")
+        assert slide_section.measure.isVisibleTo(slide_section)
     for path in sorted((shared_data / "broken").iterdir()):
         with pytest.raises(StreamviewError, match=path.stem):
             add_layers(viewer, str(path))
