@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.contestants import KINDS, NETWORKS, documented, install_lightstream, tilings
-from benchmarks.report import DRAWN, Row, draw, page, table
+from benchmarks.report import DRAWN, Row, by_machine, draw, measured, page, table
 from benchmarks.worker import Case, Worker, as_row, describe_machine
 from streamview.streaming.memory import free_memory
 from streamview.system.machine import describe_device
@@ -211,7 +211,9 @@ def read(path: Path) -> list[Row]:
 
 
 def run(options: argparse.Namespace, rows: list[Row]) -> Iterator[list[Row]]:
-    """Measure every case that has no rows yet."""
+    """Measure every case that has no rows of this machine yet; those of others are no guide to what a pass takes here."""
+    machine = describe_machine(options.device)
+    rows = [row for row in rows if row["machine"] == machine]
     os.environ["OMP_WAIT_POLICY"] = "passive"  # of the processes to come: threads that wait must not spin, or their waiting counts
     chosen = list(options.contestants)
     if "lightstream" in chosen and (problem := install_lightstream()):
@@ -227,7 +229,7 @@ def run(options: argparse.Namespace, rows: list[Row]) -> Iterator[list[Row]]:
         found = measure(
             case, names, timed and EQUAL in chosen and case.size not in LARGE, options.repeat if timed else 1, rows, options.longest
         )
-        found = [{**row, "machine": describe_machine(case.device)} for row in found]
+        found = [{**row, "machine": machine} for row in found]
         rows += found
         yield found
 
@@ -269,7 +271,7 @@ def main() -> None:
     if options.render:
         rows = read(options.render)
         options.page.write_text(page(options.page.read_text(), rows))
-        draw([row for row in rows if "contestant" in row], options.picture)
+        draw(measured(by_machine(rows)[0]), options.picture)
         return
     rows = [row for row in read(options.json) if "contestant" in row] if options.json else []
     print(f"torch {torch.__version__}, {describe_device(torch.device(options.device))}, {describe_machine(options.device)}", flush=True)

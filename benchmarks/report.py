@@ -151,10 +151,28 @@ def forecasts(rows: Sequence[Row]) -> str:
     return markdown(header, lines)
 
 
-def machines(rows: Sequence[Row]) -> str:
-    """What the figures are of."""
-    found = dict.fromkeys(row["machine"] for row in rows if "machine" in row)
-    return "Measured on " + "; ".join(found) + "." if found else "The machine was not recorded."
+def by_machine(rows: Sequence[Row]) -> list[list[Row]]:
+    """The rows of every machine, in the order of the file: the page's tables and picture are of the first."""
+    machines: dict[str, list[Row]] = {}
+    for row in rows:
+        machines.setdefault(row["machine"], []).append(row)
+    return list(machines.values())
+
+
+def measured(rows: Sequence[Row]) -> list[Row]:
+    """The contestants' rows by size, network and pass; what is left out are forecasts."""
+    return sorted((row for row in rows if "contestant" in row), key=lambda row: (row["size"], row["network"], row["kind"]))
+
+
+def machine(rows: Sequence[Row]) -> str:
+    """What the figures of one machine are of."""
+    return f"Measured on {rows[0]['machine']}."
+
+
+def other_machines(machines: Sequence[Sequence[Row]]) -> str:
+    """The ratios of every further machine."""
+    tables = [[machine(rows), against_conventional(measured(rows)), against_lightstream(measured(rows))] for rows in machines]
+    return "\n\n".join(part for parts in tables for part in parts)
 
 
 SECTIONS: dict[str, Callable[[Sequence[Row]], str]] = {
@@ -162,19 +180,16 @@ SECTIONS: dict[str, Callable[[Sequence[Row]], str]] = {
     "against conventional": against_conventional,
     "exactness": exactness,
     "all": lambda rows: table([row for row in rows if row["dtype"] != "float64" and row["size"] == _SHOWN]),
-    "machine": machines,
-    "forecasts": forecasts,
 }
 
 
 def page(text: str, rows: Sequence[Row]) -> str:
     """The page with the tables between its markers, ``<!-- name -->`` and ``<!-- end -->``, written anew."""
-    measured = sorted((row for row in rows if "contestant" in row), key=lambda row: (row["size"], row["network"], row["kind"]))
-    for name, write in SECTIONS.items():
-        chosen = rows if name in ("machine", "forecasts") else measured
-        text, count = re.subn(
-            f"(<!-- {name} -->\n).*?(<!-- end -->)", lambda m, w=write, c=chosen: f"{m[1]}\n{w(c)}\n\n{m[2]}", text, flags=re.DOTALL
-        )
+    first, *others = by_machine(rows)
+    written = {name: write(measured(first)) for name, write in SECTIONS.items()}
+    written |= {"machine": machine(first), "forecasts": forecasts(first), "other machines": other_machines(others)}
+    for name, content in written.items():
+        text, count = re.subn(f"(<!-- {name} -->\n).*?(<!-- end -->)", lambda m, c=content: f"{m[1]}\n{c}\n\n{m[2]}", text, flags=re.DOTALL)
         if count != 1:
             raise ValueError(f"the page has {count} places for the table {name!r}, expected one")
     return text

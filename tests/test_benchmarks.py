@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks import peers
 from benchmarks.contestants import NETWORKS, build_network, documented, tilings, units
 from benchmarks.peers import CONTESTANTS, LARGE, cases, compare, contestants, extrapolate, measure, parse, predict, read
 from benchmarks.report import SECTIONS, draw, markdown, page, series, share, table
@@ -140,7 +141,32 @@ def test_parts_of_the_tables():
 
 def test_a_page_without_its_places_is_refused():
     with pytest.raises(ValueError, match="0 places for the table 'against lightstream'"):
-        page("nothing", rows())
+        page("nothing", on("a machine"))
+
+
+def on(machine, case=CASE):
+    return [{**row, "machine": machine} for row in rows(case)]
+
+
+def test_other_machines_have_tables_of_their_own():
+    alone, both = (page(PAGE.read_text(), found) for found in (on("one"), [*on("one"), *on("another", Case("resnet34", 1024, "training"))]))
+    assert "Measured on one." in both
+    assert both.split("<!-- other machines -->")[0] == alone.split("<!-- other machines -->")[0]
+    added = both.split("<!-- other machines -->")[1].split("<!-- end -->")[0]
+    assert "Measured on another." in added
+    assert added.count("`resnet34`") == 2  # against conventional autograd, and against lightstream
+    assert "resnet18" not in added
+
+
+def test_what_another_machine_measured_is_measured_again_here(monkeypatch):
+    asked = []
+    monkeypatch.setattr(peers, "measure", lambda case, names, equal, repeat, known, longest: asked.append((case, known)) or rows(case)[:1])
+    options = parse(["--networks", "resnet18", "--sizes", "1024", "2048", "--passes", "saliency", "--contestants", "conventional"])
+    here = peers.describe_machine("cpu")
+    measured_here = [row for new in peers.run(options, [*on("another"), *on(here, Case("resnet18", 1024, "saliency"))]) for row in new]
+    assert [case for case, _ in asked] == [CASE]
+    assert {(row["size"], row["machine"]) for row in asked[0][1]} >= {(1024, here)}
+    assert all(row["machine"] == here for row in [*asked[0][1], *measured_here])
 
 
 def test_the_page_shows_the_results_it_comes_with():
