@@ -184,7 +184,7 @@ def test_the_picture_is_drawn(tmp_path):
 
 @pytest.mark.slow
 def test_a_case_is_measured():
-    small = Case("resnet18", 128, "saliency")
+    small = Case("convnext_tiny", 128, "saliency")  # no 3 x 3 kernels, whose operations depend on the processor
     found = {row["contestant"]: row for row in measure(small, ["conventional", "streamview recomputed"], equal=False, repeat=2, known=[])}
     whole, streamed = found["conventional"], found["streamview recomputed"]
     assert 0 < whole["seconds"] < 60

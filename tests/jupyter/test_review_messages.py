@@ -196,7 +196,7 @@ def test_it_goes_on_where_it_was(session: Path) -> None:
 
 def test_nothing_leaves_before_its_turn(session: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]) -> None:
     caplog.set_level(logging.DEBUG)
-    hidden = [*NAMES, "hospital-seven", "truth-of", "patients/", "/job"]
+    hidden = [*NAMES, "hospital-seven", "truth-of", "oncology-ward", "/job"]
     with Session(session) as opened:
         answers = {case.answer for case in opened.cases.values()}
     wire = Wire(session)

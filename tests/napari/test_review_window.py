@@ -291,7 +291,7 @@ def test_nothing_is_said_before_its_stage(
     monkeypatch.setenv("TMPDIR", str(scratch))
     capfd.readouterr()
     viewer, reading = open_review(path)
-    hidden = re.compile("|".join((*NAMES, "patients", "carcinoma", re.escape(str(job)))))
+    hidden = re.compile("|".join((*NAMES, "oncology-ward", "carcinoma", re.escape(str(job)))))
     answers = {case.id: case.answer for case in reading.session.cases.values()}
     seen: set[str] = set()
     blind = 0

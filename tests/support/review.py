@@ -18,13 +18,13 @@ def make_job(folder: Path, names: Sequence[str] = NAMES, *, size: tuple[int, int
 
     Beside it is ``truth.csv``: lesion or normal, or `truth` and the name.
     """
-    (folder / "patients").mkdir(parents=True)
+    (folder / "oncology-ward").mkdir(parents=True)
     rows = ["slide_id,label"]
     for number, name in enumerate(names):
-        write_synthetic_slide(folder / "patients" / f"{name}.svs", size=size, seed=number, lesion=number % 2 == 0)
+        write_synthetic_slide(folder / "oncology-ward" / f"{name}.svs", size=size, seed=number, lesion=number % 2 == 0)
         rows.append(f"{name}.svs,{truth + name if truth else ('lesion', 'normal')[number % 2]}")
     (folder / "truth.csv").write_text("\n".join(rows) + "\n")
-    arguments = ["-i", str(folder / "patients"), "-o", str(folder / "job"), "-m", "demo", "--target", "lesion", "--quiet"]
+    arguments = ["-i", str(folder / "oncology-ward"), "-o", str(folder / "job"), "-m", "demo", "--target", "lesion", "--quiet"]
     assert main(["saliency", *arguments]) == 0
     return folder / "job"
 
