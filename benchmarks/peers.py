@@ -226,12 +226,12 @@ def run(options: argparse.Namespace, rows: list[Row]) -> Iterator[list[Row]]:
         names = contestants(case, chosen, options.tilings if timed else 1)
         if not names:
             continue
-        found = measure(
+        measured_rows = measure(
             case, names, timed and EQUAL in chosen and case.size not in LARGE, options.repeat if timed else 1, rows, options.longest
         )
-        found = [{**row, "machine": machine} for row in found]
-        rows += found
-        yield found
+        case_rows = [{**row, "machine": machine} for row in measured_rows]
+        rows += case_rows
+        yield case_rows
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:

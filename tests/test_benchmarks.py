@@ -145,11 +145,14 @@ def test_a_page_without_its_places_is_refused():
 
 
 def on(machine, case=CASE):
+    """The rows of a case as a machine of this name measured them."""
     return [{**row, "machine": machine} for row in rows(case)]
 
 
 def test_other_machines_have_tables_of_their_own():
-    alone, both = (page(PAGE.read_text(), found) for found in (on("one"), [*on("one"), *on("another", Case("resnet34", 1024, "training"))]))
+    alone, both = (
+        page(PAGE.read_text(), results) for results in (on("one"), [*on("one"), *on("another", Case("resnet34", 1024, "training"))])
+    )
     assert "Measured on one." in both
     assert both.split("<!-- other machines -->")[0] == alone.split("<!-- other machines -->")[0]
     added = both.split("<!-- other machines -->")[1].split("<!-- end -->")[0]
@@ -159,14 +162,14 @@ def test_other_machines_have_tables_of_their_own():
 
 
 def test_what_another_machine_measured_is_measured_again_here(monkeypatch):
-    asked = []
-    monkeypatch.setattr(peers, "measure", lambda case, names, equal, repeat, known, longest: asked.append((case, known)) or rows(case)[:1])
+    calls = []
+    monkeypatch.setattr(peers, "measure", lambda case, names, equal, repeat, known, longest: calls.append((case, known)) or rows(case)[:1])
     options = parse(["--networks", "resnet18", "--sizes", "1024", "2048", "--passes", "saliency", "--contestants", "conventional"])
     here = peers.describe_machine("cpu")
     measured_here = [row for new in peers.run(options, [*on("another"), *on(here, Case("resnet18", 1024, "saliency"))]) for row in new]
-    assert [case for case, _ in asked] == [CASE]
-    assert {(row["size"], row["machine"]) for row in asked[0][1]} >= {(1024, here)}
-    assert all(row["machine"] == here for row in [*asked[0][1], *measured_here])
+    assert [case for case, _ in calls] == [CASE]
+    assert {(row["size"], row["machine"]) for row in calls[0][1]} >= {(1024, here)}
+    assert all(row["machine"] == here for row in [*calls[0][1], *measured_here])
 
 
 def test_the_page_shows_the_results_it_comes_with():

@@ -56,7 +56,7 @@ def transformed(kernel: Tensor) -> Tensor:
     version = 0 if kernel.is_inference() else kernel._version
     known = _transformed.get(kernel)
     if known is None or known[0] != version:
-        taps = kernel.permute(2, 3, 0, 1).reshape(9, -1)  # (C, O) instead would copy the kernel, and take five times as long
+        taps = kernel.permute(2, 3, 0, 1).reshape(9, -1)  # a view: in the order (C, O) it would be a slow copy
         known = version, (_both_axes(kernel) @ taps).view(16, *kernel.shape[:2]).transpose(1, 2)
         _transformed[kernel] = known
     matrices: Tensor = known[1]
