@@ -74,8 +74,8 @@ def test_streamed_training_is_conventional_training(folder) -> None:
     result = compare_trainings(start, draw_batches(images, 5, 40, 0), steps=12, tile=(8, 8), rate=0.05, tell=lambda line: None)
     assert result.weights < 1e-12
     assert result.loss_difference(result.streamed) < 1e-12
-    assert result.control_weights < 1e-12
-    assert 0 < result.loss_difference(result.control) < 1e-12
+    assert 0 < result.control_weights < 1e-12
+    assert result.loss_difference(result.control) < 1e-12
     assert result.moved > 1e-3
     assert (len(result.streamed), result.precision) == (12, "float64")
     assert all(torch.equal(before[name], tensor) for name, tensor in start.state_dict().items())

@@ -347,7 +347,7 @@ def test_closing_the_window_stops_the_run_and_leaves_no_thread_or_file(
     viewer = view(path)
     dock = viewer.window.dock_widgets["Panel (streamview)"]
     qtbot.waitUntil(lambda: dock.state.loaded is not None, timeout=LIMIT)
-    told = small_steps(monkeypatch, pause=lambda: 0.05)
+    told = small_steps(monkeypatch, pause=lambda: 0.05 if len(told) < 4 else 0.5)
     panel = draw(viewer, dock, Region(0, 0, 512, 512), qtbot)
     assert handles()
     panel.run.click()
@@ -371,7 +371,7 @@ def test_removing_the_dock_stops_the_run_and_gives_the_keys_back(
 ) -> None:
     viewer, dock = opened
     assert "Shift+R" in {str(key) for key in viewer.keymap}
-    told = small_steps(monkeypatch, pause=lambda: 0.05)
+    told = small_steps(monkeypatch, pause=lambda: 0.05 if len(told) < 4 else 0.5)
     panel = draw(viewer, dock, Region(0, 0, 512, 512), qtbot)
     panel.run.click()
     qtbot.waitUntil(lambda: len(told) > 3, timeout=LIMIT)

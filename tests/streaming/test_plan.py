@@ -19,6 +19,7 @@ from streamview.streaming.capture.capture import capture
 from streamview.streaming.graph import Program, bind, demands
 from streamview.streaming.memory import format_bytes, parse_bytes, return_freed_blocks
 from streamview.streaming.module import stream
+from streamview.streaming.ops import winograd
 from streamview.streaming.plan.costs import Batch, PassCosts, pass_costs
 from streamview.streaming.plan.plan import MEASURED, Plan, make_plan
 from streamview.streaming.step import Grid
@@ -144,6 +145,12 @@ def test_saved_activations_change_nothing() -> None:
     assert (found[0] - found[1]).abs().max() <= 1e-12 * found[0].abs().max()
 
 
+@pytest.fixture
+def without_winograd(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every convolution by torch: where it is not, which the processor decides, there are fewer operations and more memory."""
+    monkeypatch.setattr(winograd, "suits", lambda *how: False)
+
+
 def averaging(network: torch.nn.Sequential) -> torch.nn.Sequential:
     """With a mean in the place of the maximum, which leaves most gradients zero: those are not computed."""
     return torch.nn.Sequential(*(torch.nn.AdaptiveAvgPool2d(1) if isinstance(m, torch.nn.AdaptiveMaxPool2d) else m for m in network))
@@ -151,7 +158,7 @@ def averaging(network: torch.nn.Sequential) -> torch.nn.Sequential:
 
 @pytest.mark.parametrize("train", [False, True], ids=["saliency", "training"])
 @pytest.mark.parametrize("memory", ["21MB", *(pytest.param(memory, marks=pytest.mark.slow) for memory in ("26MB", "40MB")), "1GB"])
-def test_operations_are_forecast(memory: str, train: bool) -> None:
+def test_operations_are_forecast(memory: str, train: bool, without_winograd: None) -> None:
     network = averaging(seed_network(16, 4)).requires_grad_(train)
     image = torch.rand(1, 3, 512, 512, requires_grad=not train)
     streamed = stream(network, memory=memory)
@@ -178,7 +185,7 @@ def test_smooth_activations_keep_maps_and_cost_half_more_where_they_do_not_fit()
 
 
 @pytest.mark.slow
-def test_little_memory_takes_segments_then_a_file() -> None:
+def test_little_memory_takes_segments_then_a_file(without_winograd: None) -> None:
     budgets = (220, 100, 24)
     plans = [plan_for(16384, 1024, budget * MB) for budget in budgets]
     assert plans[0].saved_steps == plans[0].steps
@@ -188,6 +195,15 @@ def test_little_memory_takes_segments_then_a_file() -> None:
     for plan, budget in zip(plans, budgets, strict=True):
         assert plan.peak_bytes <= budget * MB
     assert [plan.overhead for plan in plans] == sorted(plan.overhead for plan in plans)
+
+
+@pytest.mark.parametrize("train", [False, True], ids=["saliency", "training"])
+def test_the_memory_of_a_kernels_gradient_is_planned_where_it_is_wanted(train: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    peaks = []
+    for least_channels in (2**30, 1):
+        monkeypatch.setattr(winograd, "_CHANNELS", {"output": 2**30, "input": 2**30, "kernel": least_channels})
+        peaks.append(plan_for(512, 512, 1000 * MB, train=train).peak_bytes)
+    assert (peaks[1] > peaks[0]) == train
 
 
 def test_a_full_disk_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

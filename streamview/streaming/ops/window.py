@@ -103,7 +103,7 @@ class Convolution:
         x, shape, native = saved
         padded = x.shape if isinstance(x, Tensor) else x
         bias = len(weights) > 1 and wants.weights[1]
-        scratch = self._scratch(grad, weights[0], piece.shape, "input", "kernel")
+        scratch = self._scratch(grad, weights[0], piece.shape, "input" if wants.inputs[0] else None, "kernel" if wants.weights[0] else None)
         grad_x = self._faster_gradient(grad, weights[0], native, padded) if wants.inputs[0] else None
         own = wants.weights[0] and self.groups == 1
         grad_w = kernel_gradient(x, grad, weights[0], (self.rows, self.cols), native) if own else None
@@ -128,9 +128,9 @@ class Convolution:
     def _by_winograd(self, kernel: Tensor, outputs: Size, wanted: Literal["output", "input", "kernel"]) -> bool:
         return self.groups == 1 and winograd.suits(kernel, (self.rows, self.cols), outputs, wanted)
 
-    def _scratch(self, x: Tensor, kernel: Tensor, outputs: Size, *wanted: Literal["output", "input", "kernel"]) -> Tensor | None:
+    def _scratch(self, x: Tensor, kernel: Tensor, outputs: Size, *wanted: Literal["output", "input", "kernel"] | None) -> Tensor | None:
         """What that takes besides, where a plan counts memory: the operations are torch's own there."""
-        if x.device.type != "meta" or not any(self._by_winograd(kernel, outputs, kind) for kind in wanted):
+        if x.device.type != "meta" or not any(self._by_winograd(kernel, outputs, kind) for kind in wanted if kind):
             return None
         return winograd.scratch(x, kernel, outputs)
 
