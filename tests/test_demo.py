@@ -105,6 +105,7 @@ def test_a_slide_of_tissue_is_explained_by_the_network_that_knows_tissue(synthet
     assert [path.name.rsplit("-", 1)[1] for path in result.answer.pictures] == ["evidence.png", "detail.png", "paper.png"]
 
 
+@pytest.mark.slow
 def test_the_demo_on_a_slide_from_the_command_line(
     synthetic_slide: SyntheticSlide, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

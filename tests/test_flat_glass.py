@@ -164,6 +164,7 @@ def test_steps_that_see_no_part_are_left_out(model: Model) -> None:
     assert busy_steps(Reach(bound, program), grid, summed(np.ones((1, 1), bool))).all()
 
 
+@pytest.mark.slow
 def test_a_black_baseline_counts_the_glass(model: Model, pixels: NDArray[np.uint8]) -> None:
     """Glass differs from the baseline, so it has attributions, which must be in their sum."""
     method = ExplanationMethod("integrated-gradients", steps=4, baseline="black")

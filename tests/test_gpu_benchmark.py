@@ -48,7 +48,8 @@ def test_checks_that_need_no_gpu_hold_on_the_cpu() -> None:
     assert "before and after" in checks.flags_are_restored(CPU)
 
 
-@pytest.mark.parametrize("kind", ["training", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("prediction", "saliency"))])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["prediction", "saliency", "training"])
 def test_a_case_is_measured_and_shown(kind: str) -> None:
     rows = [measure(Case("resnet18", 64, kind, "float32", contestant), CPU) for contestant in ("conventional", "streamview")]
     assert all(row["seconds"] > 0 for row in rows)

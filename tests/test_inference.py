@@ -86,7 +86,7 @@ def test_hyphens_that_leave_it_open() -> None:
     assert find_targets(model, ["all"]) == [Target("all", 4)]
 
 
-@pytest.mark.parametrize("to_disk", [False, True], ids=["memory", "disk"])
+@pytest.mark.parametrize("to_disk", [pytest.param(False, marks=pytest.mark.slow), True], ids=["memory", "disk"])
 def test_several_targets_from_one_forward_pass_equal_each_alone(pixels: NDArray[np.uint8], tmp_path: Path, to_disk: bool) -> None:
     torch.manual_seed(0)
     model, steps = make_model(seed_network(8, 4, 3), names=NAMES), []

@@ -182,7 +182,7 @@ def hungry(monkeypatch: pytest.MonkeyPatch, method: str, fails: Callable[[Tensor
 @pytest.mark.parametrize(
     ("network", "to_disk"),
     [
-        pytest.param(lambda: seed_network(8, 4), False, id="plain-memory"),
+        pytest.param(lambda: seed_network(8, 4), False, id="plain-memory", marks=pytest.mark.slow),
         pytest.param(lambda: Gated(2), True, id="gated-disk"),
         pytest.param(lambda: seed_network(8, 4), True, id="plain-disk", marks=pytest.mark.slow),
         pytest.param(lambda: Gated(2), False, id="gated-memory", marks=pytest.mark.slow),

@@ -229,7 +229,7 @@ def whole(tmp_path_factory):
     return files(out)
 
 
-@pytest.mark.parametrize("seed", [0, 1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (2, 3))])
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2, 3))])
 def test_a_killed_conversion_goes_on_to_the_same_bytes(tmp_path, whole, seed):
     kill_and_resume(tmp_path, whole, seed)
 

@@ -143,6 +143,7 @@ def test_a_stopped_measurement_goes_on_and_gives_what_an_unbroken_one_gives(job:
     assert read_faithfulness(maps.saliency) == again
 
 
+@pytest.mark.slow
 def test_other_settings_do_not_go_on_from_unfinished_work(job: Job) -> None:
     maps = lesion_maps(job)
 

@@ -64,7 +64,7 @@ def resnet18(outputs: int = 2) -> nn.Module:
 @pytest.mark.parametrize(
     ("build", "optimiser"),
     [
-        (paper, "sgd"),
+        pytest.param(paper, "sgd", marks=pytest.mark.slow),
         (resnet18, "adam"),
         pytest.param(paper, "adam", marks=pytest.mark.slow),
         pytest.param(resnet18, "sgd", marks=pytest.mark.slow),

@@ -72,7 +72,8 @@ def test_stopped_again_and_again_it_comes_to_the_same_weights(whole, tmp_path):
     assert len(result.history.losses) == result.history.per_epoch * SETTINGS.epochs
 
 
-@pytest.mark.parametrize("kills", [1, pytest.param(5, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kills", [1, 5])
 def test_killed_it_comes_to_the_same_weights(whole, kills, tmp_path):
     """By signal 9, at moments drawn anew each time."""
     draw, out = random.Random(), tmp_path / "tuned"

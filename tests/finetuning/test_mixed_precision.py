@@ -24,7 +24,9 @@ def gradients(module, image, weights) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("tile", [(32, 128), (48, 40)])
-@pytest.mark.parametrize("build", [lambda: camelyon17.build(width=8, layers=13), lambda: resnet.build(2, layers=18)])
+@pytest.mark.parametrize(
+    "build", [lambda: camelyon17.build(width=8, layers=13), pytest.param(lambda: resnet.build(2, layers=18), marks=pytest.mark.slow)]
+)
 def test_the_gradient_is_as_near_as_autocast(build, tile) -> None:
     torch.manual_seed(0)
     network = build().eval().requires_grad_(True)
@@ -44,6 +46,7 @@ def test_half_precision_weights_stay_what_they_were() -> None:
     assert output.dtype == torch.bfloat16
 
 
+@pytest.mark.slow
 def test_training_comes_as_far_as_in_float32(monkeypatch) -> None:
     torch.manual_seed(5)
     module, settings = small_network(norm=True), Settings(batch=4, epochs=6, patience=0, learning_rate=3e-3)

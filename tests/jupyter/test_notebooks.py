@@ -19,7 +19,6 @@ _MISSING = [name for name in ("nbclient", "nbformat", "ipykernel", "pandas", "an
 pytestmark = pytest.mark.skipif(bool(_MISSING), reason=f"needs {', '.join(_MISSING)}")
 
 NAMES = [path.stem for path in notebooks()]
-FAST = ("01",)  # the others take 30 s and more with a slow processor
 # what each notebook has to say, on any machine
 EXPECTED = {
     "01-first-steps": ["px in", "strongest evidence", "same result: True"],
@@ -70,7 +69,8 @@ def shape_of(notebook: Any) -> list[list[Any]]:
     return shapes
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=() if name.startswith(FAST) else pytest.mark.slow) for name in NAMES])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
 def test_a_notebook_runs_and_gives_what_is_saved(name: str, tmp_path: Path) -> None:
     if name.startswith("06") and shutil.which("streamview", path=str(Path(sys.executable).parent)) is None:
         pytest.skip("needs the command streamview: pip install -e .")

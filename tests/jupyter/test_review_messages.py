@@ -115,6 +115,7 @@ def test_a_whole_session_at_three_actions_a_slide(wire: Wire, session: Path) -> 
     assert wire.act("undo")["title"] == "slide 3 of 3"
 
 
+@pytest.mark.slow
 def test_the_answer_comes_by_itself_unless_the_verdict_is_taken_back(wire: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("streamview_jupyter.review_widget.GRACE", 1.5)
     wire.act("decide", verdict=1, confidence=1)

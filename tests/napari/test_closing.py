@@ -124,6 +124,7 @@ def test_a_window_with_results_that_are_not_kept_asks_once(
     assert kept.prediction.identity == open_saliency(computed[1]).prediction.identity
 
 
+@pytest.mark.slow
 def test_the_menu_asks_too_and_a_program_does_not(opened: Any, qtbot: Any) -> None:
     state = opened.state
     assert click_the_cross(opened, qtbot, "Cancel", by_the_menu) == ["1 result is neither exported nor kept, and would be deleted."]
@@ -139,6 +140,7 @@ def test_a_program_that_closes_the_viewer_is_not_asked(opened: Any, qtbot: Any) 
     assert state.closed
 
 
+@pytest.mark.slow
 def test_another_answer_is_followed_by_the_whole_panel(opened: Any, computed: tuple[Path, Path], tmp_path: Path, qtbot: Any) -> None:
     """Display and hotspots are those of the answer whose row was clicked, although all answers share a layer."""
     from qtpy.QtCore import Qt
@@ -177,6 +179,7 @@ def test_what_was_exported_or_opened_closes_without_a_word(opened: Any, qtbot: A
     assert state.closed
 
 
+@pytest.mark.slow
 def test_a_run_under_way_is_named(opened: Any, qtbot: Any) -> None:
     opened.state.saved(opened.state.answers)
     opened.state.analyse(opened.state.source, Region(0, 0, 64, 64))

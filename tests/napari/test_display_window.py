@@ -97,6 +97,7 @@ def drawn(shell: Any, qtbot: Any) -> np.ndarray:
     return np.asarray(shell.viewer.screenshot(canvas_only=True, flash=False))[..., :3].astype(int)
 
 
+@pytest.mark.slow
 def test_every_display_control_acts_at_once_and_alone(shell: Any, qtbot: Any, screenshots: Path) -> None:
     display, viewer = shell.display, shell.viewer
     qtbot.waitUntil(lambda: record(shell).shown.glass is not None, timeout=10_000)  # looked for in a thread

@@ -61,6 +61,7 @@ def too_high(dock: Any) -> int:
     return int(dock.tabs.currentWidget().verticalScrollBar().maximum())
 
 
+@pytest.mark.slow
 def test_the_wheel_changes_no_control_that_was_not_clicked(window: Callable[[Any], Any], slide_path: Path, qtbot: Any) -> None:
     from qtpy.QtCore import Qt
     from qtpy.QtTest import QTest

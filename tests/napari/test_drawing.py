@@ -175,6 +175,7 @@ class TestOnTheCanvas:
         opened.qtbot.waitUntil(lambda: opened.run.task.forecast is not None, timeout=LIMIT)
         assert near(opened.run.task.forecast.region, FIRST)
 
+    @pytest.mark.slow
     def test_a_click_makes_nothing_a_small_drag_a_word_and_a_drag_a_region(self, opened: Window) -> None:
         opened.press(opened.run.draw)
         opened.click((300, 300))
@@ -249,6 +250,7 @@ class TestOnTheCanvas:
         assert not opened.labels.draw.isChecked()
         assert opened.layer(labelled=True).mode == "select"
 
+    @pytest.mark.slow
     def test_control_z_undoes_what_was_drawn_moved_set_and_deleted(self, opened: Window) -> None:
         opened.labels.unfold.emit()
         opened.press(opened.run.draw)

@@ -99,6 +99,7 @@ def panel(window: Callable[[Any], Any], slides: list[Path], qtbot: Any) -> Panel
     return Panel(window, slides, qtbot)
 
 
+@pytest.mark.slow
 def test_from_drawing_to_using_the_tuned_network_and_back(
     panel: Panel, slides: list[Path], tmp_path: Path, own_settings: Path, screenshots: Path, window: Callable[[Any], Any], qtbot: Any
 ) -> None:

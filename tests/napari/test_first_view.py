@@ -92,7 +92,7 @@ def test_a_sample_opens_with_its_panel(window: Callable[[Any], Any], qtbot: Any)
     assert "*File > Open Sample > Synthetic H&E slide with a planted lesion (streamview)*" in text
 
 
-@pytest.mark.parametrize("onto", ["canvas", "panel"])
+@pytest.mark.parametrize("onto", [pytest.param("canvas", marks=pytest.mark.slow), "panel"])
 def test_a_dropped_slide_opens_at_once(
     window: Callable[[Any], Any], slide_path: Path, qtbot: Any, onto: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -285,7 +285,11 @@ def test_a_run_is_prepared_once_and_carries_out_the_forecast_that_was_shown(
 @pytest.mark.parametrize(
     ("error", "said"),
     [
-        (RuntimeError("mat1 and mat2 shapes cannot be multiplied\nsecond line"), "RuntimeError: mat1 and mat2 shapes cannot be multiplied"),
+        pytest.param(
+            RuntimeError("mat1 and mat2 shapes cannot be multiplied\nsecond line"),
+            "RuntimeError: mat1 and mat2 shapes cannot be multiplied",
+            marks=pytest.mark.slow,
+        ),
         (RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory"), "Memory ran out"),
         pytest.param(MemoryError(), "Memory ran out", marks=pytest.mark.slow),
     ],

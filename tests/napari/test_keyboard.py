@@ -55,6 +55,7 @@ def run_by_keys(viewer: Any, dock: Any, qtbot: Any) -> None:
     settle(qtbot)
 
 
+@pytest.mark.slow
 def test_the_question_mark_opens_the_sheet(opened: tuple[Any, Any], qtbot: Any) -> None:
     from qtpy.QtCore import Qt
     from qtpy.QtTest import QTest
@@ -185,6 +186,7 @@ def test_the_control_that_keys_act_on_is_framed(opened: tuple[Any, Any], qtbot: 
         assert framed(panel.memory) < panel.memory.width() / 2
 
 
+@pytest.mark.slow
 def test_return_acts_on_rows_like_a_click(opened: tuple[Any, Any], qtbot: Any) -> None:
     from qtpy.QtCore import Qt
 

@@ -64,7 +64,7 @@ def test_the_python_script_computes_the_same_map_and_draws_it(
     assert (tmp_path / "map.png").stat().st_size > 10_000
 
 
-@pytest.mark.parametrize("method", ["smoothgrad:samples=2,noise=0.1,seed=3", "grad-cam"])
+@pytest.mark.parametrize("method", [pytest.param("smoothgrad:samples=2,noise=0.1,seed=3", marks=pytest.mark.slow), "grad-cam"])
 def test_a_map_by_another_method_is_computed_again_by_it(
     made: Saliency, method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

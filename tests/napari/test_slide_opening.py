@@ -63,6 +63,7 @@ def test_a_slide_without_mpp_is_asked_for(window: Callable[[Any], Any], tmp_path
     assert len(viewer.layers["Regions"].data) == 1
 
 
+@pytest.mark.slow
 def test_a_giant_of_one_level_is_converted_in_place(
     window: Callable[[Any], Any], tmp_path: Path, qtbot: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

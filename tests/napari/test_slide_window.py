@@ -72,6 +72,7 @@ class TestWindow:
         assert dock.state.slide.mpp == (0.25, 0.25)
         assert panel.extent.text().endswith("0.25 µm/px (given by you)")
 
+    @pytest.mark.slow
     def test_a_wrong_mpp_is_corrected_and_all_moves_along(self, window: Callable[[Any], Any], tmp_path: Path, qtbot: Any) -> None:
         from qtpy.QtCore import Qt
         from qtpy.QtTest import QTest
@@ -103,6 +104,7 @@ class TestWindow:
         np.testing.assert_allclose(dock.state.slide_layer.scale, (0.25, 0.25))
         qtbot.waitUntil(lambda: "too coarse" in run.forecast.text() or run.run.isEnabled(), timeout=LIMIT)
 
+    @pytest.mark.slow
     def test_one_of_several_slides_is_chosen(self, window: Callable[[Any], Any], tmp_path: Path, qtbot: Any) -> None:
         from qtpy.QtCore import Qt
         from streamview_napari.view import add_layers

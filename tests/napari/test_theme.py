@@ -92,6 +92,7 @@ class TestWindow:
 
     pytestmark = REAL_WINDOW
 
+    @pytest.mark.slow
     def test_a_switch_of_theme_changes_all_texts_at_once(self, dock: Any, qtbot: Any, screenshots: Path) -> None:
         from qtpy.QtWidgets import QLabel, QLineEdit, QPushButton, QTableWidget, QToolButton
 

@@ -117,7 +117,7 @@ def old_spectral_norm(layer: nn.Module) -> nn.Module:
 
 
 @pytest.mark.filterwarnings("ignore:`torch.nn.utils.spectral_norm` is deprecated:FutureWarning")
-@pytest.mark.parametrize("norm", [parametrizations.spectral_norm, old_spectral_norm])
+@pytest.mark.parametrize("norm", [parametrizations.spectral_norm, pytest.param(old_spectral_norm, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("second", [nn.LeakyReLU(0.2), nn.BatchNorm2d(4)], ids=["activation", "frozen batch norm"])
 def test_state_advances_once_a_call_as_in_plain_torch(norm: Callable[[nn.Module], nn.Module], second: nn.Module, image: Tensor) -> None:
     torch.manual_seed(0)

@@ -50,7 +50,7 @@ def check(case: Case) -> None:
     assert reason == "exact" or "shares memory with a slice" in reason, reason  # the one refusal that a random network may earn
 
 
-@pytest.mark.parametrize("examples", [150, pytest.param(500, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("examples", [100, pytest.param(500, marks=pytest.mark.slow)])
 def test_random_networks(examples: int) -> None:
     @settings(max_examples=examples, derandomize=True, **SETTINGS)
     @given(cases())

@@ -327,6 +327,7 @@ def test_few_shapes_are_walked_where_the_first_have_blocks_too_large_for_reuse(m
     assert len(walked) == 1
 
 
+@pytest.mark.slow
 def test_a_few_blocks_too_large_for_reuse_do_not_give_up_the_reuse_of_all_others() -> None:
     plan = stream(build_network("convnext_tiny"), memory="5GB").plan((1, 3, 2048, 2048), seconds=False)
     assert plan.block_bytes >= MEASURED.reused_block, "the last step holds all rows that were held back"

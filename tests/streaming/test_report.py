@@ -142,7 +142,7 @@ SIDES = {
 }
 
 
-@pytest.mark.parametrize("name", SIDES)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow) if name == "flattened" else name for name in SIDES])
 def test_the_sides_are_those_that_run(name: str) -> None:
     network = SIDES[name].eval()
     sides = streamability(network).sides

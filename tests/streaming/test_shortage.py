@@ -127,7 +127,7 @@ def test_a_retained_graph_after_memory_ran_out(image: Tensor, starve: Starve) ->
     assert torch.allclose(once, torch.autograd.grad(network(leaf)[0, 0], leaf)[0], rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("method", ["run", "vjp"])
+@pytest.mark.parametrize("method", [pytest.param("run", marks=pytest.mark.slow), "vjp"])
 def test_when_nothing_smaller_is_left(image: Tensor, starve: Starve, method: str) -> None:
     network = plain()
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
