@@ -92,7 +92,6 @@ def test_a_run_completes_and_its_map_shows(tab: Any) -> None:
     assert coloured > 200
 
 
-@pytest.mark.slow
 def test_colours_change_without_a_tile(tab: Any) -> None:
     tab.value(
         "m = v.layers[-1].saliency.maps['evidence']; i, j = np.unravel_index(np.argmax(m.values[:]), m.values.shape)\n"
