@@ -90,6 +90,8 @@ class Hand:
         for held, name in ((control, "ControlModifier"), (shift, "ShiftModifier")):
             modifier = modifier | getattr(Qt.KeyboardModifier, name) if held else modifier
         QTest.keyClick(on or self.canvas, getattr(Qt.Key, f"Key_{key}"), modifier)
+        if control or shift:  # else Qt takes it to be held down in the tests that follow, whose clicks on rows would toggle them
+            QTest.keyRelease(on or self.canvas, Qt.Key.Key_Control, Qt.KeyboardModifier.NoModifier)
         self.qtbot.wait(20)
 
 
