@@ -36,8 +36,8 @@ def tab(open_in: Callable[..., Any]) -> Iterator[Any]:
 
 
 @pytest.fixture
-def mapped(tab: Any) -> Any:
-    """The same notebook with one map and its strongest place in sight, whichever tests came before."""
+def mapped(tab: Any) -> None:
+    """Have one map, and its strongest place in sight, whichever tests came before."""
     tab.value("if not v.layers: v.run(model, region='768,128,640,640').result(60)")
     tab.page.wait_for_selector(".sv-map h3:has-text('Class evidence')")
     tab.value(
@@ -45,7 +45,6 @@ def mapped(tab: Any) -> Any:
         "y, x = m.origin[0] + i * m.step[0], m.origin[1] + j * m.step[1]; v.goto(x=x, y=y, mpp=0.6)"
     )
     tab.page.wait_for_timeout(1500)
-    return tab
 
 
 def overlay(tab: Any) -> Any:
@@ -105,10 +104,10 @@ def test_a_run_completes_and_its_map_shows(tab: Any) -> None:
     assert coloured > 200
 
 
-def test_colours_change_without_a_tile(mapped: Any) -> None:
-    tab = mapped
-    tab.value("layer.threshold = 0.0; layer.outline = False; made = []; real = v._server._deliver")
-    tab.value("v._server._deliver = lambda batch: (made.append(len(batch)), real(batch))")
+@pytest.mark.usefixtures("mapped")
+def test_colours_change_without_a_tile(tab: Any) -> None:
+    tab.value("layer.threshold = 0.0; layer.outline = False; batch_sizes = []; real = v._server._deliver")
+    tab.value("v._server._deliver = lambda batch: (batch_sizes.append(len(batch)), real(batch))")
     tab.page.wait_for_timeout(400)
     before = overlay(tab)
     for change in (
@@ -129,15 +128,15 @@ def test_colours_change_without_a_tile(mapped: Any) -> None:
     for _ in range(5):
         tab.page.keyboard.press("ArrowLeft")
     assert wait_for(lambda: tab.value("print(round(layer.opacity, 2))") == "0.85")
-    assert tab.value("print(made)") == "[]"
+    assert tab.value("print(batch_sizes)") == "[]"
     tab.value("v._server._deliver = real")
     # another blur is computed by the kernel
     tab.value("layer.blur_um = 20")
     assert wait_for(lambda: not np.array_equal(overlay(tab), before))
 
 
-def test_the_colours_are_those_of_the_core(mapped: Any) -> None:
-    tab = mapped
+@pytest.mark.usefixtures("mapped")
+def test_the_colours_are_those_of_the_core(tab: Any) -> None:
     tab.value("layer.threshold = 0.1; layer.outline = False; layer.colormap = 'teal-lime'; layer.opacity = 1.0; layer.blur_um = 6")
     tab.value("layer.cap = layer.source.shown.shown.cap; v.goto(x=x, y=y, mpp=0.5)")
     tab.page.wait_for_timeout(2500)
@@ -162,8 +161,8 @@ print(*np.concatenate([np.rint(255 * rgb), np.rint(255 * alpha)[..., None]], -1)
     assert np.median(np.abs(expected - found)[inside].max(-1)) <= 12  # one screen px is not one px of the map
 
 
-def test_the_raw_value_under_the_cursor_is_the_kernels(mapped: Any) -> None:
-    tab = mapped
+@pytest.mark.usefixtures("mapped")
+def test_the_raw_value_under_the_cursor_is_the_kernels(tab: Any) -> None:
     box = tab.page.locator(".sv-stage").bounding_box()
     tab.page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
     text = wait_for(lambda: "raw" in (found := tab.page.locator(".sv-readout").inner_text()) and found)
@@ -173,8 +172,8 @@ def test_the_raw_value_under_the_cursor_is_the_kernels(mapped: Any) -> None:
     assert float(tab.value("print(v.cursor_value)")) == pytest.approx(raw, rel=0.02)
 
 
-def test_cancel_stops_a_run(mapped: Any) -> None:
-    tab = mapped
+@pytest.mark.usefixtures("mapped")
+def test_cancel_stops_a_run(tab: Any) -> None:
     tab.value("from streamview import Compute; job = v.run(model, region='0,0,2048,1536', compute=Compute(tile=(64, 64)))")
     tab.page.get_by_role("button", name="Cancel").click()
     assert "cancelled" in tab.value("try: print(job.result(60))\nexcept streamview.StreamviewError as error: print(error)")
@@ -182,8 +181,8 @@ def test_cancel_stops_a_run(mapped: Any) -> None:
     assert tab.value("print(len(v.layers))") == "1"
 
 
-def test_no_shortcut_reaches_the_notebook(mapped: Any) -> None:
-    tab = mapped
+@pytest.mark.usefixtures("mapped")
+def test_no_shortcut_reaches_the_notebook(tab: Any) -> None:
     cells = "window.jupyterapp.shell.currentWidget.content.widgets.length"
     before = tab.page.evaluate(cells)
     tab.page.locator(".sv-stage").focus()
@@ -202,8 +201,8 @@ def test_no_shortcut_reaches_the_notebook(mapped: Any) -> None:
     assert not tab.page.locator(".sv-help").is_visible()
 
 
-def test_a_hostile_name_stays_text(mapped: Any) -> None:
-    tab = mapped
+@pytest.mark.usefixtures("mapped")
+def test_a_hostile_name_stays_text(tab: Any) -> None:
     tab.page.evaluate("() => { window.alert = () => { window.attacked = true } }")
     tab.value(f"v._slide = v._slide | {{'name': {_HOSTILE!r}}}; layer.saliency.prediction")
     tab.value(

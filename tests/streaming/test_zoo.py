@@ -127,8 +127,8 @@ SLOW: list[tuple[str, dict[str, Any], int]] = [
 # One of each kind of forward pass, small: split and concatenated channels, gates, kernels chosen by a gate, responses normalised over the
 # map, focal modulation, blocks that were several branches in training, and a head that takes the whole map
 USUAL = (
-    "tv/mobilenet_v2", "tv/shufflenet_v2_x0_5", "timm/mobilenetv3_small_050", "timm/densenet121", "timm/convnextv2_atto", "timm/dla46_c",
-    "timm/focalnet_tiny_srf", "tv/convnext_tiny",
+    "tv/mobilenet_v2", "tv/shufflenet_v2_x0_5", "timm/skresnet18", "timm/mobilenetv3_small_050", "timm/densenet121",
+    "timm/convnextv2_atto", "timm/dla46_c", "timm/fastvit_t8", "timm/focalnet_tiny_srf", "tv/convnext_tiny",
 )  # fmt: skip
 NEED_ALIGNED = ("timm/hrnet_w18_small", "timm/dla34", "timm/dla46_c", "timm/seresnextaa101d_32x8d")
 # what the head takes whole, where it is not a pooling to one element

@@ -129,7 +129,10 @@ class Convolution:
         return self.groups == 1 and winograd.suits(kernel, (self.rows, self.cols), outputs, wanted)
 
     def _scratch(self, x: Tensor, kernel: Tensor, outputs: Size, *wanted: Literal["output", "input", "kernel"] | None) -> Tensor | None:
-        """What that takes besides, where a plan counts memory: the operations are torch's own there."""
+        """What Winograd's products take besides, where a plan counts memory: torch's own operations stand for them there.
+
+        `wanted` has None in the place of a gradient that nobody wants.
+        """
         if x.device.type != "meta" or not any(self._by_winograd(kernel, outputs, kind) for kind in wanted if kind):
             return None
         return winograd.scratch(x, kernel, outputs)
